@@ -1,0 +1,65 @@
+# Two commands do all set-up on a fresh machine: `make run` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find native -type f) CMakeLists.txt
+
+.PHONY: help run chat test test-slow test-all check format native venv docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+# torch first, so that the other packages are resolved against this build and pull no second one.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; got $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.dev  ## set up the development environment
+
+native: $(VENV)/.dev  ## rebuild the native library
+
+run: $(VENV)/.installed  ## a real chat model, split over two ranks, answers a question
+	@$(BIN)/interlace generate --model smollm2 --tp 2 --temperature 0 --max-tokens 64 \
+	  --table "What is the capital of France, and what is it known for?"
+
+chat: $(VENV)/.installed  ## talk to the embedded model
+	@$(BIN)/interlace chat --model smollm2 --tp 2
+
+check: $(VENV)/.dev  ## lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check  ## check, then every fast test
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.dev  ## the slow tests alone
+	$(BIN)/pytest -m slow
+
+test-all: check  ## check, then every test
+	$(BIN)/pytest
+
+format: $(VENV)/.dev  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## build the documentation into site/
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,3 @@
+#include "tokenweave.h"
+
+extern "C" int tw_abi_version(void) { return 1; }

@@ -1,0 +1,1 @@
+"""The `interlace` command."""

@@ -1,0 +1,1 @@
+"""Communicators: how the ranks of one tensor-parallel group exchange tensors."""

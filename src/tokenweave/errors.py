@@ -1,0 +1,37 @@
+"""Errors of tokenweave.
+
+TokenweaveError
+├── PlanError               a plan is malformed, or an executor was given a step it has no handler for
+├── NativeError             the native library is missing, too old, or refused a call
+├── KernelError             arguments a kernel cannot take
+├── RankError               a rank of the group died or aborted the job; `.rank` names it
+└── CommunicatorTimeout     a collective did not complete in time
+"""
+
+
+class TokenweaveError(Exception):
+    """Base of every error that tokenweave raises on purpose."""
+
+
+class PlanError(TokenweaveError):
+    """A plan is malformed, or an executor was given a step it has no handler for."""
+
+
+class NativeError(TokenweaveError):
+    """The native library is missing, too old, or refused a call."""
+
+
+class KernelError(TokenweaveError):
+    """Arguments a kernel cannot take."""
+
+
+class RankError(TokenweaveError):
+    """A rank of the group died or aborted the job."""
+
+    def __init__(self, message: str, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+class CommunicatorTimeout(TokenweaveError):
+    """A collective did not complete in time."""

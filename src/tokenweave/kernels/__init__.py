@@ -1,0 +1,1 @@
+"""Kernels: the arithmetic of a decoder layer, each beside its reference and tolerance."""
