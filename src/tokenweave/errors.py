@@ -4,6 +4,8 @@ TokenweaveError
 ├── PlanError               a plan is malformed, or an executor was given a step it has no handler for
 ├── NativeError             the native library is missing, too old, or refused a call
 ├── KernelError             arguments a kernel cannot take
+├── CommunicatorError       arguments or a set-up that a communicator cannot take
+│   └── CollectiveMismatch  the ranks called different collectives at the same step
 ├── RankError               a rank of the group died or aborted the job; `.rank` names it
 └── CommunicatorTimeout     a collective did not complete in time
 """
@@ -23,6 +25,14 @@ class NativeError(TokenweaveError):
 
 class KernelError(TokenweaveError):
     """Arguments a kernel cannot take."""
+
+
+class CommunicatorError(TokenweaveError):
+    """Arguments or a set-up that a communicator cannot take."""
+
+
+class CollectiveMismatch(CommunicatorError):
+    """The ranks called different collectives at the same step; the group is aborted."""
 
 
 class RankError(TokenweaveError):

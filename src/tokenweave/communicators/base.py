@@ -1,0 +1,195 @@
+"""The communicator contract: what every backend gives, and the checks and staging they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenweave.errors import CommunicatorError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from tokenweave.kernels import Kernels
+
+DTYPES = frozenset(
+    {torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.uint8},
+)
+DEFAULT_TIMEOUT_S = 60.0
+
+
+class Communicator(ABC):
+    """One rank's end of a group of `size` ranks that call the same collectives in the same order.
+
+    Thread safety: one thread at a time per rank; only `abort` may be called from any thread at any time.
+
+    Invariants:
+      1. A sum is accumulated in float32 (integers: in their own type, wrapping), in rank order, and rounded
+         once. So its bits are the same on every rank and depend on nothing else in the tensor.
+      2. Every wait ends: with the result, `RankError` (a rank died or aborted), `CommunicatorTimeout` (a rank
+         did not come within `timeout_s`) or `CollectiveMismatch` (the ranks called different things).
+      3. After any of these three the group is aborted: every later call on any rank raises `RankError`
+         (`CollectiveMismatch` after a mismatch).
+
+    Tensors may have any shape, also an empty one, and any size. A tensor that is not contiguous is staged
+    through a contiguous copy.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        *,
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        if size < 1 or not 0 <= rank < size:
+            raise CommunicatorError(f"got rank {rank} of {size}; expected 0 <= rank < size")
+        if not timeout_s > 0:
+            raise CommunicatorError(f"got timeout_s={timeout_s}; expected a positive number of seconds")
+        self.rank = rank
+        self.size = size
+        self.timeout_s = timeout_s
+        self._kernels = kernels
+
+    @property
+    def kernels(self) -> Kernels:
+        """The kernels of the fused operations; the reference ones unless the constructor was given others."""
+        if self._kernels is None:
+            from tokenweave.kernels import make_kernels
+
+            self._kernels = make_kernels("reference")
+        return self._kernels
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Sums `tensor` over the ranks, in place.
+
+        After it, every rank's tensor holds the same bits; no rank reads another's memory any more.
+        """
+        self._check(tensor)
+        if tensor.is_contiguous():
+            self._all_reduce(tensor)
+        else:
+            staged = tensor.contiguous()
+            self._all_reduce(staged)
+            tensor.copy_(staged)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors, each (n, ...), stacked in rank order: (size * n, ...), a new tensor.
+
+        After it, the result holds what each rank's tensor held when that rank called.
+        """
+        self._check(tensor)
+        if tensor.dim() == 0:
+            raise CommunicatorError(
+                "all_gather got a tensor of no dimensions; expected (n, ...): use tensor.view(1)"
+            )
+        gathered = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
+        self._all_gather(tensor.contiguous(), gathered)
+        return gathered
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> None:
+        """Fills `tensor`, of one shape and dtype on every rank, with the root's.
+
+        After it, the tensor holds what the root's held when the root called. The root may return earlier.
+        """
+        self._check(tensor)
+        self._check_root(root)
+        if tensor.is_contiguous():
+            self._broadcast(tensor, root)
+        else:
+            staged = tensor.contiguous()
+            self._broadcast(staged, root)
+            if self.rank != root:
+                tensor.copy_(staged)
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Returns once every rank has called it: what any wrote to shared memory before is visible after."""
+
+    def broadcast_bytes(self, data: bytes | None, root: int = 0, idle: bool = False) -> bytes:
+        """The root's `data` on every rank; only the root passes any. The channel of commands and batches.
+
+        With `idle` a receiver waits without bound for the root (asleep, not spinning) and still raises within
+        about a second when the job is aborted. The root does not wait for the receivers to have read.
+        """
+        self._check_root(root)
+        if (data is None) == (self.rank == root):
+            raise CommunicatorError(
+                f"broadcast_bytes got data={'None' if data is None else 'bytes'} on rank {self.rank}; "
+                f"expected bytes on the root, rank {root}, and None on the others"
+            )
+        return self._broadcast_bytes(data, root, idle)
+
+    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
+
+        hidden, residual: (num_tokens, hidden_size); weight: (hidden_size,). Returns the normed rows,
+        (num_tokens, hidden_size), valid on every rank. `residual` is updated in place and belongs to the
+        communicator between calls: only the rows `owned_rows(num_tokens)` of it are valid. `hidden` is spent.
+        """
+        self.all_reduce(hidden)
+        return self.kernels.add_rms_norm(hidden, residual, weight, eps)
+
+    def owned_rows(self, num_tokens: int) -> range:
+        """The rows of the residual that are valid on this rank after `all_reduce_rms_norm`."""
+        return range(num_tokens)
+
+    @abstractmethod
+    def abort(self, reason: str) -> None:
+        """Makes every rank's current and later call raise a `RankError` that names this rank and `reason`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of what this rank holds; a second call does nothing. The group must be done with it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} rank {self.rank} of {self.size}>"
+
+    # What a backend supplies. Tensors are contiguous and of a dtype in DTYPES.
+
+    @abstractmethod
+    def _all_reduce(self, tensor: Tensor) -> None: ...
+
+    @abstractmethod
+    def _all_gather(self, tensor: Tensor, gathered: Tensor) -> None: ...
+
+    @abstractmethod
+    def _broadcast(self, tensor: Tensor, root: int) -> None: ...
+
+    @abstractmethod
+    def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes: ...
+
+    def _check(self, tensor: Tensor) -> None:
+        if tensor.dtype not in DTYPES:
+            expected = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+            raise CommunicatorError(
+                f"got a tensor of {tensor.dtype}; expected one of {expected}: convert it first"
+            )
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise CommunicatorError(f"got root={root}; expected a rank, 0 to {self.size - 1}")
+
+
+def sum_in_rank_order(parts: list[Tensor], out: Tensor) -> None:
+    """Writes the sum of `parts` to `out`, all of one shape and dtype: the reference of every backend."""
+    wide = torch.float32 if out.dtype.is_floating_point else out.dtype
+    total = parts[0].to(wide, copy=True)
+    for part in parts[1:]:
+        total += part
+    out.copy_(total)
