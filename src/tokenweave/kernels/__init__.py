@@ -1,1 +1,26 @@
 """Kernels: the arithmetic of a decoder layer, each beside its reference and tolerance."""
+
+from __future__ import annotations
+
+from tokenweave.errors import KernelError
+from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear, Tolerance
+from tokenweave.kernels.reference import ReferenceKernels
+
+__all__ = [
+    "BLOCK_SIZE",
+    "HeadLayout",
+    "Kernels",
+    "PackedLinear",
+    "ReferenceKernels",
+    "Tolerance",
+    "make_kernels",
+]
+
+
+def make_kernels(name: str = "auto", threads: int = 1) -> Kernels:
+    """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them."""
+    if threads < 1:
+        raise KernelError(f"threads is {threads}, expected at least 1")
+    if name in ("auto", "reference"):
+        return ReferenceKernels(threads)
+    raise KernelError(f'kernels are called "auto", "native" or "reference", got {name!r}')

@@ -1,0 +1,159 @@
+"""Kernels: what every backend offers, and the two value types its calls share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tokenweave.errors import KernelError
+
+BLOCK_SIZE = 16  # tokens of one KV block
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """The attention heads of one rank. Query heads of one KV head are neighbours; groups may differ in size.
+
+    `kv_of_head[h]` is the local KV head that query head `h` reads; it never decreases. There may be no heads.
+    """
+
+    num_heads: int
+    kv_of_head: tuple[int, ...]
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        if len(self.kv_of_head) != self.num_heads:
+            raise KernelError(
+                f"kv_of_head names {len(self.kv_of_head)} heads, expected num_heads={self.num_heads}"
+            )
+        if list(self.kv_of_head) != sorted(self.kv_of_head) or min(self.kv_of_head, default=0) < 0:
+            raise KernelError(f"kv_of_head must be nondecreasing from 0 on, got {self.kv_of_head}")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise KernelError(f"head_dim must be even and positive, got {self.head_dim}")
+
+    @cached_property
+    def num_kv_heads(self) -> int:
+        return self.kv_of_head[-1] + 1 if self.kv_of_head else 0
+
+    @cached_property
+    def group_start(self) -> tuple[int, ...]:
+        """(num_kv_heads + 1,): KV head `j` serves the query heads `group_start[j]:group_start[j + 1]`."""
+        return tuple(sum(kv < j for kv in self.kv_of_head) for j in range(self.num_kv_heads + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """A weight (n, k) and perhaps a bias (n,), in the private layout of the backend that packed it."""
+
+    n: int
+    k: int
+    dtype: torch.dtype
+    layout: str
+    data: Tensor
+    bias: Tensor | None  # (n,) float32
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data.nbytes + (self.bias.nbytes if self.bias is not None else 0)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a native kernel may be from its reference, per element: `atol + rtol * |reference|`."""
+
+    rtol: float
+    atol: float
+
+
+class Kernels(ABC):
+    """The arithmetic of a decoder layer on one rank.
+
+    Tensors are float32 or bfloat16 on the CPU, indices int32; sums are float32 inside. `m`, the number of
+    token rows, may be 0. Bad shapes, dtypes and indices raise KernelError.
+
+    Thread safety: one caller at a time for each object; separate objects are independent.
+    """
+
+    name: str
+    threads: int
+
+    @property
+    @abstractmethod
+    def kv_layout(self) -> str:
+        """Names the private layout of a KV block; blocks of one layout, dtype and heads can be swapped."""
+
+    @abstractmethod
+    def pack(
+        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        """Copies weight (n, k) and bias (n,) into `linear`'s layout, as `dtype` (default: the weight's)."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
+        """x (m, k) times the weight transposed, plus bias: (m, n) of x's dtype, or float32 if `out` is."""
+
+    @abstractmethod
+    def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
+        """Rows `ids - first_row` (m,) of a packed weight: (m, k). Rows it does not hold are zero."""
+
+    @abstractmethod
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (m, h) over its root mean square, times weight (h,)."""
+
+    @abstractmethod
+    def add_rms_norm(
+        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+    ) -> Tensor:
+        """Adds hidden (m, h) to residual (m, h) in place, rounded to its dtype; returns its rms_norm."""
+
+    @abstractmethod
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up (m, 2i) = [gate | up] -> silu(gate) * up, (m, i)."""
+
+    @abstractmethod
+    def rope_and_store(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        cache_layer: Tensor,
+        heads: HeadLayout,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        """Rotates q and k by position, writes k and v to the cache, returns q (m, num_heads * head_dim).
+
+        qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v]; positions, slots (m,) int32,
+        slot = block * 16 + offset; cos_sin (max_position, head_dim) float32 = [cos | sin], for the two
+        halves of a head (as GPT-NeoX). With q_norm and k_norm (head_dim,), heads are rms_normed first (as Qwen3).
+        """
+
+    @abstractmethod
+    def paged_attention(
+        self,
+        q: Tensor,
+        cache_layer: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        """Causal attention of each sequence's new tokens over its cached keys: (m, num_heads * head_dim).
+
+        Sequence s owns rows `query_start[s]:query_start[s + 1]` of q, the last of its `seq_lens[s]` tokens. A
+        token at position p sees keys 0..p, or the last `sliding_window` of them. Key t of sequence s is in
+        block `block_tables[s, t // 16]`.
+        """
+
+    @abstractmethod
+    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
+        """A zeroed cache (num_layers, num_blocks, 2, num_kv_heads, 16 * head_dim), resident once written."""

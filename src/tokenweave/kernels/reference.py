@@ -1,0 +1,95 @@
+"""ReferenceKernels: every kernel in a few lines of torch, float32 inside. The oracle of the native ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenweave.kernels import checks
+from tokenweave.kernels.activation import reference_silu_and_mul
+from tokenweave.kernels.attention import reference_paged_attention
+from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
+from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
+from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
+from tokenweave.kernels.rotary import reference_rope_and_store
+
+
+class ReferenceKernels(Kernels):
+    """Runs wherever torch does, on torch's own threads. A row's last bits may depend on its neighbours."""
+
+    name = "reference"
+    kv_layout = "token-major"
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def pack(
+        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        dtype = dtype or weight.dtype
+        checks.check_pack(weight, bias, dtype)
+        return reference_pack(weight, bias, dtype, self.name)
+
+    def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
+        checks.check_linear(x, packed, out, self.name)
+        return reference_linear(x, packed, out)
+
+    def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
+        checks.check_layout(packed, self.name)
+        checks.check_dense("ids", ids, torch.int32, None)
+        return reference_gather_rows(packed, ids, first_row)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        checks.check_norm(x, None, weight, None)
+        return reference_rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+    ) -> Tensor:
+        checks.check_norm(hidden, residual, weight, out)
+        normed = reference_add_rms_norm(hidden, residual, weight, eps)
+        return normed if out is None else out.copy_(normed)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        checks.check_gate_up(gate_up)
+        return reference_silu_and_mul(gate_up)
+
+    def rope_and_store(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        cache_layer: Tensor,
+        heads: HeadLayout,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        checks.check_rope(qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm)
+        checks.check_rope_indices(positions, slots, cos_sin.shape[0], cache_layer.shape[0] * BLOCK_SIZE)
+        return reference_rope_and_store(
+            qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm, eps
+        )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        cache_layer: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        checks.check_attention(q, cache_layer, block_tables, query_start, seq_lens, heads, sliding_window)
+        checks.check_sequences(block_tables, query_start, seq_lens, q.shape[0], cache_layer.shape[0])
+        return reference_paged_attention(
+            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
+        )
+
+    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
+        checks.check_dtype("dtype", dtype)
+        shape = (num_layers, num_blocks, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
+        return torch.zeros(shape, dtype=dtype)

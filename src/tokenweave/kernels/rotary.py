@@ -1,0 +1,43 @@
+"""Rotary position embedding (Su et al., arXiv 2104.09864), and the write of K and V into the cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Tolerance
+from tokenweave.kernels.norms import reference_rms_norm
+
+TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """x (m, heads, d) float32 rotated by the angles of cos_sin (m, d) = [cos | sin]."""
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def reference_rope_and_store(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    cache_layer: Tensor,
+    heads: HeadLayout,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Its block layout is plain: (16 tokens, head_dim) for K and for V."""
+    num_tokens, d, kv_size = qkv.shape[0], heads.head_dim, heads.num_kv_heads * heads.head_dim
+    sections = torch.split(qkv.float(), [heads.num_heads * d, kv_size, kv_size], dim=-1)
+    q, k, v = (section.reshape(num_tokens, section.shape[1] // d, d) for section in sections)
+    if q_norm is not None and k_norm is not None:
+        q, k = reference_rms_norm(q, q_norm, eps), reference_rms_norm(k, k_norm, eps)
+    angles = cos_sin[positions.long()]
+    cache = cache_layer.view(cache_layer.shape[0], 2, heads.num_kv_heads, BLOCK_SIZE, d)
+    block, offset = slots.long() // BLOCK_SIZE, slots.long() % BLOCK_SIZE
+    cache[block, 0, :, offset] = rotate(k, angles).to(qkv.dtype)
+    cache[block, 1, :, offset] = v.to(qkv.dtype)
+    return rotate(q, angles).to(qkv.dtype).reshape(num_tokens, heads.num_heads * d)
