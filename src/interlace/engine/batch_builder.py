@@ -1,0 +1,41 @@
+"""build_batch: what the scheduler chose, as the flat arrays a forward pass reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from interlace.engine.block_manager import BLOCK_SIZE, blocks_for
+from interlace.engine.scheduler import Scheduled
+from interlace.models.batch import ForwardBatch
+
+
+def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
+    """One row per new token, sequence after sequence; logits wanted for the last row of each that yields a token."""
+    sequences = [item.sequence for item in scheduled]
+    num_new = np.array([item.num_new for item in scheduled], dtype=np.int32)
+    starts = np.array([sequence.num_computed for sequence in sequences], dtype=np.int32)
+    query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
+    np.cumsum(num_new, out=query_start[1:])
+    seq_lens = starts + num_new
+
+    tables = np.zeros((len(scheduled), blocks_for(int(seq_lens.max(initial=0)))), dtype=np.int32)
+    for table, sequence, seq_len in zip(tables, sequences, seq_lens.tolist(), strict=True):
+        count = blocks_for(seq_len)
+        table[:count] = sequence.blocks[:count]
+
+    owner = np.repeat(np.arange(len(scheduled)), num_new)  # (num_tokens,)  the sequence of each row
+    positions = np.arange(query_start[-1], dtype=np.int32) - (query_start[:-1] - starts)[owner]
+    slots = tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    tokens = [s.tokens[s.num_computed : s.num_computed + n] for s, n in scheduled]
+    yields = np.array([item.yields_token for item in scheduled], dtype=bool)
+    arrays = {
+        "token_ids": np.concatenate(tokens),
+        "positions": positions,
+        "slots": slots,
+        "query_start": query_start,
+        "seq_lens": seq_lens,
+        "block_tables": tables,
+        "logit_rows": (query_start[1:] - 1)[yields],
+    }
+    return ForwardBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -1,0 +1,107 @@
+"""EngineConfig: everything an engine is told when it is built.
+
+Imports nothing heavy: rank processes read it before they load torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, TypedDict
+
+from interlace.errors import EngineError
+
+COMMUNICATORS = ("auto", "null", "thread", "shm", "torch")
+DTYPES = ("auto", "float32", "bfloat16")
+KERNELS = ("auto", "native", "reference")
+SEED_LIMIT = 2**64
+
+
+class EngineOptions(TypedDict, total=False):
+    """The keyword arguments of LLM and AsyncLLM; EngineConfig says what each means and its default."""
+
+    tp: int
+    communicator: str
+    dtype: str
+    threads: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None
+    num_kv_blocks: int | None
+    kv_cache_gb: float | None
+    kernels: str
+    seed: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Checked when made: a bad value raises EngineError, whose message says what was expected."""
+
+    model: str  # a path, a hub id or an alias
+    tp: int = 1  # ranks
+    communicator: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None  # per rank; None: the machine's cores shared among its ranks
+    max_num_seqs: int = 64  # sequences in one forward pass
+    max_num_batched_tokens: int = 2048  # tokens in one forward pass
+    max_model_len: int | None = None  # tokens of prompt and output; None: the model's context
+    num_kv_blocks: int | None = None  # blocks of 16 tokens; None: from kv_cache_gb
+    kv_cache_gb: float | None = None  # per rank, 1e9 bytes; None: a share of the memory that is free
+    kernels: str = "auto"
+    seed: int = 0  # seeds of requests that bring none are derived from it
+    timeout_s: float = 60.0  # the longest wait for another rank
+
+    @classmethod
+    def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
+        """Raises EngineError for an option that does not exist."""
+        known = [field.name for field in fields(cls) if field.name != "model"]
+        for name in options:
+            if name not in known:
+                raise EngineError(f"unknown option {name!r}: expected one of {', '.join(known)}")
+        return cls(model, **options)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            _reject("model", self.model, "a path, a hub id or an alias such as 'smollm2'")
+        for name in ("tp", "max_num_seqs", "max_num_batched_tokens"):
+            _check_count(name, getattr(self, name))
+        for name in ("threads", "max_model_len", "num_kv_blocks"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        for name, choices in (("communicator", COMMUNICATORS), ("dtype", DTYPES), ("kernels", KERNELS)):
+            if getattr(self, name) not in choices:
+                _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            _reject(
+                "max_num_batched_tokens",
+                self.max_num_batched_tokens,
+                f"at least max_num_seqs={self.max_num_seqs}, so that every running sequence gets its token a pass",
+            )
+        if self.num_kv_blocks is not None and self.kv_cache_gb is not None:
+            _reject(
+                "kv_cache_gb", self.kv_cache_gb, "None when num_kv_blocks is set: both give the cache's size"
+            )
+        for name in ("kv_cache_gb", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
+                _reject(name, value, "a number above 0")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < SEED_LIMIT:
+            _reject("seed", self.seed, f"an integer from 0 to {SEED_LIMIT - 1}")
+
+
+def _reject(name: str, got: Any, expected: str) -> NoReturn:
+    raise EngineError(f"{name}={got!r}: expected {expected}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        _reject(name, value, "an integer of at least 1")

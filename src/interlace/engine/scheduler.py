@@ -1,0 +1,124 @@
+"""Scheduler: which tokens the next forward pass computes.
+
+Invariants
+1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences are
+   admitted only when all running ones are fully scheduled, so at most the last running one is mid-prefill:
+   walking `running` in order *is* decode first, then the prompt in progress.
+2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (`add`
+   refuses what does not). So every request ends.
+
+Thread safety: none; it belongs to the engine's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from interlace.engine.block_manager import BLOCK_SIZE, BlockManager, blocks_for
+from interlace.engine.sequence import Sequence
+from interlace.errors import CacheTooSmall
+
+
+class Scheduled(NamedTuple):
+    """`num_new` tokens of `sequence`, beginning at its `num_computed`, go through the next forward pass."""
+
+    sequence: Sequence
+    num_new: int
+
+    @property
+    def yields_token(self) -> bool:
+        """The pass computes its last token, so it has logits to sample from; a partial prefill has none."""
+        return self.num_new == self.sequence.num_uncomputed
+
+
+class Scheduler:
+    """First come, first served, over `blocks`, within `max_num_seqs` sequences and `max_num_batched_tokens` a pass."""
+
+    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.blocks = blocks
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues it. Raises CacheTooSmall when it could not finish even with the whole cache to itself."""
+        num_kept = sequence.max_total - 1
+        if blocks_for(num_kept) > self.blocks.num_blocks:
+            raise CacheTooSmall(
+                f"request {sequence.request_id!r} may need {num_kept} tokens of KV cache ({sequence.num_prompt} of "
+                f"prompt); the cache holds {self.blocks.num_blocks * BLOCK_SIZE}. Lower max_tokens, shorten the "
+                f"prompt, or give the cache more memory (kv_cache_gb or num_kv_blocks)"
+            )
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes out a sequence that finished or was aborted, wherever it is, and frees its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.blocks.free(sequence.drop_blocks())
+
+    def schedule(self) -> list[Scheduled]:
+        """The next pass; empty only when there is nothing left to do. Blocks for its tokens are allocated."""
+        batch: list[Scheduled] = []
+        budget = self.max_num_batched_tokens
+        preemptions_before = self.num_preemptions
+        while budget > 0 and len(batch) < len(self.running):
+            sequence = self.running[len(batch)]
+            num_new = min(sequence.num_uncomputed, budget)
+            if not self._make_room(sequence, num_new):
+                break
+            batch.append(Scheduled(sequence, num_new))
+            budget -= num_new
+        if self.num_preemptions == preemptions_before:
+            batch.extend(self._admit(budget))
+        return batch
+
+    def commit(self, batch: list[Scheduled]) -> None:
+        """The pass ran: its tokens' keys and values are in the cache."""
+        for sequence, num_new in batch:
+            sequence.num_computed += num_new
+
+    def _make_room(self, sequence: Sequence, num_new: int) -> bool:
+        """Gives `sequence` blocks for `num_new` tokens, preempting the latest-arrived; False if that was itself."""
+        num_wanted = blocks_for(sequence.num_computed + num_new) - sequence.num_blocks
+        while num_wanted > self.blocks.num_free:
+            if self._preempt_latest() is sequence:
+                return False
+        if num_wanted > 0:
+            sequence.append_blocks(self.blocks.allocate(num_wanted))
+        return True
+
+    def _preempt_latest(self) -> Sequence:
+        """Recomputed later: it keeps its tokens, loses its blocks and goes first in the queue."""
+        victim = self.running.pop()
+        self.blocks.free(victim.drop_blocks())
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(victim)
+        return victim
+
+    def _admit(self, budget: int) -> Iterator[Scheduled]:
+        """Starts waiting sequences, in order. Each gets blocks for all its tokens at once.
+
+        One free block is left for every sequence that then runs beside others: without that slack, a sequence
+        just preempted would return at once, only to be preempted at the next block boundary.
+        """
+        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            num_wanted = blocks_for(sequence.num_tokens)
+            if self.running and num_wanted + len(self.running) > self.blocks.num_free:
+                return
+            self.running.append(self.waiting.popleft())
+            sequence.append_blocks(self.blocks.allocate(num_wanted))
+            if sequence.first_scheduled_s is None:
+                sequence.first_scheduled_s = time.perf_counter()
+            num_new = min(sequence.num_uncomputed, budget)
+            budget -= num_new
+            yield Scheduled(sequence, num_new)

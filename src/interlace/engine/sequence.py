@@ -1,0 +1,81 @@
+"""Sequence: the tokens of one request and how much of them the KV cache holds.
+
+Invariants
+1. `num_computed <= num_tokens <= max_total`; KV of tokens 0..num_computed-1 is in the blocks of `block_table`.
+2. A sequence with no blocks has `num_computed == 0`.
+3. The last token never needs KV, so a running sequence occupies at most `max_total - 1` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import numpy.typing as npt
+
+from interlace.engine.block_manager import blocks_for
+from interlace.engine.sampling_params import SamplingParams
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Sequence:
+    """Tokens in one buffer that never moves: the prompt, then what was generated.
+
+    `seed` and a token's output index decide its random number. `first_scheduled_s` is on `perf_counter`'s clock.
+    """
+
+    def __init__(
+        self, request_id: str, prompt: SequenceOf[int], params: SamplingParams, seed: int, max_model_len: int
+    ) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.seed = seed
+        self.num_prompt = len(prompt)
+        self.num_tokens = len(prompt)
+        self.num_computed = 0
+        self.max_total = max_model_len
+        if params.max_tokens is not None:
+            self.max_total = min(max_model_len, self.num_prompt + params.max_tokens)
+        self.tokens: Int32Array = np.empty(max(self.max_total, self.num_prompt), dtype=np.int32)
+        self.tokens[: self.num_prompt] = prompt
+        self.blocks: Int32Array = np.zeros(blocks_for(len(self.tokens)), dtype=np.int32)
+        self.num_blocks = 0
+        self.num_preemptions = 0
+        self.first_scheduled_s: float | None = None
+
+    @property
+    def block_table(self) -> Int32Array:  # (num_blocks,)
+        return self.blocks[: self.num_blocks]
+
+    @property
+    def num_output(self) -> int:
+        return self.num_tokens - self.num_prompt
+
+    @property
+    def output_ids(self) -> Int32Array:  # (num_output,)
+        return self.tokens[self.num_prompt : self.num_tokens]
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    @property
+    def is_full(self) -> bool:
+        """It has every token it was allowed."""
+        return self.num_tokens >= self.max_total
+
+    def append_token(self, token_id: int) -> None:
+        self.tokens[self.num_tokens] = token_id
+        self.num_tokens += 1
+
+    def append_blocks(self, blocks: list[int]) -> None:
+        self.blocks[self.num_blocks : self.num_blocks + len(blocks)] = blocks
+        self.num_blocks += len(blocks)
+
+    def drop_blocks(self) -> list[int]:
+        """Forgets its cache; the blocks are the caller's to free."""
+        blocks: list[int] = self.block_table.tolist()
+        self.num_blocks = 0
+        self.num_computed = 0
+        return blocks
