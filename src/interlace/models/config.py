@@ -1,0 +1,179 @@
+"""ModelConfig: a decoder-only model as data. A new model is one of these plus a weight map.
+
+Pure Python: reading a configuration imports neither torch nor a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from interlace.errors import ConfigError
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "mixtral"]
+RopeScaling = Literal["linear", "llama3", "yarn", "divisors"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding: the base and how its frequencies are stretched to longer contexts.
+
+    `scaling` is None (plain), "linear", "llama3" (Llama 3.1), "yarn" (arXiv 2309.00071) or "divisors" (each
+    frequency is divided by its own number, the way GGUF files carry Llama 3.1's scaling).
+    """
+
+    theta: float
+    scaling: RopeScaling | None = None
+    factor: float = 1.0
+    original_max_position: int = 0  # llama3, yarn: the context length before stretching, in tokens
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    truncate: bool = True  # yarn: round the corrected range to whole dimensions
+    attention_factor: float = 1.0  # yarn: multiplies cos and sin
+    divisors: tuple[float, ...] = ()  # divisors: one per frequency, head_dim / 2 of them
+
+    def __post_init__(self) -> None:
+        if not self.theta > 0:
+            raise ConfigError(f"rope theta must be positive, got {self.theta}")
+        if not self.factor > 0:
+            raise ConfigError(f"rope scaling factor must be positive, got {self.factor}")
+        if self.scaling in ("llama3", "yarn") and self.original_max_position <= 0:
+            raise ConfigError(
+                f"rope scaling {self.scaling!r} needs the context length before scaling "
+                f"(original_max_position_embeddings), got {self.original_max_position}"
+            )
+        if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                "rope scaling 'llama3' needs 0 < low_freq_factor < high_freq_factor, "
+                f"got {self.low_freq_factor} and {self.high_freq_factor}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The numbers that define a decoder. Every weight's shape follows from them (see `weight_shapes`)."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position: int  # context length in tokens
+    rope: RopeConfig
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None  # keys a token sees, itself included; None: all
+    num_experts: int = 0  # 0: a dense MLP
+    experts_per_token: int = 0
+    eos_token_ids: tuple[int, ...] = field(default=())
+    bos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_heads()
+        self._check_experts()
+
+    def _check_sizes(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "max_position"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.rms_norm_eps < 1:
+            raise ConfigError(f"rms_norm_eps must be in [0, 1), got {self.rms_norm_eps}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(f"sliding_window must be at least 1 token or absent, got {self.sliding_window}")
+
+    def _check_heads(self) -> None:
+        if self.num_heads < 1 or self.num_kv_heads < 1:
+            raise ConfigError(
+                f"a model needs attention heads, got num_heads {self.num_heads} and num_kv_heads {self.num_kv_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}): "
+                "every KV head serves the same number of query heads"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ConfigError(
+                f"head_dim must be even and at least 2 for rotary embedding, got {self.head_dim}"
+            )
+        if self.rope.scaling == "divisors" and len(self.rope.divisors) != self.head_dim // 2:
+            raise ConfigError(
+                f"rope scaling has {len(self.rope.divisors)} frequency divisors, expected head_dim / 2 = "
+                f"{self.head_dim // 2}"
+            )
+
+    def _check_experts(self) -> None:
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ConfigError(
+                f"experts_per_token must be between 1 and num_experts ({self.num_experts}), "
+                f"got {self.experts_per_token}"
+            )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+        """From the contents of a Hugging Face config.json (and generation_config.json, whose eos ids win).
+
+        Raises ConfigError for an unknown architecture, missing keys, or values this decoder does not implement.
+        """
+        from interlace.models.hf_config import read_hf_config
+
+        return read_hf_config(config, generation or {})
+
+    @classmethod
+    def from_gguf(
+        cls, fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]
+    ) -> ModelConfig:
+        """From a GGUF file's metadata fields and the shapes of its tensors. Raises ConfigError as `from_hf`."""
+        from interlace.models.gguf_config import read_gguf_config
+
+        return read_gguf_config(fields, tensor_shapes)
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of the model by its canonical name, with its shape. Matrices are (outputs, inputs)."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (config.vocab_size, config.hidden_size),
+        "norm": (config.hidden_size,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head"] = (config.vocab_size, config.hidden_size)
+    layer = _layer_shapes(config)
+    for i in range(config.num_layers):
+        shapes.update({f"layers.{i}.{name}": shape for name, shape in layer.items()})
+    return shapes
+
+
+def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden, inter = config.hidden_size, config.intermediate_size
+    query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_norm": (hidden,),
+        "post_norm": (hidden,),
+        "q": (query_size, hidden),
+        "k": (kv_size, hidden),
+        "v": (kv_size, hidden),
+        "o": (hidden, query_size),
+    }
+    if config.qkv_bias:
+        shapes |= {"q_bias": (query_size,), "k_bias": (kv_size,), "v_bias": (kv_size,)}
+    if config.qk_norm:
+        shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
+    mlp: dict[str, tuple[int, ...]] = {
+        "gate": (inter, hidden),
+        "up": (inter, hidden),
+        "down": (hidden, inter),
+    }
+    if not config.num_experts:
+        return shapes | mlp
+    shapes["router"] = (config.num_experts, hidden)
+    for e in range(config.num_experts):
+        shapes |= {f"experts.{e}.{name}": shape for name, shape in mlp.items()}
+    return shapes

@@ -1,0 +1,142 @@
+"""Reads the metadata of a GGUF file into a ModelConfig."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from interlace.errors import ConfigError
+from interlace.models.config import Family, ModelConfig, RopeConfig
+from interlace.models.hf_config import yarn_magnitude
+
+ROPE_DIVISORS = "rope_freqs.weight"  # the tensor that carries Llama 3.1's scaling
+_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_STOP_TOKENS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
+
+
+def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """See `ModelConfig.from_gguf`. The divisors of rope scaling are in the file's tensors: see `with_divisors`."""
+    family = _family(fields)
+    values = _Values(fields, fields["general.architecture"])
+    num_experts = values.integer("expert_count", 0)
+    hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
+    max_position = values.integer("context_length")
+    return ModelConfig(
+        family="mixtral" if family == "llama" and num_experts else family,
+        vocab_size=_vocab_size(values, tensor_shapes),
+        hidden_size=hidden_size,
+        intermediate_size=values.integer("feed_forward_length"),
+        num_layers=values.integer("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=values.integer("attention.head_count_kv", num_heads),
+        head_dim=_head_dim(values, hidden_size, num_heads),
+        rms_norm_eps=values.number("attention.layer_norm_rms_epsilon"),
+        max_position=max_position,
+        rope=_rope(values, max_position),
+        tie_word_embeddings="output.weight" not in tensor_shapes,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        sliding_window=values.integer("attention.sliding_window", 0) or None,
+        num_experts=num_experts,
+        experts_per_token=values.integer("expert_used_count", 0),
+        eos_token_ids=_stop_token_ids(fields),
+        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
+    )
+
+
+def with_divisors(config: ModelConfig, divisors: tuple[float, ...]) -> ModelConfig:
+    """The configuration with each rotary frequency divided by its own number."""
+    if config.rope.scaling is not None:
+        raise ConfigError(
+            f"the file has both rope scaling {config.rope.scaling!r} and a {ROPE_DIVISORS!r} tensor"
+        )
+    if not all(math.isfinite(d) and d > 0 for d in divisors):
+        raise ConfigError(f"{ROPE_DIVISORS!r} must hold positive numbers, got {divisors}")
+    return replace(config, rope=replace(config.rope, scaling="divisors", divisors=divisors))
+
+
+class _Values:
+    """The fields of one architecture, checked."""
+
+    def __init__(self, fields: Mapping[str, Any], architecture: str) -> None:
+        self.fields, self.architecture = fields, architecture
+
+    def number(self, key: str, default: float | None = None) -> float:
+        name = f"{self.architecture}.{key}"
+        value = self.fields.get(name, default)
+        if value is None:
+            raise ConfigError(f"the GGUF metadata has no {name!r}; the file is incomplete")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"GGUF metadata {name!r} must be one number for all layers, got {value!r}")
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.number(key, default)
+        if not isinstance(value, int):
+            raise ConfigError(
+                f"GGUF metadata '{self.architecture}.{key}' must be a whole number, got {value!r}"
+            )
+        return value
+
+
+def _family(fields: Mapping[str, Any]) -> Family:
+    architecture = fields.get("general.architecture")
+    if architecture not in _FAMILIES:
+        raise ConfigError(
+            f"unknown architecture {architecture!r} in the GGUF metadata; supported are {', '.join(_FAMILIES)} "
+            "(llama covers Llama, Mistral and Mixtral)"
+        )
+    if fields.get("split.count", 0) > 1:
+        raise ConfigError(
+            f"the model is split over {fields['split.count']} GGUF files, only single files are supported: "
+            "merge them with `llama-gguf-split --merge`"
+        )
+    return _FAMILIES[architecture]
+
+
+def _vocab_size(values: _Values, tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The embedding's rows are the truth: some files pad it beyond the tokenizer's vocabulary."""
+    shape = tensor_shapes.get("token_embd.weight")
+    return shape[0] if shape else values.integer("vocab_size")
+
+
+def _head_dim(values: _Values, hidden_size: int, num_heads: int) -> int:
+    if num_heads < 1:
+        raise ConfigError(f"GGUF metadata 'attention.head_count' must be at least 1, got {num_heads}")
+    head_dim = values.integer("attention.key_length", hidden_size // num_heads)
+    value_dim = values.integer("attention.value_length", head_dim)
+    rotary = values.integer("rope.dimension_count", head_dim)
+    if not head_dim == value_dim == rotary:
+        raise ConfigError(
+            f"heads of {head_dim} key and {value_dim} value dimensions, {rotary} of them rotated, are not supported: "
+            "all three must be equal"
+        )
+    return head_dim
+
+
+def _rope(values: _Values, max_position: int) -> RopeConfig:
+    theta = values.number("rope.freq_base", 10_000.0)
+    kind = values.fields.get(f"{values.architecture}.rope.scaling.type", "none")
+    factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 1.0))
+    if kind == "none" or factor in (0, 1):
+        return RopeConfig(theta)
+    if kind == "linear":
+        return RopeConfig(theta, "linear", factor=factor)
+    if kind == "yarn":
+        return RopeConfig(
+            theta,
+            "yarn",
+            factor=factor,
+            original_max_position=values.integer("rope.scaling.original_context_length", max_position),
+            beta_fast=values.number("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=values.number("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=values.number("rope.scaling.attn_factor", 1.0) * yarn_magnitude(factor),
+        )
+    raise ConfigError(f"rope scaling {kind!r} is not supported; supported are none, linear and yarn")
+
+
+def _stop_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    found = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in _STOP_TOKENS]
+    return tuple(dict.fromkeys(token for token in found if token is not None))

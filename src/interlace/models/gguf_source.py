@@ -1,0 +1,113 @@
+"""Weights from a GGUF file: memory-mapped, dequantised slice by slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import dequantize
+from torch import Tensor
+
+from interlace.errors import ConfigError, ModelError
+from interlace.models.config import ModelConfig
+from interlace.models.gguf_config import ROPE_DIVISORS, with_divisors
+from interlace.models.gguf_file import GgufFile, TensorInfo
+from interlace.models.weight_map import Place, gguf_places
+from interlace.models.weights import WeightSource, place_weights
+
+_CHUNK_VALUES = (
+    1 << 16
+)  # dequantised at a time: the working set of numpy's passes stays in the second-level cache
+_PERMUTED = (
+    "q",
+    "k",
+)  # their rows are reordered by llama.cpp's converter, for models of its "llama" architecture
+
+
+class GgufSource(WeightSource):
+    """The weights of a GGUF file, as float32 whatever their quantisation (bfloat16 where stored so).
+
+    Raises:
+        CorruptFile: no GGUF file, truncated, damaged, or a tensor missing.
+        ConfigError: an architecture, version or quantisation that is not supported.
+        ShapeMismatch: a tensor's shape is not what the metadata calls for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = GgufFile(path)
+        shapes = {name: tensor.shape for name, tensor in self.file.tensors.items()}
+        try:
+            config = self._with_rope_divisors(ModelConfig.from_gguf(self.file.fields, shapes))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        super().__init__(config, (path,))
+        self._places = place_weights(config, gguf_places, shapes, lambda _tensor: path, path)
+        self._head_dim = config.head_dim if config.family in ("llama", "mixtral") else 1
+
+    def _with_rope_divisors(self, config: ModelConfig) -> ModelConfig:
+        tensor = self.file.tensors.get(ROPE_DIVISORS)
+        if tensor is None:
+            return config
+        values = self._values(tensor, range(1), range(tensor.shape[-1]))
+        return with_divisors(config, tuple(values.flatten().tolist()))
+
+    def _read(self, name: str, rows: range, columns: range) -> Tensor:
+        place = self._places[name]
+        tensor = self.file.tensors[place.tensor]
+        if len(self.shape(name)) == 1:
+            return torch.from_numpy(self._values(tensor, range(1), rows)[0])
+        if name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1:
+            return torch.from_numpy(self._unpermuted(tensor, rows, columns))
+        first = self._first_row(place, tensor)
+        return torch.from_numpy(self._values(tensor, range(first + rows.start, first + rows.stop), columns))
+
+    def _first_row(self, place: Place, tensor: TensorInfo) -> int:
+        return 0 if place.expert is None else place.expert * tensor.shape[1]
+
+    def _unpermuted(
+        self, tensor: TensorInfo, rows: range, columns: range
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Undoes the converter's reordering: in each head it stores row j and row d/2 + j side by side.
+
+        Whole heads are read; the rows asked for are cut from them.
+        """
+        d = self._head_dim
+        first_head, last_head = rows.start // d, -(-rows.stop // d)
+        values = self._values(tensor, range(first_head * d, last_head * d), columns)
+        heads = values.reshape(last_head - first_head, d // 2, 2, len(columns)).swapaxes(1, 2)
+        start = rows.start - first_head * d
+        return np.ascontiguousarray(heads.reshape(-1, len(columns))[start : start + len(rows)])
+
+    def _values(
+        self, tensor: TensorInfo, rows: range, columns: range
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """float32 (rows, columns), dequantised a few rows at a time from the blocks that cover the columns."""
+        block, block_bytes = GGML_QUANT_SIZES[tensor.type]
+        first, last = columns.start // block, -(-columns.stop // block)
+        skip = columns.start - first * block
+        stored = self.file.bytes_of(tensor)[rows.start : rows.stop, first * block_bytes : last * block_bytes]
+        out = np.empty((len(rows), len(columns)), dtype=np.float32)
+        step = max(1, _CHUNK_VALUES // max(1, (last - first) * block))
+        for at in range(0, len(rows) if columns else 0, step):
+            out[at : at + step] = self._dequantised(tensor, stored[at : at + step])[
+                :, skip : skip + len(columns)
+            ]
+        return out
+
+    def _dequantised(self, tensor: TensorInfo, stored: Any) -> Any:
+        """uint8 (rows, bytes) -> float32 (rows, values). Given as one long row: gguf's passes are per 16 rows."""
+        try:
+            values = dequantize(np.ascontiguousarray(stored).reshape(1, -1), tensor.type)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"{self.file.path}: tensor {tensor.name!r} is quantised as {tensor.type.name}, which cannot be "
+                "dequantised here; use another quantisation of the model"
+            ) from error
+        except ValueError as error:
+            raise ModelError(
+                f"{self.file.path}: tensor {tensor.name!r} cannot be dequantised: {error}"
+            ) from error
+        return values.reshape(len(stored), -1)

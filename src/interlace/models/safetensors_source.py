@@ -1,0 +1,143 @@
+"""Weights from a Hugging Face directory: one safetensors file, or many with an index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from interlace.errors import ConfigError, CorruptFile, ModelNotFound
+from interlace.models.config import ModelConfig
+from interlace.models.weight_map import hf_places
+from interlace.models.weights import WeightSource, place_weights
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("F32", "BF16", "F16")
+
+
+class SafetensorsSource(WeightSource):
+    """The weights of a directory with config.json and safetensors files, memory-mapped.
+
+    Raises:
+        ModelNotFound: the directory has no config.json or no weights.
+        ConfigError: the configuration is not one this decoder implements.
+        CorruptFile: a file is missing, truncated or damaged.
+        ShapeMismatch: a tensor's shape is not what the configuration calls for.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        config = read_directory_config(directory)
+        files = _weight_files(directory)
+        super().__init__(config, tuple(files))
+        self._handles = {file: _open(file) for file in files}
+        self._file_of: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file, handle in self._handles.items():
+            for tensor in handle.keys():  # noqa: SIM118 -- not a dict
+                view = handle.get_slice(tensor)
+                self._file_of[tensor], shapes[tensor] = file, tuple(view.get_shape())
+        self._places = place_weights(config, hf_places, shapes, self._file_of.__getitem__, directory)
+        for place in self._places.values():
+            self._check_dtype(place.tensor)
+
+    def _check_dtype(self, tensor: str) -> None:
+        file = self._file_of[tensor]
+        dtype = self._handles[file].get_slice(tensor).get_dtype()
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f"{file}: tensor {tensor!r} is stored as {dtype}; supported are {', '.join(_DTYPES)}. "
+                "Use the unquantised model or a GGUF file"
+            )
+
+    def _read(self, name: str, rows: range, columns: range) -> Tensor:
+        tensor = self._places[name].tensor
+        file = self._file_of[tensor]
+        view = self._handles[file].get_slice(tensor)
+        is_vector = len(self.shape(name)) == 1
+        if not rows or not columns:
+            return torch.empty((len(rows),) if is_vector else (len(rows), len(columns)), dtype=torch.float32)
+        try:
+            part: Tensor = (
+                view[rows.start : rows.stop]
+                if is_vector
+                else view[rows.start : rows.stop, columns.start : columns.stop]
+            )
+        except SafetensorError as error:
+            raise CorruptFile(f"{file}: cannot read tensor {tensor!r}: {error}") from error
+        return part.float() if part.dtype == torch.float16 else part
+
+
+def read_directory_config(directory: Path) -> ModelConfig:
+    """The ModelConfig of a Hugging Face directory. Raises ModelNotFound without config.json, ConfigError as from_hf."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelNotFound(
+            f"{directory} has no config.json; expected a Hugging Face model directory or a .gguf file"
+        )
+    generation = directory / "generation_config.json"
+    try:
+        return ModelConfig.from_hf(read_json(path), read_json(generation) if generation.is_file() else None)
+    except ConfigError as error:
+        raise ConfigError(f"{directory}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ConfigError when it is not one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON ({error}); fetch the model again") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / _INDEX).is_file():
+        return _indexed_files(directory)
+    if (directory / _SINGLE).is_file():
+        return [directory / _SINGLE]
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if files:
+        raise CorruptFile(
+            f"{directory} has {len(files)} safetensors files but no {_INDEX} to tell which belong to the model; "
+            "fetch the model again"
+        )
+    others = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
+    hint = f" (it has {', '.join(others[:4])})" if others else ""
+    raise ModelNotFound(
+        f"{directory} has no safetensors weights{hint}; convert the model to safetensors, or name a .gguf file itself"
+    )
+
+
+def _indexed_files(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CorruptFile(f"{index} has no weight_map of tensor names to file names; fetch the model again")
+    files = []
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name or not (directory / name).is_file():
+            raise CorruptFile(f"{index} names {name!r}, which is not in {directory}; fetch the model again")
+        files.append(directory / name)
+    return files
+
+
+def _open(file: Path) -> Any:
+    """A memory-mapped handle; opening it checks the header against the file's length."""
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise CorruptFile(
+            f"{file} ({file.stat().st_size} bytes) is truncated or damaged: {error}; fetch the model again"
+        ) from error
+    except OSError as error:
+        raise CorruptFile(f"{file} cannot be read: {error}") from error

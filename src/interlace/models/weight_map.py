@@ -1,0 +1,72 @@
+"""The weight map: where each canonical weight lies in a file, for the two formats models are published in.
+
+A map gives, for a canonical name ("layers.3.q", see `weight_shapes`), the places it may lie, best first. A new family
+that keeps one of these naming schemes needs nothing here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of a file, or one expert's matrix inside a tensor (experts, rows, columns) that holds them all."""
+
+    tensor: str
+    expert: int | None = None
+
+
+_HF_TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "lm_head": "lm_head.weight"}
+
+_HF_LAYER = {
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+    **{part: f"self_attn.{part}_proj.weight" for part in "qkvo"},
+    **{f"{part}_bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
+    **{f"{part}_norm": f"self_attn.{part}_norm.weight" for part in "qk"},
+    **{part: f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+    "router": "block_sparse_moe.gate.weight",
+}
+
+_HF_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}  # Mixtral's names
+
+_GGUF_TOP = {"embed": "token_embd.weight", "norm": "output_norm.weight", "lm_head": "output.weight"}
+
+_GGUF_LAYER = {
+    "input_norm": "attn_norm.weight",
+    "post_norm": "ffn_norm.weight",
+    **{part: f"attn_{part}.weight" for part in "qkv"},
+    "o": "attn_output.weight",
+    **{f"{part}_bias": f"attn_{part}.bias" for part in "qkv"},
+    **{f"{part}_norm": f"attn_{part}_norm.weight" for part in "qk"},
+    **{part: f"ffn_{part}.weight" for part in ("gate", "up", "down")},
+    "router": "ffn_gate_inp.weight",
+}
+
+
+def hf_places(name: str) -> list[Place]:
+    """Where transformers' safetensors keep the weight called `name` here."""
+    match name.split("."):
+        case [top]:
+            return [Place(_HF_TOP[top])]
+        case ["layers", layer, "experts", expert, part]:
+            return [
+                Place(f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{_HF_EXPERT[part]}.weight")
+            ]
+        case ["layers", layer, part]:
+            return [Place(f"model.layers.{layer}.{_HF_LAYER[part]}")]
+    raise KeyError(name)
+
+
+def gguf_places(name: str) -> list[Place]:
+    """Where llama.cpp's files keep it. Experts are stacked in one tensor; files of early 2024 have one tensor each."""
+    match name.split("."):
+        case [top]:
+            return [Place(_GGUF_TOP[top])]
+        case ["layers", layer, "experts", expert, part]:
+            stacked = Place(f"blk.{layer}.ffn_{part}_exps.weight", int(expert))
+            return [stacked, Place(f"blk.{layer}.ffn_{part}.{expert}.weight")]
+        case ["layers", layer, part]:
+            return [Place(f"blk.{layer}.{_GGUF_LAYER[part]}")]
+    raise KeyError(name)
