@@ -1,0 +1,57 @@
+"""The plan: order, lanes and edges of a forward pass."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenweave.errors import PlanError
+from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
+
+
+def test_a_one_layer_plan_is_these_steps() -> None:
+    assert plan_forward(num_layers=1, num_tokens=4).steps == (
+        Step(Op.EMBED),
+        Step(Op.REDUCE_NORM, waits_for=(0,), norm=0),
+        Step(Op.ATTENTION, waits_for=(1,), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(2,), layer=0, norm=1),
+        Step(Op.MLP, waits_for=(3,), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(4,), layer=0, norm=2),
+        Step(Op.LOGITS, waits_for=(5,)),
+        Step(Op.GATHER, waits_for=(6,)),
+    )
+
+
+@given(num_layers=st.integers(1, 80), num_tokens=st.integers(1, 10_000))
+def test_every_reduction_carries_one_norm_and_every_norm_is_carried_once(
+    num_layers: int, num_tokens: int
+) -> None:
+    plan = plan_forward(num_layers, num_tokens)
+    norms = [step.norm for step in plan.steps if step.op is Op.REDUCE_NORM]
+    assert norms == list(range(2 * num_layers + 1))
+
+
+@given(num_layers=st.integers(1, 80))
+def test_lanes_share_the_steps_out(num_layers: int) -> None:
+    plan = plan_forward(num_layers, 1)
+    assert len(plan.on(Lane.COMPUTE)) == 2 * num_layers + 2
+    assert len(plan.on(Lane.TRANSFER)) == 2 * num_layers + 2
+    assert plan.on(Lane.MEMORY) == []
+
+
+@pytest.mark.parametrize("waits_for", [(1,), (5,), (-1,)])
+def test_a_step_that_waits_for_no_earlier_step_is_refused(waits_for: tuple[int, ...]) -> None:
+    with pytest.raises(PlanError, match=r"step 1 \(logits\) waits for steps .*only for steps before it"):
+        Plan(1, (Step(Op.EMBED), Step(Op.LOGITS, waits_for=waits_for)))
+
+
+@pytest.mark.parametrize(("num_layers", "num_tokens"), [(0, 1), (1, 0), (-1, 5)])
+def test_an_empty_forward_pass_is_refused(num_layers: int, num_tokens: int) -> None:
+    with pytest.raises(PlanError, match=f"num_layers={num_layers}, num_tokens={num_tokens}"):
+        plan_forward(num_layers, num_tokens)
+
+
+def test_a_printed_plan_names_lane_operation_and_what_it_waits_for() -> None:
+    lines = str(plan_forward(1, 4)).splitlines()
+    assert lines[0].split() == ["step", "lane", "operation", "waits", "for"]
+    assert lines[1].split() == ["0", "compute", "embed", "-"]
+    assert lines[4].split() == ["3", "transfer", "reduce_norm[1]", "2", "attention[0]"]
