@@ -1,0 +1,264 @@
+"""The decoder: one definition of a transformer that every family runs through.
+
+`Decoder` holds one rank's weights and gives each operation of the plan its meaning. It decides nothing about order:
+the plan does, and an executor runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interlace.models.batch import ForwardBatch
+from interlace.models.config import ModelConfig
+from interlace.models.rope import cos_sin_table
+from interlace.models.shard import Shard, partition, scale
+from interlace.models.weights import WeightSource
+from tokenweave.communicators import Communicator
+from tokenweave.execute import Handler
+from tokenweave.kernels import Kernels, PackedLinear
+from tokenweave.plan import Op, Step
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A gated MLP: the rank's columns of gate and up, and the rows of down that read them."""
+
+    gate_up: PackedLinear  # (2 * local intermediate, hidden)
+    down: PackedLinear  # (hidden, local intermediate)
+
+    def __call__(self, kernels: Kernels, x: Tensor) -> Tensor:
+        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden)."""
+        return kernels.linear(kernels.silu_and_mul(kernels.linear(x, self.gate_up)), self.down)
+
+
+@dataclass(frozen=True)
+class MixtureOfExperts:
+    """Mixtral's sparse MLP (arXiv 2401.04088, section 2.1): each token runs through its best few experts.
+
+    The router is whole on every rank; each expert is split like a dense MLP, so the ranks' loads are equal
+    whatever the router chooses.
+    """
+
+    router: PackedLinear  # (num_experts, hidden)
+    experts: tuple[Mlp, ...]
+    experts_per_token: int
+
+    def __call__(self, kernels: Kernels, x: Tensor) -> Tensor:
+        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden)."""
+        scores = kernels.linear(
+            x, self.router, out=x.new_empty(x.shape[0], self.router.n, dtype=torch.float32)
+        )
+        weights, chosen = scores.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        total = x.new_zeros(x.shape, dtype=torch.float32)
+        for index, expert in enumerate(
+            self.experts
+        ):  # in the same order for every token: sums do not depend on the batch
+            rows, place = (chosen == index).nonzero(as_tuple=True)
+            if rows.numel():
+                total[rows] += expert(kernels, x[rows]).float() * weights[rows, place, None]
+        return total.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer of one rank."""
+
+    qkv: PackedLinear  # ((heads + 2 * kv_heads) * head_dim, hidden)
+    o: PackedLinear  # (hidden, heads * head_dim)
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    mlp: Mlp | MixtureOfExperts
+
+
+class Decoder:
+    """One rank's shard of a model, ready to run.
+
+    Thread safety: none; one forward pass at a time.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        shard: Shard,
+        kernels: Kernels,
+        communicator: Communicator,
+        dtype: torch.dtype,
+        max_model_len: int,
+    ) -> None:
+        """Read the rank's own part of the weights out of `source`, and nothing else of it."""
+        config = source.config
+        self.config, self.shard, self.kernels, self.communicator, self.dtype = (
+            config, shard, kernels, communicator, dtype,
+        )  # fmt: skip
+        self.heads = shard.head_layout(config)
+        self.cos_sin = cos_sin_table(config.rope, config.head_dim, max_model_len)
+        loader = _Loader(source, shard, kernels, dtype)
+        self.embed, self.lm_head = loader.vocabulary()
+        self.layers = tuple(loader.layer(index) for index in range(config.num_layers))
+        self.norms = loader.norms()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of this rank's packed weights."""
+        packed = {id(weight): weight.size_bytes for weight in self._packed_weights()}
+        return sum(packed.values())
+
+    def _packed_weights(self) -> Iterator[PackedLinear]:
+        yield from (self.embed, self.lm_head)
+        for layer in self.layers:
+            yield from (layer.qkv, layer.o)
+            dense = (layer.mlp,) if isinstance(layer.mlp, Mlp) else layer.mlp.experts
+            for mlp in dense:
+                yield from (mlp.gate_up, mlp.down)
+
+    def forward(self, batch: ForwardBatch, cache: Tensor) -> Forward:
+        """A forward pass over `batch`, to be run by an executor; `cache` is what `Kernels.new_kv_cache` gave."""
+        return Forward(self, batch, cache)
+
+
+class _Loader:
+    """Reads and packs one rank's weights."""
+
+    def __init__(self, source: WeightSource, shard: Shard, kernels: Kernels, dtype: torch.dtype) -> None:
+        self.source, self.shard, self.kernels, self.dtype = source, shard, kernels, dtype
+        self.config = source.config
+        self.q_rows = scale(shard.heads, self.config.head_dim)
+        self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
+
+    def vocabulary(self) -> tuple[PackedLinear, PackedLinear]:
+        """The embedding and the output head; one matrix where the model ties them."""
+        embed = self._pack(self.source.load("embed", rows=self.shard.vocab))
+        if self.config.tie_word_embeddings:
+            return embed, embed
+        return embed, self._pack(self.source.load("lm_head", rows=self.shard.vocab))
+
+    def layer(self, index: int) -> Layer:
+        name = f"layers.{index}"
+        rows = {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}
+        qkv = torch.cat([self.source.load(f"{name}.{part}", rows=rows[part]) for part in rows])
+        bias = None
+        if self.config.qkv_bias:
+            bias = torch.cat([self.source.load(f"{name}.{part}_bias", rows=rows[part]) for part in rows])
+        return Layer(
+            qkv=self._pack(qkv, bias),
+            o=self._pack(self.source.load(f"{name}.o", columns=self.q_rows)),
+            q_norm=self._vector(f"{name}.q_norm") if self.config.qk_norm else None,
+            k_norm=self._vector(f"{name}.k_norm") if self.config.qk_norm else None,
+            mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
+        )
+
+    def norms(self) -> tuple[Tensor, ...]:
+        """The weights of the plan's norms: norm n of the plan multiplies by the n-th of these."""
+        layers = range(self.config.num_layers)
+        names = [f"layers.{index}.{which}" for index in layers for which in ("input_norm", "post_norm")]
+        return tuple(self._vector(name) for name in [*names, "norm"])
+
+    def _experts(self, name: str) -> MixtureOfExperts:
+        experts = tuple(self._mlp(f"{name}.experts.{index}") for index in range(self.config.num_experts))
+        router = self._pack(self.source.load(f"{name}.router"))
+        return MixtureOfExperts(router, experts, self.config.experts_per_token)
+
+    def _mlp(self, name: str) -> Mlp:
+        columns = self.shard.intermediate
+        gate_up = torch.cat([self.source.load(f"{name}.{part}", rows=columns) for part in ("gate", "up")])
+        return Mlp(self._pack(gate_up), self._pack(self.source.load(f"{name}.down", columns=columns)))
+
+    def _pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        return self.kernels.pack(weight, bias, dtype=self.dtype)
+
+    def _vector(self, name: str) -> Tensor:
+        return self.source.load(name).to(self.dtype)
+
+
+class Forward:
+    """One pass of a decoder over one batch: the handlers that the plan's steps call, and the tensors between them."""
+
+    def __init__(self, decoder: Decoder, batch: ForwardBatch, cache: Tensor) -> None:
+        self.decoder, self.batch, self.cache = decoder, batch, cache
+        self.hidden: Tensor  # (num_tokens, hidden): a partial sum before REDUCE_NORM, normed after it
+        self.residual: Tensor  # (num_tokens, hidden): belongs to the communicator between its calls
+        self.logits: Tensor  # (num_logits, vocab) float32 after GATHER; before it, this rank's part
+
+    @property
+    def handlers(self) -> Mapping[Op, Handler]:
+        return {
+            Op.EMBED: self.embed,
+            Op.ATTENTION: self.attention,
+            Op.MLP: self.mlp,
+            Op.REDUCE_NORM: self.reduce_norm,
+            Op.LOGITS: self.output_head,
+            Op.GATHER: self.gather,
+        }
+
+    def embed(self, step: Step) -> None:
+        decoder = self.decoder
+        self.hidden = decoder.kernels.gather_rows(
+            decoder.embed, self.batch.token_ids, decoder.shard.vocab.start
+        )
+        self.residual = torch.zeros_like(self.hidden)
+
+    def attention(self, step: Step) -> None:
+        decoder, batch, kernels = self.decoder, self.batch, self.decoder.kernels
+        index = _layer_of(step)
+        layer, cache = decoder.layers[index], self.cache[index]
+        q = kernels.rope_and_store(
+            kernels.linear(self.hidden, layer.qkv),
+            batch.positions,
+            decoder.cos_sin,
+            batch.slots,
+            cache,
+            decoder.heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=decoder.config.rms_norm_eps,
+        )
+        attended = kernels.paged_attention(
+            q,
+            cache,
+            batch.block_tables,
+            batch.query_start,
+            batch.seq_lens,
+            decoder.heads,
+            scale=decoder.config.head_dim**-0.5,
+            sliding_window=decoder.config.sliding_window,
+        )
+        self.hidden = kernels.linear(attended, layer.o)
+
+    def mlp(self, step: Step) -> None:
+        self.hidden = self.decoder.layers[_layer_of(step)].mlp(self.decoder.kernels, self.hidden)
+
+    def reduce_norm(self, step: Step) -> None:
+        decoder = self.decoder
+        assert step.norm is not None
+        self.hidden = decoder.communicator.all_reduce_rms_norm(
+            self.hidden, self.residual, decoder.norms[step.norm], decoder.config.rms_norm_eps
+        )
+
+    def output_head(self, step: Step) -> None:
+        rows = self.hidden[self.batch.logit_rows]
+        out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
+        self.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
+
+    def gather(self, step: Step) -> None:
+        """Join the ranks' parts of the vocabulary, which may differ in width."""
+        size, vocab_size = self.decoder.shard.size, self.decoder.config.vocab_size
+        if size == 1:
+            return
+        shards = [Shard.of(self.decoder.config, rank, size).vocab for rank in range(size)]
+        width = max(len(shard) for shard in shards)
+        padded = torch.nn.functional.pad(self.logits, (0, width - self.logits.shape[1]))
+        parts = self.decoder.communicator.all_gather(padded).view(size, -1, width)
+        self.logits = torch.cat(
+            [part[:, : len(shard)] for part, shard in zip(parts, shards, strict=True)], dim=1
+        )
+        assert self.logits.shape[1] == vocab_size
+
+
+def _layer_of(step: Step) -> int:
+    assert step.layer is not None
+    return step.layer
