@@ -1,1 +1,4 @@
-"""Engine: requests in, tokens out. Scheduling, the paged KV cache, sampling, and the ranks that run the model."""
+"""Engine: requests in, tokens out. Scheduling, the paged KV cache, sampling, the ranks.
+
+It may import `interlace.models`, `tokenweave` and `emucxl`.
+"""

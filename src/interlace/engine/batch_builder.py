@@ -11,7 +11,7 @@ from interlace.models.batch import ForwardBatch
 
 
 def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
-    """One row per new token, sequence after sequence; logits wanted for the last row of each that yields a token."""
+    """One row per new token, sequence after sequence; logits for the last row of each that yields a token."""
     sequences = [item.sequence for item in scheduled]
     num_new = np.array([item.num_new for item in scheduled], dtype=np.int32)
     starts = np.array([sequence.num_computed for sequence in sequences], dtype=np.int32)

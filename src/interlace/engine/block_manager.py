@@ -26,9 +26,7 @@ class BlockManager:
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
-            raise CacheTooSmall(
-                f"a KV cache of {num_blocks} blocks: expected at least 1; give it more memory"
-            )
+            raise CacheTooSmall(f"a KV cache of {num_blocks} blocks: expected at least 1; raise kv_cache_gb")
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._is_free = bytearray(b"\x01" * num_blocks)

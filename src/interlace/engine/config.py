@@ -80,12 +80,10 @@ class EngineConfig:
             _reject(
                 "max_num_batched_tokens",
                 self.max_num_batched_tokens,
-                f"at least max_num_seqs={self.max_num_seqs}, so that every running sequence gets its token a pass",
+                f"at least max_num_seqs={self.max_num_seqs}, or some running sequences would idle",
             )
         if self.num_kv_blocks is not None and self.kv_cache_gb is not None:
-            _reject(
-                "kv_cache_gb", self.kv_cache_gb, "None when num_kv_blocks is set: both give the cache's size"
-            )
+            _reject("kv_cache_gb", self.kv_cache_gb, "None when num_kv_blocks is set: both size the cache")
         for name in ("kv_cache_gb", "timeout_s"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):

@@ -53,9 +53,7 @@ class SamplingParams:
         _check_int("top_k", self.top_k, -1, None, "use -1 to switch it off")
         _check_float("top_p", self.top_p, 0.0, 1.0, "use 1 to switch it off", above_low=True)
         _check_float("min_p", self.min_p, 0.0, 1.0, "use 0 to switch it off")
-        _check_float(
-            "repetition_penalty", self.repetition_penalty, 0.0, None, "use 1 for none", above_low=True
-        )
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, "1 is none", above_low=True)
         for name in ("presence_penalty", "frequency_penalty"):
             _check_float(name, getattr(self, name), -PENALTY_LIMIT, PENALTY_LIMIT, "use 0 for none")
         if self.seed is not None:

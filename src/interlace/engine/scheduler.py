@@ -1,9 +1,9 @@
 """Scheduler: which tokens the next forward pass computes.
 
 Invariants
-1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences are
-   admitted only when all running ones are fully scheduled, so at most the last running one is mid-prefill:
-   walking `running` in order *is* decode first, then the prompt in progress.
+1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences
+   are admitted only when all running ones are fully scheduled, so at most the last running one is
+   mid-prefill: walking `running` in order *is* decode first, then the prompt in progress.
 2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (`add`
    refuses what does not). So every request ends.
 
@@ -35,7 +35,7 @@ class Scheduled(NamedTuple):
 
 
 class Scheduler:
-    """First come, first served, over `blocks`, within `max_num_seqs` sequences and `max_num_batched_tokens` a pass."""
+    """First come, first served, within `max_num_seqs` sequences and `max_num_batched_tokens` tokens a pass."""
 
     def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.blocks = blocks
@@ -50,9 +50,9 @@ class Scheduler:
         num_kept = sequence.max_total - 1
         if blocks_for(num_kept) > self.blocks.num_blocks:
             raise CacheTooSmall(
-                f"request {sequence.request_id!r} may need {num_kept} tokens of KV cache ({sequence.num_prompt} of "
-                f"prompt); the cache holds {self.blocks.num_blocks * BLOCK_SIZE}. Lower max_tokens, shorten the "
-                f"prompt, or give the cache more memory (kv_cache_gb or num_kv_blocks)"
+                f"request {sequence.request_id!r} may need {num_kept} tokens of KV cache, its prompt being "
+                f"{sequence.num_prompt}; the cache holds {self.blocks.num_blocks * BLOCK_SIZE}. Lower "
+                f"max_tokens, shorten the prompt, or enlarge the cache (kv_cache_gb or num_kv_blocks)"
             )
         self.waiting.append(sequence)
 
@@ -86,7 +86,7 @@ class Scheduler:
             sequence.num_computed += num_new
 
     def _make_room(self, sequence: Sequence, num_new: int) -> bool:
-        """Gives `sequence` blocks for `num_new` tokens, preempting the latest-arrived; False if that was itself."""
+        """Blocks for `num_new` more tokens, by preempting the latest-arrived; False if that is `sequence`."""
         num_wanted = blocks_for(sequence.num_computed + num_new) - sequence.num_blocks
         while num_wanted > self.blocks.num_free:
             if self._preempt_latest() is sequence:

@@ -1,7 +1,7 @@
 """Sequence: the tokens of one request and how much of them the KV cache holds.
 
 Invariants
-1. `num_computed <= num_tokens <= max_total`; KV of tokens 0..num_computed-1 is in the blocks of `block_table`.
+1. `num_computed <= num_tokens <= max_total`; `block_table` holds the KV of tokens 0..num_computed-1.
 2. A sequence with no blocks has `num_computed == 0`.
 3. The last token never needs KV, so a running sequence occupies at most `max_total - 1` tokens.
 """
@@ -22,7 +22,7 @@ Int32Array = npt.NDArray[np.int32]
 class Sequence:
     """Tokens in one buffer that never moves: the prompt, then what was generated.
 
-    `seed` and a token's output index decide its random number. `first_scheduled_s` is on `perf_counter`'s clock.
+    `seed` and a token's output index decide its random number. `first_scheduled_s` is of `perf_counter`.
     """
 
     def __init__(

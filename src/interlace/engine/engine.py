@@ -1,0 +1,178 @@
+"""Engine: the loop. Requests go in, `step` runs one forward pass over all of them, chunks come out.
+
+Thread safety: none; one thread owns an engine. LLM and AsyncLLM are its safe fronts.
+
+After a step has failed (a rank died, the model computed NaN) the engine serves nothing more: every later call
+raises that same error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from interlace.engine.batch_builder import build_batch
+from interlace.engine.block_manager import BlockManager
+from interlace.engine.config import EngineConfig
+from interlace.engine.meter import Meter
+from interlace.engine.output import EngineStats, StreamChunk
+from interlace.engine.protocols import RankGroup
+from interlace.engine.request import Request
+from interlace.engine.sampler import SampledToken, mix64, sample
+from interlace.engine.sampling_params import SamplingParams
+from interlace.engine.scheduler import Scheduled, Scheduler
+from interlace.engine.sequence import Sequence
+from interlace.engine.text import TextAssembler
+from interlace.errors import EngineError, PromptTooLong, RequestError
+
+
+class Engine:
+    """Continuous batching over `ranks`, which execute batches and know the model and its tokenizer."""
+
+    def __init__(self, ranks: RankGroup, config: EngineConfig) -> None:
+        self.ranks = ranks
+        self.config = config
+        self.scheduler = Scheduler(
+            BlockManager(ranks.num_blocks), config.max_num_seqs, config.max_num_batched_tokens
+        )
+        self._requests: dict[str, Request] = {}
+        self._num_requests = 0
+        self._meter = Meter()
+        self._failure: Exception | None = None
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._requests)
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: SequenceOf[int],
+        params: SamplingParams,
+        prompt: str | None = None,
+    ) -> None:
+        """Queues a request; its chunks come out of later steps.
+
+        Raises:
+            RequestError: empty prompt, foreign token ids, or an id that is in use.
+            PromptTooLong: no room in the context for even one token after the prompt.
+            CacheTooSmall: the request could not finish even with the whole cache to itself.
+        """
+        self.raise_if_failed()
+        self._check_request(request_id, prompt_token_ids)
+        seed = params.seed if params.seed is not None else self._derived_seed()
+        sequence = Sequence(request_id, prompt_token_ids, params, seed, self.ranks.max_model_len)
+        self.scheduler.add(sequence)
+        self._num_requests += 1
+        decoder = self.ranks.tokenizer.stream(skip_special=params.skip_special_tokens)
+        assembler = TextAssembler(decoder, params.stop_strings)
+        self._requests[request_id] = Request(
+            sequence, prompt, assembler, self.ranks.model_config.eos_token_ids
+        )
+
+    def abort(self, request_id: str) -> StreamChunk | None:
+        """Ends a request wherever it is, between two steps. Its last chunk; None if it had ended already."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        chunk = request.abort(time.perf_counter())
+        self._remove(request)
+        return chunk
+
+    def step(self) -> list[StreamChunk]:
+        """One forward pass; a chunk for each request that got a token. Empty when there is nothing to do."""
+        self.raise_if_failed()
+        try:
+            scheduled = self.scheduler.schedule()
+            if not scheduled:
+                return []
+            logits = self.ranks.execute(build_batch(scheduled))
+            yielding = [item.sequence for item in scheduled if item.yields_token]
+            sampled = sample(logits, yielding)
+            self._count(scheduled, yielding)
+            self.scheduler.commit(scheduled)
+            return self._deliver(yielding, sampled)
+        except Exception as failure:
+            self._failure = failure
+            raise
+        except BaseException:
+            self._failure = EngineError("a step of the engine was interrupted half-way; make a new one")
+            raise
+
+    def stats(self) -> EngineStats:
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.blocks.num_free,
+            num_blocks=scheduler.blocks.num_blocks,
+            prefill_tokens_per_second=self._meter.prefill_tokens_per_second,
+            decode_tokens_per_second=self._meter.decode_tokens_per_second,
+            num_steps=self._meter.num_steps,
+            num_prompt_tokens=self._meter.num_prompt_tokens,
+            num_output_tokens=self._meter.num_output_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_finished=self._num_requests - len(self._requests),
+        )
+
+    def check(self) -> None:
+        """Raises EngineError if a KV block is leaked or owned twice."""
+        requests = self._requests.values()
+        self.scheduler.blocks.check(request.sequence.block_table.tolist() for request in requests)
+
+    def fail(self, failure: Exception) -> None:
+        """Makes every later call raise `failure`."""
+        self._failure = failure
+
+    def raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    def _count(self, scheduled: list[Scheduled], yielding: list[Sequence]) -> None:
+        num_prompt = sum(num_new for s, num_new in scheduled if num_new > 1 or s.num_output == 0)
+        self._meter.record(time.perf_counter(), num_prompt, len(yielding))
+
+    def _deliver(self, yielding: list[Sequence], sampled: list[SampledToken]) -> list[StreamChunk]:
+        now_s = time.perf_counter()
+        chunks = []
+        for sequence, token in zip(yielding, sampled, strict=True):
+            request = self._requests[sequence.request_id]
+            chunks.append(request.accept(token, now_s))
+            if request.finish_reason is not None:
+                self._remove(request)
+        return chunks
+
+    def _remove(self, request: Request) -> None:
+        del self._requests[request.sequence.request_id]
+        self.scheduler.remove(request.sequence)
+
+    def _derived_seed(self) -> int:
+        return mix64(mix64(self.config.seed) + self._num_requests)
+
+    def _check_request(self, request_id: str, prompt_token_ids: Any) -> None:
+        if request_id in self._requests:
+            raise RequestError(
+                f"request id {request_id!r} is in use: expected one that no unfinished request has"
+            )
+        check_token_ids(prompt_token_ids, self.ranks.model_config.vocab_size)
+        if len(prompt_token_ids) >= self.ranks.max_model_len:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt_token_ids)} tokens; the context holds "
+                f"{self.ranks.max_model_len}, at least one of them generated: shorten the prompt or raise max_model_len"
+            )
+
+
+def check_token_ids(token_ids: Any, vocab_size: int) -> None:
+    """Raises RequestError unless `token_ids` is a non-empty collection of ids of the vocabulary."""
+    if isinstance(token_ids, str) or not isinstance(token_ids, Collection):
+        raise RequestError(f"got a prompt of type {type(token_ids).__name__}: expected a list of token ids")
+    if len(token_ids) == 0:
+        raise RequestError("the prompt is empty: expected at least one token; pass some text or a token id")
+    for token in token_ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise RequestError(
+                f"token id {token!r} in the prompt: expected an integer from 0 to {vocab_size - 1} "
+                f"(the model's vocabulary); tokenise the prompt with this model's tokenizer"
+            )

@@ -1,0 +1,46 @@
+"""Meter: counts tokens and tells how fast they have been going lately."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+WINDOW = 64  # passes that the rates look back over
+
+
+class Pass(NamedTuple):
+    end_s: float
+    num_prompt: int
+    num_output: int
+
+
+class Meter:
+    """Tokens of forward passes: totals since it was made, rates over the last `WINDOW` passes."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self.num_output_tokens = 0
+        self._passes: deque[Pass] = deque(maxlen=WINDOW)
+
+    def record(self, end_s: float, num_prompt: int, num_output: int) -> None:
+        """A pass ended: it computed `num_prompt` tokens of prompts (or again) and generated `num_output`."""
+        self.num_steps += 1
+        self.num_prompt_tokens += num_prompt
+        self.num_output_tokens += num_output
+        self._passes.append(Pass(end_s, num_prompt, num_output))
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        return self._rate([item.num_prompt for item in self._passes])
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        return self._rate([item.num_output for item in self._passes])
+
+    def _rate(self, counts: list[int]) -> float:
+        """The first pass only starts the clock."""
+        if len(counts) < 2:
+            return 0.0
+        elapsed_s = self._passes[-1].end_s - self._passes[0].end_s
+        return sum(counts[1:]) / elapsed_s if elapsed_s > 0 else 0.0

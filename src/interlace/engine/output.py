@@ -1,0 +1,89 @@
+"""What a request gives back: chunks while it runs, and one RequestOutput when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from interlace.engine.sampler import Logprob
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Times of one request. Durations are in seconds; rates are None until they can be told."""
+
+    arrival_time: float  # seconds since the epoch
+    queue_s: float | None  # arrival to the first pass it took part in
+    time_to_first_token_s: float | None  # arrival to the first token
+    total_s: float  # arrival to the end
+    num_prompt_tokens: int
+    num_output_tokens: int
+    prefill_tokens_per_second: float | None  # prompt tokens, from the first pass to the first token
+    decode_tokens_per_second: float | None  # tokens after the first, from the first to the end
+    num_preemptions: int
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    index: int
+    text: str
+    token_ids: list[int]  # a stop token that ended the request included; its text is not in `text`
+    logprobs: list[dict[int, Logprob]] | None  # one per token
+    finish_reason: FinishReason
+    stop_reason: str | int | None  # the stop string, or the id out of `stop_token_ids`, that ended it
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    request_id: str
+    prompt: str | None  # None when the prompt came as token ids
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics
+    finished: bool = True
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.outputs[0].finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChunk:
+    """What one step added to a request. Texts of all chunks joined are the final text."""
+
+    request_id: str
+    text: str  # may be empty: a character, or the start of a stop string, is held back until it is whole
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    output: RequestOutput | None = None  # the whole result, in the last chunk
+
+    @property
+    def finished(self) -> bool:
+        return self.output is not None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine as it is now. Rates are over the last passes; totals since it was built."""
+
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    num_steps: int
+    num_prompt_tokens: int  # computed, recomputation after preemption included
+    num_output_tokens: int
+    num_preemptions: int
+    num_finished: int

@@ -1,0 +1,71 @@
+"""What the engine needs from its surroundings. Tests bring small ones, `launch` the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from interlace.models.batch import ForwardBatch
+
+Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
+
+
+class Runner(Protocol):
+    """Runs the model over its ranks."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+
+    def execute(self, batch: ForwardBatch) -> Tensor:
+        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on the CPU."""
+
+
+class TextDecoder(Protocol):
+    """Tokens to text, one at a time; never gives out part of a character."""
+
+    def push(self, token_id: int) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str, add_special: bool = True) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
+
+    def stream(self, skip_special: bool = True) -> TextDecoder: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> list[int]: ...
+
+
+class ModelFacts(Protocol):
+    """The part of ModelConfig that the engine looks at."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+
+class RankGroup(Runner, Protocol):
+    """Ranks that are up, with the model's tokenizer and configuration."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def model_config(self) -> ModelFacts: ...
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence served, in tokens."""
+
+    def describe(self) -> dict[str, object]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,192 @@
+"""Sampling: from a pass's logits to one token per sequence.
+
+Invariant: a sequence's token is a pure function of its logits, its tokens, its parameters, its seed and its
+output index. Each row is worked on alone, as one contiguous vector, so that the shape of the batch cannot change
+a bit of the arithmetic; the random number comes from the seed and the index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from interlace.engine.sampling_params import SamplingParams
+from interlace.engine.sequence import Sequence
+from interlace.errors import EngineError
+
+Float32Array = npt.NDArray[np.float32]
+IndexArray = npt.NDArray[np.intp]
+
+CHUNK = 256  # entries whose sum or maximum is taken first, so that most of a vocabulary is touched only once
+UINT64 = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Natural log of a token's probability under the raw model, and its rank (1 is the likeliest)."""
+
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class SampledToken:
+    token_id: int
+    logprobs: dict[int, Logprob] | None  # the likeliest first, then the chosen one if it is not among them
+
+
+def sample(logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+    """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
+
+    Raises:
+        EngineError: a row holds no finite maximum (the model computed NaN or infinity).
+    """
+    rows: Float32Array = logits.numpy()
+    return [_sample_row(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
+
+
+def _sample_row(row: Float32Array, sequence: Sequence) -> SampledToken:
+    params = sequence.params
+    scores = penalised(row, sequence) if params.has_penalties else row
+    if params.is_greedy:
+        token = int(scores.argmax())  # the first of equals, whatever the batch
+        _check_finite(scores[token], sequence)
+    else:
+        token = _draw(scores, sequence)
+    return SampledToken(token, None if params.logprobs is None else _logprobs(row, token, params.logprobs))
+
+
+def _check_finite(score: np.float32, sequence: Sequence) -> None:
+    if not np.isfinite(score):
+        raise EngineError(
+            f"the model's largest logit for request {sequence.request_id!r} is {score}: expected a finite "
+            f"number; the weights are damaged or overflow in this dtype (try dtype='float32')"
+        )
+
+
+def penalised(row: Float32Array, sequence: Sequence) -> Float32Array:
+    """A copy of `row` with repetition (prompt and output), then frequency and presence (output) penalties."""
+    params = sequence.params
+    scores = row.copy()
+    if params.repetition_penalty != 1.0:
+        seen = sequence.tokens[: sequence.num_tokens]
+        penalty = np.float32(params.repetition_penalty)
+        values = scores[seen]
+        scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+    if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
+        tokens, counts = np.unique(sequence.output_ids, return_counts=True)
+        scores[tokens] -= np.float32(params.frequency_penalty) * counts.astype(np.float32)
+        scores[tokens] -= np.float32(params.presence_penalty)
+    return scores
+
+
+def _draw(scores: Float32Array, sequence: Sequence) -> int:
+    """A token drawn from what the filters leave of the tempered distribution."""
+    kept, weights = filtered(scores, sequence.params)
+    _check_finite(scores.max(), sequence)
+    drawn = _inverse_cdf(weights, uniform(sequence.seed, sequence.num_output))
+    return int(drawn if kept is None else kept[drawn])
+
+
+def filtered(scores: Float32Array, params: SamplingParams) -> tuple[IndexArray | None, Float32Array]:
+    """Tokens left by top-k, top-p and min-p, ascending (None: all), and their weights; the best weighs 1."""
+    kept: IndexArray | None = None
+    if 0 < params.top_k < len(scores):
+        kept = _top_k(scores, params.top_k)
+        scores = scores[kept]
+    with np.errstate(over="ignore", invalid="ignore"):  # far lower scores go to -inf and weigh 0
+        weights: Float32Array = np.exp((scores - scores.max()) / np.float32(params.temperature))
+    if params.top_p < 1.0:
+        kept, weights = _narrow(kept, weights, _nucleus(weights, params.top_p))
+    if params.min_p > 0.0:
+        kept, weights = _narrow(kept, weights, np.flatnonzero(weights >= np.float32(params.min_p)))
+    return kept, weights
+
+
+def _narrow(
+    kept: IndexArray | None, weights: Float32Array, chosen: IndexArray
+) -> tuple[IndexArray, Float32Array]:
+    return (chosen if kept is None else kept[chosen]), weights[chosen]
+
+
+def _top_k(scores: Float32Array, k: int) -> IndexArray:
+    """Every token that scores no less than the k-th best, ascending; equals of the k-th all stay.
+
+    The k-th best of the chunks' maxima cannot exceed the k-th best score: two passes over the vocabulary
+    discard most of it.
+    """
+    maxima = np.maximum.reduceat(scores, np.arange(0, len(scores), CHUNK // 4))
+    if k > len(maxima):
+        kth = np.partition(scores, -k)[-k]
+        return np.flatnonzero(scores >= kth)
+    floor = np.partition(maxima, -k)[-k]
+    candidates = np.flatnonzero(scores >= floor)
+    kth = np.partition(scores[candidates], -k)[-k]
+    best: IndexArray = candidates[scores[candidates] >= kth]
+    return best
+
+
+def _nucleus(weights: Float32Array, top_p: float) -> IndexArray:
+    """The likeliest tokens that reach `top_p` of the mass, ascending; of equals at the edge, the first.
+
+    A token stays when the tokens before it, likeliest first, hold less than `top_p`. Positive floats order as
+    their bits do, so the upper bits sort the tokens into buckets, and only the bucket at the edge is sorted.
+    """
+    buckets = weights.view(np.uint32) >> np.uint32(16)
+    mass = np.bincount(buckets, weights=weights)  # float64, summed in the order of the tokens
+    from_here_up = np.append(np.cumsum(mass[::-1])[::-1], 0.0)
+    target = top_p * from_here_up[0]
+    edge = np.flatnonzero(from_here_up >= target)[-1]
+    at_edge = np.flatnonzero(buckets == edge)
+    at_edge = at_edge[np.argsort(-weights[at_edge], kind="stable")]
+    before = from_here_up[edge + 1] + np.cumsum(weights[at_edge], dtype=np.float64) - weights[at_edge]
+    kept = np.concatenate([np.flatnonzero(buckets > edge), at_edge[before < target]])
+    return np.sort(kept)
+
+
+def _inverse_cdf(weights: Float32Array, u: float) -> int:
+    """The index where the running sum of `weights` passes the fraction `u` of their total."""
+    starts = np.arange(0, len(weights), CHUNK)
+    sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    target = u * sums[-1]
+    chunk = int(np.searchsorted(sums, target, side="right"))
+    start = CHUNK * chunk
+    running = np.cumsum(weights[start : start + CHUNK], dtype=np.float64)
+    index = int(np.searchsorted(running, target - (sums[chunk - 1] if chunk else 0.0), side="right"))
+    if index < len(running):
+        return start + index
+    return start + int(np.flatnonzero(weights[start : start + CHUNK])[-1])  # the chunk's sum was rounded up
+
+
+def _logprobs(row: Float32Array, token: int, count: int) -> dict[int, Logprob]:
+    """Log-probabilities of the `count` likeliest tokens (of equals, the lower id first) and of `token`."""
+    maximum = row.max()
+    log_total = float(maximum) + float(np.log(np.exp(row - maximum).sum(dtype=np.float64)))
+    top: list[int] = []
+    if count > 0:
+        candidates = _top_k(row, min(count, len(row)))
+        top = candidates[np.argsort(-row[candidates], kind="stable")][:count].tolist()
+    ranked = {index: Logprob(float(row[index]) - log_total, rank) for rank, index in enumerate(top, start=1)}
+    if token not in ranked:
+        ranked[token] = Logprob(float(row[token]) - log_total, 1 + int(np.count_nonzero(row > row[token])))
+    return ranked
+
+
+def uniform(seed: int, index: int) -> float:
+    """The random number in [0, 1) of output `index` under `seed`: SplitMix64 (Steele, Lea, Flood 2014).
+
+    The seed is mixed once first, so that neighbouring seeds start far apart on the generator's cycle.
+    """
+    mixed = mix64(mix64(seed) + (index + 1) * 0x9E3779B97F4A7C15)
+    return (mixed >> 11) * 2.0**-53
+
+
+def mix64(value: int) -> int:
+    """SplitMix64's finaliser: every bit of the result depends on every bit of `value`."""
+    value &= UINT64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & UINT64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & UINT64
+    return value ^ (value >> 31)
