@@ -17,7 +17,7 @@ def test_steps_run_in_list_order() -> None:
 def test_a_missing_handler_is_named_and_nothing_runs() -> None:
     ran: list[Step] = []
     handlers = {op: ran.append for op in Op if op is not Op.MLP}
-    with pytest.raises(PlanError, match="no handler for .*mlp"):
+    with pytest.raises(PlanError, match=r"no handler for .*mlp"):
         run_sequential(plan_forward(1, 1), handlers)
     assert ran == []
 

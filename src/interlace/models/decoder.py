@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.config import ModelConfig
 from interlace.models.rope import cos_sin_table
-from interlace.models.shard import Shard, partition, scale
+from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler

@@ -1,0 +1,44 @@
+"""Connecting: the communicator of one rank, from what the rank was told."""
+
+from __future__ import annotations
+
+import os
+
+from emucxl.shared_memory import SharedSegment
+
+from interlace.engine.config import EngineConfig
+from interlace.engine.ranks import RankSpec
+from tokenweave.communicators import Communicator
+from tokenweave.kernels import Kernels, make_kernels
+
+
+def connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
+    """Join the group that `spec` describes, as its rank; `segment` is what a shm group meets in."""
+    config = spec.engine_config()
+    kernels = kernels_for(config, ranks_on_host=spec.size)
+    if segment is not None:
+        from tokenweave.communicators.shm import ShmCommunicator
+
+        return ShmCommunicator(segment, spec.rank, spec.size, kernels=kernels, timeout_s=config.timeout_s)
+    if spec.communicator == "torch":
+        from tokenweave.communicators.torch import TorchCommunicator
+
+        return TorchCommunicator.connect(
+            spec.rank, spec.size, "127.0.0.1", spec.master_port, kernels=kernels, timeout_s=config.timeout_s
+        )
+    from tokenweave.communicators.null import NullCommunicator
+
+    return NullCommunicator(kernels=kernels, timeout_s=config.timeout_s)
+
+
+def attach(spec: RankSpec) -> SharedSegment | None:
+    """The segment that a rank process was handed, if its group meets in one."""
+    if spec.segment_fd is None:
+        return None
+    return SharedSegment.attach(spec.segment_fd, spec.segment_size_bytes)
+
+
+def kernels_for(config: EngineConfig, ranks_on_host: int) -> Kernels:
+    """The kernels of one rank, with its share of the host's cores unless the configuration says how many."""
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // ranks_on_host)
+    return make_kernels(config.kernels, threads)

@@ -1,0 +1,172 @@
+"""Launching: from a configuration to a group of ranks that executes batches.
+
+Where the ranks are:
+- `null`: one rank, the caller's own process.
+- `shm`: rank 0 in the caller's process, the others as processes of this host, joined by shared memory.
+- `thread`: every rank a thread of the caller's process.
+- `torch`: a torch.distributed group. Under torchrun (or anything that sets its variables) each rank is a process
+  that somebody else started, on any host; otherwise as for `shm`, over gloo on this host.
+
+Rank processes are started before torch is imported here, so that all ranks load at the same time.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from interlace.engine.config import EngineConfig
+from interlace.engine.ranks import RankProcesses, RankSpec
+from interlace.errors import EngineError, RankFailed
+from interlace.models.sources import load_model, resolve
+
+if TYPE_CHECKING:
+    from emucxl.shared_memory import SharedSegment
+
+    from interlace.engine.rank_group import RankGroup, Ranks
+    from tokenweave.communicators import Communicator
+
+FAILURE_REPORT_S = 2.0  # how long to wait for a watcher to say which rank is behind a failed collective
+
+
+def start(config: EngineConfig) -> RankGroup:
+    """Start every rank that this process is to start, load the model, and return rank 0's handle on them.
+
+    Under torchrun, on ranks other than 0, this serves rank 0 until it is done and then ends the process.
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        EngineError: the configuration does not fit the model, the machine or the group.
+        RankFailed: another rank could not load its part.
+    """
+    kind = resolve_communicator(config)
+    if kind == "torchrun":
+        return _start_under_torchrun(config)
+    config = replace(config, model=str(resolve(config.model)))
+    if kind == "thread":
+        return _start_threads(config)
+    return _start_processes(config, kind)
+
+
+def resolve_communicator(config: EngineConfig) -> str:
+    """What joins the ranks: `null`, `shm`, `thread`, `torch`, or `torchrun` in a process that torchrun started.
+
+    Raises:
+        EngineError: the configuration contradicts itself or the group that torchrun made.
+    """
+    from tokenweave.environment import torchrun_world_size
+
+    world_size = torchrun_world_size()
+    if config.communicator in ("auto", "torch") and world_size is not None and world_size > 1:
+        if config.tp not in (1, world_size):
+            raise EngineError(
+                f"got tp={config.tp} in a group of {world_size} ranks; leave tp out or set it to {world_size}"
+            )
+        return "torchrun"
+    if config.tp == 1:
+        return "null"
+    if config.communicator == "null":
+        raise EngineError(
+            f"got communicator='null' with tp={config.tp}; it joins one rank: use 'auto' or 'shm'"
+        )
+    return "shm" if config.communicator == "auto" else config.communicator
+
+
+def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
+    """Rank 0 here, the others as processes of this host."""
+    segment = _shared_segment(config) if kind == "shm" else None
+    specs = _specs(config, kind, segment)
+    processes = RankProcesses(specs[1:])
+    try:
+        from interlace.engine.connect import connect
+
+        return _load(config, connect(specs[0], segment), processes)
+    except BaseException:
+        processes.close()
+        raise
+
+
+def _start_threads(config: EngineConfig) -> RankGroup:
+    """Every rank a thread of this process."""
+    from interlace.engine.connect import kernels_for
+    from interlace.engine.rank_threads import RankThreads
+    from tokenweave.communicators.thread import thread_group
+
+    group = thread_group(config.tp, timeout_s=config.timeout_s)
+    for communicator in group:
+        communicator.kernels = kernels_for(config, config.tp)
+    return _load(config, group[0], RankThreads(config, group[1:]))
+
+
+def _start_under_torchrun(config: EngineConfig) -> RankGroup:
+    """Rank 0 gets its handle; every other rank serves it and then ends the process."""
+    from tokenweave.communicators.torch import TorchCommunicator
+    from tokenweave.environment import torchrun_local_world_size
+
+    from interlace.engine.connect import kernels_for
+    from interlace.engine.follow import follow
+
+    ranks_on_host = torchrun_local_world_size()
+    communicator = TorchCommunicator.from_environment(
+        kernels=kernels_for(config, ranks_on_host), timeout_s=config.timeout_s
+    )
+    if communicator.rank == 0:
+        return _load(config, communicator, None, ranks_on_host)
+    follow(config, communicator, ranks_on_host)
+    raise SystemExit(0)
+
+
+def _load(
+    config: EngineConfig, communicator: Communicator, others: Ranks | None, ranks_on_host: int | None = None
+) -> RankGroup:
+    """Load rank 0's shard and meet the other ranks; if one of them fails first, say which."""
+    from interlace.engine.rank_group import RankGroup
+    from interlace.engine.runner import Runner
+    from tokenweave.errors import RankError
+
+    if others is not None:
+        others.on_failure(lambda _, reason: communicator.abort(reason))
+    try:
+        model = load_model(config.model)
+        runner = Runner(config, model, communicator, ranks_on_host or config.tp)
+        return RankGroup(runner, model.tokenizer, others)
+    except RankError as error:
+        known = others.wait_for_failure(FAILURE_REPORT_S) if others is not None else None
+        raise RankFailed(known[1], known[0]) if known else RankFailed(str(error), error.rank) from error
+    except BaseException:
+        with suppress(Exception):
+            communicator.abort("rank 0 could not load the model")
+        raise
+
+
+def _shared_segment(config: EngineConfig) -> SharedSegment:
+    from emucxl.shared_memory import SharedSegment
+    from tokenweave.communicators.shm_layout import segment_size_bytes
+
+    return SharedSegment.create("interlace", segment_size_bytes(config.tp))
+
+
+def _specs(config: EngineConfig, kind: str, segment: SharedSegment | None) -> list[RankSpec]:
+    """What each rank is told, rank 0 included."""
+    port = _free_port() if kind == "torch" else 0
+    return [
+        RankSpec(
+            rank=rank,
+            size=config.tp,
+            communicator=kind,
+            config=asdict(config),
+            segment_fd=segment.fd if segment else None,
+            segment_size_bytes=segment.size_bytes if segment else 0,
+            master_port=port,
+        )
+        for rank in range(config.tp)
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,150 @@
+"""RankGroup: rank 0's handle on all ranks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from interlace.engine.follow import BATCH, QUIT, REPORT
+from interlace.engine.launch import FAILURE_REPORT_S
+from interlace.engine.runner import RankInfo, Runner, roll_call
+from interlace.errors import EngineError, InterlaceError, RankFailed
+from interlace.models.batch import ForwardBatch
+from interlace.models.config import ModelConfig
+from tokenweave.errors import CommunicatorTimeout, RankError
+
+if TYPE_CHECKING:
+    from interlace.models.tokenizer import Tokenizer
+
+
+class Ranks(Protocol):
+    """The ranks other than 0 that this process started: `RankProcesses` or `RankThreads`."""
+
+    def on_failure(self, handler: Callable[[int, str], None]) -> None:
+        """Have `handler` told which rank failed and why; at once if one has already."""
+
+    def wait_for_failure(self, timeout_s: float) -> tuple[int, str] | None:
+        """The first rank known to have failed and why, or None when none has within `timeout_s`."""
+
+    def close(self) -> None:
+        """End them, within a bounded time."""
+
+
+class RankGroup:
+    """All ranks of a job, ready to execute batches.
+
+    Thread safety: one caller at a time.
+    """
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, others: Ranks | None) -> None:
+        self.runner, self.tokenizer, self._others = runner, tokenizer, others
+        self._failure: InterlaceError | None = None
+        self._closed = False
+
+    @property
+    def num_blocks(self) -> int:
+        return self.runner.num_blocks
+
+    @property
+    def max_model_len(self) -> int:
+        return self.runner.max_model_len
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.runner.model_config
+
+    def execute(self, batch: ForwardBatch) -> Tensor:
+        """Run `batch` on every rank. Returns the logits it asks for, (num_logits, vocab_size) float32.
+
+        Raises:
+            RankFailed: a rank died or stopped answering. The group is of no more use, and says so when called again.
+        """
+        with self._in_step():
+            if self.runner.communicator.size > 1:
+                self.runner.communicator.broadcast_bytes(BATCH + batch.to_bytes())
+            return self.runner.execute(batch)
+
+    def describe(self) -> dict[str, object]:
+        """The ranks as they are now: where, with which kernels and dtype, and their peak memory in bytes."""
+        ranks = self._report()
+        return {
+            "ranks": [asdict(info) for info in ranks],
+            "communicator": self.runner.communicator.name,
+            "dtype": ranks[0].dtype,
+            "kernels": ranks[0].kernels,
+            "threads_per_rank": ranks[0].threads,
+            "num_kv_blocks": self.num_blocks,
+            "memory_per_rank_bytes": [info.peak_memory_bytes for info in ranks],
+        }
+
+    def close(self) -> None:
+        """End every rank. Calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        communicator = self.runner.communicator
+        if self._failure is None and communicator.size > 1:
+            with suppress(Exception):  # a rank that cannot be told notices that this process is gone
+                communicator.broadcast_bytes(QUIT)
+        if self._others is not None:
+            self._others.close()
+        with suppress(Exception):
+            communicator.close()
+
+    def _report(self) -> list[RankInfo]:
+        with self._in_step():
+            if self.runner.communicator.size > 1:
+                self.runner.communicator.broadcast_bytes(REPORT)
+            return roll_call(self.runner.communicator, self.runner.describe())
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        """What lies between two commands: every rank gets through it, or the group has failed."""
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise EngineError("the engine is closed: make a new LLM")
+        with interrupt_deferred():
+            try:
+                yield
+            except BaseException as error:
+                self._failure = self._explain(error)
+                with suppress(Exception):
+                    self.runner.communicator.abort(str(self._failure))
+                raise self._failure from error
+
+    def _explain(self, error: BaseException) -> InterlaceError:
+        """Which rank failed, as far as is known."""
+        if not isinstance(error, RankError | CommunicatorTimeout):
+            return EngineError(f"rank 0 failed in a step: {type(error).__name__}: {error}")
+        known = self._others.wait_for_failure(FAILURE_REPORT_S) if self._others is not None else None
+        if known is not None:
+            return RankFailed(known[1], known[0])
+        return RankFailed(str(error), getattr(error, "rank", None))
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is over, so that no rank is left in the middle of a collective."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending = False
+
+    def remember(*_: object) -> None:
+        nonlocal pending
+        pending = True
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pending:
+        signal.raise_signal(signal.SIGINT)

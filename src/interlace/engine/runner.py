@@ -1,0 +1,179 @@
+"""Runner: one rank's share of the work. Its shard of the model, its part of the KV cache, its communicator.
+
+Every rank builds a Runner and executes the same batches in the same order; rank 0's caller decides which.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interlace.engine.config import EngineConfig
+from interlace.errors import CacheTooSmall, EngineError
+from interlace.models.batch import ForwardBatch
+from interlace.models.config import ModelConfig
+from interlace.models.decoder import Decoder
+from interlace.models.shard import Shard
+from interlace.models.sources import LoadedModel
+from tokenweave.communicators import Communicator
+from tokenweave.execute import Observer, run_sequential
+from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels
+from tokenweave.plan import plan_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CACHE_SHARE_OF_MEMORY = 0.4  # of the memory free when the engine starts, over all ranks of a host
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """What a rank tells the others about itself."""
+
+    rank: int
+    host: str
+    pid: int
+    threads: int
+    kernels: str
+    dtype: str
+    num_kv_blocks: int
+    peak_memory_bytes: int  # largest resident set so far
+    weights_bytes: int
+
+
+class Runner:
+    """One rank, ready to execute batches.
+
+    Thread safety: none; `execute` is a collective call, so every rank must make it in the same order.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: LoadedModel,
+        communicator: Communicator,
+        ranks_on_host: int = 1,
+        on_loaded: Callable[[], None] | None = None,
+    ) -> None:
+        """Load this rank's shard, agree with the other ranks on the size of the KV cache, and allocate it."""
+        self.config, self.communicator, self.kernels = config, communicator, communicator.kernels
+        self.model_config = model.config
+        torch.set_num_threads(self.kernels.threads)
+        self.dtype = resolve_dtype(config.dtype, self.kernels)
+        self.max_model_len = resolve_max_model_len(config, model.config)
+        shard = Shard.of(model.config, communicator.rank, communicator.size)
+        self.decoder = Decoder(
+            model.weights, shard, self.kernels, communicator, self.dtype, self.max_model_len
+        )
+        self.num_blocks = self._affordable_blocks(ranks_on_host)
+        self.ranks = roll_call(communicator, self.describe())
+        self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
+        self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
+        self.cache = self.kernels.new_kv_cache(
+            model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
+        )
+        self.observe: Observer | None = None  # told of every step of every batch, when set
+
+    @torch.inference_mode()
+    def execute(self, batch: ForwardBatch) -> Tensor:
+        """Run one batch. Returns the logits it asked for, (num_logits, vocab_size) float32, on every rank."""
+        forward = self.decoder.forward(batch, self.cache)
+        plan = plan_forward(self.model_config.num_layers, batch.num_tokens)
+        run_sequential(plan, forward.handlers, self.observe)
+        return forward.logits
+
+    def describe(self) -> RankInfo:
+        return RankInfo(
+            rank=self.communicator.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            threads=self.kernels.threads,
+            kernels=self.kernels.name,
+            dtype=str(self.dtype).removeprefix("torch."),
+            num_kv_blocks=self.num_blocks,
+            peak_memory_bytes=peak_memory_bytes(),
+            weights_bytes=self.decoder.size_bytes,
+        )
+
+    def _affordable_blocks(self, ranks_on_host: int) -> int:
+        """KV blocks this rank can hold: what the configuration says, or a share of the free memory.
+
+        Raises:
+            CacheTooSmall: not even one sequence of one block fits.
+        """
+        if self.config.num_kv_blocks is not None:
+            return self.config.num_kv_blocks
+        wanted = self.config.max_num_seqs * -(-self.max_model_len // BLOCK_SIZE)
+        block_bytes = self._block_bytes(self.decoder.heads)
+        if block_bytes == 0:  # a rank without heads holds no cache
+            return wanted
+        if self.config.kv_cache_gb is not None:
+            budget_bytes = int(self.config.kv_cache_gb * 1e9)
+        else:
+            budget_bytes = int(available_memory_bytes() * CACHE_SHARE_OF_MEMORY) // ranks_on_host
+        blocks = min(wanted, budget_bytes // block_bytes)
+        if blocks < 1:
+            raise CacheTooSmall(
+                f"rank {self.communicator.rank}: got {budget_bytes:,} bytes for the KV cache; one block of "
+                f"{BLOCK_SIZE} tokens takes {block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
+            )
+        return blocks
+
+    def _block_bytes(self, heads: HeadLayout) -> int:
+        elements = 2 * heads.num_kv_heads * heads.head_dim * BLOCK_SIZE * self.model_config.num_layers
+        return elements * self.dtype.itemsize
+
+
+def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
+    """Every rank's RankInfo, in rank order, on every rank. A rank that is still loading is waited for."""
+    message = json.dumps(asdict(own)).encode()
+    calls = (
+        communicator.broadcast_bytes(message if rank == own.rank else None, root=rank, idle=True)
+        for rank in range(communicator.size)
+    )
+    return [RankInfo(**json.loads(call)) for call in calls]
+
+
+def resolve_dtype(name: str, kernels: Kernels) -> torch.dtype:
+    """`auto` is bfloat16 where the kernels multiply it natively, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if kernels.native_bfloat16 else torch.float32
+    return DTYPES[name]
+
+
+def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The longest sequence served: the model's own context, or less where the configuration says so."""
+    if config.max_model_len is None:
+        return model.max_position
+    if config.max_model_len > model.max_position:
+        raise EngineError(
+            f"got max_model_len={config.max_model_len}; the model's context is {model.max_position} tokens: "
+            f"leave max_model_len out or set it to at most {model.max_position}"
+        )
+    return config.max_model_len
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had without swapping (MemAvailable)."""
+    return _proc_kib("/proc/meminfo", "MemAvailable:") * 1024
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far (VmHWM; getrusage's figure survives exec and would mislead)."""
+    return _proc_kib("/proc/self/status", "VmHWM:") * 1024
+
+
+def _proc_kib(path: str, key: str) -> int:
+    with open(path) as lines:
+        for line in lines:
+            if line.startswith(key):
+                return int(line.split()[1])
+    raise EngineError(f"{path} has no {key} line; Interlace runs on Linux, got {platform.system()}")
