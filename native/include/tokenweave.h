@@ -21,10 +21,130 @@ typedef enum tw_status {
     TW_ERROR_UNSUPPORTED = -3,
     TW_ERROR_TIMEOUT = -4,
     TW_ERROR_ABORTED = -5,
+    TW_ERROR_MISMATCH = -6,
 } tw_status;
 
 /* Version of this ABI; the Python loader refuses another. */
 TW_API int tw_abi_version(void);
+
+/* ---- CPU kernels ----------------------------------------------------------------------------------------------
+ *
+ * Thread safety: a pool serves one caller at a time; separate pools are independent. No call keeps a pointer.
+ *
+ * Invariants:
+ *  1. A row's result is the same bit for bit whatever rows surround it, however many threads work, and however a
+ *     prompt is cut into chunks: each output has one accumulator and takes its terms in ascending order.
+ *  2. Indices into caches, tables and rows are checked before anything is read or written through them.
+ *
+ * Row strides (ld*) count elements. Rows are contiguous. dtypes are tw_dtype.
+ */
+typedef enum tw_dtype { TW_FLOAT32 = 0, TW_BFLOAT16 = 1 } tw_dtype;
+
+typedef enum tw_isa { TW_BASELINE = 0, TW_AVX2 = 1, TW_AVX512 = 2, TW_AVX512_BF16 = 3 } tw_isa;
+
+/* The best instruction set that both this CPU and its operating system support. */
+TW_API int tw_best_isa(void);
+
+/* A team of `num_threads` workers, the caller being one, running the kernels compiled for `isa`. */
+typedef struct tw_pool tw_pool;
+TW_API int tw_pool_create(int num_threads, int isa, tw_pool **pool);
+TW_API void tw_pool_destroy(tw_pool *pool);
+
+/* Weights. Panels of 32 outputs: bfloat16 [n/32][k/2][32][2], float32 [n/32][k][32], zero padded. */
+TW_API int64_t tw_packed_size_bytes(int64_t n, int64_t k, int dtype);
+TW_API int tw_pack(tw_pool *pool, const void *weight, int64_t ldw, int weight_dtype, int64_t n, int64_t k, void *packed,
+                   int dtype);
+/* y (m, n) = x (m, k) weight^T + bias (n) float32 or NULL. out_dtype: dtype or TW_FLOAT32. */
+TW_API int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *packed, const float *bias, void *y,
+                     int64_t ldy, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype);
+/* out (m, k): row ids[i] - first_row of a packed weight, or zeros where it has no such row. */
+TW_API int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_t m, int64_t first_row,
+                          int64_t n, int64_t k, void *out, int dtype);
+
+/* out = rms_norm(x) * weight; where residual is not NULL, residual += x first, and that is normed. */
+TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, void *residual, int64_t ldr, const void *weight,
+                       void *out, int64_t ldo, int64_t m, int64_t h, float eps, int dtype);
+/* out (m, i) = silu(gate) * up of gate_up (m, 2i) = [gate | up]. */
+TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
+
+/* KV blocks of 16 tokens, (num_blocks, 2, num_kv_heads, 16 * head_dim), inside a head:
+ *   bfloat16: K [head_dim/2][16][2], V [8][head_dim][2];  float32: K [head_dim][16], V [16][head_dim].
+ * head_dim is a multiple of 16. */
+TW_API int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, const int32_t *positions,
+                             const int32_t *slots, const float *cos_sin, int64_t max_position, const void *q_norm,
+                             const void *k_norm, float eps, void *q, void *cache, int64_t num_blocks, int64_t m,
+                             int num_heads, int num_kv_heads, int head_dim, int dtype);
+/* group_start (num_kv_heads + 1): KV head j serves query heads group_start[j] to group_start[j + 1].
+ * sliding_window 0: none. */
+TW_API int tw_paged_attention(tw_pool *pool, const void *q, int64_t ldq, const void *cache, int64_t num_blocks,
+                              const int32_t *block_tables, int64_t max_blocks, const int32_t *query_start,
+                              const int32_t *seq_lens, int64_t num_seqs, int64_t m, const int32_t *group_start,
+                              int num_kv_heads, int head_dim, float scale, int32_t sliding_window, void *out,
+                              int dtype);
+
+/* Physical limits over all threads of the pool, measured for about `seconds`. */
+typedef enum tw_limit { TW_LIMIT_FMA_GFLOPS = 0, TW_LIMIT_BF16_GFLOPS = 1, TW_LIMIT_READ_GBPS = 2 } tw_limit;
+TW_API int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value);
+
+/* ---- Shared-memory collectives ----------------------------------------------------------------------------------
+ *
+ * Thread safety: a tw_shm_group is one rank's handle, used by one thread at a time; only tw_shm_abort may be called
+ * by any thread at any time. The segment is zero-filled memory that every rank maps, for one group, once.
+ *
+ * Invariants:
+ *  1. All ranks make the same calls in the same order; where they do not, all get TW_ERROR_MISMATCH.
+ *  2. A sum is taken in rank order, in float32 (integers: wrapping), rounded once: the same bits on every rank.
+ *  3. Every wait ends: TW_OK, TW_ERROR_TIMEOUT, TW_ERROR_ABORTED (a rank died, left or aborted) or TW_ERROR_MISMATCH.
+ *     After any error but an invalid argument the group is aborted; tw_shm_last_error says why.
+ */
+typedef enum tw_shm_dtype {
+    TW_SHM_FLOAT32 = 1,
+    TW_SHM_BFLOAT16 = 2,
+    TW_SHM_FLOAT16 = 3,
+    TW_SHM_INT32 = 4,
+    TW_SHM_INT64 = 5,
+    TW_SHM_UINT8 = 6,
+} tw_shm_dtype;
+
+typedef struct tw_shm_options {
+    int32_t rank; /* -1: an observer, which may only abort */
+    int32_t size; /* up to 64 */
+    uint64_t slot_bytes; /* of one rank's buffer, of which it has two; a multiple of 4096 */
+    int64_t timeout_ns; /* bound of every wait that is not idle */
+    int64_t spin_ns; /* how long a wait stays awake before it sleeps */
+    int32_t crowded; /* not 0: more ranks than processors, so yield the processor instead of spinning */
+} tw_shm_options;
+
+typedef struct tw_shm_group tw_shm_group;
+
+/* Bytes of the segment that a group needs; 0 for a size or slot_bytes that cannot be. */
+TW_API size_t tw_shm_segment_bytes(int size, size_t slot_bytes);
+
+/* Joins. segment_fd is the segment's file, through which the others notice this process's death, or -1. Refuses a
+ * segment that is too small, has been used with another size or slot_bytes, or has had this rank already. */
+TW_API int tw_shm_attach(void *base, size_t segment_bytes, int segment_fd, const tw_shm_options *options,
+                         tw_shm_group **group);
+/* Leaves: a rank that still waits for this one gets TW_ERROR_ABORTED. */
+TW_API void tw_shm_detach(tw_shm_group *group);
+
+/* Returns once every rank has called it; what each wrote to shared memory before is visible after. */
+TW_API int tw_shm_barrier(tw_shm_group *group);
+/* data[count] becomes the sum over the ranks. */
+TW_API int tw_shm_all_reduce(tw_shm_group *group, void *data, size_t count, int dtype);
+/* gathered (size * bytes) becomes the ranks' data (bytes each) in rank order. */
+TW_API int tw_shm_all_gather(tw_shm_group *group, const void *data, void *gathered, size_t bytes);
+/* data becomes the root's. The root may return before the others have it. */
+TW_API int tw_shm_broadcast(tw_shm_group *group, void *data, size_t bytes, int root);
+/* A message whose length only the root knows: the root sends; the others begin, make room, and take the rest.
+ * idle: wait for the other ranks without bound (asleep), yet still end on an abort. */
+TW_API int tw_shm_send_bytes(tw_shm_group *group, const void *data, size_t bytes, int idle);
+TW_API int tw_shm_receive_begin(tw_shm_group *group, int root, int idle, uint64_t *bytes);
+TW_API int tw_shm_receive_rest(tw_shm_group *group, int root, void *data);
+
+/* Makes every rank's current and later calls return TW_ERROR_ABORTED. failed_rank: whose fault, or -1. */
+TW_API int tw_shm_abort(tw_shm_group *group, int failed_rank, const char *reason);
+/* Why the last call on this handle failed, and returns the rank whose fault it was, or -1. */
+TW_API int tw_shm_last_error(const tw_shm_group *group, char *text, size_t text_bytes);
 
 #ifdef __cplusplus
 }

@@ -1,10 +1,47 @@
 """Communicators: how the ranks of one tensor-parallel group exchange tensors.
 
 One contract (`base.Communicator`), one file per backend. May import `emucxl`, torch and `tokenweave.kernels`.
+Names are loaded on first use, so that `shm_layout` can be had without torch.
 """
 
-from tokenweave.communicators.base import Communicator
-from tokenweave.communicators.null import NullCommunicator
-from tokenweave.communicators.thread import ThreadCommunicator, thread_group
+from __future__ import annotations
 
-__all__ = ["Communicator", "NullCommunicator", "ThreadCommunicator", "thread_group"]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenweave.communicators.available import availability
+    from tokenweave.communicators.base import Communicator
+    from tokenweave.communicators.null import NullCommunicator
+    from tokenweave.communicators.shm import ShmCommunicator
+    from tokenweave.communicators.shm_layout import segment_bytes
+    from tokenweave.communicators.thread import ThreadCommunicator, thread_group
+    from tokenweave.communicators.torch import TorchCommunicator
+
+__all__ = [
+    "Communicator",
+    "NullCommunicator",
+    "ShmCommunicator",
+    "ThreadCommunicator",
+    "TorchCommunicator",
+    "availability",
+    "segment_bytes",
+    "thread_group",
+]
+
+_HOMES = {
+    "Communicator": "base",
+    "NullCommunicator": "null",
+    "ShmCommunicator": "shm",
+    "ThreadCommunicator": "thread",
+    "TorchCommunicator": "torch",
+    "availability": "available",
+    "segment_bytes": "shm_layout",
+    "thread_group": "thread",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -67,6 +67,10 @@ class Communicator(ABC):
             self._kernels = make_kernels("reference")
         return self._kernels
 
+    @kernels.setter
+    def kernels(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
     def all_reduce(self, tensor: Tensor) -> None:
         """Sums `tensor` over the ranks, in place.
 

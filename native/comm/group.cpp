@@ -1,0 +1,288 @@
+#include "group.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+namespace tokenweave::shm {
+namespace {
+
+constexpr int64_t kSecond = 1000000000;
+constexpr int64_t kSleepSlice = kSecond / 20;
+
+int64_t now_ns() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * kSecond + time.tv_nsec;
+}
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
+
+// The futex is not PRIVATE: the word is mapped by several processes.
+void futex_wait(std::atomic<uint32_t>& word, uint32_t seen, int64_t at_most_ns) {
+    timespec time{at_most_ns / kSecond, at_most_ns % kSecond};
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT, seen, &time, nullptr, 0);
+}
+
+void futex_wake_all(std::atomic<uint32_t>& word) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+}
+
+bool reached(const RankState& state, uint32_t step, std::memory_order order = std::memory_order_acquire) {
+    return static_cast<int32_t>(state.arrived.load(order) - step) >= 0;
+}
+
+__attribute__((format(printf, 3, 4))) void say(tw_shm_group* group, int failed_rank, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(group->error, sizeof group->error, format, arguments);
+    va_end(arguments);
+    group->failed_rank = failed_rank;
+}
+
+bool spin(tw_shm_group* group, const RankState& state, uint32_t step) {
+    const int64_t until = now_ns() + group->spin_ns;
+    for (uint32_t turn = 1;; ++turn) {
+        if (reached(state, step)) return true;
+        if (group->crowded) {
+            sched_yield();
+        } else {
+            relax();
+        }
+        if ((group->crowded || turn % 16 == 0) &&
+            (now_ns() > until || group->header->abort_word.load(std::memory_order_relaxed) != 0)) {
+            return reached(state, step);
+        }
+    }
+}
+
+tw_status time_out(tw_shm_group* group, uint32_t step, Operation operation) {
+    char missing[192] = "";
+    int count = 0;
+    for (int rank = 0, used = 0; rank < group->size && used < int(sizeof missing) - 8; ++rank) {
+        if (rank != group->rank && !reached(group->ranks[rank], step)) {
+            used += snprintf(missing + used, sizeof missing - used, count++ ? ", %d" : "%d", rank);
+        }
+    }
+    say(group, -1, "rank %d waited %g s in %s for rank%s %s", group->rank, double(group->timeout_ns) / kSecond,
+        name_of(operation), count == 1 ? "" : "s", missing);
+    abort_group(group, AbortKind::kFailed, -1, group->error);
+    return TW_ERROR_TIMEOUT;
+}
+
+// A rank that has not arrived and no longer can: TW_ERROR_ABORTED, and the group is told.
+tw_status check_alive(tw_shm_group* group, int rank, uint32_t step, Operation operation) {
+    const RankState& state = group->ranks[rank];
+    const uint32_t presence = state.presence.load(std::memory_order_acquire);
+    const bool left = presence == kLeft;
+    const bool died =
+        presence == kPresent && group->lock_fd >= 0 && !presence_lock_is_held(group->lock_fd, rank) &&
+        state.presence.load(std::memory_order_acquire) == kPresent;  // it did not leave between the two looks
+    if ((!left && !died) || reached(state, step)) return TW_OK;
+    say(group, rank, "rank %d %s; rank %d waits for it in %s", rank,
+        left ? "has left the group" : "died: its process ended", group->rank, name_of(operation));
+    abort_group(group, AbortKind::kFailed, rank, group->error);
+    return check_aborted(group);
+}
+
+// Waits until `rank` has arrived at `step`: first awake, then asleep in slices.
+tw_status wait_for(tw_shm_group* group, int rank, uint32_t step, Operation operation, bool idle) {
+    RankState& state = group->ranks[rank];
+    if (reached(state, step) || spin(group, state, step)) return TW_OK;
+    const int64_t deadline = now_ns() + group->timeout_ns;
+    for (;;) {
+        // Either the arriving rank sees this waiter counted, or this load sees it arrive: both are seq_cst.
+        state.sleepers.fetch_add(1, std::memory_order_seq_cst);
+        const uint32_t seen = state.arrived.load(std::memory_order_seq_cst);
+        const int64_t left = idle ? kSleepSlice : deadline - now_ns();
+        if (!reached(state, step) && left > 0 && group->header->abort_word.load(std::memory_order_acquire) == 0) {
+            futex_wait(state.arrived, seen, std::min(left, kSleepSlice));
+        }
+        state.sleepers.fetch_sub(1, std::memory_order_relaxed);
+        if (reached(state, step)) return TW_OK;
+        if (tw_status status = check_aborted(group)) return status;
+        if (tw_status status = check_alive(group, rank, step, operation)) return status;
+        if (left <= 0) return time_out(group, step, operation);
+    }
+}
+
+void describe(const Tag& tag, char* text, size_t bytes) {
+    static const char* const kDtypes[] = {"", " of float32", " of bfloat16", " of float16", " of int32", " of int64",
+                                          " of uint8"};
+    const char* dtype = tag.dtype >= 0 && tag.dtype <= TW_SHM_UINT8 ? kDtypes[tag.dtype] : "";
+    int used = snprintf(text, bytes, "%s", name_of(tag.operation));
+    if (tag.operation != Operation::kBarrier && tag.operation != Operation::kBroadcastBytes) {
+        used += snprintf(text + used, bytes - used, "(%llu bytes%s)", static_cast<unsigned long long>(tag.bytes), dtype);
+    }
+    if (tag.root >= 0) snprintf(text + used, bytes - used, " from rank %d", tag.root);
+}
+
+tw_status mismatch(tw_shm_group* group, const Tag& own, int rank, const Tag& other) {
+    char mine[96], theirs[96], reason[kReasonBytes];
+    describe(own, mine, sizeof mine);
+    describe(other, theirs, sizeof theirs);
+    snprintf(reason, sizeof reason, "rank %d called %s where rank %d called %s", group->rank, mine, rank, theirs);
+    abort_group(group, AbortKind::kMismatch, -1, reason);
+    return check_aborted(group);
+}
+
+constexpr size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+
+uint64_t pack_shape(int size, size_t slot_bytes) {
+    return kLayoutVersion << 56 | static_cast<uint64_t>(size) << 48 | slot_bytes;
+}
+
+}  // namespace
+
+Layout::Layout(int size, size_t slot_bytes) {
+    reasons = round_up(sizeof(Header), kLineBytes);
+    ranks = round_up(reasons + (size + 1) * kReasonBytes, kLineBytes);
+    slots = round_up(ranks + size * sizeof(RankState), kPageBytes);
+    total = slots + size_t(2) * size * slot_bytes;
+}
+
+const char* name_of(Operation operation) {
+    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "broadcast", "broadcast_bytes"};
+    return kNames[static_cast<uint32_t>(operation)];
+}
+
+tw_status begin_step(tw_shm_group* group, Operation operation, bool idle) {
+    if (tw_status status = check_aborted(group)) return status;
+    const uint32_t previous = group->step;
+    for (int rank = 0; rank < group->size; ++rank) {
+        if (tw_status status = wait_for(group, rank, previous, operation, idle)) return status;
+    }
+    group->step = previous + 1;
+    return TW_OK;
+}
+
+void arrive(tw_shm_group* group, const Tag& tag) {
+    RankState& own = group->ranks[group->rank];
+    own.tags[group->step & 1] = tag;
+    own.arrived.store(group->step, std::memory_order_seq_cst);  // releases the tag and the slot; see wait_for
+    if (own.sleepers.load(std::memory_order_seq_cst) != 0) futex_wake_all(own.arrived);
+}
+
+tw_status await_rank(tw_shm_group* group, int rank, const Tag& tag, bool idle) {
+    if (tw_status status = wait_for(group, rank, group->step, tag.operation, idle)) return status;
+    const Tag& other = group->ranks[rank].tags[group->step & 1];
+    return other == tag ? TW_OK : mismatch(group, tag, rank, other);
+}
+
+tw_status await_all(tw_shm_group* group, const Tag& tag) {
+    for (int rank = 0; rank < group->size; ++rank) {
+        if (tw_status status = await_rank(group, rank, tag, false)) return status;
+    }
+    return TW_OK;
+}
+
+void abort_group(tw_shm_group* group, AbortKind kind, int failed_rank, const char* reason) {
+    std::lock_guard<std::mutex> one_writer_of_our_text(group->abort_mutex);
+    Header* header = group->header;
+    if (header->abort_word.load(std::memory_order_acquire) != 0) return;
+    const int author = group->rank < 0 ? group->size : group->rank;
+    snprintf(group->reason(author), kReasonBytes, "%s", reason);
+    const uint32_t word = static_cast<uint32_t>(kind) | (author + 1) << 8 | (failed_rank + 1) << 16;
+    uint32_t none = 0;
+    // Releases the text; of several that abort at once the first wins, and each writes a text of its own.
+    header->abort_word.compare_exchange_strong(none, word, std::memory_order_acq_rel);
+    for (int rank = 0; rank < group->size; ++rank) futex_wake_all(group->ranks[rank].arrived);
+}
+
+tw_status check_aborted(tw_shm_group* group) {
+    const uint32_t word = group->header->abort_word.load(std::memory_order_acquire);
+    if (word == 0) return TW_OK;
+    const int author = static_cast<int>(word >> 8 & 0xff) - 1;
+    const int failed_rank = static_cast<int>(word >> 16) - 1;
+    const bool known = author >= 0 && author <= group->size;
+    say(group, failed_rank, "%.*s", int(kReasonBytes) - 1, known ? group->reason(author) : "the segment is damaged");
+    return (word & 0xff) == static_cast<uint32_t>(AbortKind::kMismatch) ? TW_ERROR_MISMATCH : TW_ERROR_ABORTED;
+}
+
+}  // namespace tokenweave::shm
+
+using namespace tokenweave::shm;
+
+extern "C" size_t tw_shm_segment_bytes(int size, size_t slot_bytes) {
+    if (size < 1 || size > kMaxRanks || slot_bytes == 0 || slot_bytes % kPageBytes != 0) return 0;
+    return Layout(size, slot_bytes).total;
+}
+
+extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, const tw_shm_options* options,
+                             tw_shm_group** group_out) {
+    if (!base || !options || !group_out) return TW_ERROR_INVALID_ARGUMENT;
+    const int size = options->size, rank = options->rank;
+    const size_t needed = tw_shm_segment_bytes(size, options->slot_bytes);
+    if (needed == 0 || segment_bytes < needed || rank < -1 || rank >= size || options->timeout_ns <= 0) {
+        return TW_ERROR_INVALID_ARGUMENT;
+    }
+    const Layout layout(size, options->slot_bytes);
+    char* start = static_cast<char*>(base);
+    auto* header = reinterpret_cast<Header*>(start);
+    uint64_t shape = 0;
+    const uint64_t wanted = pack_shape(size, options->slot_bytes);
+    if (!header->shape.compare_exchange_strong(shape, wanted, std::memory_order_acq_rel) && shape != wanted) {
+        return TW_ERROR_INVALID_ARGUMENT;
+    }
+    auto* group = new (std::nothrow) tw_shm_group;
+    if (!group) return TW_ERROR_OUT_OF_MEMORY;
+    group->header = header;
+    group->reasons = start + layout.reasons;
+    group->ranks = reinterpret_cast<RankState*>(start + layout.ranks);
+    group->slots = start + layout.slots;
+    group->slot_bytes = options->slot_bytes;
+    group->rank = rank;
+    group->size = size;
+    group->timeout_ns = options->timeout_ns;
+    group->spin_ns = options->spin_ns;
+    group->crowded = options->crowded != 0;
+    if (rank >= 0) {
+        group->lock_fd = lock_presence(segment_fd, rank);
+        uint32_t expected = kNeverCame;
+        const uint32_t presence = group->lock_fd >= 0 ? kPresent : kPresentUnwatched;
+        if (!group->ranks[rank].presence.compare_exchange_strong(expected, presence, std::memory_order_acq_rel)) {
+            if (group->lock_fd >= 0) close(group->lock_fd);
+            delete group;
+            return TW_ERROR_INVALID_ARGUMENT;
+        }
+    }
+    *group_out = group;
+    return TW_OK;
+}
+
+extern "C" void tw_shm_detach(tw_shm_group* group) {
+    if (!group) return;
+    if (group->rank >= 0) {
+        // Left first, unlocked second, or a waiter could take the one for a death.
+        group->ranks[group->rank].presence.store(kLeft, std::memory_order_release);
+        futex_wake_all(group->ranks[group->rank].arrived);
+    }
+    if (group->lock_fd >= 0) close(group->lock_fd);
+    delete group;
+}
+
+extern "C" int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason) {
+    if (!group || !reason || failed_rank < -1 || failed_rank >= group->size) return TW_ERROR_INVALID_ARGUMENT;
+    abort_group(group, AbortKind::kFailed, failed_rank, reason);
+    return TW_OK;
+}
+
+extern "C" int tw_shm_last_error(const tw_shm_group* group, char* text, size_t text_bytes) {
+    if (text && text_bytes) snprintf(text, text_bytes, "%s", group->error);
+    return group->failed_rank;
+}

@@ -1,0 +1,169 @@
+"""Ranks of one host that meet in a shared segment; the collectives themselves are native (native/comm).
+
+Thread safety: one thread at a time per rank; `abort` and `mark_failed` may be called from any thread.
+
+Invariants:
+  1. A segment serves one group, once; each rank joins it once, in any order, as soon as the segment exists.
+  2. A rank that dies, however, is noticed by the ranks that wait for it (within about 50 ms): the kernel lets go
+     of a lock that the rank held. A supervisor that knows sooner, or knows why, calls `mark_failed`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenweave.communicators import shm_abi
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
+from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
+from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+
+if TYPE_CHECKING:
+    from emucxl.shared_memory import SharedSegment
+    from tokenweave.kernels import Kernels
+
+SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
+
+_DTYPES = {  # tw_shm_dtype
+    torch.float32: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+    torch.int32: 4,
+    torch.int64: 5,
+    torch.uint8: 6,
+}
+
+
+class ShmCommunicator(Communicator):
+    """One rank of a group that meets in `segment`. Channel: slots in the segment, counters and futexes.
+
+    The segment must have `segment_bytes(size, slot_bytes)` bytes, all ranks must be given the same sizes, and it
+    cannot be closed before the communicator is. CPU tensors only.
+    """
+
+    name = "shm"
+
+    def __init__(
+        self,
+        segment: SharedSegment,
+        rank: int,
+        size: int,
+        *,
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        slot_bytes: int = SLOT_BYTES,
+        spin_s: float = SPIN_S,
+    ) -> None:
+        super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
+        needed = segment_bytes(size, slot_bytes)
+        if segment.size_bytes < needed:
+            raise CommunicatorError(
+                f"got a segment of {segment.size_bytes:,} bytes; {size} ranks with slots of {slot_bytes:,} bytes "
+                f"need {needed:,}: create it with segment_bytes({size}, {slot_bytes})"
+            )
+        self._library = shm_abi.library()
+        self._closing = threading.Lock()  # so that no abort of another thread meets a handle that is gone
+        self._view = segment.buffer  # keeps the segment mapped
+        self._group: ctypes.c_void_p | None = None
+        options = shm_abi.Options(
+            rank=rank,
+            size=size,
+            slot_bytes=slot_bytes,
+            timeout_ns=int(timeout_s * 1e9),
+            spin_ns=int(spin_s * 1e9),
+            crowded=size > len(os.sched_getaffinity(0)),
+        )
+        group = ctypes.c_void_p()
+        status = self._library.tw_shm_attach(
+            segment.address, segment.size_bytes, segment.fd, ctypes.byref(options), ctypes.byref(group)
+        )
+        if status != shm_abi.OK:
+            self._view.release()
+            raise CommunicatorError(
+                f"rank {rank} of {size} cannot join the segment (status {status}): it has been used by this rank "
+                "already, or with other sizes; a segment serves one group, once"
+            )
+        self._group = group
+
+    def barrier(self) -> None:
+        self._check_status(self._library.tw_shm_barrier(self._open()))
+
+    def mark_failed(self, rank: int, reason: str) -> None:
+        """Makes every rank's current and later call raise `RankError` naming `rank`. For its supervisor."""
+        self._check_root(rank)
+        self._abort(rank, f"rank {rank} failed: {reason}")
+
+    def abort(self, reason: str) -> None:
+        self._abort(self.rank, f"rank {self.rank} aborted the job: {reason}")
+
+    def close(self) -> None:
+        with self._closing:
+            if self._group is not None:
+                self._library.tw_shm_detach(self._group)
+                self._group = None
+                self._view.release()
+
+    def _abort(self, failed_rank: int, reason: str) -> None:
+        with self._closing:
+            if self._group is not None:
+                self._library.tw_shm_abort(self._group, failed_rank, reason.encode().replace(b"\0", b" "))
+
+    def _all_reduce(self, tensor: torch.Tensor) -> None:
+        status = self._library.tw_shm_all_reduce(
+            self._open(), tensor.data_ptr(), tensor.numel(), _DTYPES[tensor.dtype]
+        )
+        self._check_status(status)
+
+    def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
+        status = self._library.tw_shm_all_gather(
+            self._open(), tensor.data_ptr(), gathered.data_ptr(), tensor.nbytes
+        )
+        self._check_status(status)
+
+    def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
+        self._check_status(
+            self._library.tw_shm_broadcast(self._open(), tensor.data_ptr(), tensor.nbytes, root)
+        )
+
+    def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
+        group = self._open()
+        if data is not None:
+            self._check_status(self._library.tw_shm_send_bytes(group, data, len(data), idle))
+            return data
+        length = ctypes.c_uint64()
+        self._check_status(self._library.tw_shm_receive_begin(group, root, idle, ctypes.byref(length)))
+        received = ctypes.create_string_buffer(length.value) if length.value else None
+        self._check_status(self._library.tw_shm_receive_rest(group, root, received))
+        return received.raw if received is not None else b""
+
+    def _check(self, tensor: torch.Tensor) -> None:
+        super()._check(tensor)
+        if tensor.device.type != "cpu":
+            raise CommunicatorError(
+                f"got a tensor on {tensor.device}; shared memory takes CPU tensors: use torch"
+            )
+
+    def _open(self) -> ctypes.c_void_p:
+        if self._group is None:
+            raise CommunicatorError("the communicator is closed; make a new group in a new segment")
+        return self._group
+
+    def _check_status(self, status: int) -> None:
+        if status != shm_abi.OK:
+            self._raise(status)
+
+    def _raise(self, status: int) -> None:
+        text = ctypes.create_string_buffer(512)
+        failed_rank = self._library.tw_shm_last_error(self._group, text, len(text))
+        message = text.value.decode(errors="replace")
+        if status == shm_abi.ERROR_ABORTED:
+            raise RankError(message, failed_rank if failed_rank >= 0 else None)
+        if status == shm_abi.ERROR_TIMEOUT:
+            raise CommunicatorTimeout(f"{message}; check that they are alive, or raise timeout_s")
+        if status == shm_abi.ERROR_MISMATCH:
+            raise CollectiveMismatch(f"{message}; every rank must make the same calls in order")
+        raise CommunicatorError(f"the native collective refused its arguments (status {status})")

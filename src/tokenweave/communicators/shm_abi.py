@@ -1,0 +1,52 @@
+"""The native shared-memory collectives as ctypes sees them (native/include/tokenweave.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from functools import cache
+from typing import Final
+
+from tokenweave.native import load
+
+OK: Final = 0
+ERROR_TIMEOUT: Final = -4
+ERROR_ABORTED: Final = -5
+ERROR_MISMATCH: Final = -6
+
+
+class Options(ctypes.Structure):
+    """tw_shm_options."""
+
+    _fields_ = [
+        ("rank", c_int32),
+        ("size", c_int32),
+        ("slot_bytes", c_uint64),
+        ("timeout_ns", c_int64),
+        ("spin_ns", c_int64),
+        ("crowded", c_int32),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The native library with the signatures of the collectives declared."""
+    native = load()
+    signatures = {
+        "segment_bytes": (c_size_t, [c_int, c_size_t]),
+        "attach": (c_int, [c_void_p, c_size_t, c_int, POINTER(Options), POINTER(c_void_p)]),
+        "detach": (None, [c_void_p]),
+        "barrier": (c_int, [c_void_p]),
+        "all_reduce": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
+        "all_gather": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
+        "broadcast": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
+        "send_bytes": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
+        "receive_begin": (c_int, [c_void_p, c_int, c_int, POINTER(c_uint64)]),
+        "receive_rest": (c_int, [c_void_p, c_int, c_void_p]),
+        "abort": (c_int, [c_void_p, c_int, c_char_p]),
+        "last_error": (c_int, [c_void_p, c_char_p, c_size_t]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(native, f"tw_shm_{name}")
+        function.restype, function.argtypes = result, arguments
+    return native
