@@ -93,7 +93,7 @@ class ModelConfig:
     def _check_heads(self) -> None:
         if self.num_heads < 1 or self.num_kv_heads < 1:
             raise ConfigError(
-                f"a model needs attention heads, got num_heads {self.num_heads} and num_kv_heads {self.num_kv_heads}"
+                f"num_heads and num_kv_heads must be at least 1, got {self.num_heads} and {self.num_kv_heads}"
             )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
@@ -121,7 +121,7 @@ class ModelConfig:
     def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
         """From the contents of a Hugging Face config.json (and generation_config.json, whose eos ids win).
 
-        Raises ConfigError for an unknown architecture, missing keys, or values this decoder does not implement.
+        Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
         """
         from interlace.models.hf_config import read_hf_config
 
@@ -131,7 +131,7 @@ class ModelConfig:
     def from_gguf(
         cls, fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]
     ) -> ModelConfig:
-        """From a GGUF file's metadata fields and the shapes of its tensors. Raises ConfigError as `from_hf`."""
+        """From a GGUF file's metadata and its tensors' shapes. Raises ConfigError as `from_hf`."""
         from interlace.models.gguf_config import read_gguf_config
 
         return read_gguf_config(fields, tensor_shapes)

@@ -17,7 +17,7 @@ _STOP_TOKENS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
 
 
 def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """See `ModelConfig.from_gguf`. The divisors of rope scaling are in the file's tensors: see `with_divisors`."""
+    """See `ModelConfig.from_gguf`. The divisors of rope scaling are in a tensor: see `with_divisors`."""
     family = _family(fields)
     values = _Values(fields, fields["general.architecture"])
     num_experts = values.integer("expert_count", 0)
@@ -85,8 +85,8 @@ def _family(fields: Mapping[str, Any]) -> Family:
     architecture = fields.get("general.architecture")
     if architecture not in _FAMILIES:
         raise ConfigError(
-            f"unknown architecture {architecture!r} in the GGUF metadata; supported are {', '.join(_FAMILIES)} "
-            "(llama covers Llama, Mistral and Mixtral)"
+            f"unknown architecture {architecture!r} in the GGUF metadata; supported are "
+            f"{', '.join(_FAMILIES)} (llama covers Llama, Mistral and Mixtral)"
         )
     if fields.get("split.count", 0) > 1:
         raise ConfigError(
@@ -110,8 +110,8 @@ def _head_dim(values: _Values, hidden_size: int, num_heads: int) -> int:
     rotary = values.integer("rope.dimension_count", head_dim)
     if not head_dim == value_dim == rotary:
         raise ConfigError(
-            f"heads of {head_dim} key and {value_dim} value dimensions, {rotary} of them rotated, are not supported: "
-            "all three must be equal"
+            f"heads of {head_dim} key and {value_dim} value dimensions, {rotary} of them rotated, are not "
+            "supported: all three must be equal"
         )
     return head_dim
 

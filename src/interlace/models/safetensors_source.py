@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
+from interlace.models.json_file import read_json
 from interlace.models.weight_map import hf_places
 from interlace.models.weights import WeightSource, place_weights
 
@@ -72,7 +72,7 @@ class SafetensorsSource(WeightSource):
 
 
 def read_directory_config(directory: Path) -> ModelConfig:
-    """The ModelConfig of a Hugging Face directory. Raises ModelNotFound without config.json, ConfigError as from_hf."""
+    """A Hugging Face directory's ModelConfig. Raises ModelNotFound without one, ConfigError as `from_hf`."""
     path = directory / "config.json"
     if not path.is_file():
         raise ModelNotFound(
@@ -85,19 +85,6 @@ def read_directory_config(directory: Path) -> ModelConfig:
         raise ConfigError(f"{directory}: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ConfigError when it is not one."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}); fetch the model again") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a JSON {type(content).__name__}, expected an object")
-    return content
-
-
 def _weight_files(directory: Path) -> list[Path]:
     if (directory / _INDEX).is_file():
         return _indexed_files(directory)
@@ -108,13 +95,14 @@ def _weight_files(directory: Path) -> list[Path]:
         return files
     if files:
         raise CorruptFile(
-            f"{directory} has {len(files)} safetensors files but no {_INDEX} to tell which belong to the model; "
-            "fetch the model again"
+            f"{directory} has {len(files)} safetensors files but no {_INDEX} to tell which belong to the "
+            "model; fetch the model again"
         )
     others = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
     hint = f" (it has {', '.join(others[:4])})" if others else ""
     raise ModelNotFound(
-        f"{directory} has no safetensors weights{hint}; convert the model to safetensors, or name a .gguf file itself"
+        f"{directory} has no safetensors weights{hint}; convert the model to safetensors, or name a .gguf file "
+        "itself"
     )
 
 

@@ -1,7 +1,7 @@
 """The weight map: where each canonical weight lies in a file, for the two formats models are published in.
 
-A map gives, for a canonical name ("layers.3.q", see `weight_shapes`), the places it may lie, best first. A new family
-that keeps one of these naming schemes needs nothing here.
+A map gives, for a canonical name ("layers.3.q", see `weight_shapes`), the places it may lie, best first.
+A new family that keeps one of these naming schemes needs nothing here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """A tensor of a file, or one expert's matrix inside a tensor (experts, rows, columns) that holds them all."""
+    """A tensor of a file, or one expert's matrix in a tensor (experts, rows, columns) of all."""
 
     tensor: str
     expert: int | None = None
@@ -60,7 +60,7 @@ def hf_places(name: str) -> list[Place]:
 
 
 def gguf_places(name: str) -> list[Place]:
-    """Where llama.cpp's files keep it. Experts are stacked in one tensor; files of early 2024 have one tensor each."""
+    """Where llama.cpp's files keep it. Experts are stacked in one tensor; oldest files have one each."""
     match name.split("."):
         case [top]:
             return [Place(_GGUF_TOP[top])]

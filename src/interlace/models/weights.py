@@ -1,9 +1,9 @@
 """WeightSource: a model's weights by canonical name, read slice by slice from disk.
 
 Thread safety: `load` may be called from several threads at once; a source never changes after it is opened.
-Invariants: (1) every weight of `weight_shapes(config)` is in the files with that shape, checked when a source is
-opened, from the files' headers alone; (2) `load` reads no more of the files than the slice asked for, plus what shares
-a page or a quantisation block with it.
+Invariants: (1) every weight of `weight_shapes(config)` is in the files with that shape, checked when a source
+is opened, from the files' headers alone; (2) `load` reads no more of the files than the slice asked for, plus what
+shares a page, a quantisation block or a head with it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def place_weights(
         place = next((p for p in candidates if p.tensor in shapes), None)
         if place is None:
             raise CorruptFile(
-                f"{missing_from}: tensor {candidates[0].tensor!r} ({name}) is missing, and the configuration calls for it; "
-                "fetch the model again, or correct its configuration"
+                f"{missing_from}: tensor {candidates[0].tensor!r} ({name}) is missing, and the configuration "
+                "calls for it; fetch the model again, or correct its configuration"
             )
         _check_shape(place, shapes[place.tensor], expected, config, file_of(place.tensor))
         found[name] = place

