@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from tokenweave import native
 from tokenweave.errors import KernelError
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear, Tolerance
+from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.reference import ReferenceKernels
 
 __all__ = [
     "BLOCK_SIZE",
     "HeadLayout",
     "Kernels",
+    "NativeKernels",
     "PackedLinear",
     "ReferenceKernels",
     "Tolerance",
@@ -21,6 +24,8 @@ def make_kernels(name: str = "auto", threads: int = 1) -> Kernels:
     """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them."""
     if threads < 1:
         raise KernelError(f"threads is {threads}, expected at least 1")
+    if name == "native" or (name == "auto" and native.unavailable_reason() is None):
+        return NativeKernels(threads)
     if name in ("auto", "reference"):
         return ReferenceKernels(threads)
     raise KernelError(f'kernels are called "auto", "native" or "reference", got {name!r}')

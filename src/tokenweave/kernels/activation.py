@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.base import Tolerance
+from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
 
@@ -13,3 +15,15 @@ TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6
 def reference_silu_and_mul(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def native_silu_and_mul(pool: Pool, gate_up: Tensor) -> Tensor:
+    m, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((m, width), dtype=gate_up.dtype)
+    source, dtype = gate_up.data_ptr(), DTYPE_CODE[gate_up.dtype]
+    status = pool.library.tw_silu_and_mul(
+        pool.handle, source, row_stride(gate_up), out.data_ptr(), m, width, dtype
+    )
+    if status:
+        check_status(status, "silu_and_mul")
+    return out

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenweave.kernels import checks
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Tolerance
+from tokenweave.kernels.calls import DTYPE_CODE, group_start_array, row_stride
+from tokenweave.native import Pool, check_status
 
 # bfloat16: the probabilities are rounded to bfloat16 before they weigh V.
 TOLERANCE = {torch.float32: Tolerance(1e-4, 2e-5), torch.bfloat16: Tolerance(2e-2, 1e-2)}
@@ -43,4 +46,45 @@ def reference_paged_attention(
         visible = visible_keys(num_queries, seq_len, sliding_window)
         probabilities = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         out[rows] = (probabilities @ values).transpose(0, 1).flatten(1).to(q.dtype)
+    return out
+
+
+def native_paged_attention(
+    pool: Pool,
+    q: Tensor,
+    cache_layer: Tensor,
+    block_tables: Tensor,
+    query_start: Tensor,
+    seq_lens: Tensor,
+    heads: HeadLayout,
+    scale: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """The library checks every block and length before it reads; what was wrong is worked out only then."""
+    m = q.shape[0]
+    out = torch.empty((m, heads.num_heads * heads.head_dim), dtype=q.dtype)
+    status = pool.library.tw_paged_attention(
+        pool.handle,
+        q.data_ptr(),
+        row_stride(q),
+        cache_layer.data_ptr(),
+        cache_layer.shape[0],
+        block_tables.data_ptr(),
+        block_tables.shape[1],
+        query_start.data_ptr(),
+        seq_lens.data_ptr(),
+        seq_lens.shape[0],
+        m,
+        group_start_array(heads),
+        heads.num_kv_heads,
+        heads.head_dim,
+        scale,
+        sliding_window or 0,
+        out.data_ptr(),
+        DTYPE_CODE[q.dtype],
+    )
+    if status:
+        checks.check_native_heads(heads)
+        checks.check_sequences(block_tables, query_start, seq_lens, m, cache_layer.shape[0])
+        check_status(status, "paged_attention")
     return out

@@ -92,6 +92,11 @@ def check_heads(heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype) -> N
     check_dense("cache_layer", cache_layer, dtype, None, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
 
 
+def check_native_heads(heads: HeadLayout) -> None:
+    if heads.head_dim % 16:
+        raise KernelError(f'head_dim is {heads.head_dim}, expected a multiple of 16; use kernels="reference"')
+
+
 def check_rope(
     qkv: Tensor,
     positions: Tensor,
@@ -122,6 +127,7 @@ def check_attention(
     query_start: Tensor,
     seq_lens: Tensor,
     heads: HeadLayout,
+    scale: float,
     sliding_window: int | None,
 ) -> None:
     check_dtype("q", q.dtype)
@@ -131,6 +137,8 @@ def check_attention(
     check_dense("seq_lens", seq_lens, torch.int32, None)
     check_dense("query_start", query_start, torch.int32, num_seqs + 1)
     check_dense("block_tables", block_tables, torch.int32, num_seqs, None)
+    if not scale > 0:
+        raise KernelError(f"scale is {scale}, expected more than 0")
     if sliding_window is not None and sliding_window < 1:
         raise KernelError(f"sliding_window is {sliding_window}, expected at least 1, or None for no window")
 

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.base import PackedLinear, Tolerance
+from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.native import Pool, check_status
 
 # x of variance 1, weights of variance 1/k: float32 differs by the order of sums, bfloat16 by a rounding of y.
 TOLERANCE = {torch.float32: Tolerance(1e-4, 2e-5), torch.bfloat16: Tolerance(1.6e-2, 4e-3)}
@@ -30,3 +33,54 @@ def reference_gather_rows(packed: PackedLinear, ids: Tensor, first_row: int) -> 
     held = (rows >= 0) & (rows < packed.n)
     gathered = packed.data[rows.clamp(0, packed.n - 1)] * held.unsqueeze(1)
     return gathered.to(packed.dtype)
+
+
+def native_pack(
+    pool: Pool, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
+) -> PackedLinear:
+    n, k = weight.shape
+    size_bytes = pool.library.tw_packed_size_bytes(n, k, DTYPE_CODE[dtype])
+    data = lazy_zeros([size_bytes], torch.uint8)
+    source, code = weight.data_ptr(), DTYPE_CODE[weight.dtype]
+    status = pool.library.tw_pack(
+        pool.handle, source, row_stride(weight), code, n, k, data.data_ptr(), DTYPE_CODE[dtype]
+    )
+    check_status(status, "pack")
+    return PackedLinear(
+        n, k, dtype, layout, data, None if bias is None else bias.to(torch.float32, copy=True)
+    )
+
+
+def native_linear(pool: Pool, x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:
+    m, n, dtype = x.shape[0], packed.n, DTYPE_CODE[packed.dtype]
+    if out is None:
+        out = torch.empty((m, n), dtype=packed.dtype)
+    status = pool.library.tw_linear(
+        pool.handle,
+        x.data_ptr(),
+        row_stride(x),
+        packed.data.data_ptr(),
+        None if packed.bias is None else packed.bias.data_ptr(),
+        out.data_ptr(),
+        row_stride(out),
+        m,
+        n,
+        packed.k,
+        dtype,
+        DTYPE_CODE[out.dtype],
+    )
+    if status:
+        check_status(status, "linear")
+    return out
+
+
+def native_gather_rows(pool: Pool, packed: PackedLinear, ids: Tensor, first_row: int) -> Tensor:
+    m, n, k = ids.shape[0], packed.n, packed.k
+    out = torch.empty((m, k), dtype=packed.dtype)
+    data, dtype = packed.data.data_ptr(), DTYPE_CODE[packed.dtype]
+    status = pool.library.tw_gather_rows(
+        pool.handle, data, ids.data_ptr(), m, first_row, n, k, out.data_ptr(), dtype
+    )
+    if status:
+        check_status(status, "gather_rows")
+    return out

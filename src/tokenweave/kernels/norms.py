@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.base import Tolerance
+from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
 
@@ -19,3 +21,29 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def reference_add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     residual.copy_(residual.float() + hidden.float())
     return reference_rms_norm(residual, weight, eps)
+
+
+def native_rms_norm(
+    pool: Pool, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor | None
+) -> Tensor:
+    """Both norms: with a residual, x is added to it first."""
+    m, h = x.shape
+    if out is None:
+        out = torch.empty((m, h), dtype=x.dtype)
+    status = pool.library.tw_rms_norm(
+        pool.handle,
+        x.data_ptr(),
+        row_stride(x),
+        None if residual is None else residual.data_ptr(),
+        0 if residual is None else row_stride(residual),
+        weight.data_ptr(),
+        out.data_ptr(),
+        row_stride(out),
+        m,
+        h,
+        eps,
+        DTYPE_CODE[x.dtype],
+    )
+    if status:
+        check_status(status, "rms_norm")
+    return out

@@ -10,6 +10,7 @@ from tokenweave.kernels.activation import reference_silu_and_mul
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
 from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
+from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
 from tokenweave.kernels.rotary import reference_rope_and_store
 
@@ -83,7 +84,9 @@ class ReferenceKernels(Kernels):
         scale: float,
         sliding_window: int | None = None,
     ) -> Tensor:
-        checks.check_attention(q, cache_layer, block_tables, query_start, seq_lens, heads, sliding_window)
+        checks.check_attention(
+            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
+        )
         checks.check_sequences(block_tables, query_start, seq_lens, q.shape[0], cache_layer.shape[0])
         return reference_paged_attention(
             q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
@@ -92,4 +95,4 @@ class ReferenceKernels(Kernels):
     def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
         checks.check_dtype("dtype", dtype)
         shape = (num_layers, num_blocks, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
-        return torch.zeros(shape, dtype=dtype)
+        return lazy_zeros(shape, dtype)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenweave.kernels import checks
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Tolerance
+from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.norms import reference_rms_norm
+from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
 
@@ -41,3 +44,45 @@ def reference_rope_and_store(
     cache[block, 0, :, offset] = rotate(k, angles).to(qkv.dtype)
     cache[block, 1, :, offset] = v.to(qkv.dtype)
     return rotate(q, angles).to(qkv.dtype).reshape(num_tokens, heads.num_heads * d)
+
+
+def native_rope_and_store(
+    pool: Pool,
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    cache_layer: Tensor,
+    heads: HeadLayout,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The library checks every position and slot before it writes; what was wrong is worked out only then."""
+    m, num_blocks = qkv.shape[0], cache_layer.shape[0]
+    q = torch.empty((m, heads.num_heads * heads.head_dim), dtype=qkv.dtype)
+    status = pool.library.tw_rope_and_store(
+        pool.handle,
+        qkv.data_ptr(),
+        row_stride(qkv),
+        positions.data_ptr(),
+        slots.data_ptr(),
+        cos_sin.data_ptr(),
+        cos_sin.shape[0],
+        None if q_norm is None else q_norm.data_ptr(),
+        None if k_norm is None else k_norm.data_ptr(),
+        eps,
+        q.data_ptr(),
+        cache_layer.data_ptr(),
+        num_blocks,
+        m,
+        heads.num_heads,
+        heads.num_kv_heads,
+        heads.head_dim,
+        DTYPE_CODE[qkv.dtype],
+    )
+    if status:
+        checks.check_native_heads(heads)
+        checks.check_rope_indices(positions, slots, cos_sin.shape[0], num_blocks * BLOCK_SIZE)
+        check_status(status, "rope_and_store")
+    return q

@@ -1,0 +1,120 @@
+// What each instruction set's build of the kernels offers to the C ABI, and the arguments they share.
+//
+// The functions do a range of rows, panels or one item, on one thread, with arguments already checked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tokenweave {
+
+constexpr int PANEL = 32;       // outputs of one packed panel
+constexpr int BLOCK_SIZE = 16;  // tokens of one KV block
+constexpr int KEY_TILE = 64;    // keys visited together, counted from key 0: part of what makes results reproducible
+
+struct PackArgs {
+    const void *weight;
+    int64_t ldw, n, k;
+    int weight_dtype, dtype;
+    void *packed;
+};
+
+struct LinearArgs {
+    const void *x;
+    int64_t ldx;
+    const void *packed;
+    const float *bias;
+    void *y;
+    int64_t ldy, m, n, k;
+    int dtype, out_dtype;
+};
+
+struct GatherArgs {
+    const void *packed;
+    const int32_t *ids;
+    int64_t first_row, n, k;
+    void *out;
+    int dtype;
+};
+
+struct NormArgs {
+    const void *x;
+    int64_t ldx;
+    void *residual;
+    int64_t ldr;
+    const void *weight;
+    void *out;
+    int64_t ldo, h;
+    float eps;
+    int dtype;
+};
+
+struct GateArgs {
+    const void *gate_up;
+    int64_t ldg;
+    void *out;
+    int64_t width;
+    int dtype;
+};
+
+struct RopeArgs {
+    const void *qkv;
+    int64_t ldqkv;
+    const int32_t *positions, *slots;
+    const float *cos_sin;
+    const void *q_norm, *k_norm;
+    float eps;
+    void *q, *cache;
+    int num_heads, num_kv_heads, head_dim, dtype;
+};
+
+struct AttentionArgs {
+    const void *q;
+    int64_t ldq;
+    const void *cache;
+    const int32_t *block_tables;
+    int64_t max_blocks;
+    const int32_t *group_start;
+    int num_heads, num_kv_heads, head_dim;
+    float scale;
+    int32_t sliding_window;
+    void *out;
+    int dtype;
+};
+
+// Consecutive queries of one sequence, with the query heads of one KV head.
+struct AttentionItem {
+    int32_t sequence, kv_head;
+    int32_t first_row, num_queries;  // rows of q
+    int32_t first_position;          // of the first query
+};
+
+struct KernelTable {
+    void (*pack)(const PackArgs &, int64_t first_panel, int64_t last_panel);
+    void (*linear)(const LinearArgs &, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel);
+    void (*gather_rows)(const GatherArgs &, int64_t first_row, int64_t last_row);
+    void (*rms_norm)(const NormArgs &, int64_t first_row, int64_t last_row);
+    void (*silu_and_mul)(const GateArgs &, int64_t first_row, int64_t last_row);
+    void (*rope_and_store)(const RopeArgs &, int64_t first_row, int64_t last_row, char *scratch);
+    size_t (*attention_scratch_bytes)(const AttentionArgs &, int64_t num_rows);
+    void (*attention)(const AttentionArgs &, const AttentionItem &, char *scratch);
+    // Each runs for tens of microseconds and returns what it did: flops, or bytes read.
+    double (*spin_fma)();
+    double (*spin_bf16)();
+    double (*read_bytes)(const char *memory, size_t size_bytes);
+};
+
+namespace baseline {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+namespace avx512bf16 {
+extern const KernelTable table;
+}
+
+}  // namespace tokenweave

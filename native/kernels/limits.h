@@ -1,0 +1,42 @@
+// Loops that do nothing but saturate one unit: the ceilings that measured rates are compared with.
+#pragma once
+
+#include "simd.h"
+
+namespace tokenweave::TW_ISA {
+
+// Enough independent accumulators to hide the latency of a fused multiply-add on two ports.
+template <typename T>
+double spin_dot(double flops_per_word) {
+    constexpr int ACCUMULATORS = WIDTH == 16 ? 20 : WIDTH == 8 ? 6 : 3;
+    constexpr int STEPS = 4000;
+    Floats acc[ACCUMULATORS];
+    Words factor;
+    TW_EACH_PART factor.part[i] = WordPart{} + 0x3f803f80u;  // about 1, as a float and as two bfloat16
+    TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) acc[a] = zeros();
+    for (int step = 0; step < STEPS; ++step) {
+        uint32_t word = 0x00003f80u;
+        __asm__ volatile("" : "+r"(word));  // the compiler must not see that every step is the same
+        TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) acc[a] = dot<T>(acc[a], word, factor);
+    }
+    TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) __asm__ volatile("" : : "m"(acc[a]));
+    return flops_per_word * LANES * ACCUMULATORS * STEPS;
+}
+
+static double spin_fma() { return spin_dot<float>(2); }
+static double spin_bf16() { return spin_dot<BFloat16>(4); }
+
+static double read_bytes(const char *memory, size_t size_bytes) {
+    Words sum = {};
+    for (size_t at = 0; at + 256 <= size_bytes; at += 256) {
+        TW_UNROLL for (int line = 0; line < 4; ++line) {
+            _mm_prefetch(memory + at + 4096 + line * 64, _MM_HINT_T0);
+            const Words words = load_words(memory + at + line * 64);
+            TW_EACH_PART sum.part[i] ^= words.part[i];
+        }
+    }
+    __asm__ volatile("" : : "m"(sum));
+    return static_cast<double>(size_bytes);
+}
+
+}  // namespace tokenweave::TW_ISA

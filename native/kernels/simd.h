@@ -1,0 +1,269 @@
+// Sixteen float lanes and their arithmetic, on whatever registers the instruction set of this build has.
+//
+// TW_ISA names the build: everything that is compiled for an instruction set lives in that namespace, so that the
+// linker can never hand one build the code of another. For the same reason nothing here uses library templates.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "tokenweave.h"
+
+#define TW_INLINE static inline __attribute__((always_inline))
+#define TW_UNROLL _Pragma("GCC unroll 16")
+
+namespace tokenweave::TW_ISA {
+
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+#elif defined(__AVX2__)
+constexpr int WIDTH = 8;
+#else
+constexpr int WIDTH = 4;
+#endif
+constexpr int LANES = 16;
+constexpr int PARTS = LANES / WIDTH;
+
+typedef float FloatPart __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t IntPart __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t WordPart __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t HalfPart __attribute__((vector_size(2 * WIDTH)));
+
+// Unaligned views of memory.
+typedef FloatPart FloatMemory __attribute__((aligned(1), may_alias));
+typedef WordPart WordMemory __attribute__((aligned(1), may_alias));
+typedef HalfPart HalfMemory __attribute__((aligned(1), may_alias));
+typedef uint32_t WordScalar __attribute__((aligned(1), may_alias));
+
+struct Floats {
+    FloatPart part[PARTS];
+};
+// One word of each of sixteen columns: a float, or two bfloat16 that follow each other along k.
+struct Words {
+    WordPart part[PARTS];
+};
+
+#define TW_EACH_PART TW_UNROLL for (int i = 0; i < PARTS; ++i)
+
+TW_INLINE Floats broadcast(float value) {
+    Floats out;
+    TW_EACH_PART out.part[i] = FloatPart{} + value;
+    return out;
+}
+TW_INLINE Floats zeros() { return broadcast(0.0f); }
+
+TW_INLINE Floats operator+(Floats a, Floats b) {
+    TW_EACH_PART a.part[i] += b.part[i];
+    return a;
+}
+TW_INLINE Floats operator-(Floats a, Floats b) {
+    TW_EACH_PART a.part[i] -= b.part[i];
+    return a;
+}
+TW_INLINE Floats operator*(Floats a, Floats b) {
+    TW_EACH_PART a.part[i] *= b.part[i];
+    return a;
+}
+TW_INLINE Floats operator/(Floats a, Floats b) {
+    TW_EACH_PART a.part[i] /= b.part[i];
+    return a;
+}
+
+TW_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+TW_INLINE FloatPart max_part(FloatPart a, FloatPart b) {
+#if defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return _mm_max_ps(a, b);
+#endif
+}
+
+// a * b + c
+TW_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    TW_EACH_PART c.part[i] = fma_part(a.part[i], b.part[i], c.part[i]);
+    return c;
+}
+TW_INLINE Floats max(Floats a, Floats b) {
+    TW_EACH_PART a.part[i] = max_part(a.part[i], b.part[i]);
+    return a;
+}
+
+TW_INLINE Floats load(const float *p) {
+    Floats out;
+    TW_EACH_PART out.part[i] = *reinterpret_cast<const FloatMemory *>(p + i * WIDTH);
+    return out;
+}
+TW_INLINE void store(float *p, Floats a) {
+    TW_EACH_PART *reinterpret_cast<FloatMemory *>(p + i * WIDTH) = a.part[i];
+}
+
+struct BFloat16 {
+    uint16_t bits;
+};
+TW_INLINE Floats load(const BFloat16 *p) {
+    Floats out;
+    TW_EACH_PART {
+        const HalfPart half = *reinterpret_cast<const HalfMemory *>(p + i * WIDTH);
+        out.part[i] = reinterpret_cast<FloatPart>(__builtin_convertvector(half, WordPart) << 16);
+    }
+    return out;
+}
+// Rounds to the nearest, ties to even.
+TW_INLINE void store(BFloat16 *p, Floats a) {
+    TW_EACH_PART {
+#if defined(__AVX512BF16__)
+        const HalfPart half = reinterpret_cast<HalfPart>(_mm512_cvtneps_pbh(a.part[i]));
+#else
+        const WordPart word = reinterpret_cast<WordPart>(a.part[i]);
+        const WordPart rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+        const WordPart quiet = (word >> 16) | 0x40;
+        const HalfPart half = __builtin_convertvector(a.part[i] == a.part[i] ? rounded : quiet, HalfPart);
+#endif
+        *reinterpret_cast<HalfMemory *>(p + i * WIDTH) = half;
+    }
+}
+
+// The first `count` lanes, the others 0.
+template <typename T>
+TW_INLINE Floats load_some(const T *p, int64_t count) {
+    if (count >= LANES) return load(p);
+    T lanes[LANES] = {};
+    memcpy(lanes, p, count * sizeof(T));
+    return load(lanes);
+}
+template <typename T>
+TW_INLINE void store_some(T *p, Floats a, int64_t count) {
+    if (count >= LANES) return store(p, a);
+    T lanes[LANES];
+    store(lanes, a);
+    memcpy(p, lanes, count * sizeof(T));
+}
+
+// Sums and maxima of the sixteen lanes, always by halves.
+TW_INLINE float reduce_add(Floats a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(a.part[0]);
+#else
+    float lanes[LANES];
+    store(lanes, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    return lanes[0];
+#endif
+}
+TW_INLINE float reduce_max(Floats a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(a.part[0]);
+#else
+    float lanes[LANES];
+    store(lanes, a);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
+    return lanes[0];
+#endif
+}
+
+// Lane i is a[i] where first <= i < last, else `other`.
+TW_INLINE Floats select_lanes(Floats a, int first, int last, float other) {
+    static const int32_t index[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    TW_EACH_PART {
+        const IntPart lane = reinterpret_cast<IntPart>(*reinterpret_cast<const WordMemory *>(index + i * WIDTH));
+        a.part[i] = ((lane >= first) & (lane < last)) ? a.part[i] : FloatPart{} + other;
+    }
+    return a;
+}
+
+// 2^x for x <= 127, to 2 units in the last place; exactly 1 at 0 and exactly 0 below -126, also at -infinity.
+// The polynomial is the relative minimax of 2^r on [-1/2, 1/2] with its constant term held at 1.
+TW_INLINE Floats exp2(Floats x) {
+    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+    const Floats shifted = x + magic;
+    const Floats r = x - (shifted - magic);
+    Floats p = fma(broadcast(1.3264731969684362e-3f), r, broadcast(9.671513922512531e-3f));
+    p = fma(p, r, broadcast(5.550733581185341e-2f));
+    p = fma(p, r, broadcast(2.4022242426872253e-1f));
+    p = fma(p, r, broadcast(6.931470036506653e-1f));
+    p = fma(p, r, broadcast(1.0f));
+    TW_EACH_PART {
+        const IntPart exponent = reinterpret_cast<IntPart>(shifted.part[i]) << 23;
+        const FloatPart scaled = reinterpret_cast<FloatPart>(reinterpret_cast<IntPart>(p.part[i]) + exponent);
+        p.part[i] = x.part[i] >= -126.0f ? scaled : FloatPart{};
+    }
+    return p;
+}
+
+TW_INLINE Words load_words(const char *p) {
+    Words out;
+    TW_EACH_PART out.part[i] = *reinterpret_cast<const WordMemory *>(p + i * 4 * WIDTH);
+    return out;
+}
+TW_INLINE uint32_t load_word(const char *p) { return *reinterpret_cast<const WordScalar *>(p); }
+
+// acc + a * b of one word along k: one float, or two bfloat16.
+template <typename T>
+inline __attribute__((always_inline)) Floats dot(Floats acc, uint32_t a, const Words &b);
+
+template <>
+inline __attribute__((always_inline)) Floats dot<float>(Floats acc, uint32_t a, const Words &b) {
+    const FloatPart factor = reinterpret_cast<FloatPart>(WordPart{} + a);
+    TW_EACH_PART acc.part[i] = fma_part(factor, reinterpret_cast<FloatPart>(b.part[i]), acc.part[i]);
+    return acc;
+}
+template <>
+inline __attribute__((always_inline)) Floats dot<BFloat16>(Floats acc, uint32_t a, const Words &b) {
+    TW_EACH_PART {
+#if defined(__AVX512BF16__)
+        acc.part[i] = _mm512_dpbf16_ps(acc.part[i], reinterpret_cast<__m512bh>(WordPart{} + a),
+                                       reinterpret_cast<__m512bh>(b.part[i]));
+#else
+        const WordPart pair = WordPart{} + a;
+        acc.part[i] = fma_part(reinterpret_cast<FloatPart>(pair << 16), reinterpret_cast<FloatPart>(b.part[i] << 16),
+                               acc.part[i]);
+        acc.part[i] = fma_part(reinterpret_cast<FloatPart>(pair & 0xffff0000u),
+                               reinterpret_cast<FloatPart>(b.part[i] & 0xffff0000u), acc.part[i]);
+#endif
+    }
+    return acc;
+}
+
+template <typename T>
+constexpr int WORD_ELEMENTS = 4 / sizeof(T);
+
+// acc[r][c] += row r of a times column group c of b, over `steps` words along k, in ascending order.
+// Row r's words are at a + r * lda; group c's sixteen words of a step are at b[c], each step b_stride on (bytes).
+template <typename T, int ROWS, int GROUPS>
+TW_INLINE void accumulate(Floats (&acc)[ROWS][GROUPS], const char *a, int64_t lda, const char *const (&b)[GROUPS],
+                          int64_t b_stride, int64_t steps) {
+    for (int64_t step = 0; step < steps; ++step) {
+        Words column[GROUPS];
+        TW_UNROLL for (int c = 0; c < GROUPS; ++c) column[c] = load_words(b[c] + step * b_stride);
+        TW_UNROLL for (int r = 0; r < ROWS; ++r) {
+            const uint32_t word = load_word(a + r * lda + step * 4);
+            TW_UNROLL for (int c = 0; c < GROUPS; ++c) acc[r][c] = dot<T>(acc[r][c], word, column[c]);
+        }
+    }
+}
+
+// Calls f with T{} of the dtype.
+template <typename F>
+TW_INLINE void with_dtype(int dtype, F f) {
+    if (dtype == TW_FLOAT32)
+        f(float{});
+    else
+        f(BFloat16{});
+}
+
+}  // namespace tokenweave::TW_ISA

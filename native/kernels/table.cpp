@@ -1,0 +1,15 @@
+// Compiled once for each instruction set, with TW_ISA naming it.
+#include "attention.h"
+#include "elementwise.h"
+#include "limits.h"
+#include "linear.h"
+#include "rotary.h"
+
+namespace tokenweave::TW_ISA {
+
+const KernelTable table = {
+    pack,           linear,   gather_rows, rms_norm,   silu_and_mul, rope_and_store, attention_scratch_bytes, attention,
+    spin_fma, spin_bf16, read_bytes,
+};
+
+}  // namespace tokenweave::TW_ISA

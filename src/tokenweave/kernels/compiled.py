@@ -1,0 +1,104 @@
+"""NativeKernels: the library's kernels, compiled for several instruction sets and chosen at run time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenweave.kernels import checks
+from tokenweave.kernels.activation import native_silu_and_mul
+from tokenweave.kernels.attention import native_paged_attention
+from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
+from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
+from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.norms import native_rms_norm
+from tokenweave.kernels.rotary import native_rope_and_store
+from tokenweave.native import Pool
+
+
+class NativeKernels(Kernels):
+    """Batch invariant: a row's result is the same bit for bit whatever is beside it, on any number of threads."""
+
+    name = "native"
+    kv_layout = "word-interleaved"
+
+    def __init__(self, threads: int = 1, isa: str | None = None) -> None:
+        self.threads = threads
+        self._pool = Pool(threads, isa)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    @property
+    def isa(self) -> str:
+        return self._pool.isa
+
+    def pack(
+        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        dtype = dtype or weight.dtype
+        checks.check_pack(weight, bias, dtype)
+        return native_pack(self._pool, weight, bias, dtype, self.name)
+
+    def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
+        checks.check_linear(x, packed, out, self.name)
+        return native_linear(self._pool, x, packed, out)
+
+    def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
+        checks.check_layout(packed, self.name)
+        checks.check_dense("ids", ids, torch.int32, None)
+        return native_gather_rows(self._pool, packed, ids, first_row)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        checks.check_norm(x, None, weight, None)
+        return native_rms_norm(self._pool, x, None, weight, eps, None)
+
+    def add_rms_norm(
+        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+    ) -> Tensor:
+        checks.check_norm(hidden, residual, weight, out)
+        return native_rms_norm(self._pool, hidden, residual, weight, eps, out)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        checks.check_gate_up(gate_up)
+        return native_silu_and_mul(self._pool, gate_up)
+
+    def rope_and_store(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slots: Tensor,
+        cache_layer: Tensor,
+        heads: HeadLayout,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> Tensor:
+        checks.check_rope(qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm)
+        return native_rope_and_store(
+            self._pool, qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm, eps
+        )
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        cache_layer: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        seq_lens: Tensor,
+        heads: HeadLayout,
+        scale: float,
+        sliding_window: int | None = None,
+    ) -> Tensor:
+        checks.check_attention(
+            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
+        )
+        return native_paged_attention(
+            self._pool, q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
+        )
+
+    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
+        checks.check_dtype("dtype", dtype)
+        checks.check_native_heads(heads)
+        return lazy_zeros((num_layers, num_blocks, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim), dtype)
