@@ -1,0 +1,131 @@
+"""ModelConfig: read as transformers reads it, and refused with a reason where the decoder cannot follow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from interlace.errors import ConfigError
+from interlace.models.config import ModelConfig, RopeConfig, weight_shapes
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 331,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def read(**changes: Any) -> ModelConfig:
+    return ModelConfig.from_hf({**LLAMA, **changes})
+
+
+def test_absent_keys_take_transformers_defaults() -> None:
+    config = ModelConfig.from_hf(
+        {k: v for k, v in LLAMA.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
+    )
+    assert config.num_kv_heads == 4
+    assert config.head_dim == 16
+    assert config.rms_norm_eps == 1e-6
+    assert config.rope == RopeConfig(10_000.0)
+    assert not config.tie_word_embeddings
+
+
+def test_old_and_new_spelling_of_rope_scaling_agree() -> None:
+    scaling = {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    old = read(rope_theta=500_000.0, rope_scaling={"rope_type": "llama3", **scaling})
+    new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **scaling})
+    assert old == new
+    assert old.rope.scaling == "llama3"
+
+
+def test_generation_config_decides_the_stop_tokens() -> None:
+    assert ModelConfig.from_hf({**LLAMA, "eos_token_id": 2}, {"eos_token_id": [5, 7]}).eos_token_ids == (5, 7)
+    assert read(eos_token_id=2).eos_token_ids == (2,)
+    assert read(eos_token_id=None).eos_token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mixtral"}, None),
+        ({"model_type": "llama", "sliding_window": 32}, None),
+        ({"model_type": "qwen2", "sliding_window": 32}, None),
+        (
+            {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 2},
+            None,
+        ),
+        (
+            {"model_type": "qwen3", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 0},
+            32,
+        ),
+    ],
+)
+def test_sliding_window_follows_the_family(changes: dict[str, Any], window: int | None) -> None:
+    assert read(**changes).sliding_window == window
+
+
+def test_families_have_their_own_parts() -> None:
+    assert read(model_type="qwen2").qkv_bias
+    assert read(model_type="qwen3").qk_norm
+    assert read(model_type="qwen3").head_dim == 128
+    mixtral = read(model_type="mixtral", num_local_experts=4)
+    assert (mixtral.num_experts, mixtral.experts_per_token) == (4, 2)
+    assert weight_shapes(mixtral)["layers.1.experts.3.down"] == (64, 112)
+    assert weight_shapes(mixtral)["layers.0.router"] == (4, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "gpt2"}, "supported are llama, mistral, qwen2, qwen3, mixtral"),
+        ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        ({"hidden_size": None}, "no 'hidden_size'"),
+        ({"hidden_size": "64"}, "'hidden_size' must be a whole number, got '64'"),
+        ({"num_hidden_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
+        ({"head_dim": 15}, "head_dim must be even"),
+        ({"hidden_act": "gelu"}, "'gelu' is not supported, expected 'silu'"),
+        ({"attention_bias": True}, "attention_bias is set"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "no 'factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor must be positive"),
+        ({"rope_scaling": [1]}, "'rope_scaling' must be an object"),
+        ({"rope_theta": 0}, "theta must be positive"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
+        ({"eos_token_id": "</s>"}, "'eos_token_id' must be a token id"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a number"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            "only all layers or none",
+        ),
+        ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3}, "experts_per_token"),
+    ],
+)
+def test_what_the_decoder_cannot_follow_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(**changes)
+
+
+def test_importing_the_configuration_imports_no_torch() -> None:
+    code = "import sys, json, interlace.models.config, interlace.models.sources; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert not {"torch", "numpy", "transformers", "tokenizers", "huggingface_hub", "gguf"} & set(modules)

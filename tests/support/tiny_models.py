@@ -1,0 +1,232 @@
+"""Small random Hugging Face model directories of every family, and small random GGUF files, for tests.
+
+Written by transformers itself, so that it is the oracle for what they hold. Each directory has a real tokenizer.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+VOCAB_SIZE = 331  # a prime: no number of ranks divides it
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_BASE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,  # far from uniform logits
+}
+
+
+def _rope(kind: str, **parameters: float) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **parameters}}
+
+
+# name -> (model_type, changes to _BASE)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": True}),
+    "llama_untied": ("llama", {"tie_word_embeddings": False}),
+    "llama_9_heads": ("llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 144}),
+    "llama_6_heads": ("llama", {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96}),
+    "llama_5_heads": (
+        "llama",
+        {"num_attention_heads": 5, "num_key_value_heads": 1, "hidden_size": 160, "head_dim": 32},
+    ),
+    "llama3_rope": (
+        "llama",
+        _rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
+        ),
+    ),
+    "llama_linear_rope": ("llama", _rope("linear", factor=4.0)),
+    "llama_yarn_rope": ("llama", _rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+    "mistral_window": ("mistral", {"sliding_window": 24}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+}
+
+
+def make_model(
+    directory: Path, family: str = "llama", *, seed: int = 0, max_shard_size: str = "1GB", **changes: Any
+) -> Path:
+    """Writes a random float32 model of `family` (a key of FAMILIES) with a tokenizer; gives the directory.
+
+    `changes` override the configuration, by transformers' names. A small `max_shard_size` ("20KB") makes many files.
+    """
+    model = build(family, seed=seed, **changes)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    write_tokenizer(directory)
+    return directory
+
+
+def build(family: str, *, seed: int = 0, **changes: Any) -> Any:
+    """The transformers model itself, in eval mode, with biases and norms that are not at their trivial start."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, settings = FAMILIES[family]
+    values = {**_BASE, **settings, **changes}
+    if model_type == "qwen2":
+        values.pop("head_dim")  # Qwen2's is always hidden_size / num_heads
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + (0.0 if name.endswith("bias") else 1.0))
+    return model
+
+
+def write_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer, trained on a few sentences, with a chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
+        bos_token=_SPECIAL[0],
+        eos_token=_SPECIAL[2],
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer.save_pretrained(directory)
+
+
+@cache
+def _tokenizer_json() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    text: str = tokenizer.to_str()
+    return text
+
+
+_CORPUS = [
+    "The capital of France is Paris, and the river that runs through it is the Seine.",
+    "Overlap every byte moved with compute: while one split computes, the other one communicates.",
+    "A token, a block, a layer, a rank; there are 256 bytes and 16 tokens in a block.",
+    "def main(argument):\n    return argument + 1\n",
+]
+
+
+def make_gguf(
+    path: Path,
+    quantization: str = "Q8_0",
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    tokens: list[str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
+
+    `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts).
+    """
+    random = np.random.default_rng(seed)
+    kind = gguf.GGMLQuantizationType[quantization]
+    writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family)
+    hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, 96
+    experts = 3 if family == "mixtral" else 0
+    _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)
+    _write_gguf_vocabulary(writer, tokens or [f"t{i}" for i in range(vocab)])
+    expected = {}
+
+    def add(name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False) -> None:
+        values = random.standard_normal(shape).astype(np.float32)
+        use = gguf.GGMLQuantizationType.F32 if plain or len(shape) == 1 else kind
+        stored = gguf.quants.quantize(values, use)
+        writer.add_tensor(tensor, stored, raw_dtype=use)
+        kept = torch.from_numpy(gguf.quants.dequantize(stored, use).copy())
+        if heads and family in ("llama", "mixtral"):
+            kept = kept.reshape(heads, d // 2, 2, -1).transpose(1, 2).reshape(kept.shape)
+        expected[name] = kept
+
+    add("embed", "token_embd.weight", vocab, hidden)
+    add("norm", "output_norm.weight", hidden)
+    add("layers.0.input_norm", "blk.0.attn_norm.weight", hidden)
+    add("layers.0.post_norm", "blk.0.ffn_norm.weight", hidden)
+    add("layers.0.q", "blk.0.attn_q.weight", heads * d, hidden, heads=heads)
+    add("layers.0.k", "blk.0.attn_k.weight", kv_heads * d, hidden, heads=kv_heads)
+    add("layers.0.v", "blk.0.attn_v.weight", kv_heads * d, hidden)
+    add("layers.0.o", "blk.0.attn_output.weight", hidden, heads * d)
+    if family == "qwen2":
+        for part, size in (("q", heads * d), ("k", kv_heads * d), ("v", kv_heads * d)):
+            add(f"layers.0.{part}_bias", f"blk.0.attn_{part}.bias", size)
+    if family == "qwen3":
+        add("layers.0.q_norm", "blk.0.attn_q_norm.weight", d)
+        add("layers.0.k_norm", "blk.0.attn_k_norm.weight", d)
+    sizes = {"gate": (inter, hidden), "up": (inter, hidden), "down": (hidden, inter)}
+    if experts:
+        add("layers.0.router", "blk.0.ffn_gate_inp.weight", experts, hidden, plain=True)
+        for part, size in sizes.items():
+            add(part, f"blk.0.ffn_{part}_exps.weight", experts, *size)
+            stacked = expected.pop(part)
+            expected |= {f"layers.0.experts.{e}.{part}": stacked[e] for e in range(experts)}
+    else:
+        for part, size in sizes.items():
+            add(f"layers.0.{part}", f"blk.0.ffn_{part}.weight", *size)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+def _write_gguf_settings(
+    writer: gguf.GGUFWriter,
+    hidden: int,
+    inter: int,
+    heads: int,
+    kv_heads: int,
+    d: int,
+    vocab: int,
+    experts: int,
+) -> None:
+    writer.add_context_length(128)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(inter)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(d)
+    writer.add_value_length(d)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(vocab)
+    if experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(2)
+
+
+def _write_gguf_vocabulary(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges([])
+    writer.add_token_types([1] * len(tokens))
+    writer.add_eos_token_id(2)
