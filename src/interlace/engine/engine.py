@@ -23,7 +23,7 @@ from interlace.engine.request import Request
 from interlace.engine.sampler import SampledToken, mix64, sample
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.scheduler import Scheduled, Scheduler
-from interlace.engine.sequence import Sequence
+from interlace.engine.sequence import Sequence, max_total_tokens
 from interlace.engine.text import TextAssembler
 from interlace.errors import EngineError, PromptTooLong, RequestError
 
@@ -39,6 +39,7 @@ class Engine:
         )
         self._requests: dict[str, Request] = {}
         self._num_requests = 0
+        self._eos_ids = eos_token_ids(ranks)
         self._meter = Meter()
         self._failure: Exception | None = None
 
@@ -61,16 +62,30 @@ class Engine:
             CacheTooSmall: the request could not finish even with the whole cache to itself.
         """
         self.raise_if_failed()
-        self._check_request(request_id, prompt_token_ids)
+        if request_id in self._requests:
+            raise RequestError(
+                f"request id {request_id!r} is in use: expected one that no unfinished request has"
+            )
+        self.check_request(prompt_token_ids, params)
         seed = params.seed if params.seed is not None else self._derived_seed()
         sequence = Sequence(request_id, prompt_token_ids, params, seed, self.ranks.max_model_len)
         self.scheduler.add(sequence)
         self._num_requests += 1
         decoder = self.ranks.tokenizer.stream(skip_special=params.skip_special_tokens)
         assembler = TextAssembler(decoder, params.stop_strings)
-        self._requests[request_id] = Request(
-            sequence, prompt, assembler, self.ranks.model_config.eos_token_ids
-        )
+        self._requests[request_id] = Request(sequence, prompt, assembler, self._eos_ids)
+
+    def check_request(self, prompt_token_ids: Any, params: SamplingParams) -> None:
+        """Raises what `add_request` would, adding nothing."""
+        self.raise_if_failed()
+        check_token_ids(prompt_token_ids, self.ranks.model_config.vocab_size)
+        limit = self.ranks.max_model_len
+        if len(prompt_token_ids) >= limit:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt_token_ids)} tokens; the context holds {limit}, at least one of them "
+                f"generated: shorten the prompt or raise max_model_len"
+            )
+        self.scheduler.check_fits(max_total_tokens(len(prompt_token_ids), params, limit))
 
     def abort(self, request_id: str) -> StreamChunk | None:
         """Ends a request wherever it is, between two steps. Its last chunk; None if it had ended already."""
@@ -151,17 +166,11 @@ class Engine:
     def _derived_seed(self) -> int:
         return mix64(mix64(self.config.seed) + self._num_requests)
 
-    def _check_request(self, request_id: str, prompt_token_ids: Any) -> None:
-        if request_id in self._requests:
-            raise RequestError(
-                f"request id {request_id!r} is in use: expected one that no unfinished request has"
-            )
-        check_token_ids(prompt_token_ids, self.ranks.model_config.vocab_size)
-        if len(prompt_token_ids) >= self.ranks.max_model_len:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt_token_ids)} tokens; the context holds "
-                f"{self.ranks.max_model_len}, at least one of them generated: shorten the prompt or raise max_model_len"
-            )
+
+def eos_token_ids(ranks: RankGroup) -> tuple[int, ...]:
+    """The ids that end a text: the model's own or, if its configuration names none, the tokenizer's."""
+    own, fallback = ranks.model_config.eos_token_ids, ranks.tokenizer.eos_token_id
+    return own if own or fallback is None else (fallback,)
 
 
 def check_token_ids(token_ids: Any, vocab_size: int) -> None:

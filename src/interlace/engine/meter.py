@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 WINDOW = 64  # passes that the rates look back over
@@ -32,15 +33,16 @@ class Meter:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        return self._rate([item.num_prompt for item in self._passes])
+        return self._rate(lambda item: item.num_prompt)
 
     @property
     def decode_tokens_per_second(self) -> float:
-        return self._rate([item.num_output for item in self._passes])
+        return self._rate(lambda item: item.num_output)
 
-    def _rate(self, counts: list[int]) -> float:
-        """The first pass only starts the clock."""
-        if len(counts) < 2:
+    def _rate(self, count: Callable[[Pass], int]) -> float:
+        """The first pass only starts the clock. Reads a copy, since another thread may ask."""
+        passes = list(self._passes)
+        if len(passes) < 2:
             return 0.0
-        elapsed_s = self._passes[-1].end_s - self._passes[0].end_s
-        return sum(counts[1:]) / elapsed_s if elapsed_s > 0 else 0.0
+        elapsed_s = passes[-1].end_s - passes[0].end_s
+        return sum(map(count, passes[1:])) / elapsed_s if elapsed_s > 0 else 0.0

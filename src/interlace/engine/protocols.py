@@ -32,6 +32,9 @@ class TextDecoder(Protocol):
 
 
 class Tokenizer(Protocol):
+    @property
+    def eos_token_id(self) -> int | None: ...
+
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...

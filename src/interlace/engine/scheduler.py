@@ -4,8 +4,8 @@ Invariants
 1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences
    are admitted only when all running ones are fully scheduled, so at most the last running one is
    mid-prefill: walking `running` in order *is* decode first, then the prompt in progress.
-2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (`add`
-   refuses what does not). So every request ends.
+2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (see
+   `check_fits`). So every request ends.
 
 Thread safety: none; it belongs to the engine's thread.
 """
@@ -46,15 +46,18 @@ class Scheduler:
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queues it. Raises CacheTooSmall when it could not finish even with the whole cache to itself."""
-        num_kept = sequence.max_total - 1
+        """Queues a sequence that fits (see `check_fits`)."""
+        self.waiting.append(sequence)
+
+    def check_fits(self, max_total: int) -> None:
+        """Raises CacheTooSmall when `max_total` tokens could not be had even with the whole cache to themselves."""
+        num_kept = max_total - 1  # the last token's keys and values are never needed
         if blocks_for(num_kept) > self.blocks.num_blocks:
             raise CacheTooSmall(
-                f"request {sequence.request_id!r} may need {num_kept} tokens of KV cache, its prompt being "
-                f"{sequence.num_prompt}; the cache holds {self.blocks.num_blocks * BLOCK_SIZE}. Lower "
-                f"max_tokens, shorten the prompt, or enlarge the cache (kv_cache_gb or num_kv_blocks)"
+                f"a request may need {num_kept} tokens of KV cache for its prompt and max_tokens; the cache holds "
+                f"{self.blocks.num_blocks * BLOCK_SIZE}: lower max_tokens, shorten the prompt, or enlarge the "
+                f"cache (kv_cache_gb or num_kv_blocks)"
             )
-        self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes out a sequence that finished or was aborted, wherever it is, and frees its blocks."""

@@ -19,6 +19,13 @@ from interlace.engine.sampling_params import SamplingParams
 Int32Array = npt.NDArray[np.int32]
 
 
+def max_total_tokens(num_prompt: int, params: SamplingParams, max_model_len: int) -> int:
+    """The most tokens a sequence may come to, prompt and output."""
+    if params.max_tokens is None:
+        return max_model_len
+    return min(max_model_len, num_prompt + params.max_tokens)
+
+
 class Sequence:
     """Tokens in one buffer that never moves: the prompt, then what was generated.
 
@@ -34,10 +41,8 @@ class Sequence:
         self.num_prompt = len(prompt)
         self.num_tokens = len(prompt)
         self.num_computed = 0
-        self.max_total = max_model_len
-        if params.max_tokens is not None:
-            self.max_total = min(max_model_len, self.num_prompt + params.max_tokens)
-        self.tokens: Int32Array = np.empty(max(self.max_total, self.num_prompt), dtype=np.int32)
+        self.max_total = max_total_tokens(self.num_prompt, params, max_model_len)
+        self.tokens: Int32Array = np.empty(self.max_total, dtype=np.int32)
         self.tokens[: self.num_prompt] = prompt
         self.blocks: Int32Array = np.zeros(blocks_for(len(self.tokens)), dtype=np.int32)
         self.num_blocks = 0

@@ -1,0 +1,193 @@
+"""LLM: the engine as plain function calls.
+
+Thread safety: any thread may call. One lock serialises the steps; whoever waits for a token while nobody steps takes
+the next step, for all callers. An error in a step reaches every waiting call and every later one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, Unpack
+
+from interlace.engine.config import EngineOptions
+from interlace.engine.frontend import FrontEnd
+from interlace.engine.interrupts import interrupts_deferred
+from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.progress import progress_bar
+from interlace.engine.prompts import (
+    Conversation,
+    Prompt,
+    TokenisedPrompt,
+    as_conversations,
+    as_prompts,
+    one_for_each,
+    tokenise,
+)
+from interlace.engine.protocols import RankGroup
+from interlace.engine.sampling_params import SamplingParams
+
+Mailbox = deque[StreamChunk]
+
+
+class LLM(FrontEnd):
+    """A model, ready to generate. `with LLM("smollm2", tp=2) as llm: llm.generate("Hello")`."""
+
+    def __init__(
+        self, model: str, *, ranks: RankGroup | None = None, **options: Unpack[EngineOptions]
+    ) -> None:
+        super().__init__(model, ranks=ranks, **options)
+        self._lock = threading.Lock()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._abandoned: deque[str] = deque()  # filled by generators that may be collected inside a step
+        self._numbers = itertools.count()
+        self._is_closed = False
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Outputs for one text or many texts or lists of token ids, in their order, generated all together.
+
+        On Ctrl-C the outstanding requests are aborted and the LLM stays usable.
+
+        Raises:
+            RequestError: a prompt that is empty, too long, or not of this vocabulary. No request is run then.
+            EngineError: the KV cache cannot hold a request, a rank failed, or the LLM is closed.
+        """
+        return self._run(as_prompts(prompts), sampling_params, progress)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """The model's next turn in one conversation or in many, through its chat template. Else as `generate`."""
+        return self._run(as_conversations(messages), sampling_params, progress)
+
+    def stream(
+        self, prompt: Prompt | Conversation, sampling_params: SamplingParams | None = None
+    ) -> Iterator[StreamChunk]:
+        """One text, list of token ids or conversation, a chunk per token; closing the iterator aborts it.
+
+        Raises as `generate`, at the call.
+        """
+        tokenised = tokenise(self.tokenizer, prompt)
+        (params,) = one_for_each(sampling_params, 1)
+        with self._lock:
+            self._engine.check_request(tokenised.token_ids, params)
+        return self._stream(tokenised, params)
+
+    def describe(self) -> dict[str, object]:
+        """The ranks: where they run, communicator, dtype, threads, memory."""
+        with self._lock:
+            self._engine.raise_if_failed()
+            return self._ranks.describe()
+
+    def close(self) -> None:
+        """Ends the ranks. Calls that are waiting, and later ones, raise EngineError."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._engine.fail(self._closed_error())
+            self._ranks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self,
+        prompts: Sequence[object],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        progress: bool,
+    ) -> list[RequestOutput]:
+        each = one_for_each(sampling_params, len(prompts))
+        tokenised = [tokenise(self.tokenizer, prompt) for prompt in prompts]
+        mailbox: Mailbox = deque()
+        request_ids: list[str] = []
+        outputs: dict[str, RequestOutput] = {}
+        try:
+            self._submit(tokenised, each, mailbox, request_ids)
+            with progress_bar(len(request_ids), progress) as advance:
+                while len(outputs) < len(request_ids):
+                    chunk = self._next(mailbox)
+                    if chunk.output is not None:
+                        outputs[chunk.request_id] = chunk.output
+                        advance()
+        finally:
+            self._abandon(request_ids)
+        return [outputs[request_id] for request_id in request_ids]
+
+    def _stream(self, prompt: TokenisedPrompt, params: SamplingParams) -> Iterator[StreamChunk]:
+        mailbox: Mailbox = deque()
+        request_ids: list[str] = []
+        try:
+            self._submit([prompt], [params], mailbox, request_ids)
+            while True:
+                chunk = self._next(mailbox)
+                yield chunk
+                if chunk.finished:
+                    return
+        finally:
+            self._abandon(request_ids)
+
+    def _submit(
+        self,
+        prompts: list[TokenisedPrompt],
+        params: list[SamplingParams],
+        mailbox: Mailbox,
+        request_ids: list[str],
+    ) -> None:
+        """Queues every request, or none: they are all checked first."""
+        with self._lock, interrupts_deferred():
+            self._sweep()
+            for prompt, param in zip(prompts, params, strict=True):
+                self._engine.check_request(prompt.token_ids, param)
+            for prompt, param in zip(prompts, params, strict=True):
+                request_id = f"request-{next(self._numbers)}"
+                self._engine.add_request(request_id, prompt.token_ids, param, prompt.text)
+                self._mailboxes[request_id] = mailbox
+                request_ids.append(request_id)
+
+    def _next(self, mailbox: Mailbox) -> StreamChunk:
+        """The next chunk in `mailbox`, stepping the engine until there is one."""
+        while True:
+            with self._lock:
+                if mailbox:
+                    return mailbox.popleft()
+                with interrupts_deferred():
+                    self._sweep()
+                    for chunk in self._engine.step():
+                        self._mailboxes[chunk.request_id].append(chunk)
+
+    def _abandon(self, request_ids: list[str]) -> None:
+        """Nobody waits for these any more. Whoever holds the lock (it may be this thread, inside a step, when a
+        generator is collected there) sweeps them before its next step.
+        """
+        self._abandoned.extend(request_ids)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._lock.release()
+
+    def _sweep(self) -> None:
+        """Aborts what was abandoned before it ended; it holds no block in the next step."""
+        while self._abandoned:
+            request_id = self._abandoned.popleft()
+            self._mailboxes.pop(request_id, None)
+            self._engine.abort(request_id)

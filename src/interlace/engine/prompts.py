@@ -1,0 +1,83 @@
+"""Prompts as users give them (text, token ids, conversations), made into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from interlace.engine.protocols import Message, Tokenizer
+from interlace.engine.sampling_params import SamplingParams
+from interlace.errors import RequestError, SamplingError
+
+Conversation = Sequence[Message]
+Prompt = str | Sequence[int]
+
+
+class TokenisedPrompt(NamedTuple):
+    text: str | None  # None when token ids were given
+    token_ids: Sequence[int]
+
+
+def tokenise(tokenizer: Tokenizer, prompt: Any) -> TokenisedPrompt:
+    """A text, a list of token ids, or a conversation (a list of messages), as token ids."""
+    if isinstance(prompt, str):
+        return TokenisedPrompt(prompt, tokenizer.encode(prompt))
+    if is_conversation(prompt):
+        token_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
+        return TokenisedPrompt(tokenizer.decode(token_ids, skip_special=False), token_ids)
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+        return TokenisedPrompt(None, list(prompt))
+    raise RequestError(
+        f"got a prompt of type {type(prompt).__name__}: expected a string, a list of token ids, or a list of "
+        f"messages such as {{'role': 'user', 'content': '...'}}"
+    )
+
+
+def is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, Sequence)
+        and len(prompt) > 0
+        and all(isinstance(message, Mapping) for message in prompt)
+    )
+
+
+def as_prompts(prompts: Any) -> list[Any]:
+    """One text, or many texts or lists of token ids, as a list."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Sequence) and not isinstance(prompts, bytes):
+        return list(prompts)
+    raise RequestError(
+        f"got prompts of type {type(prompts).__name__}: expected a string or a list of prompts"
+    )
+
+
+def as_conversations(messages: Any) -> list[Conversation]:
+    """One conversation, or many, as a list."""
+    if is_conversation(messages):
+        return [messages]
+    if isinstance(messages, Sequence) and all(is_conversation(item) for item in messages):
+        return list(messages)
+    raise RequestError(
+        "expected a conversation (a list of messages such as {'role': 'user', 'content': '...'}) "
+        f"or a list of them, got {messages!r:.200}"
+    )
+
+
+def one_for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    """The parameters of each prompt: the same for all, or one each."""
+    if params is None:
+        params = SamplingParams()
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    each = list(params) if isinstance(params, Sequence) else [params]
+    for item in each:
+        if not isinstance(item, SamplingParams):
+            raise SamplingError(f"got {item!r:.200}: expected SamplingParams, or a list of them")
+    if len(each) != num_prompts:
+        raise SamplingError(
+            f"got {len(each)} SamplingParams for {num_prompts} prompts: expected one, or one each"
+        )
+    return each

@@ -1,0 +1,159 @@
+"""A model of memory instead of a model: ranks whose cache remembers what was written where, and a byte tokenizer."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interlace.engine.config import EngineConfig
+from interlace.engine.engine import Engine
+from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.sampler import mix64
+from interlace.engine.sampling_params import SamplingParams
+from interlace.models.batch import ForwardBatch
+
+EOS = 256
+VOCAB_SIZE = 257  # every byte, and the end
+
+
+def chain(state: int, token: int) -> int:
+    """The state after `token`: it stands for everything that attention could have seen up to there."""
+    return mix64(state * 31 + token + 1)
+
+
+def state_of(tokens: Sequence[int]) -> int:
+    state = 0
+    for token in tokens:
+        state = chain(state, token)
+    return state
+
+
+def logits_after(state: int) -> np.ndarray:
+    """Logits (VOCAB_SIZE,) float32: a pure function of the prefix. Most of the mass is on a few tokens."""
+    return np.random.default_rng(state).standard_normal(VOCAB_SIZE).astype(np.float32) * 4
+
+
+def greedy_tokens(prompt: Sequence[int], count: int) -> list[int]:
+    """What a greedy request must generate when nothing ends it early."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(logits_after(state_of(tokens)).argmax()))
+    return tokens[len(prompt) :]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    vocab_size: int = VOCAB_SIZE
+    eos_token_ids: tuple[int, ...] = (EOS,)
+
+
+class ByteDecoder:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(b"" if token_id == EOS else bytes([token_id]))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    eos_token_id = EOS
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        return bytes(token for token in ids if token != EOS).decode(errors="replace")
+
+    def stream(self, skip_special: bool = True) -> ByteDecoder:
+        return ByteDecoder()
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))
+
+
+class FakeRanks:
+    """Executes batches on a cache of (position, token, state) entries, and checks every read and write.
+
+    A read of a slot that was not written by this very prefix breaks the chain of states and fails the test.
+    """
+
+    def __init__(self, num_blocks: int = 64, max_model_len: int = 128) -> None:
+        self.num_blocks = num_blocks
+        self.max_model_len = max_model_len
+        self.tokenizer = ByteTokenizer()
+        self.model_config = ModelFacts()
+        self.cache: dict[int, tuple[int, int, int]] = {}
+        self.batches: list[ForwardBatch] = []
+        self.failure: Exception | None = None
+        self.closed = False
+
+    def execute(self, batch: ForwardBatch) -> Tensor:
+        if self.failure is not None:
+            raise self.failure
+        self.batches.append(batch)
+        assert len(set(batch.slots.tolist())) == batch.num_tokens, "two tokens written to one slot"
+        states = [state for s in range(batch.num_seqs) for state in self._run_sequence(batch, s)]
+        rows = [logits_after(states[row]) for row in batch.logit_rows.tolist()]
+        return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE))
+
+    def _run_sequence(self, batch: ForwardBatch, s: int) -> list[int]:
+        start, end = batch.query_start[s : s + 2].tolist()
+        seq_len = int(batch.seq_lens[s])
+        table = batch.block_tables[s].tolist()
+        slot_of = [table[p // 16] * 16 + p % 16 for p in range(seq_len)]
+        assert batch.positions[start:end].tolist() == list(range(seq_len - (end - start), seq_len))
+        assert batch.slots[start:end].tolist() == slot_of[seq_len - (end - start) :]
+        assert max(table) < self.num_blocks
+        state = 0
+        for position in range(seq_len - (end - start)):
+            written_at, token, written_state = self.cache[slot_of[position]]
+            state = chain(state, token)
+            assert (written_at, written_state) == (position, state), "read of a slot another sequence wrote"
+        states = []
+        for row in range(start, end):
+            token = int(batch.token_ids[row])
+            state = chain(state, token)
+            self.cache[int(batch.slots[row])] = (int(batch.positions[row]), token, state)
+            states.append(state)
+        return states
+
+    def describe(self) -> dict[str, object]:
+        return {"ranks": []}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make_engine(ranks: FakeRanks | None = None, **options: Any) -> Engine:
+    return Engine(ranks or FakeRanks(), EngineConfig.from_options("fake", options))
+
+
+def run_all(engine: Engine) -> tuple[dict[str, RequestOutput], dict[str, list[StreamChunk]]]:
+    """Steps until nothing is left; the outputs and all chunks, by request id."""
+    outputs: dict[str, RequestOutput] = {}
+    chunks: dict[str, list[StreamChunk]] = {}
+    while engine.has_unfinished:
+        for chunk in engine.step():
+            chunks.setdefault(chunk.request_id, []).append(chunk)
+            if chunk.output is not None:
+                outputs[chunk.request_id] = chunk.output
+        engine.check()
+    return outputs, chunks
+
+
+def run_alone(prompt: Sequence[int], params: SamplingParams) -> RequestOutput:
+    """The request on an engine of its own, with more room than it can use."""
+    engine = make_engine()
+    engine.add_request("alone", prompt, params)
+    return run_all(engine)[0]["alone"]
