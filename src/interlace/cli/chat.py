@@ -1,0 +1,139 @@
+"""`interlace chat`: a conversation at the terminal, or scripted through standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interlace.cli import console
+from interlace.cli.options import with_options
+from interlace.engine.config import EngineConfig
+from interlace.engine.sampling_params import SamplingParams
+from interlace.errors import CacheTooSmall, RequestError
+
+if TYPE_CHECKING:
+    from interlace.engine.llm import LLM
+
+HELP = """\
+/help          these commands
+/history       the conversation so far
+/system TEXT   tell the model what to be, and start anew; without TEXT: say what it was told
+/reset         forget the conversation
+/quit          end; so does Ctrl-D
+Ctrl-C stops a reply and keeps the conversation."""
+
+
+@with_options
+def chat(
+    *,
+    system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
+    sampling: SamplingParams,
+    engine: EngineConfig,
+) -> None:
+    """Talk to a model. Type /help inside for its commands."""
+    from interlace.cli.session import open_llm
+
+    with open_llm(engine) as llm:
+        is_terminal = sys.stdin.isatty()
+        if is_terminal:
+            with contextlib.suppress(ImportError):  # optional in Python: it makes input() editable
+                import readline  # noqa: F401
+            print(f"{engine.model} is listening. /help lists the commands, /quit ends.")
+        Chat(llm, sampling, system).run(_typed_line if is_terminal else _piped_line)
+
+
+class Chat:
+    """One conversation: its messages, and what each line from the user does to them."""
+
+    def __init__(self, llm: LLM, sampling: SamplingParams, system: str | None = None) -> None:
+        self.llm, self.sampling, self.system = llm, sampling, system
+        self.messages: list[dict[str, str]] = []
+        self.reset()
+
+    def run(self, next_line: Callable[[], str]) -> None:
+        """Take lines until /quit or the end of input (EOFError)."""
+        while True:
+            try:
+                line = next_line().strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:  # Ctrl-C at the prompt drops the line
+                print()
+                continue
+            if line == "/quit":
+                return
+            if line:
+                self.take(line)
+
+    def take(self, line: str) -> None:
+        """Do what one line asks for: a command, or something said to the model."""
+        command, _, argument = line.partition(" ")
+        match command:
+            case "/help":
+                print(HELP)
+            case "/history":
+                self._show_history()
+            case "/reset":
+                self.reset()
+                print("(the conversation starts anew)")
+            case "/system":
+                self._set_system(argument.strip())
+            case _ if command.startswith("/"):
+                print(f"there is no command {command}; /help lists them", file=sys.stderr)
+            case _:
+                self.say(line)
+
+    def say(self, text: str) -> None:
+        """One turn. A request that cannot be served is reported, and the conversation stays as it was."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            reply = self._stream_reply()
+        except (RequestError, CacheTooSmall) as error:
+            self.messages.pop()
+            console.show_error(error)
+            return
+        self.messages.append({"role": "assistant", "content": reply})
+
+    def reset(self) -> None:
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def _stream_reply(self) -> str:
+        """Print the model's turn as it comes. Ctrl-C ends it: what was printed until then is the turn."""
+        parts: list[str] = []
+        try:
+            for chunk in self.llm.stream(self.messages, self.sampling):
+                parts.append(chunk.text)
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.stdout.write(" (stopped)")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        return "".join(parts)
+
+    def _set_system(self, text: str) -> None:
+        if not text:
+            print(self.system if self.system is not None else "(nothing)")
+            return
+        self.system = text
+        self.reset()
+        print("(told; the conversation starts anew)")
+
+    def _show_history(self) -> None:
+        for message in self.messages:
+            print(f"{message['role']}: {message['content']}")
+
+
+def _typed_line() -> str:
+    return input("> ")
+
+
+def _piped_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line

@@ -1,0 +1,137 @@
+"""The findings of `interlace doctor`: sections of facts, each a name and a text, and the problems that stop all."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from interlace.cli.console import megabytes
+
+PACKAGES = ("interlace", "torch", "numpy", "tokenizers", "safetensors", "gguf", "huggingface_hub")
+UNITS = {"fma_gflops": "GFLOP/s float32", "bf16_gflops": "GFLOP/s bfloat16", "read_gbps": "GB/s read"}
+MEASURE_S = 0.2  # per limit
+
+Facts = dict[str, Any]
+
+
+def examine(measure: bool = False) -> dict[str, Any]:
+    """Everything `doctor` reports. With `measure` the machine's limits are measured too."""
+    problems: list[str] = []
+    report: dict[str, Any] = {"machine": _machine(), "software": _software()}
+    if platform.system() != "Linux":
+        problems.append(f"Interlace runs on Linux; got {platform.system()}")
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        problems.append(f"torch cannot be imported: {error}; reinstall the package")
+    else:
+        report["kernels"] = _kernels()
+        report["communicators"] = _communicators()
+    report["models"] = _models()
+    if measure and not problems:
+        report["limits"] = _limits()
+    return report | {"problems": problems}
+
+
+def _machine() -> Facts:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": _first_value("/proc/cpuinfo", "model name")
+        or platform.processor()
+        or platform.machine(),
+        "cores": f"{os.cpu_count()}, of which this process may use {usable}",
+        "memory": f"{_meminfo('MemTotal')}, of which {_meminfo('MemAvailable')} available",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def _software() -> Facts:
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _kernels() -> Facts:
+    """Which kernels and dtypes there are, and which ones "auto" takes."""
+    from interlace.engine.runner import DTYPES, resolve_dtype
+    from tokenweave import native
+    from tokenweave.kernels import make_kernels
+
+    kernels = make_kernels("auto")
+    reason = native.unavailable_reason()
+    found = {"native": f"unavailable: {reason}"} if reason else native.features()
+    return {
+        **found,
+        "auto": kernels.name,
+        "dtypes": list(DTYPES),
+        "native dtypes": ["float32"] + (["bfloat16"] if kernels.native_bfloat16 else []),
+        "auto dtype": str(resolve_dtype("auto", kernels)).removeprefix("torch."),
+    }
+
+
+def _communicators() -> Facts:
+    from tokenweave.communicators import availability
+
+    return {
+        name: f"unavailable: {reason}" if reason else "available" for name, reason in availability().items()
+    }
+
+
+def _models() -> Facts:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from interlace.environment import cache_directory
+
+    own, hub = cache_directory() / "models", Path(HF_HUB_CACHE)
+    return {
+        "cache": str(own),
+        "fetched": [f"{found.name} ({megabytes(_size_bytes(found))})" for found in _folders(own, "*")],
+        "hub cache": str(hub),
+        "from the hub": [
+            found.name.split("--", 1)[1].replace("--", "/") for found in _folders(hub, "models--*")
+        ],
+    }
+
+
+def _folders(parent: Path, pattern: str) -> list[Path]:
+    return sorted(found for found in parent.glob(pattern) if found.is_dir())
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(found.stat().st_size for found in directory.rglob("*") if found.is_file())
+
+
+def _limits() -> Facts:
+    """What all usable cores together reach, in loops that do nothing else."""
+    from tokenweave import native
+
+    if native.unavailable_reason() is not None:
+        return {"limits": "need the native library"}
+    threads = len(os.sched_getaffinity(0))
+    return {
+        name: f"{native.measure_limit(name, threads, MEASURE_S):,.1f} {unit} on {threads} threads"
+        for name, unit in UNITS.items()
+    }
+
+
+def _meminfo(key: str) -> str:
+    value = _first_value("/proc/meminfo", key)
+    return megabytes(int(value.split()[0]) * 1024) if value else "unknown"
+
+
+def _first_value(path: str, key: str) -> str | None:
+    """What follows `key:` in a file of such lines; None when there is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(key))
+    return next(values, None)

@@ -1,0 +1,62 @@
+"""`interlace generate`: one prompt in, one answer out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from interlace.cli import console
+from interlace.cli.options import with_options
+from interlace.engine.config import EngineConfig
+from interlace.engine.sampling_params import SamplingParams
+
+
+@with_options
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing: standard input.")] = None,
+    *,
+    system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    table: Annotated[bool, typer.Option("--table", help="Print speeds and memory after the answer.")] = False,
+    sampling: SamplingParams,
+    engine: EngineConfig,
+) -> None:
+    """Answer one prompt; the answer streams to standard output."""
+    if raw and system is not None:
+        raise typer.BadParameter("--system needs the chat template: leave out --raw, or --system")
+    request = _request(_read_prompt(prompt, engine), system, raw)
+
+    from interlace.cli.report import json_object, table_of
+    from interlace.cli.session import collect, open_llm
+
+    with open_llm(engine) as llm:
+        reply = collect(llm.stream(request, sampling), echo=not as_json)
+        ranks = llm.describe() if as_json or table else {}
+    if as_json:
+        console.show_json(json_object(reply, engine, sampling, ranks))
+    elif table:
+        console.show("", table_of(reply, engine, ranks))
+
+
+def _request(prompt: str, system: str | None, raw: bool) -> str | list[dict[str, str]]:
+    """What LLM.stream takes: a text as it is, or a conversation for the chat template."""
+    if raw:
+        return prompt
+    opening = [] if system is None else [{"role": "system", "content": system}]
+    return [*opening, {"role": "user", "content": prompt}]
+
+
+def _read_prompt(prompt: str | None, engine: EngineConfig) -> str:
+    """Raises a usage error when there is none."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    from interlace.cli.session import is_follower
+
+    if is_follower(engine):
+        return ""  # rank 0 reads it
+    if prompt is None and sys.stdin.isatty():
+        raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
+    return sys.stdin.read().removesuffix("\n")

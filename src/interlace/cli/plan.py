@@ -1,0 +1,205 @@
+"""`interlace plan`: look at a forward pass before it runs. Reads a model's configuration, never its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interlace.cli import console
+from interlace.errors import EngineError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from interlace.cli.plan_work import Workload
+    from interlace.models.config import ModelConfig
+    from tokenweave.plan import Plan, Step
+
+app = typer.Typer(no_args_is_help=True, help="Look at the plan of a forward pass.")
+NUMBER_OF_ENDS = 2  # the first and the last layer are shown, those between are folded
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `show` a subcommand of its own."""
+
+
+@app.command()
+def show(
+    model: Annotated[str, typer.Argument(help="An alias, a directory, a .gguf file or a hub id.")],
+    tokens: Annotated[int, typer.Option(help="Tokens in the forward pass.")] = 512,
+    tp: Annotated[int, typer.Option(help="Ranks.")] = 1,
+    rank: Annotated[int, typer.Option(help="The rank whose work is shown.")] = 0,
+    dtype: Annotated[str, typer.Option(help="For byte counts.", metavar="float32|bfloat16")] = "bfloat16",
+    every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
+) -> None:
+    """Print the plan of a forward pass, and what each step asks of one rank."""
+    from interlace.cli.plan_work import DTYPE_BYTES, Workload
+    from interlace.models.shard import Shard
+    from tokenweave.plan import plan_forward
+
+    if dtype not in DTYPE_BYTES:
+        raise EngineError(f"dtype={dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
+    if tp < 1:
+        raise EngineError(f"tp={tp}: expected an integer of at least 1")
+    config = _config_of(model)
+    workloads = [Workload(config, Shard.of(config, each, tp), tokens, dtype) for each in range(tp)]
+    Shard.of(config, rank, tp)  # refuses a rank that is not there
+    plan = plan_forward(config.num_layers, tokens)
+    if as_json:
+        console.show_json(_json_object(model, plan, workloads, rank))
+        return
+    _print_header(model, config, workloads)
+    console.show("", _ranks_table(workloads), "", _steps_table(plan, workloads[rank], every_step))
+    _print_totals(plan, workloads[rank])
+
+
+def _config_of(model: str) -> ModelConfig:
+    from interlace.models.sources import load_model
+
+    return load_model(model, quiet=not console.is_progress_shown()).config
+
+
+def _print_header(model: str, config: ModelConfig, workloads: list[Workload]) -> None:
+    experts = (
+        f", {config.num_experts} experts ({config.experts_per_token} per token)" if config.num_experts else ""
+    )
+    window = f", window {config.sliding_window}" if config.sliding_window else ""
+    tied = "tied" if config.tie_word_embeddings else "not tied"
+    print(
+        f"{model}: {config.family}, {config.num_layers} layers, hidden {config.hidden_size}, "
+        f"MLP {config.intermediate_size}{experts}\n"
+        f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} KV heads{window}, "
+        f"vocabulary {config.vocab_size} ({tied}), context {config.max_position}\n"
+        f"one sequence of {workloads[0].num_tokens} tokens from position 0, {workloads[0].dtype}, "
+        f"{len(workloads)} rank{'s' if len(workloads) > 1 else ''}"
+    )
+
+
+def _ranks_table(workloads: list[Workload]) -> Table:
+    """Who owns what."""
+    from interlace.cli.plan_work import span
+
+    table = _table("rank", "heads", "KV heads", "MLP columns", "vocabulary rows", "weights", "KV per token")
+    for workload in workloads:
+        shard = workload.shard
+        owned = (shard.heads, shard.kv_heads, shard.intermediate, shard.vocab)
+        table.add_row(
+            str(shard.rank),
+            *(f"{len(units)} ({span(units)})" for units in owned),
+            console.megabytes(workload.weights_bytes),
+            f"{workload.kv_bytes_per_token:,} B",
+        )
+    return table
+
+
+def _steps_table(plan: Plan, workload: Workload, every_step: bool) -> Table:
+    """The steps in order; those of the layers in the middle as one line unless `every_step`."""
+    table = _table(
+        "step", "lane", "operation", f"what rank {workload.shard.rank} does", "MFLOP", "KB given", "after"
+    )
+    folded = range(0) if every_step else _middle(plan)
+    for position, step in enumerate(plan.steps):
+        if position == folded.start and folded:
+            layers = len({plan.steps[other].layer for other in folded})
+            table.add_row("...", "", "", f"{layers} more layers, {len(folded)} steps (--all shows them)")
+        if position in folded:
+            continue
+        work = workload.of(step)
+        table.add_row(
+            str(position),
+            step.lane.value,
+            step.name,
+            work.text,
+            f"{work.flops / 1e6:,.1f}" if work.flops else "",
+            f"{work.bytes_given / 1e3:,.1f}" if work.bytes_given else "",
+            ", ".join(str(other) for other in step.waits_for),
+        )
+    return table
+
+
+def _middle(plan: Plan) -> range:
+    """Positions of the steps of all layers but the first and the last; empty where there are no others."""
+    layers = sorted({step.layer for step in plan.steps if step.layer is not None})
+    if len(layers) <= NUMBER_OF_ENDS + 1:
+        return range(0)
+    inner = [
+        at
+        for at, step in enumerate(plan.steps)
+        if step.layer is not None and layers[0] < step.layer < layers[-1]
+    ]
+    return range(inner[0], inner[-1] + 1)
+
+
+def _print_totals(plan: Plan, workload: Workload) -> None:
+    totals = _totals(plan, workload)
+    print(
+        f"\nrank {workload.shard.rank} in all: {len(plan.steps)} steps, {totals['flops'] / 1e9:,.2f} GFLOP, "
+        f"{totals['reductions']} reductions, each rank giving them {console.megabytes(totals['reduced_bytes'])}"
+    )
+
+
+def _totals(plan: Plan, workload: Workload) -> dict[str, int]:
+    from tokenweave.plan import Op
+
+    works = [(step, workload.of(step)) for step in plan.steps]
+    reduced = [work.bytes_given for step, work in works if step.op is Op.REDUCE_NORM and work.bytes_given]
+    return {
+        "flops": sum(work.flops for _, work in works),
+        "reductions": len(reduced),
+        "reduced_bytes": sum(reduced),
+    }
+
+
+def _json_object(model: str, plan: Plan, workloads: list[Workload], rank: int) -> dict[str, Any]:
+    workload = workloads[rank]
+    return {
+        "model": model,
+        "num_tokens": plan.num_tokens,
+        "tp": len(workloads),
+        "dtype": workload.dtype,
+        "rank": rank,
+        "ranks": [_rank_object(each) for each in workloads],
+        "steps": [_step_object(position, step, workload) for position, step in enumerate(plan.steps)],
+        "totals": _totals(plan, workload),
+    }
+
+
+def _rank_object(workload: Workload) -> dict[str, Any]:
+    shard = workload.shard
+    return {
+        "rank": shard.rank,
+        "heads": len(shard.heads),
+        "kv_heads": len(shard.kv_heads),
+        "mlp_columns": len(shard.intermediate),
+        "vocabulary_rows": len(shard.vocab),
+        "weights_bytes": workload.weights_bytes,
+        "kv_bytes_per_token": workload.kv_bytes_per_token,
+    }
+
+
+def _step_object(position: int, step: Step, workload: Workload) -> dict[str, Any]:
+    work = workload.of(step)
+    return {
+        "step": position,
+        "lane": step.lane.value,
+        "operation": step.name,
+        "layer": step.layer,
+        "waits_for": list(step.waits_for),
+        "gemms": [{"name": g.name, "m": g.m, "k": g.k, "n": g.n, "times": g.times} for g in work.gemms],
+        "flops": work.flops,
+        "bytes_given": work.bytes_given,
+    }
+
+
+def _table(*headings: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    numbers = {"step", "MFLOP", "KB given", "weights", "KV per token"}
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in numbers else "left")
+    return table

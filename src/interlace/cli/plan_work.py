@@ -1,0 +1,148 @@
+"""What each step of a plan costs one rank, from the model's configuration alone: matrix shapes, FLOPs, bytes moved.
+
+Counted for one sequence that starts at position 0, with the logits of its last token. A multiply and an add are two
+FLOPs; norms, activations and softmax are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interlace.models.config import ModelConfig
+from interlace.models.shard import Shard
+from tokenweave.plan import Op, Step
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+LOGIT_BYTES = 4  # logits are float32
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """(m, k) x (k, n), done `times` times."""
+
+    name: str
+    m: int
+    k: int
+    n: int
+    times: int = 1
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.k * self.n * self.times
+
+    def __str__(self) -> str:
+        times = f"{self.times} x " if self.times > 1 else ""
+        return f"{self.name} {times}({self.m}, {self.k}) x ({self.k}, {self.n})"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step on one rank. `bytes_given` is what this rank gives to a reduction or gather; 0 elsewhere."""
+
+    gemms: tuple[Gemm, ...] = ()
+    note: str = ""
+    other_flops: int = 0
+    bytes_given: int = 0
+
+    @property
+    def flops(self) -> int:
+        return self.other_flops + sum(gemm.flops for gemm in self.gemms)
+
+    @property
+    def text(self) -> str:
+        """One line per matrix product, then the note."""
+        return "\n".join([*map(str, self.gemms), *([self.note] if self.note else [])])
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One rank's part of a forward pass over `num_tokens` tokens."""
+
+    config: ModelConfig
+    shard: Shard
+    num_tokens: int
+    dtype: str
+
+    def of(self, step: Step) -> Work:
+        """What `step` asks of this rank."""
+        match step.op:
+            case Op.EMBED:
+                return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._hidden_shape()}")
+            case Op.ATTENTION:
+                return self._attention()
+            case Op.MLP:
+                return self._experts() if self.config.num_experts else self._mlp()
+            case Op.REDUCE_NORM:
+                return self._reduce_norm()
+            case Op.LOGITS:
+                return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
+            case Op.GATHER:
+                return self._gather()
+
+    @property
+    def weights_bytes(self) -> int:
+        """This rank's share of the weights; norms, a few thousand numbers on every rank, are left out."""
+        config, heads = self.config, len(self.shard.heads) + 2 * len(self.shard.kv_heads)
+        attention = config.hidden_size * config.head_dim * (heads + len(self.shard.heads))
+        mlp = 3 * config.hidden_size * len(self.shard.intermediate)
+        experts = max(1, config.num_experts) * mlp + config.num_experts * config.hidden_size
+        vocabulary = config.hidden_size * len(self.shard.vocab) * (1 if config.tie_word_embeddings else 2)
+        return (config.num_layers * (attention + experts) + vocabulary) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
+        return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
+
+    def _attention(self) -> Work:
+        config, t, d = self.config, self.num_tokens, self.config.head_dim
+        heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
+        window = min(t, config.sliding_window or t)
+        seen = window * (window + 1) // 2 + (t - window) * window  # keys, summed over the queries
+        return Work(
+            gemms=(
+                Gemm("qkv", t, config.hidden_size, (heads + 2 * kv_heads) * d),
+                Gemm("o", t, heads * d, config.hidden_size),
+            ),
+            note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
+            other_flops=4 * heads * d * seen,
+        )
+
+    def _mlp(self) -> Work:
+        return Work(self._gemms_of_mlp(self.num_tokens))
+
+    def _experts(self) -> Work:
+        """Every expert is on every rank in part; tokens are counted as spread evenly over the experts."""
+        config, t = self.config, self.num_tokens
+        rows = -(-t * config.experts_per_token // config.num_experts)
+        busy = min(config.num_experts, t * config.experts_per_token)
+        router = Gemm("router", t, config.hidden_size, config.num_experts)
+        note = f"{config.experts_per_token} of {config.num_experts} experts per token"
+        return Work((router, *self._gemms_of_mlp(rows, busy)), note)
+
+    def _gemms_of_mlp(self, rows: int, times: int = 1) -> tuple[Gemm, Gemm]:
+        hidden, columns = self.config.hidden_size, len(self.shard.intermediate)
+        return (
+            Gemm("gate,up", rows, hidden, 2 * columns, times),
+            Gemm("down", rows, columns, hidden, times),
+        )
+
+    def _reduce_norm(self) -> Work:
+        if self.shard.size == 1:
+            return Work(note=f"add + norm {self._hidden_shape()}; one rank: nothing to reduce")
+        size_bytes = self.num_tokens * self.config.hidden_size * DTYPE_BYTES[self.dtype]
+        return Work(note=f"all-reduce + add + norm {self._hidden_shape()}", bytes_given=size_bytes)
+
+    def _gather(self) -> Work:
+        if self.shard.size == 1:
+            return Work(note="one rank: nothing to gather")
+        columns = len(self.shard.vocab)
+        return Work(note=f"all-gather (1, {columns})", bytes_given=columns * LOGIT_BYTES)
+
+    def _hidden_shape(self) -> str:
+        return f"({self.num_tokens}, {self.config.hidden_size})"
+
+
+def span(units: range) -> str:
+    """`0-4` for five units from 0; `none` for no units."""
+    return f"{units.start}-{units.stop - 1}" if units else "none"

@@ -1,0 +1,97 @@
+"""What `interlace generate` says about an answer: as one JSON object, or as a small table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from interlace.cli.console import megabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    from interlace.cli.session import Reply
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.output import CompletionOutput
+    from interlace.engine.sampling_params import SamplingParams
+
+
+def json_object(
+    reply: Reply, engine: EngineConfig, sampling: SamplingParams, ranks: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything known about a reply. `seed` is the request's own, or null where it was derived from the engine's."""
+    output, completion = reply.output, reply.output.outputs[0]
+    value = {
+        "model": engine.model,
+        "prompt": output.prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "token_ids": completion.token_ids,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+        "seed": sampling.seed,
+        "tp": len(ranks["ranks"]),
+        **{name: ranks[name] for name in ("communicator", "dtype", "kernels", "threads_per_rank")},
+        "num_kv_blocks": ranks["num_kv_blocks"],
+        "memory_per_rank_bytes": ranks["memory_per_rank_bytes"],
+        "metrics": asdict(output.metrics) | {"command_to_first_token_s": reply.command_to_first_token_s},
+    }
+    if completion.logprobs is not None:
+        value["logprobs"] = _logprobs(completion)
+    return value
+
+
+def _logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
+    """One entry per generated token: its own logprob, and the likeliest tokens, best first."""
+    return [
+        {
+            "token_id": token_id,
+            **asdict(at_token[token_id]),
+            "top": [{"token_id": other, **asdict(logprob)} for other, logprob in at_token.items()],
+        }
+        for token_id, at_token in zip(completion.token_ids, completion.logprobs or [], strict=True)
+    ]
+
+
+def table_of(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> Table:
+    """Two columns: what was measured, and its value."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for name, value in _rows(reply, engine, ranks):
+        table.add_row(name, value)
+    return table
+
+
+def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    metrics = reply.output.metrics
+    num_ranks, threads = len(ranks["ranks"]), ranks["threads_per_rank"]
+    each = "1 thread each" if threads == 1 else f"{threads} threads each"
+    return [
+        ("model", f"{engine.model}, {ranks['dtype']}, {ranks['kernels']} kernels"),
+        ("ranks", f"{num_ranks}, {each}, communicator {ranks['communicator']}"),
+        (
+            "prompt",
+            f"{metrics.num_prompt_tokens} tokens, {_rate(metrics.prefill_tokens_per_second)} (prefill)",
+        ),
+        (
+            "generated",
+            f"{metrics.num_output_tokens} tokens, {_rate(metrics.decode_tokens_per_second)} (decode)",
+        ),
+        ("time to first token", _first_token(reply)),
+        ("peak memory per rank", ", ".join(megabytes(size) for size in ranks["memory_per_rank_bytes"])),
+    ]
+
+
+def _rate(tokens_per_second: float | None) -> str:
+    return "too few to time" if tokens_per_second is None else f"{tokens_per_second:,.0f} tokens/s"
+
+
+def _first_token(reply: Reply) -> str:
+    engine_s = reply.output.metrics.time_to_first_token_s
+    in_engine = "unknown" if engine_s is None else f"{engine_s:.2f} s"
+    return f"{in_engine}; {reply.command_to_first_token_s:.2f} s from the command, loading included"

@@ -1,0 +1,77 @@
+"""A session with a model: opened as early as can be, and one streamed reply of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from interlace.cli import console
+from interlace.cli.clock import since_command_s
+from interlace.engine.config import EngineConfig
+
+if TYPE_CHECKING:
+    from interlace.engine.llm import LLM
+    from interlace.engine.output import RequestOutput, StreamChunk
+
+
+def open_llm(config: EngineConfig) -> LLM:
+    """The model of `config`, fetched if need be, loaded on all its ranks.
+
+    Under torchrun only rank 0 gets one; the other ranks serve it and end inside this call.
+
+    Raises:
+        ModelError, EngineError: it cannot be found, read or run.
+    """
+    from interlace.engine.launch import start
+    from interlace.models.sources import resolve
+
+    shown = console.is_progress_shown() and not is_follower(config)
+    path = resolve(config.model, quiet=not shown)
+    with console.working(f"loading {config.model}", shown):
+        ranks = start(
+            replace(config, model=str(path))
+        )  # before torch is imported here: all ranks load at once
+        try:
+            from interlace.engine.llm import LLM
+
+            options = asdict(config)
+            return LLM(options.pop("model"), ranks=ranks, **options)
+        except BaseException:
+            ranks.close()
+            raise
+
+
+def is_follower(config: EngineConfig) -> bool:
+    """Whether torchrun started this process as a rank other than 0: it serves rank 0 and prints nothing."""
+    from interlace.engine.launch import resolve_communicator
+    from tokenweave.environment import torchrun_environment
+
+    return resolve_communicator(config) == "torchrun" and torchrun_environment().rank != 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished reply, and how long after the command was typed its first token came."""
+
+    output: RequestOutput
+    command_to_first_token_s: float
+
+
+def collect(chunks: Iterator[StreamChunk], echo: bool) -> Reply:
+    """Run a request to its end; with `echo` its text goes to standard output as it comes."""
+    first_token_s: float | None = None
+    text = ""
+    for chunk in chunks:
+        if first_token_s is None:
+            first_token_s = since_command_s()
+        if echo:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+            text = chunk.text or text
+        if chunk.output is not None:
+            if echo and not text.endswith("\n"):
+                sys.stdout.write("\n")
+            return Reply(chunk.output, first_token_s)
+    raise RuntimeError("the stream of a request ended without its output")
