@@ -1,0 +1,74 @@
+"""What the ranks of a torch group tell each other beside the collectives: who waits where, and why the job ended.
+
+Thread safety: the store serves one operation at a time; any thread may call.
+
+Invariants:
+  1. Nothing is written on the fast path: a rank posts only once it has waited for `SLICE_S`.
+  2. The reason of an abort is written once; the first stays.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from tokenweave.errors import RankError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+SLICE_S = 0.25  # how often a waiting rank looks at the board
+ROLL_CALL_S = 1.0  # how long the survivors of a lost connection have to say that they are there
+
+
+class Bulletin:
+    """A board in the group's store, under a prefix of its own."""
+
+    def __init__(self, store: Store, rank: int, size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._size = size
+
+    def post_waiting(self, step: int) -> None:
+        """Says that this rank waits in its `step`-th collective."""
+        self._store.set(f"waiting/{self._rank}", str(step))
+
+    def missing(self, step: int) -> list[int]:
+        """The ranks that have not said that they wait in `step` or a later one."""
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        return [rank for rank in others if int(self._read(f"waiting/{rank}") or -1) < step]
+
+    def roll_call(self, step: int) -> list[int]:
+        """The ranks that stay silent although a connection is lost: those that are gone.
+
+        Raises:
+            RankError: somebody knows why, and has said so.
+        """
+        until = time.monotonic() + ROLL_CALL_S
+        self.post_waiting(step)
+        while (silent := self.missing(step)) and time.monotonic() < until:
+            self.raise_if_aborted()
+            time.sleep(0.02)
+        self.raise_if_aborted()
+        return silent
+
+    def abort(self, message: str, rank: int | None) -> None:
+        """Tells every rank that the job has ended, why, and by whose fault."""
+        self._store.compare_set("abort", "", json.dumps({"message": message, "rank": rank}))
+
+    def raise_if_aborted(self) -> None:
+        text = self._read("abort")
+        if text is not None:
+            raise RankError(**json.loads(text))
+
+    def say_goodbye(self, patience_s: float) -> None:
+        """Waits until every rank has called it, at most `patience_s`: messages on the way must not be cut off."""
+        until = time.monotonic() + patience_s
+        self._store.set(f"left/{self._rank}", "1")
+        names = [f"left/{rank}" for rank in range(self._size)]
+        while not self._store.check(names) and self._read("abort") is None and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _read(self, key: str) -> str | None:
+        return self._store.get(key).decode() if self._store.check([key]) else None

@@ -1,0 +1,369 @@
+"""Ranks joined by torch.distributed: any number of hosts over gloo, CUDA tensors over nccl.
+
+Thread safety: one thread at a time per rank; `abort` may be called from any thread.
+
+Invariants:
+  1. CPU tensors are summed here and not by gloo: the order of gloo's ring depends on where in the buffer an element
+     lies, so its bits depend on what else is in the batch. Each rank gathers all parts and sums them in rank order;
+     from three ranks and `TWO_STEP_BYTES` on it sums only its share and gathers the shares. Cost: at two ranks
+     nothing; at three, tensors smaller than that travel 1.5 times the bytes of a ring.
+  2. A wait looks at the bulletin every `SLICE_S`, so an abort or a dead peer ends it, also one without bound.
+  3. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
+     but it is not the rank order.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from contextlib import suppress
+from copy import copy
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import AllToAllOptions, BroadcastOptions, PrefixStore, Store, TCPStore
+
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, sum_in_rank_order
+from tokenweave.communicators.bulletin import SLICE_S, Bulletin
+from tokenweave.environment import TorchrunEnvironment, torchrun_environment
+from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from tokenweave.kernels import Kernels
+
+TWO_STEP_BYTES = 64 * 1024
+FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one takes a second
+LENGTH_BYTES = 8
+UNBOUNDED = timedelta(days=1)
+GOODBYE_S = 2.0
+
+
+class TorchCommunicator(Communicator):
+    """One rank of a torch.distributed group. Channel: the group (tensors), a gloo group of its own (commands).
+
+    With `check_calls` each collective on tensors first compares what the ranks call, for one more round trip, and
+    raises `CollectiveMismatch`; without, a mismatch ends in an error of gloo's or a timeout.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        control_group: dist.ProcessGroup | None = None,
+        *,
+        store: Store | None = None,
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        check_calls: bool = False,
+    ) -> None:
+        """Joins ranks that torch.distributed has joined already; `close` leaves `group` as it is.
+
+        `group` is the default group unless given, `control_group` a new one of the same ranks over gloo. `store`
+        is where the ranks tell each other of failures: the default group's unless given.
+        """
+        if not dist.is_initialized():
+            raise CommunicatorError(
+                "torch.distributed is not initialised; use TorchCommunicator.from_environment() or .connect()"
+            )
+        data_group = group if group is not None else _default_group()
+        super().__init__(data_group.rank(), data_group.size(), kernels=kernels, timeout_s=timeout_s)
+        self._data = data_group
+        self._owns_control = control_group is None
+        self._control = control_group or dist.new_group(
+            dist.get_process_group_ranks(data_group),
+            backend="gloo",
+            timeout=timedelta(seconds=timeout_s),
+            use_local_synchronization=True,
+        )
+        board = PrefixStore(f"bulletin/{self._control.group_name}", store or _default_store())
+        self._bulletin = Bulletin(board, self.rank, self.size)
+        self._check_calls = check_calls
+        self._step = 0
+        self._failure: RankError | CollectiveMismatch | None = None
+        self._abort_lock = threading.Lock()
+        self._owns_everything = False
+        self._closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        rank: int,
+        size: int,
+        address: str,
+        port: int,
+        *,
+        backend: str = "gloo",
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        check_calls: bool = False,
+    ) -> Self:
+        """Initialises torch.distributed for this process, with rank 0 serving the store at `address`:`port`.
+
+        Raises:
+            CommunicatorError: torch.distributed is initialised already.
+            CommunicatorTimeout: not all ranks came within `timeout_s`.
+        """
+        where = TorchrunEnvironment(rank, size, address, port)
+        return cls._join(where, backend, kernels, timeout_s, check_calls)
+
+    @classmethod
+    def from_environment(
+        cls,
+        backend: str = "gloo",
+        *,
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        check_calls: bool = False,
+    ) -> Self:
+        """As `connect`, from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, set by torchrun or by hand."""
+        return cls._join(torchrun_environment(), backend, kernels, timeout_s, check_calls)
+
+    @classmethod
+    def _join(
+        cls,
+        where: TorchrunEnvironment,
+        backend: str,
+        kernels: Kernels | None,
+        timeout_s: float,
+        check_calls: bool,
+    ) -> Self:
+        if dist.is_initialized():
+            raise CommunicatorError("torch.distributed is initialised already; use TorchCommunicator(group)")
+        timeout = timedelta(seconds=timeout_s)
+        try:
+            serves = where.rank == 0 and not where.store_is_hosted
+            store = TCPStore(
+                where.master_addr,
+                where.master_port,
+                is_master=serves,
+                timeout=timeout,
+                wait_for_workers=False,
+            )
+            groups = PrefixStore(f"tokenweave/{where.attempt}", store)
+            dist.init_process_group(
+                backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=timeout
+            )
+            # A connection of its own: whoever aborts must not queue behind a rank that waits in the store.
+            board = TCPStore(where.master_addr, where.master_port, is_master=False, timeout=timeout)
+            communicator = cls(
+                store=PrefixStore(f"tokenweave/{where.attempt}", board),
+                kernels=kernels,
+                timeout_s=timeout_s,
+                check_calls=check_calls,
+            )
+        except RuntimeError as error:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            raise CommunicatorTimeout(
+                f"rank {where.rank} could not meet the other {where.world_size - 1} at "
+                f"{where.master_addr}:{where.master_port} within {timeout_s:g} s: {_first_line(error)}"
+            ) from error
+        communicator._owns_everything = True
+        return communicator
+
+    def barrier(self) -> None:
+        self._start("barrier")
+        self._gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
+
+    def abort(self, reason: str) -> None:
+        """As for every communicator; the others notice within `SLICE_S` of waiting, or at their next call."""
+        failure = RankError(f"rank {self.rank} aborted the job: {reason}", self.rank)
+        with self._abort_lock:
+            if self._closed:
+                return
+            self._failure = self._failure or failure
+            with suppress(RuntimeError):  # the store may be gone with rank 0
+                self._bulletin.abort(str(failure), self.rank)
+
+    def close(self) -> None:
+        with self._abort_lock:
+            if self._closed:
+                return
+            self._closed = True
+        if self._failure is None:
+            with suppress(RuntimeError):
+                self._bulletin.say_goodbye(min(GOODBYE_S, self.timeout_s))
+        if self._owns_everything:
+            dist.destroy_process_group()
+        elif self._owns_control:
+            dist.destroy_process_group(self._control)
+
+    def _all_reduce(self, tensor: torch.Tensor) -> None:
+        self._start(f"all_reduce of {_describe(tensor)}")
+        if tensor.numel() == 0:
+            return
+        if tensor.is_cuda:
+            self._data.allreduce([tensor]).wait()
+        elif self.size > 2 and tensor.nbytes >= TWO_STEP_BYTES:
+            self._reduce_in_two_steps(tensor)
+        else:
+            parts = self._gather_bytes(_as_bytes(tensor), "all_reduce").view(tensor.dtype)
+            sum_in_rank_order(list(parts.view(self.size, *tensor.shape)), out=tensor)
+
+    def _reduce_in_two_steps(self, tensor: torch.Tensor) -> None:
+        """Each rank is sent its share of every rank's tensor, sums it, and the shares are gathered."""
+        share = -(-tensor.numel() // self.size)
+        padded = tensor.new_zeros(self.size * share)
+        padded[: tensor.numel()] = tensor.view(-1)
+        received = torch.empty_like(padded)
+        work = self._data.alltoall_base(_as_bytes(received), _as_bytes(padded), [], [], AllToAllOptions())
+        self._finish(work, "all_reduce")
+        summed = tensor.new_empty(share)
+        sum_in_rank_order(list(received.view(self.size, share)), out=summed)
+        gathered = self._gather_bytes(_as_bytes(summed), "all_reduce").view(tensor.dtype)
+        tensor.view(-1).copy_(gathered[: tensor.numel()])
+
+    def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
+        self._start(f"all_gather of {_describe(tensor)}")
+        if tensor.is_cuda:
+            self._data._allgather_base(gathered, tensor).wait()
+        elif tensor.numel():
+            gathered.view(-1).copy_(self._gather_bytes(_as_bytes(tensor), "all_gather").view(tensor.dtype))
+
+    def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
+        self._start(f"broadcast of {_describe(tensor)} from rank {root}")
+        if tensor.numel():
+            content = tensor if tensor.is_cuda else _as_bytes(tensor)
+            options = BroadcastOptions()
+            options.rootRank = root
+            self._finish(self._data.broadcast([content], options), "broadcast")
+
+    def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
+        self._check_usable()
+        self._step += 1
+        frame = torch.zeros(FRAME_BYTES, dtype=torch.uint8)
+        in_frame = FRAME_BYTES - LENGTH_BYTES
+        if data is not None:
+            head = len(data).to_bytes(LENGTH_BYTES, "little") + data[:in_frame]
+            frame[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        self._control_broadcast(frame, root, idle)
+        received = frame.numpy().tobytes()
+        length = int.from_bytes(received[:LENGTH_BYTES], "little")
+        if length <= in_frame:
+            return received[LENGTH_BYTES : LENGTH_BYTES + length]
+        rest = bytearray(data[in_frame:] if data is not None else length - in_frame)
+        self._control_broadcast(torch.frombuffer(rest, dtype=torch.uint8), root, idle=False)
+        return received[LENGTH_BYTES:] + bytes(rest)
+
+    def _control_broadcast(self, content: torch.Tensor, root: int, idle: bool) -> None:
+        options = BroadcastOptions()
+        options.rootRank = root
+        options.timeout = UNBOUNDED
+        self._finish(self._control.broadcast([content], options), "broadcast_bytes", idle)
+
+    def _gather_bytes(self, content: torch.Tensor, call: str) -> torch.Tensor:
+        """Every rank's `content` (n,), one after the other: (size * n,). All bytes are visible after it."""
+        gathered = content.new_empty(self.size * content.numel())
+        self._finish(self._data._allgather_base(gathered, content), call)
+        return gathered
+
+    def _start(self, call: str) -> None:
+        self._check_usable()
+        self._step += 1
+        if self._check_calls:
+            self._compare_calls(call)
+
+    def _compare_calls(self, call: str) -> None:
+        text = bytearray(call.encode().ljust(128)[:128])
+        texts = self._gather_bytes(torch.frombuffer(text, dtype=torch.uint8), call).view(self.size, -1)
+        calls = [bytes(row.tolist()).decode().rstrip() for row in texts]
+        for rank, other in enumerate(calls):
+            if other != calls[self.rank]:
+                self._failure = CollectiveMismatch(
+                    f"rank {self.rank} called {call} where rank {rank} called {other}; "
+                    "every rank must make the same calls in order"
+                )
+                raise copy(self._failure)
+
+    def _finish(self, work: dist.Work, call: str, idle: bool = False) -> None:
+        """Waits for `work` in slices, looking at the bulletin after each."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            left_s = SLICE_S if idle else max(0.001, deadline - time.monotonic())
+            try:
+                work.wait(timedelta(seconds=min(SLICE_S, left_s)))
+                return
+            except RuntimeError as error:
+                if work.is_completed():
+                    self._fail_as_lost(call, error)
+            self._look_at_bulletin(call, timed_out=not idle and time.monotonic() >= deadline)
+
+    def _look_at_bulletin(self, call: str, timed_out: bool) -> None:
+        try:
+            self._bulletin.raise_if_aborted()
+            self._bulletin.post_waiting(self._step)
+            if timed_out:
+                missing = self._bulletin.missing(self._step)
+                message = f"rank {self.rank} waited {self.timeout_s:g} s in {call} for {_ranks(missing)}"
+                self._failure = RankError(message)
+                self._bulletin.abort(message, None)
+                raise CommunicatorTimeout(f"{message}; check that they are alive, or raise timeout_s")
+        except RankError as error:
+            self._failure = error
+            raise
+        except RuntimeError as error:
+            self._fail_as_lost(call, error)
+
+    def _fail_as_lost(self, call: str, cause: RuntimeError) -> None:
+        """Raises `RankError` for a connection that broke, naming the rank that no longer answers."""
+        try:
+            silent = self._bulletin.roll_call(self._step)
+        except RankError as error:
+            self._failure = error
+            raise
+        except RuntimeError:
+            silent = [0]  # the store is gone, and rank 0 (or what started it) with it
+        rank = silent[0] if len(silent) == 1 else None
+        message = f"rank {self.rank} lost its connection to {_ranks(silent)} in {call}: {_first_line(cause)}"
+        self._failure = RankError(message, rank)
+        with suppress(RuntimeError):
+            self._bulletin.abort(message, rank)
+        raise self._failure from cause
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise CommunicatorError("the communicator is closed; make a new one")
+        if self._failure is not None:
+            raise copy(self._failure)
+
+
+def _default_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    if group is None:
+        raise CommunicatorError("torch.distributed has no default group")
+    return group
+
+
+def _default_store() -> Store:
+    """torch has no public name for it."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store: Store = _get_default_store()
+    return store
+
+
+def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor as (nbytes,) uint8, without a copy: gloo moves any dtype's bytes alike."""
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    if not ranks:
+        return "another rank"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _first_line(error: BaseException) -> str:
+    """The message without gloo's source position and advice."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^\[\S+\.cc:\d+\] ", "", line).partition(". This is")[0]

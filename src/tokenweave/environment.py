@@ -1,0 +1,72 @@
+"""torchrun's variables: the only place where tokenweave's communicators read the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenweave.errors import CommunicatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class TorchrunEnvironment:
+    """Where this process stands in a group that torchrun, or anything that sets its variables, started."""
+
+    rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+    store_is_hosted: bool = False  # torchrun's agent serves the store; otherwise rank 0 does
+    attempt: int = 0  # how often torchrun has restarted the group; its store outlives the attempts
+
+
+def torchrun_environment(environ: Mapping[str, str] | None = None) -> TorchrunEnvironment:
+    """What RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
+
+    Raises:
+        CommunicatorError: one of them is missing or makes no sense.
+    """
+    variables = os.environ if environ is None else environ
+    found = TorchrunEnvironment(
+        rank=_integer(variables, "RANK"),
+        world_size=_integer(variables, "WORLD_SIZE"),
+        master_addr=_text(variables, "MASTER_ADDR"),
+        master_port=_integer(variables, "MASTER_PORT"),
+        store_is_hosted=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        attempt=_integer(variables, "TORCHELASTIC_RESTART_COUNT", default="0"),
+    )
+    if not 0 <= found.rank < found.world_size:
+        raise CommunicatorError(
+            f"got RANK={found.rank}, WORLD_SIZE={found.world_size}; expected 0 <= RANK < WORLD_SIZE"
+        )
+    if not 0 < found.master_port < 65536:
+        raise CommunicatorError(f"got MASTER_PORT={found.master_port}; expected 1 to 65535")
+    return found
+
+
+def torchrun_world_size(environ: Mapping[str, str] | None = None) -> int | None:
+    """The number of ranks of the group this process was started in, or None when it was started alone."""
+    variables = os.environ if environ is None else environ
+    if "RANK" not in variables or "WORLD_SIZE" not in variables:
+        return None
+    return _integer(variables, "WORLD_SIZE")
+
+
+def _text(variables: Mapping[str, str], name: str) -> str:
+    if not variables.get(name):
+        raise CommunicatorError(
+            f"{name} is not set; start the ranks with torchrun, or set its variables by hand"
+        )
+    return variables[name]
+
+
+def _integer(variables: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = _text(variables, name) if default is None else variables.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise CommunicatorError(f"got {name}={text!r}; expected an integer") from None
