@@ -152,8 +152,8 @@ def run_all(engine: Engine) -> tuple[dict[str, RequestOutput], dict[str, list[St
     return outputs, chunks
 
 
-def run_alone(prompt: Sequence[int], params: SamplingParams) -> RequestOutput:
+def run_alone(prompt: Sequence[int], params: SamplingParams, max_model_len: int = 128) -> RequestOutput:
     """The request on an engine of its own, with more room than it can use."""
-    engine = make_engine()
+    engine = make_engine(FakeRanks(max_model_len=max_model_len))
     engine.add_request("alone", prompt, params)
     return run_all(engine)[0]["alone"]

@@ -18,6 +18,7 @@ from interlace.engine.sequence import Sequence
 from interlace.errors import EngineError
 
 Float32Array = npt.NDArray[np.float32]
+UInt32Array = npt.NDArray[np.uint32]
 IndexArray = npt.NDArray[np.intp]
 
 CHUNK = 256  # entries whose sum or maximum is taken first, so that most of a vocabulary is touched only once
@@ -85,8 +86,8 @@ def penalised(row: Float32Array, sequence: Sequence) -> Float32Array:
 
 def _draw(scores: Float32Array, sequence: Sequence) -> int:
     """A token drawn from what the filters leave of the tempered distribution."""
-    kept, weights = filtered(scores, sequence.params)
     _check_finite(scores.max(), sequence)
+    kept, weights = filtered(scores, sequence.params)
     drawn = _inverse_cdf(weights, uniform(sequence.seed, sequence.num_output))
     return int(drawn if kept is None else kept[drawn])
 
@@ -133,18 +134,39 @@ def _nucleus(weights: Float32Array, top_p: float) -> IndexArray:
     """The likeliest tokens that reach `top_p` of the mass, ascending; of equals at the edge, the first.
 
     A token stays when the tokens before it, likeliest first, hold less than `top_p`. Positive floats order as
-    their bits do, so the upper bits sort the tokens into buckets, and only the bucket at the edge is sorted.
+    their bits do, so two counting passes, over the upper and then the lower half of the bits, find the weight at
+    the edge without sorting. Tokens so light that all of them could not hold half of what `top_p` leaves over are
+    passed by.
     """
-    buckets = weights.view(np.uint32) >> np.uint32(16)
-    mass = np.bincount(buckets, weights=weights)  # float64, summed in the order of the tokens
-    from_here_up = np.append(np.cumsum(mass[::-1])[::-1], 0.0)
-    target = top_p * from_here_up[0]
-    edge = np.flatnonzero(from_here_up >= target)[-1]
-    at_edge = np.flatnonzero(buckets == edge)
-    at_edge = at_edge[np.argsort(-weights[at_edge], kind="stable")]
-    before = from_here_up[edge + 1] + np.cumsum(weights[at_edge], dtype=np.float64) - weights[at_edge]
-    kept = np.concatenate([np.flatnonzero(buckets > edge), at_edge[before < target]])
-    return np.sort(kept)
+    total = float(weights.sum(dtype=np.float64))
+    target = top_p * total
+    candidates = np.flatnonzero(weights > (1 - top_p) * total / (2 * len(weights)))
+    weights = weights[candidates]
+    bits = weights.view(np.uint32)
+    upper = bits >> np.uint32(16)
+    edge, above = _edge(upper, weights, 0.0, target)
+    at_edge = np.flatnonzero(upper == edge)
+    lower = bits[at_edge] & np.uint32(0xFFFF)
+    low_edge, above = _edge(lower, weights[at_edge], above, target)
+    ties = at_edge[lower == low_edge]
+    before = above + np.arange(len(ties)) * float(weights[ties[0]])
+    kept = bits > bits[ties[0]]
+    kept[ties[before < target]] = True
+    nucleus: IndexArray = candidates[kept]
+    return nucleus
+
+
+def _edge(keys: UInt32Array, weights: Float32Array, above: float, target: float) -> tuple[int, float]:
+    """The largest key at which the mass from there up, and `above`, reaches `target`; and the mass beyond it."""
+    lowest = int(keys.min())
+    mass = np.bincount(
+        keys - np.uint32(lowest), weights=weights
+    )  # float64, summed in the order of the tokens
+    from_here_up = above + np.cumsum(mass[::-1])[::-1]
+    reached = np.flatnonzero(from_here_up >= target)
+    edge = int(reached[-1]) if len(reached) else 0  # none: the sums were rounded down
+    beyond = float(from_here_up[edge + 1]) if edge + 1 < len(mass) else above
+    return lowest + edge, beyond
 
 
 def _inverse_cdf(weights: Float32Array, u: float) -> int:
