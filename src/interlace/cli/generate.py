@@ -38,7 +38,7 @@ def generate(
     if as_json:
         console.show_json(json_object(reply, engine, sampling, ranks))
     elif table:
-        console.show("", table_of(reply, engine, ranks))
+        print(f"\n{table_of(reply, engine, ranks)}")
 
 
 def _request(prompt: str, system: str | None, raw: bool) -> str | list[dict[str, str]]:

@@ -10,8 +10,6 @@ from interlace.cli.console import megabytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from rich.table import Table
-
     from interlace.cli.session import Reply
     from interlace.engine.config import EngineConfig
     from interlace.engine.output import CompletionOutput
@@ -55,16 +53,9 @@ def _logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
     ]
 
 
-def table_of(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> Table:
+def table_of(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> str:
     """Two columns: what was measured, and its value."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, padding=(0, 3, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for name, value in _rows(reply, engine, ranks):
-        table.add_row(name, value)
-    return table
+    return "\n".join(f"{name:<22} {value}" for name, value in _rows(reply, engine, ranks))
 
 
 def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
