@@ -5,6 +5,7 @@ Written by transformers itself, so that it is the oracle for what they hold. Eac
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,12 +137,7 @@ _CORPUS = [
 
 
 def make_gguf(
-    path: Path,
-    quantization: str = "Q8_0",
-    *,
-    family: str = "llama",
-    seed: int = 0,
-    tokens: list[str] | None = None,
+    path: Path, quantization: str = "Q8_0", *, family: str = "llama", seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
 
@@ -150,10 +146,10 @@ def make_gguf(
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family)
-    hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, 96
+    hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, VOCAB_SIZE
     experts = 3 if family == "mixtral" else 0
     _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)
-    _write_gguf_vocabulary(writer, tokens or [f"t{i}" for i in range(vocab)])
+    _write_gguf_vocabulary(writer)
     expected = {}
 
     def add(name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False) -> None:
@@ -223,10 +219,14 @@ def _write_gguf_settings(
         writer.add_expert_used_count(2)
 
 
-def _write_gguf_vocabulary(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
+def _write_gguf_vocabulary(writer: gguf.GGUFWriter) -> None:
+    """The same tokenizer as `write_tokenizer` gives a directory."""
+    model = json.loads(_tokenizer_json())["model"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_merges([])
-    writer.add_token_types([1] * len(tokens))
+    writer.add_token_list(sorted(model["vocab"], key=model["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_token_types([3] * len(_SPECIAL) + [1] * (len(model["vocab"]) - len(_SPECIAL)))
+    writer.add_bos_token_id(0)
     writer.add_eos_token_id(2)
+    writer.add_chat_template(CHAT_TEMPLATE)

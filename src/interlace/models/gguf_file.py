@@ -71,6 +71,10 @@ class GgufFile:
         flat = np.frombuffer(self._data, dtype=np.uint8, count=tensor.size_bytes, offset=tensor.offset)
         return flat.reshape(math.prod(tensor.shape[:-1]), -1)
 
+    def release_pages(self) -> None:
+        """Gives the pages read so far back to the system; they are read again when touched."""
+        self._data.madvise(mmap.MADV_DONTNEED)
+
     def _map(self) -> mmap.mmap:
         try:
             with self.path.open("rb") as file:

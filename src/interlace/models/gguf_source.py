@@ -64,6 +64,9 @@ class GgufSource(WeightSource):
         first = self._first_row(place, tensor)
         return torch.from_numpy(self._values(tensor, range(first + rows.start, first + rows.stop), columns))
 
+    def release_pages(self) -> None:
+        self.file.release_pages()
+
     def _first_row(self, place: Place, tensor: TensorInfo) -> int:
         return 0 if place.expert is None else place.expert * tensor.shape[1]
 
@@ -79,7 +82,7 @@ class GgufSource(WeightSource):
         values = self._values(tensor, range(first_head * d, last_head * d), columns)
         heads = values.reshape(last_head - first_head, d // 2, 2, len(columns)).swapaxes(1, 2)
         start = rows.start - first_head * d
-        return np.ascontiguousarray(heads.reshape(-1, len(columns))[start : start + len(rows)])
+        return np.ascontiguousarray(heads.reshape(values.shape)[start : start + len(rows)])
 
     def _values(
         self, tensor: TensorInfo, rows: range, columns: range

@@ -87,7 +87,7 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
 
 def _required(fields: Mapping[str, Any], key: str) -> list[Any]:
     value = fields.get(f"tokenizer.ggml.{key}")
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise TokenizerError(
             f"the GGUF metadata has no 'tokenizer.ggml.{key}'; the file has no usable tokenizer"
         )

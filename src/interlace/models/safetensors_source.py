@@ -68,7 +68,16 @@ class SafetensorsSource(WeightSource):
             )
         except SafetensorError as error:
             raise CorruptFile(f"{file}: cannot read tensor {tensor!r}: {error}") from error
-        return part.float() if part.dtype == torch.float16 else part
+        if part.dtype == torch.float16:
+            return part.float()
+        return (
+            part.clone() if is_vector else part.contiguous()
+        )  # vectors are kept for good, beyond the file's mapping
+
+    def release_pages(self) -> None:
+        self._handles = {
+            file: _open(file) for file in self.files
+        }  # the old mapping goes with the last view of it
 
 
 def read_directory_config(directory: Path) -> ModelConfig:

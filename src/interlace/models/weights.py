@@ -40,10 +40,11 @@ class WeightSource(ABC):
         return self._shapes[name]
 
     def load(self, name: str, rows: range | None = None, columns: range | None = None) -> Tensor:
-        """The rows and columns asked for (default: all) of a weight, in memory of its own.
+        """The rows and columns asked for (default: all) of a weight.
 
         Gives float32 or bfloat16: bfloat16 as stored, anything else widened or dequantised to float32;
-        shape (rows, columns), or (rows,) for a vector.
+        contiguous, shape (rows, columns), or (rows,) for a vector. A matrix may be a view of the mapped file, whose
+        pages are then read when it is: do not write to it.
 
         Raises:
             ModelError: no such weight, or a range outside it.
@@ -58,6 +59,10 @@ class WeightSource(ABC):
                 )
             return self._read(name, row_range, range(1))
         return self._read(name, row_range, _checked(name, "columns", columns, shape[1]))
+
+    @abstractmethod
+    def release_pages(self) -> None:
+        """Gives mapped pages that were read back to the system, for when loading is done. The source stays usable."""
 
     @abstractmethod
     def _read(self, name: str, rows: range, columns: range) -> Tensor:

@@ -1,0 +1,225 @@
+"""Tokenizers built from GGUF metadata, against transformers' own tokenizers of the same vocabulary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from interlace.errors import TokenizerError
+from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.sources import load_model
+from interlace.models.tokenizer import tokenizer_from_directory
+from support.tiny_models import make_gguf, write_tokenizer
+
+TEXTS = [
+    "",
+    "The capital of France is Paris.",
+    "don't WE'LL I'm",
+    "1234567 3.14 a1b22 12  34",
+    "   spaces   between \n\n\n lines\t\r\n",
+    "naïve café 日本語 👩‍👩‍👧",
+    "def f(x):\n    return x ** 2",
+    "CamelCase HTTPServer/path/to.file",
+    "<|im_start|>user\nhi<|im_end|>",
+    "e\u0301",
+]
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def byte_level_fields(directory: Path, pre: str) -> dict[str, Any]:
+    write_tokenizer(directory)
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def oracle_backend(directory: Path, pre: str) -> Backend:
+    """The directory's tokenizer with the pre-tokenizer of the model family that `pre` stands for."""
+    backend = Backend.from_file(str(directory / "tokenizer.json"))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    if pre in ("llama-bpe", "qwen2"):
+        pattern = LLAMA3 if pre == "llama-bpe" else LLAMA3.replace("{1,3}", "")
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    return backend
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "default", "smollm", "llama-bpe", "qwen2"])
+def test_byte_level_vocabularies_cut_words_as_their_family_does(tmp_path: Path, pre: str) -> None:
+    ours = tokenizer_from_gguf(byte_level_fields(tmp_path, pre))
+    oracle = oracle_backend(tmp_path, pre)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == oracle.encode(text).ids, text
+        assert ours.decode(ids) == oracle.decode(ids)
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "tekken"])
+def test_word_rules_equal_transformers(pre: str) -> None:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    from interlace.models.gguf_tokenizer import _PRE_TOKENIZERS
+
+    assert _PRE_TOKENIZERS[pre].split == GGUF_PRE_TOKENIZER_SPLITS[pre]
+
+
+def test_a_gguf_file_gives_the_tokenizer_of_its_directory(tmp_path: Path) -> None:
+    make_gguf(tmp_path / "model.gguf")
+    write_tokenizer(tmp_path)
+    from_file = load_model(str(tmp_path / "model.gguf")).tokenizer
+    from_directory = tokenizer_from_directory(tmp_path)
+    chat = [{"role": "user", "content": "hi"}]
+    assert from_file.apply_chat_template(chat) == from_directory.apply_chat_template(chat)
+    assert from_file.eos_token_id == from_directory.eos_token_id
+    for text in TEXTS:
+        assert from_file.encode(text) == from_directory.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ids"), [({}, [3]), ({"bos": True}, [0, 3]), ({"bos": True, "eos": True}, [0, 3, 2])]
+)
+def test_the_file_says_what_goes_around_a_text(
+    tmp_path: Path, flags: dict[str, bool], ids: list[int]
+) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    fields |= {f"tokenizer.ggml.add_{name}_token": value for name, value in flags.items()}
+    tokenizer = tokenizer_from_gguf(fields)
+    assert tokenizer.encode(fields["tokenizer.ggml.tokens"][3]) == ids
+    assert tokenizer.encode(fields["tokenizer.ggml.tokens"][3], add_special=False) == [3]
+
+
+def test_user_defined_tokens_stay_whole_and_are_shown(tmp_path: Path) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "<think>"]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], 4]
+    tokenizer = tokenizer_from_gguf(fields)
+    ids = tokenizer.encode("<think>", add_special=False)
+    assert ids == [len(fields["tokenizer.ggml.tokens"]) - 1]
+    assert tokenizer.decode(ids) == "<think>"
+
+
+SPM_PIECES = [
+    "▁",
+    "t",
+    "h",
+    "e",
+    "c",
+    "a",
+    "s",
+    "th",
+    "the",
+    "▁the",
+    "▁c",
+    "at",
+    "▁cat",
+    "▁s",
+    "▁sat",
+    "é",
+    ".",
+]
+
+
+def sentence_piece_fields(**changes: Any) -> dict[str, Any]:
+    special = ["<unk>", "<s>", "</s>"]
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *SPM_PIECES]
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(SPM_PIECES))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(SPM_PIECES),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        **changes,
+    }
+
+
+def pieces(fields: dict[str, Any], ids: list[int]) -> list[str]:
+    return [fields["tokenizer.ggml.tokens"][token] for token in ids]
+
+
+def test_sentence_piece_merges_the_best_scored_first() -> None:
+    fields = sentence_piece_fields()
+    tokenizer = tokenizer_from_gguf(fields)
+    assert pieces(fields, tokenizer.encode("the cat")) == ["<s>", "▁the", "▁cat"]
+    assert pieces(fields, tokenizer.encode("thé", add_special=False)) == ["▁", "th", "é"]
+
+
+def test_characters_outside_the_vocabulary_become_bytes_and_come_back() -> None:
+    fields = sentence_piece_fields()
+    tokenizer = tokenizer_from_gguf(fields)
+    ids = tokenizer.encode("the 🎉")
+    assert pieces(fields, ids)[-4:] == ["<0xF0>", "<0x9F>", "<0x8E>", "<0x89>"]
+    assert tokenizer.decode(ids) == "the 🎉"
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.flush() == "the 🎉"
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_space_before_the_text_is_as_the_file_says(prefix: bool) -> None:
+    fields = sentence_piece_fields(**{"tokenizer.ggml.add_space_prefix": prefix})
+    tokenizer = tokenizer_from_gguf(fields)
+    ids = tokenizer.encode("the cat", add_special=False)
+    assert pieces(fields, ids) == ["▁the" if prefix else "the", "▁cat"]
+    assert tokenizer.decode(ids) == "the cat"
+
+
+def test_sentence_piece_equals_transformers_conversion() -> None:
+    from transformers import LlamaTokenizer
+    from transformers.tokenization_utils_base import generate_merges
+
+    fields = sentence_piece_fields()
+    vocab = {token: i for i, token in enumerate(fields["tokenizer.ggml.tokens"])}
+    scores = dict(zip(vocab, fields["tokenizer.ggml.scores"], strict=True))
+    oracle = LlamaTokenizer(vocab=vocab, merges=generate_merges(vocab, scores))
+    ours = tokenizer_from_gguf(fields)
+    for text in [*TEXTS, "the cat sat. thecat\nsat  the", " the", "é🎉é"]:
+        ids = ours.encode(text, add_special=False)
+        assert ids == oracle(text, add_special_tokens=False)["input_ids"], text
+        assert ours.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tokenizer.ggml.model": "bert"}, "supported are 'gpt2'.*'llama'"),
+        ({"tokenizer.ggml.pre": "viking"}, "'viking' is not known; known are default, gpt-2, smollm"),
+        ({"tokenizer.ggml.merges": None}, r"no 'tokenizer\.ggml\.merges'"),
+        ({"tokenizer.ggml.merges": ["notatoken x"]}, "vocabulary is damaged"),
+        ({"tokenizer.ggml.eos_token_id": 10_000}, "eos token id 10000 is outside"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(TokenizerError, match=says):
+        tokenizer_from_gguf({**byte_level_fields(tmp_path, "gpt-2"), **changes})
+
+
+def test_the_decoder_is_byte_level(tmp_path: Path) -> None:
+    backend = tokenizer_from_gguf(byte_level_fields(tmp_path, "smollm")).backend
+    assert isinstance(backend.decoder, decoders.ByteLevel)
+    assert isinstance(backend.model, models.BPE)

@@ -1,0 +1,261 @@
+"""SafetensorsSource: every family's weights as transformers has them, slice by slice, and clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from interlace.errors import ConfigError, CorruptFile, ModelError, ModelNotFound, ShapeMismatch
+from interlace.models.config import weight_shapes
+from interlace.models.safetensors_source import SafetensorsSource
+from support.tiny_models import FAMILIES, build, make_model
+
+HF_NAMES = {
+    "embed": "model.embed_tokens.weight",
+    "norm": "model.norm.weight",
+    "lm_head": "lm_head.weight",
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("llama"), "llama_untied")
+
+
+def oracle(model: Any, name: str) -> torch.Tensor:
+    """The weight called `name` out of a transformers model."""
+    state = model.state_dict()
+    match name.split("."):
+        case [top]:
+            return state[HF_NAMES[top]]
+        case ["layers", i, "experts", e, part]:
+            stacked = state[f"model.layers.{i}.mlp.experts.{'down' if part == 'down' else 'gate_up'}_proj"][
+                int(e)
+            ]
+            return {"down": stacked, "gate": stacked.chunk(2)[0], "up": stacked.chunk(2)[-1]}[part]
+        case ["layers", i, "router"]:
+            return state[f"model.layers.{i}.mlp.gate.weight"]
+        case ["layers", i, ("q_norm" | "k_norm") as part]:
+            return state[f"model.layers.{i}.self_attn.{part}.weight"]
+        case ["layers", i, part] if part.endswith("_bias"):
+            return state[f"model.layers.{i}.self_attn.{part[0]}_proj.bias"]
+        case ["layers", i, part] if part in "qkvo":
+            return state[f"model.layers.{i}.self_attn.{part}_proj.weight"]
+        case ["layers", i, part]:
+            return state[f"model.layers.{i}.{HF_NAMES.get(part, f'mlp.{part}_proj.weight')}"]
+    raise KeyError(name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_the_one_transformers_has(tmp_path: Path, family: str) -> None:
+    source = SafetensorsSource(make_model(tmp_path, family, max_shard_size="60KB"))
+    assert len(source.files) > 1
+    model = build(family)
+    for name, shape in weight_shapes(source.config).items():
+        loaded = source.load(name)
+        assert loaded.shape == shape
+        assert torch.equal(loaded, oracle(model, name)), name
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(torch.Size(s).numel() for s in weight_shapes(source.config).values()) == num_weights
+
+
+def test_a_slice_is_the_slice_of_the_whole(llama: Path) -> None:
+    source = SafetensorsSource(llama)
+    whole = source.load("layers.1.down")
+    for rows, columns in ((range(3, 17), None), (None, range(5, 40)), (range(1), range(111, 112))):
+        part = source.load("layers.1.down", rows, columns)
+        assert torch.equal(
+            part,
+            whole[slice(rows and rows.start, rows and rows.stop)][
+                :, slice(columns and columns.start, columns and columns.stop)
+            ],
+        )
+    assert source.load("layers.0.q", rows=range(0)).shape == (0, 64)
+    assert source.load("layers.0.o", columns=range(16, 16)).shape == (64, 0)
+    assert torch.equal(source.load("norm", rows=range(4, 9)), source.load("norm")[4:9])
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("layers.9.q", None, None),
+        ("router", None, None),
+        ("layers.0.q", range(60, 65), None),
+        ("layers.0.q", range(-1, 3), None),
+        ("layers.0.q", range(0, 8, 2), None),
+        ("layers.0.q", None, range(3, 2)),
+        ("norm", None, range(1)),
+    ],
+)
+def test_a_slice_outside_the_weight_is_refused(
+    llama: Path, name: str, rows: range | None, columns: range | None
+) -> None:
+    with pytest.raises(ModelError):
+        SafetensorsSource(llama).load(name, rows, columns)
+
+
+@pytest.mark.parametrize(("stored", "loaded"), [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_bfloat16_stays_and_float16_widens(tmp_path: Path, llama: Path, stored: str, loaded: str) -> None:
+    copy_model(llama, tmp_path, lambda tensors: {k: v.to(getattr(torch, stored)) for k, v in tensors.items()})
+    tensor = SafetensorsSource(tmp_path).load("layers.0.up")
+    assert tensor.dtype == getattr(torch, loaded)
+    original = SafetensorsSource(llama).load("layers.0.up")
+    assert torch.equal(tensor, original.to(getattr(torch, stored)).to(tensor.dtype))
+
+
+def copy_model(
+    source: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]] = dict, **config: Any
+) -> Path:
+    """A copy of a model directory with other tensors or configuration values."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    save_file(change(load_file(source / "model.safetensors")), target / "model.safetensors")
+    values = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**values, **config}))
+    return target
+
+
+def without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in tensors.items() if key != name}
+
+
+def test_missing_tensor_is_named(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path, lambda tensors: without(tensors, "model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(CorruptFile, match=r"model\.layers\.1\.mlp\.up_proj\.weight.*is missing"):
+        SafetensorsSource(tmp_path)
+
+
+def test_shape_against_the_configuration_is_named(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path, intermediate_size=128)
+    with pytest.raises(ShapeMismatch, match=r"has shape \(112, 64\), expected \(128, 64\)"):
+        SafetensorsSource(tmp_path)
+
+
+def test_unsupported_dtype_is_named(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path, lambda tensors: {k: v.to(torch.int8) for k, v in tensors.items()})
+    with pytest.raises(ConfigError, match="stored as I8; supported are F32, BF16, F16"):
+        SafetensorsSource(tmp_path)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 8, 100, 2000, -1, -4096])
+def test_truncated_file_is_corrupt(tmp_path: Path, llama: Path, kept_bytes: int) -> None:
+    copy_model(llama, tmp_path)
+    file = tmp_path / "model.safetensors"
+    os.truncate(file, kept_bytes if kept_bytes >= 0 else file.stat().st_size + kept_bytes)
+    with pytest.raises(CorruptFile, match=r"model\.safetensors .*truncated or damaged"):
+        SafetensorsSource(tmp_path)
+
+
+def test_header_longer_than_the_file_is_corrupt(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.write((1 << 40).to_bytes(8, "little"))
+    with pytest.raises(CorruptFile):
+        SafetensorsSource(tmp_path)
+
+
+def test_index_that_names_a_missing_file_is_corrupt(tmp_path: Path) -> None:
+    make_model(tmp_path, max_shard_size="60KB")
+    gone = sorted(tmp_path.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(CorruptFile, match=f"names '{gone.name}', which is not in"):
+        SafetensorsSource(tmp_path)
+
+
+def test_index_may_not_name_a_file_elsewhere(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path / "model")
+    index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "outside.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptFile, match=r"outside\.safetensors"):
+        SafetensorsSource(tmp_path / "model")
+
+
+def test_empty_directory_says_what_it_lacks(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"has no config\.json"):
+        SafetensorsSource(tmp_path)
+    shutil.copy(llama / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelNotFound, match=r"no safetensors weights \(it has pytorch_model\.bin\)"):
+        SafetensorsSource(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'"text"'])
+def test_configuration_that_is_no_object_is_refused(tmp_path: Path, llama: Path, content: bytes) -> None:
+    copy_model(llama, tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        SafetensorsSource(tmp_path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=40), cut=st.booleans())
+def test_damage_anywhere_gives_a_model_error_or_a_load(
+    tmp_path: Path, llama: Path, at: float, junk: bytes, cut: bool
+) -> None:
+    copy_model(llama, tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    position = int(at**3 * (len(content) - 1))  # most of the damage goes to the header
+    file.write_bytes(content[:position] + junk + (b"" if cut else content[position + len(junk) :]))
+    try:
+        source = SafetensorsSource(tmp_path)
+        for name, shape in weight_shapes(source.config).items():
+            assert source.load(name).shape == shape
+    except ModelError:
+        pass
+
+
+_RESIDENT = """
+import sys
+from pathlib import Path
+from interlace.models.safetensors_source import SafetensorsSource
+from interlace.models.gguf_source import GgufSource
+
+def resident_kb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS")))
+
+path, rows = Path(sys.argv[1]), int(sys.argv[2])
+source = SafetensorsSource(path) if path.is_dir() else GgufSource(path)
+source.load("norm")
+before = resident_kb()
+part = source.load("embed", rows=range(rows))
+part.sum()
+loaded = resident_kb()
+del part
+source.release_pages()
+print(loaded - before, resident_kb() - before)
+"""
+
+
+def resident_growth_kb(path: Path, rows: int) -> tuple[int, int]:
+    """Memory that the first rows of the embedding take, mapped pages included; and what stays when let go."""
+    run = subprocess.run(
+        [sys.executable, "-c", _RESIDENT, str(path), str(rows)], capture_output=True, check=True
+    )
+    loaded, left = run.stdout.split()
+    return int(loaded), int(left)
+
+
+def test_half_the_rows_touch_half_the_memory(tmp_path: Path) -> None:
+    rows = 100_000  # 25.6 MB
+    make_model(tmp_path, "llama", vocab_size=rows)
+    whole, left = resident_growth_kb(tmp_path, rows)
+    half, _ = resident_growth_kb(tmp_path, rows // 2)
+    assert whole > 24_000
+    assert half < 0.6 * whole
+    assert left < 0.2 * whole
