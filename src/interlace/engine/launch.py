@@ -143,9 +143,9 @@ def _load(
 
 def _shared_segment(config: EngineConfig) -> SharedSegment:
     from emucxl.shared_memory import SharedSegment
-    from tokenweave.communicators.shm_layout import segment_size_bytes
+    from tokenweave.communicators.shm_layout import segment_bytes
 
-    return SharedSegment.create("interlace", segment_size_bytes(config.tp))
+    return SharedSegment.create("interlace", segment_bytes(config.tp))
 
 
 def _specs(config: EngineConfig, kind: str, segment: SharedSegment | None) -> list[RankSpec]:

@@ -22,6 +22,7 @@ from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
+from tokenweave import native
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Observer, run_sequential
 from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels
@@ -143,9 +144,10 @@ def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
 
 
 def resolve_dtype(name: str, kernels: Kernels) -> torch.dtype:
-    """`auto` is bfloat16 where the kernels multiply it natively, else float32."""
+    """`auto` is bfloat16 where the processor multiplies it natively, else float32."""
     if name == "auto":
-        return torch.bfloat16 if kernels.native_bfloat16 else torch.float32
+        multiplies = kernels.name == "native" and native.selected_isa() == "avx512bf16"
+        return torch.bfloat16 if multiplies else torch.float32
     return DTYPES[name]
 
 
