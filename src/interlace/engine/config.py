@@ -86,7 +86,8 @@ class EngineConfig:
             _reject("kv_cache_gb", self.kv_cache_gb, "None when num_kv_blocks is set: both size the cache")
         for name in ("kv_cache_gb", "timeout_s"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
+            is_unset = value is None and name == "kv_cache_gb"
+            if not is_unset and not (_is_number(value) and math.isfinite(value) and value > 0):
                 _reject(name, value, "a number above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < SEED_LIMIT:
             _reject("seed", self.seed, f"an integer from 0 to {SEED_LIMIT - 1}")

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from interlace.engine.block_manager import BlockManager, blocks_for
+from interlace.errors import CacheTooSmall, EngineError
+
+
+def test_blocks_hold_16_tokens() -> None:
+    assert [blocks_for(n) for n in (0, 1, 16, 17, 32)] == [0, 1, 1, 2, 2]
+
+
+def test_a_freed_block_is_reused_first() -> None:
+    manager = BlockManager(8)
+    manager.allocate(3)
+    manager.free([1])
+    assert manager.allocate(1) == [1]
+
+
+def test_too_much_is_refused_and_nothing_taken() -> None:
+    manager = BlockManager(4)
+    with pytest.raises(CacheTooSmall, match="5 KV blocks wanted, 4 free of 4"):
+        manager.allocate(5)
+    assert manager.num_free == 4
+
+
+def test_a_cache_of_no_blocks_is_refused() -> None:
+    with pytest.raises(CacheTooSmall, match="expected at least 1"):
+        BlockManager(0)
+
+
+def test_a_block_freed_twice_is_refused() -> None:
+    manager = BlockManager(4)
+    blocks = manager.allocate(2)
+    manager.free(blocks)
+    with pytest.raises(EngineError, match="twice"):
+        manager.free(blocks)
+
+
+def test_check_finds_leaks_and_double_owners() -> None:
+    manager = BlockManager(4)
+    blocks = manager.allocate(2)
+    manager.check([blocks])
+    for tables in ([], [blocks[:1]], [blocks, blocks], [[*blocks, 3]]):
+        with pytest.raises(EngineError, match="leaked or owned twice"):
+            manager.check(tables)
+
+
+def test_random_use_keeps_the_invariants() -> None:
+    rng = random.Random(0)
+    manager, tables = BlockManager(20), []
+    for _ in range(2000):
+        if tables and rng.random() < 0.5:
+            manager.free(tables.pop(rng.randrange(len(tables))))
+        else:
+            count = rng.randint(0, 5)
+            if count <= manager.num_free:
+                tables.append(manager.allocate(count))
+        manager.check(tables)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+
+from interlace.engine.config import EngineConfig, EngineOptions
+from interlace.errors import EngineError
+
+BAD = {
+    "tp": [0, -1, 1.0, "2", True],
+    "communicator": ["mpi", None, ""],
+    "dtype": ["float64", None],
+    "threads": [0, 1.5, True],
+    "max_num_seqs": [0, None],
+    "max_num_batched_tokens": [0, 63, None],
+    "max_model_len": [0, 1.5],
+    "num_kv_blocks": [0, -3],
+    "kv_cache_gb": [0, -1.0, math.nan, math.inf, "4", True],
+    "kernels": ["cuda", None],
+    "seed": [-1, 2**64, None, 1.0],
+    "timeout_s": [0, -5, math.nan, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+)
+def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> None:
+    with pytest.raises(EngineError, match=rf"^{name}=.*: expected .+"):
+        EngineConfig.from_options("smollm2", {name: value})
+
+
+@pytest.mark.parametrize("model", ["", None, 3])
+def test_a_model_is_a_string(model: Any) -> None:
+    with pytest.raises(EngineError, match="model="):
+        EngineConfig(model)
+
+
+def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(EngineError, match=r"unknown option 'max_seqs': expected one of tp, .*max_num_seqs"):
+        EngineConfig.from_options("smollm2", {"max_seqs": 3})
+
+
+def test_the_size_of_the_cache_is_given_once() -> None:
+    with pytest.raises(EngineError, match="kv_cache_gb"):
+        EngineConfig("smollm2", num_kv_blocks=10, kv_cache_gb=1.0)
+
+
+def test_options_and_fields_are_the_same() -> None:
+    hints = get_type_hints(EngineConfig)
+    options = get_type_hints(EngineOptions)
+    assert list(options) == [field.name for field in fields(EngineConfig) if field.name != "model"]
+    assert all(options[name] == hints[name] for name in options)
