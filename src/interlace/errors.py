@@ -10,9 +10,10 @@ InterlaceError
 ├── EngineError                 the engine could not be built or run
 │   ├── CacheTooSmall           the KV cache cannot hold what was asked for
 │   └── RankFailed              a rank of the job died; `.rank` names it
-└── RequestError                a request that cannot be served
-    ├── PromptTooLong           the prompt does not fit the context
-    └── SamplingError           a sampling parameter is out of range
+├── RequestError                a request that cannot be served
+│   ├── PromptTooLong           the prompt does not fit the context
+│   └── SamplingError           a sampling parameter is out of range
+└── BenchError                  a benchmark cannot be run, or a system in it produced something wrong
 """
 
 
@@ -70,3 +71,7 @@ class PromptTooLong(RequestError):
 
 class SamplingError(RequestError):
     """A sampling parameter is out of range."""
+
+
+class BenchError(InterlaceError):
+    """A benchmark cannot be run, or a system in it produced something wrong."""

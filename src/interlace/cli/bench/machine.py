@@ -1,0 +1,57 @@
+"""Where and on what a benchmark ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, kernel and Python."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def slug() -> str:
+    """The folder of this machine's results: processor and cores."""
+    words = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
+    return f"{words}-{len(os.sched_getaffinity(0))}-cores"
+
+
+def cpu_model() -> str:
+    """The processor as the kernel names it, with family and model where its name alone says little."""
+    found: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    name = found.get("model name", platform.machine())
+    return f"{name} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
+
+
+def source() -> dict[str, Any]:
+    """Commit of the checkout this package runs from; None for an installed package."""
+    here = Path(__file__).parent
+    commit = _git(here, "rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "is_modified": bool(_git(here, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git(at: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(at), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,142 @@
+"""Tables: speeds, ratios to the best peer, targets, limits, and where Interlace's time goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from interlace.cli.bench.drive import ServeRun
+from interlace.cli.bench.seat import Seat
+from interlace.cli.bench.summary import Summary
+from interlace.cli.bench.targets import best_peer, ratio, targets
+from interlace.cli.bench.workload import Workload
+
+
+def tables(run: ServeRun) -> Iterator[Table]:
+    """Every table that this run can fill."""
+    yield speeds(run)
+    yield setting_up(run)
+    if any(seat.system.is_peer for seat in run.seats):
+        yield ratios(run)
+    if not run.options.is_quick:
+        yield reached(run)
+    if run.limits is not None:
+        yield limits(run)
+    for name, profiles in run.profiles.items():
+        yield breakdown(name, profiles)
+
+
+def speeds(run: ServeRun) -> Table:
+    """Tokens per second: the median, and the extremes below it."""
+    table = _table(f"Tokens per second, median of {run.options.rounds} rounds (lowest-highest)", "system")
+    for workload in run.options.workloads:
+        table.add_column(workload.name, justify="right")
+    for seat in run.seats:
+        table.add_row(seat.system.name, *(_spread(seat.summary(w)) for w in run.options.workloads))
+    for name, reason in run.left_out.items():
+        table.add_row(name, f"left out: {reason}"[:80])
+    return table
+
+
+def setting_up(run: ServeRun) -> Table:
+    """What each system took before it could be timed, and what it answered."""
+    table = _table(
+        "Systems", "system", "dtype", "ranks", "start to first tokens", "memory", "same greedy tokens"
+    )
+    for seat in run.seats:
+        agreement = "not compared"
+        if seat.agreement:
+            same, prefix = seat.agreement.num_identical, seat.agreement.mean_prefix
+            agreement = f"{same} of {seat.agreement.num_prompts} prompts; {prefix:.1f} tokens on average"
+        system, memory = seat.system, f"{seat.memory_bytes / 1e6:,.0f} MB"
+        table.add_row(
+            system.name, system.dtype, str(system.ranks), f"{seat.start_s:.1f} s", memory, agreement
+        )
+    return table
+
+
+def ratios(run: ServeRun) -> Table:
+    """Interlace over the best peer of each workload, round by round."""
+    table = _table(
+        "Interlace over the best peer, median of the rounds' ratios (lowest-highest)", "workload", "peer"
+    )
+    ours = [seat for seat in run.seats if not seat.system.is_peer]
+    for seat in ours:
+        table.add_column(seat.system.name, justify="right")
+    for workload in run.options.workloads:
+        peer = best_peer(run, workload)
+        if peer is not None:
+            row = (_spread(ratio(seat, peer, workload), digits=2) for seat in ours)
+            table.add_row(workload.name, peer.system.name, *row)
+    return table
+
+
+def reached(run: ServeRun) -> Table:
+    """Target by target."""
+    table = _table("Targets", "target", "wanted", "got", "met")
+    for target in targets(run):
+        sign = "<=" if target.at_most else ">="
+        got, met = _spread(target.got, digits=2), "yes" if target.is_met else "no"
+        table.add_row(target.name, f"{sign} {target.wanted}", got, met)
+    return table
+
+
+def limits(run: ServeRun) -> Table:
+    """Fraction of the physical limit that each Interlace system reaches."""
+    assert run.limits is not None
+    read, copy = (
+        Summary.of(x).median / 1e9 for x in (run.limits.read_bytes_per_s, run.limits.copy_bytes_per_s)
+    )
+    title = f"Physical limits (memory: {read:.1f} GB/s read, {copy:.1f} GB/s copied), tokens per second"
+    table = _table(title, "workload", "system", "limit", "bound", "reached", "fraction")
+    for workload in run.options.workloads:
+        for seat in run.seats:
+            bound = None if seat.system.is_peer else _bound(run, seat, workload)
+            if bound is not None:
+                rate = seat.summary(workload).median
+                what, limit = bound
+                row = (what, f"{limit:,.0f}", f"{rate:,.0f}", f"{rate / limit:.0%}")
+                table.add_row(workload.name, seat.system.name, *row)
+    return table
+
+
+def _bound(run: ServeRun, seat: Seat, workload: Workload) -> tuple[str, float] | None:
+    assert run.limits is not None
+    if workload.measure == "prefill":
+        limit = run.limits.prefill_tokens_per_s(seat.system.dtype, workload.prompt_tokens)
+        return ("GEMM alone", limit) if limit is not None else None
+    if workload.measure == "job":
+        return None
+    context = workload.prompt_tokens + workload.output_tokens // 2
+    return "bytes from memory", run.limits.decode_tokens_per_s(seat.system.dtype, workload.batch, context)
+
+
+def breakdown(system: str, profiles: dict[str, dict[str, Any]]) -> Table:
+    """Share of the wall time in each operation of the plan; the rest is the engine's own."""
+    phases = [
+        (w, p, found) for w, both in profiles.items() for p, found in both.items() if found["num_passes"]
+    ]
+    ops = list(dict.fromkeys(op for *_, found in phases for op in found["steps_s"]))
+    table = _table(f"Where the time goes: {system} (rank 0)", "workload", "phase", "ms per pass")
+    for name in [*ops, "engine"]:
+        table.add_column(name, justify="right")
+    for workload, phase, found in phases:
+        wall_s, steps_s = found["wall_s"], found["steps_s"]
+        shares = [steps_s.get(op, 0.0) / wall_s for op in ops]
+        cells = (f"{share:.1%}" for share in [*shares, 1.0 - sum(shares)])
+        table.add_row(workload, phase, f"{1e3 * wall_s / found['num_passes']:.2f}", *cells)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _spread(summary: Summary, digits: int = 0) -> str:
+    middle, low, high = (f"{x:,.{digits}f}" for x in (summary.median, summary.low, summary.high))
+    return f"{middle} ({low}-{high})"
