@@ -1,0 +1,102 @@
+"""The decoder against transformers: every family, over 1 to 4 ranks, however a prompt is cut and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.driver import Driver, logits_of
+from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
+from torch import Tensor
+
+from interlace.engine.config import EngineConfig
+from interlace.engine.launch import start
+from interlace.engine.rank_group import RankGroup
+
+TOLERANCE = 1e-4  # absolute, on float32 logits
+LENGTHS = (1, 15, 16, 17, 33, 50)  # across the block boundaries at 16, 32 and 48
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(0, VOCAB_SIZE, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]]:
+    """A small random model directory and transformers' logits for each prompt, (len(prompt), vocab) float32."""
+    directory = tmp_path_factory.mktemp(request.param)
+    make_model(directory, request.param)
+    return directory, expected_logits(directory, prompts())
+
+
+def expected_logits(directory: Path, prompts: list[list[int]]) -> list[Tensor]:
+    from transformers import AutoModelForCausalLM
+
+    oracle = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return [oracle(torch.tensor([prompt])).logits[0] for prompt in prompts]
+
+
+def ranks(directory: Path, tp: int, **options: object) -> RankGroup:
+    communicator = "thread" if tp > 1 else "null"
+    fields = {"communicator": communicator, "dtype": "float32", "num_kv_blocks": 32, "threads": 1, **options}
+    return start(EngineConfig(str(directory), tp=tp, **fields))
+
+
+@pytest.fixture(params=[1, 2, 3, 4])
+def group(request: pytest.FixtureRequest, model: tuple[Path, list[Tensor]]) -> Iterator[RankGroup]:
+    group = ranks(model[0], request.param)
+    yield group
+    group.close()
+
+
+def assert_close(got: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=TOLERANCE)
+
+
+def test_logits_equal_transformers_batched_alone_and_in_chunks(
+    group: RankGroup, model: tuple[Path, list[Tensor]]
+) -> None:
+    whole = logits_of(group, prompts())
+    assert_close(whole, model[1])
+    for prompt, expected in zip(prompts(), whole, strict=True):
+        assert torch.equal(logits_of(group, [prompt])[0], expected), "alone and batched differ"
+    for chunk in (1, 7, 16, 23):
+        for got, expected in zip(logits_of(group, prompts(), chunk), whole, strict=True):
+            assert torch.equal(got, expected), f"chunks of {chunk} and whole prompts differ"
+
+
+def test_reference_kernels_give_the_same_logits(model: tuple[Path, list[Tensor]]) -> None:
+    group = ranks(model[0], tp=2, kernels="reference")
+    try:
+        assert_close(logits_of(group, prompts(), chunk=20), model[1])
+    finally:
+        group.close()
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
+    directory = tmp_path_factory.mktemp("mixtral")
+    make_model(directory, "mixtral")
+    group = ranks(directory, tp=1, dtype="bfloat16")
+    yield group
+    group.close()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_bits_do_not_depend_on_what_else_is_in_the_batch(mixtral: RankGroup, data: st.DataObject) -> None:
+    """bfloat16 and experts: the hardest case for the promise that a request's tokens are its own."""
+    alone = [logits_of(mixtral, [prompt])[0] for prompt in prompts()]
+    driver = Driver(mixtral, prompts())
+    while pending := [s for s, n in enumerate(LENGTHS) if driver.done[s] < n]:
+        chosen = data.draw(st.lists(st.sampled_from(pending), min_size=1, unique=True))
+        chunks = [(s, data.draw(st.integers(1, LENGTHS[s] - driver.done[s]))) for s in chosen]
+        for (s, n), logits in zip(chunks, driver.run(chunks), strict=True):
+            assert torch.equal(logits, alone[s][driver.done[s] - n : driver.done[s]])
