@@ -1,4 +1,6 @@
 // The C ABI of pools, weights and the kernels that work row by row.
+#include <algorithm>
+#include <cstring>
 #include <system_error>
 
 #include "checks.h"
@@ -11,8 +13,12 @@ constexpr int MAX_THREADS = 1024;
 // Work below these sizes is done before a second worker would have started on it.
 constexpr int64_t MIN_PART_ELEMENTS = 16 * 1024;
 constexpr int64_t MIN_PART_BYTES = 64 * 1024;
-// Rows of x that pass over a panel together: half of a second-level cache, the other half is the panel's.
-constexpr int64_t ROW_BLOCK_BYTES = 384 * 1024;
+// Rows of x that pass over the panels together: they stay in the last cache, a panel stays in the second.
+constexpr int64_t ROW_BLOCK_BYTES = 1536 * 1024;
+constexpr int64_t CACHE_LINE_BYTES = 64;
+// Rows this far apart fall into one or two sets of a first-level cache, and a tile of them evicts itself.
+constexpr int64_t ALIAS_BYTES = 2048;
+constexpr int64_t MAX_ALIAS_ROWS = 4;
 
 const KernelTable *table_of(int isa) {
     if (isa < 0 || isa > tw_best_isa()) return nullptr;
@@ -22,6 +28,40 @@ const KernelTable *table_of(int isa) {
 
 int64_t rows_of_grain(int64_t row_elements) {
     return row_elements > MIN_PART_ELEMENTS ? 1 : MIN_PART_ELEMENTS / (row_elements > 0 ? row_elements : 1);
+}
+
+int64_t rows_of_block(int64_t row_bytes) {
+    const int64_t rows = ROW_BLOCK_BYTES / std::max<int64_t>(1, row_bytes);
+    return std::max<int64_t>(ROW_TILE, rows / ROW_TILE * ROW_TILE);
+}
+
+// Copies x to rows that do not alias.
+void spread_rows(Pool &pool, LinearArgs &args) {
+    const int64_t size = element_bytes(args.dtype);
+    const int64_t stride = div_up(args.k * size, CACHE_LINE_BYTES) * CACHE_LINE_BYTES + CACHE_LINE_BYTES;
+    pool.reserve(args.m * stride);
+    char *const rows = pool.caller_scratch();
+    for (int64_t row = 0; row < args.m; ++row)
+        std::memcpy(rows + row * stride, static_cast<const char *>(args.x) + row * args.ldx * size, args.k * size);
+    args.x = rows;
+    args.ldx = stride / size;
+}
+
+int multiply_block(Pool &pool, LinearArgs &args) {
+    const int64_t size = element_bytes(args.dtype);
+    if (args.m > MAX_ALIAS_ROWS && args.ldx * size % ALIAS_BYTES == 0) {
+        try {
+            spread_rows(pool, args);
+        } catch (const std::bad_alloc &) {
+            return TW_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    const int64_t min_panels = div_up(MIN_PART_BYTES, std::max<int64_t>(1, args.k * size * PANEL));
+    const auto kernel = pool.kernels().linear;
+    run_range(pool, div_up(args.n, PANEL), min_panels, [&](int64_t first, int64_t last, char *) {
+        kernel(args, first, last);
+    });
+    return TW_OK;
 }
 
 }  // namespace
@@ -74,16 +114,15 @@ int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *packed, con
     if (!pool || m < 0 || n < 0 || k < 0 || ldx < k || ldy < n || !is_dtype(dtype) ||
         (out_dtype != dtype && out_dtype != TW_FLOAT32))
         return TW_ERROR_INVALID_ARGUMENT;
-    const LinearArgs args{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
-    const auto kernel = pool->pool.kernels().linear;
-    const int64_t row_bytes = k > 0 ? k * element_bytes(dtype) : 1;
-    const int64_t block_rows = ROW_BLOCK_BYTES / row_bytes / 12 * 12 + 12;
-    const int64_t num_panels = div_up(n, PANEL), min_panels = div_up(MIN_PART_BYTES, row_bytes * PANEL);
-    for (int64_t first_row = 0; first_row < m; first_row += block_rows) {
-        const int64_t last_row = first_row + block_rows < m ? first_row + block_rows : m;
-        run_range(pool->pool, num_panels, min_panels, [&](int64_t first, int64_t last, char *) {
-            kernel(args, first_row, last_row, first, last);
-        });
+    LinearArgs args{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
+    const int64_t block_rows = rows_of_block(k * element_bytes(dtype));
+    for (int64_t row = 0; row < m; row += block_rows) {
+        args.x = static_cast<const char *>(x) + row * ldx * element_bytes(dtype);
+        args.ldx = ldx;
+        args.y = static_cast<char *>(y) + row * ldy * element_bytes(out_dtype);
+        args.m = std::min(block_rows, m - row);
+        const int status = multiply_block(pool->pool, args);
+        if (status != TW_OK) return status;
     }
     return TW_OK;
 }

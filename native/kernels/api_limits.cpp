@@ -1,5 +1,8 @@
 // Measures what the machine can do at most, with every thread of a pool.
+#include <sys/mman.h>
+
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -11,6 +14,7 @@ namespace {
 
 constexpr size_t STREAM_BYTES = size_t{256} << 20;  // well past the last cache
 constexpr size_t STREAM_PART_BYTES = size_t{1} << 20;
+constexpr size_t HUGE_PAGE_BYTES = size_t{2} << 20;
 constexpr int64_t PARTS = 256;
 
 // The best of the passes that fit in `seconds`, in units of 1e9 per second: a limit is what was once reached.
@@ -44,8 +48,10 @@ int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value) {
     } else if (limit == TW_LIMIT_BF16_GFLOPS) {
         *value = best_rate(pool->pool, seconds, [&](int64_t) { return kernels.spin_bf16(); });
     } else if (limit == TW_LIMIT_READ_GBPS) {
-        const std::unique_ptr<char[]> memory(new (std::nothrow) char[STREAM_BYTES]);
+        const std::unique_ptr<char, decltype(&std::free)> memory(
+            static_cast<char *>(std::aligned_alloc(HUGE_PAGE_BYTES, STREAM_BYTES)), &std::free);
         if (!memory) return TW_ERROR_OUT_OF_MEMORY;
+        madvise(memory.get(), STREAM_BYTES, MADV_HUGEPAGE);  // as weights are; a refusal costs only speed
         std::memset(memory.get(), 1, STREAM_BYTES);
         *value = best_rate(pool->pool, seconds, [&](int64_t part) {
             return kernels.read_bytes(memory.get() + part * STREAM_PART_BYTES, STREAM_PART_BYTES);

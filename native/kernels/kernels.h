@@ -9,6 +9,7 @@
 namespace tokenweave {
 
 constexpr int PANEL = 32;       // outputs of one packed panel
+constexpr int ROW_TILE = 12;    // a multiple of every build's rows of a tile
 constexpr int BLOCK_SIZE = 16;  // tokens of one KV block
 constexpr int KEY_TILE = 64;    // keys visited together, counted from key 0: part of what makes results reproducible
 
@@ -91,7 +92,7 @@ struct AttentionItem {
 
 struct KernelTable {
     void (*pack)(const PackArgs &, int64_t first_panel, int64_t last_panel);
-    void (*linear)(const LinearArgs &, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel);
+    void (*linear)(const LinearArgs &, int64_t first_panel, int64_t last_panel);
     void (*gather_rows)(const GatherArgs &, int64_t first_row, int64_t last_row);
     void (*rms_norm)(const NormArgs &, int64_t first_row, int64_t last_row);
     void (*silu_and_mul)(const GateArgs &, int64_t first_row, int64_t last_row);

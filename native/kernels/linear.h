@@ -7,6 +7,8 @@ namespace tokenweave::TW_ISA {
 
 // Rows of a tile: as many as keep every accumulator of a panel in registers.
 constexpr int TILE_ROWS = WIDTH == 16 ? 12 : WIDTH == 8 ? 3 : 1;
+constexpr int PREFETCH_BYTES = 4096;
+static_assert(ROW_TILE % TILE_ROWS == 0);
 constexpr int PANEL_GROUPS = PANEL / LANES;
 
 template <typename T>
@@ -63,7 +65,7 @@ void linear_tile(const LinearArgs &args, int64_t row, int64_t panel) {
     Floats acc[ROWS][PANEL_GROUPS];
     TW_UNROLL for (int r = 0; r < ROWS; ++r)
         TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) acc[r][c] = zeros();
-    accumulate<T>(acc, a, lda, groups, PANEL * 4, steps);
+    accumulate<T, PREFETCH_BYTES>(acc, a, lda, groups, PANEL * 4, steps);
     if (steps * WORD_ELEMENTS<T> < args.k) {  // an odd k: half a word
         TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) {
             const Words column = load_words(groups[c] + steps * PANEL * 4);
@@ -94,13 +96,12 @@ TW_INLINE void linear_rows(const LinearArgs &args, int64_t row, int rows, int64_
 }
 
 // A panel stays in the nearest cache while the rows pass over it.
-static void linear(const LinearArgs &args, int64_t first_row, int64_t last_row, int64_t first_panel,
-                   int64_t last_panel) {
+static void linear(const LinearArgs &args, int64_t first_panel, int64_t last_panel) {
     with_dtype(args.dtype, [&](auto type) {
         with_dtype(args.out_dtype, [&](auto out_type) {
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
-                for (int64_t row = first_row; row < last_row; row += TILE_ROWS) {
-                    const int64_t rows = last_row - row < TILE_ROWS ? last_row - row : TILE_ROWS;
+                for (int64_t row = 0; row < args.m; row += TILE_ROWS) {
+                    const int64_t rows = args.m - row < TILE_ROWS ? args.m - row : TILE_ROWS;
                     linear_rows<decltype(type), decltype(out_type), TILE_ROWS>(args, row, rows, panel);
                 }
         });

@@ -33,6 +33,9 @@ class Pool {
     // Gives each worker `size_bytes` of scratch, 64-byte aligned, valid until the next call. Throws std::bad_alloc.
     void reserve(size_t size_bytes);
 
+    // The caller's own scratch, which every worker may read while a task that writes no scratch runs.
+    char *caller_scratch() const { return scratch_[0].get(); }
+
     int num_threads() const { return static_cast<int>(scratch_.size()); }
     const KernelTable &kernels() const { return kernels_; }
 

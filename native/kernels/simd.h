@@ -244,11 +244,15 @@ constexpr int WORD_ELEMENTS = 4 / sizeof(T);
 
 // acc[r][c] += row r of a times column group c of b, over `steps` words along k, in ascending order.
 // Row r's words are at a + r * lda; group c's sixteen words of a step are at b[c], each step b_stride on (bytes).
-template <typename T, int ROWS, int GROUPS>
+// PREFETCH_BYTES: how far ahead to ask for b, for a b that streams from memory.
+template <typename T, int PREFETCH_BYTES = 0, int ROWS, int GROUPS>
 TW_INLINE void accumulate(Floats (&acc)[ROWS][GROUPS], const char *a, int64_t lda, const char *const (&b)[GROUPS],
                           int64_t b_stride, int64_t steps) {
     for (int64_t step = 0; step < steps; ++step) {
         Words column[GROUPS];
+        if (PREFETCH_BYTES > 0)
+            TW_UNROLL for (int c = 0; c < GROUPS; ++c)
+                _mm_prefetch(b[c] + step * b_stride + PREFETCH_BYTES, _MM_HINT_T0);
         TW_UNROLL for (int c = 0; c < GROUPS; ++c) column[c] = load_words(b[c] + step * b_stride);
         TW_UNROLL for (int r = 0; r < ROWS; ++r) {
             const uint32_t word = load_word(a + r * lda + step * 4);
