@@ -134,34 +134,31 @@ def _nucleus(weights: Float32Array, top_p: float) -> IndexArray:
     """The likeliest tokens that reach `top_p` of the mass, ascending; of equals at the edge, the first.
 
     A token stays when the tokens before it, likeliest first, hold less than `top_p`. Positive floats order as
-    their bits do, so two counting passes, over the upper and then the lower half of the bits, find the weight at
-    the edge without sorting. Tokens so light that all of them could not hold half of what `top_p` leaves over are
-    passed by.
+    their bits do, so counting passes over the upper half of the bits, the next 8 and the last 8 find the weight
+    at the edge without sorting. Tokens so light that all of them could not hold half of what `top_p` leaves over
+    are passed by.
     """
     total = float(weights.sum(dtype=np.float64))
-    target = top_p * total
+    target, above = top_p * total, 0.0
     candidates = np.flatnonzero(weights > (1 - top_p) * total / (2 * len(weights)))
-    weights = weights[candidates]
-    bits = weights.view(np.uint32)
-    upper = bits >> np.uint32(16)
-    edge, above = _edge(upper, weights, 0.0, target)
-    at_edge = np.flatnonzero(upper == edge)
-    lower = bits[at_edge] & np.uint32(0xFFFF)
-    low_edge, above = _edge(lower, weights[at_edge], above, target)
-    ties = at_edge[lower == low_edge]
-    before = above + np.arange(len(ties)) * float(weights[ties[0]])
-    kept = bits > bits[ties[0]]
-    kept[ties[before < target]] = True
-    nucleus: IndexArray = candidates[kept]
-    return nucleus
+    at_edge = candidates
+    for shift, mask in ((16, 0xFFFF), (8, 0xFF), (0, 0xFF)):
+        edge_weights = weights[at_edge]
+        keys = (edge_weights.view(np.uint32) >> np.uint32(shift)) & np.uint32(mask)
+        edge, above = _edge(keys, edge_weights, above, target)
+        at_edge = at_edge[keys == edge]
+    weight = weights[at_edge[0]]
+    before = above + np.arange(len(at_edge)) * float(weight)  # all that are left weigh the same
+    kept = weights > weight
+    kept[at_edge[before < target]] = True
+    return np.flatnonzero(kept)
 
 
 def _edge(keys: UInt32Array, weights: Float32Array, above: float, target: float) -> tuple[int, float]:
     """The largest key at which the mass from there up, and `above`, reaches `target`; and the mass beyond it."""
     lowest = int(keys.min())
-    mass = np.bincount(
-        keys - np.uint32(lowest), weights=weights
-    )  # float64, summed in the order of the tokens
+    places = (keys - np.uint32(lowest)).astype(np.intp)  # bincount is ten times slower on uint32
+    mass = np.bincount(places, weights=weights)  # float64, summed in the order of the tokens
     from_here_up = above + np.cumsum(mass[::-1])[::-1]
     reached = np.flatnonzero(from_here_up >= target)
     edge = int(reached[-1]) if len(reached) else 0  # none: the sums were rounded down
