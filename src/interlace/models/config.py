@@ -13,6 +13,10 @@ from interlace.errors import ConfigError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "mixtral"]
 RopeScaling = Literal["linear", "llama3", "yarn", "divisors"]
+_MAX_LAYERS, _MAX_EXPERTS = (
+    1000,
+    1000,
+)  # beyond any model: a damaged file must not make us list weights for ever
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class RopeConfig:
     divisors: tuple[float, ...] = ()  # divisors: one per frequency, head_dim / 2 of them
 
     def __post_init__(self) -> None:
-        if not self.theta > 0:
-            raise ConfigError(f"rope theta must be positive, got {self.theta}")
+        if not self.theta > 1:
+            raise ConfigError(f"rope theta must be greater than 1, got {self.theta}")
         if not self.factor > 0:
             raise ConfigError(f"rope scaling factor must be positive, got {self.factor}")
         if self.scaling in ("llama3", "yarn") and self.original_max_position <= 0:
@@ -85,6 +89,8 @@ class ModelConfig:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "max_position"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_layers > _MAX_LAYERS:
+            raise ConfigError(f"num_layers must be at most {_MAX_LAYERS}, got {self.num_layers}")
         if not 0 <= self.rms_norm_eps < 1:
             raise ConfigError(f"rms_norm_eps must be in [0, 1), got {self.rms_norm_eps}")
         if self.sliding_window is not None and self.sliding_window < 1:
@@ -111,6 +117,8 @@ class ModelConfig:
             )
 
     def _check_experts(self) -> None:
+        if not 0 <= self.num_experts <= _MAX_EXPERTS:
+            raise ConfigError(f"num_experts must be between 0 and {_MAX_EXPERTS}, got {self.num_experts}")
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             raise ConfigError(
                 f"experts_per_token must be between 1 and num_experts ({self.num_experts}), "

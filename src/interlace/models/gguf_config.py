@@ -42,7 +42,7 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
         num_experts=num_experts,
         experts_per_token=values.integer("expert_used_count", 0),
         eos_token_ids=_stop_token_ids(fields),
-        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=_token_id(fields, "bos"),
     )
 
 
@@ -83,12 +83,12 @@ class _Values:
 
 def _family(fields: Mapping[str, Any]) -> Family:
     architecture = fields.get("general.architecture")
-    if architecture not in _FAMILIES:
+    if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise ConfigError(
             f"unknown architecture {architecture!r} in the GGUF metadata; supported are "
             f"{', '.join(_FAMILIES)} (llama covers Llama, Mistral and Mixtral)"
         )
-    if fields.get("split.count", 0) > 1:
+    if fields.get("split.count", 0) not in (0, 1):
         raise ConfigError(
             f"the model is split over {fields['split.count']} GGUF files, only single files are supported: "
             "merge them with `llama-gguf-split --merge`"
@@ -120,7 +120,7 @@ def _rope(values: _Values, max_position: int) -> RopeConfig:
     theta = values.number("rope.freq_base", 10_000.0)
     kind = values.fields.get(f"{values.architecture}.rope.scaling.type", "none")
     factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 1.0))
-    if kind == "none" or factor in (0, 1):
+    if kind == "none" or factor in (0, 1):  # 0 means unscaled too
         return RopeConfig(theta)
     if kind == "linear":
         return RopeConfig(theta, "linear", factor=factor)
@@ -138,5 +138,12 @@ def _rope(values: _Values, max_position: int) -> RopeConfig:
 
 
 def _stop_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    found = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in _STOP_TOKENS]
+    found = [_token_id(fields, name) for name in _STOP_TOKENS]
     return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def _token_id(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(f"tokenizer.ggml.{name}_token_id")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ConfigError(f"GGUF metadata 'tokenizer.ggml.{name}_token_id' must be a token id, got {value!r}")
+    return value

@@ -75,14 +75,15 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     tokens = _required(fields, "tokens")
     try:
         backend = _byte_level(fields, tokens) if kind == "gpt2" else _sentence_piece(fields, tokens)
+        special = _special_tokens(fields, tokens)
+        _add_added_tokens(backend, fields, tokens)
+        _add_post_processor(backend, fields, special)
     except TokenizerError:
         raise
-    except Exception as error:  # tokenizers raises bare Exception for merges outside the vocabulary
+    except Exception as error:  # tokenizers raises bare Exception, for merges outside the vocabulary and more
         raise TokenizerError(f"the GGUF file's vocabulary is damaged: {error}") from error
-    special = _special_tokens(fields, tokens)
-    _add_added_tokens(backend, fields, tokens)
-    _add_post_processor(backend, fields, special)
-    return Tokenizer(backend, special, fields.get("tokenizer.chat_template"))
+    template = fields.get("tokenizer.chat_template")
+    return Tokenizer(backend, special, template if isinstance(template, str) else None)
 
 
 def _required(fields: Mapping[str, Any], key: str) -> list[Any]:
@@ -96,7 +97,7 @@ def _required(fields: Mapping[str, Any], key: str) -> list[Any]:
 
 def _words(fields: Mapping[str, Any]) -> _Words:
     name = fields.get("tokenizer.ggml.pre", "default")
-    if name not in _PRE_TOKENIZERS:
+    if not isinstance(name, str) or name not in _PRE_TOKENIZERS:
         raise TokenizerError(
             f"the GGUF pre-tokenizer {name!r} is not known; known are {', '.join(_PRE_TOKENIZERS)}. "
             "Use the model's Hugging Face directory instead, whose tokenizer.json says how it works"

@@ -10,6 +10,8 @@ from typing import Any
 from interlace.errors import ConfigError
 from interlace.models.config import Family, ModelConfig, RopeConfig
 
+_HUGE = 1e30  # beyond any value of a configuration; NaN and infinity are not below it
+
 
 @dataclass(frozen=True)
 class _Defaults:
@@ -121,9 +123,12 @@ def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | N
     if not config.get("use_sliding_window", False) or config.get("sliding_window", 4096) is None:
         return None
     first = _integer(config, "max_window_layers", 28)
-    kinds = config.get("layer_types") or [
-        "sliding_attention" if i >= first else "full_attention" for i in range(num_layers)
-    ]
+    kinds = config.get("layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds)
+    ):
+        raise ConfigError(f"config.json: 'layer_types' must be a list of names, got {kinds!r}")
+    kinds = kinds or ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
     if set(kinds) == {"full_attention"}:
         return None
     if set(kinds) == {"sliding_attention"}:
@@ -213,7 +218,7 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
         value = default
     if value is None:
         raise ConfigError(f"config.json has no {key!r}, which its rope scaling needs")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _HUGE:
         raise ConfigError(f"config.json: {key!r} must be a number, got {value!r}")
     return float(value)
 

@@ -35,7 +35,10 @@ def _is_whole(directory: Path) -> bool:
         return False
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
-        return any(directory.glob("*.safetensors"))
+        files = list(
+            directory.glob("*.safetensors")
+        )  # a shard of many, whose index is yet to come, is not it
+        return len(files) == 1 and "-of-" not in files[0].name
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
     except (ValueError, KeyError, AttributeError):

@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
 from interlace.models.config import ModelConfig, RopeConfig, weight_shapes
@@ -109,7 +111,7 @@ def test_families_have_their_own_parts() -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, "no 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor must be positive"),
         ({"rope_scaling": [1]}, "'rope_scaling' must be an object"),
-        ({"rope_theta": 0}, "theta must be positive"),
+        ({"rope_theta": 0}, "theta must be greater than 1"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq'"),
         ({"eos_token_id": "</s>"}, "'eos_token_id' must be a token id"),
         ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a number"),
@@ -123,6 +125,41 @@ def test_families_have_their_own_parts() -> None:
 def test_what_the_decoder_cannot_follow_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read(**changes)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
+    ),
+    max_leaves=4,
+)
+FULL = {
+    **LLAMA,
+    "rope_theta": 10_000.0,
+    "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "mscale": 1.0},
+    "sliding_window": 8,
+    "use_sliding_window": True,
+    "max_window_layers": 0,
+    "layer_types": ["sliding_attention"] * 2,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "eos_token_id": [2],
+}
+
+
+@given(
+    family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "mixtral"]),
+    key=st.sampled_from(sorted(FULL)),
+    value=JSON,
+)
+def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str, value: Any) -> None:
+    try:
+        config = ModelConfig.from_hf({**FULL, "model_type": family, key: value})
+        assert weight_shapes(config)
+    except ConfigError:
+        pass
 
 
 def test_importing_the_configuration_imports_no_torch() -> None:
