@@ -1,0 +1,132 @@
+"""The documentation keeps its word: its links lead somewhere, its programs run, its commands and options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import interlace
+from interlace.cli.main import app
+from support.engine_fakes import FakeRanks
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
+TABLE_OF_GENERATE = ["model", "ranks", "prompt", "generated", "time to first token", "peak memory per rank"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for found, text in FENCE.findall(page.read_text()) if found == language]
+
+
+def programs() -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, text in enumerate(blocks(page, "python"))
+    ]
+
+
+def commands() -> list[Any]:
+    """Every `interlace ...` and `make ...` line of the shell blocks."""
+    lines = [
+        (page.name, line.strip())
+        for page in PAGES
+        for text in blocks(page, "bash")
+        for line in text.replace("\\\n", " ").splitlines()
+    ]
+    return [pytest.param(line, id=f"{name}: {line[:40]}") for name, line in lines if line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_a_file(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", page.read_text())):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), f"{target} leads nowhere"
+        if anchor and linked.suffix == ".md":
+            assert anchor in anchors(linked), f"{target}: no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_names_a_path_of_one_machine(page: Path) -> None:
+    assert not ABSOLUTE_PATH.findall(page.read_text())
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation
+
+
+@pytest.mark.parametrize("program", programs())
+def test_programs_run(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On fake ranks, so that what is tested is the program, not a model."""
+    for name in ("LLM", "AsyncLLM"):
+        engine = getattr(interlace, name)
+        monkeypatch.setattr(interlace, name, on_fake_ranks(engine), raising=False)
+    exec(compile(program, "documentation", "exec"), {"__name__": "__main__"})
+
+
+def on_fake_ranks(engine: Any) -> Any:
+    def make(model: str, **options: Any) -> Any:
+        return engine(model, ranks=FakeRanks(max_model_len=512), **options)
+
+    return make
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_and_their_options_exist(line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return
+    starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") == "interlace"]
+    if not starts:
+        pytest.skip("not a command of this project")
+    check_command(words[starts[0] + 1 :])
+
+
+def check_command(words: list[str]) -> None:
+    """Follows `words` down the command tree; whatever starts with a dash must be an option there."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        assert words[0] in command.commands, f"no command {words[0]}"
+        command = command.commands[words[0]]
+        words = words[1:]
+    options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    for word in words:
+        assert not word.startswith("--") or word in options, f"{command.name} has no option {word}"
+
+
+def test_the_readme_shows_what_make_run_prints() -> None:
+    """An answer, an empty line, and the table, row by row."""
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.partition("<!-- output: make run -->")[2]
+    block = FENCE.search(shown)
+    assert block is not None, "the output block is missing"
+    lines = block[2].splitlines()
+    assert [line[:22].strip() for line in lines[-6:]] == TABLE_OF_GENERATE
+    assert lines[-7] == ""
+    assert re.match(r"\d+ tokens, [\d,]+ tokens/s \(prefill\)", lines[-4][23:])
+
+
+def test_make_help_lists_every_target_with_a_description() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    for target in ("run", "chat", "test", "check", "docs", "clean"):
+        assert re.search(rf"^make {target} +\w", done.stdout, re.MULTILINE), target
