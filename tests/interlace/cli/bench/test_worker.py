@@ -1,0 +1,65 @@
+"""The worker process itself, with the limits worker standing for any system."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from interlace.cli.bench.peers import start_command
+from interlace.cli.bench.worker import Worker, turn
+from interlace.errors import BenchError
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    made = Worker(sys.executable, "limits")
+    yield made
+    made.close()
+
+
+def test_a_worker_runs_in_its_turn_only_and_ends_when_closed(worker: Worker) -> None:
+    pid = worker._process.pid
+    worker.pause()
+    deadline = time.monotonic() + 5
+    while state_of(pid) != "T" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert state_of(pid) == "T"
+    with turn(worker), pytest.raises(BenchError, match=r"expected one of \['bandwidth', 'gemm'\]"):
+        worker.ask("sing")
+    assert worker.memory_bytes() > 1e6
+    worker.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_dead_worker_is_an_error_with_its_last_words() -> None:
+    worker = Worker(sys.executable, "no_such_system")
+    with pytest.raises(BenchError, match=r"died .*No module named"):
+        worker.ask("load")
+    worker.close()
+
+
+def test_a_killed_worker_is_an_error(worker: Worker) -> None:
+    os.kill(worker._process.pid, signal.SIGKILL)
+    with pytest.raises(BenchError, match="died"):
+        worker.ask("bandwidth", threads=1)
+
+
+def test_a_worker_sees_nothing_of_this_environment_or_directory(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('the current directory was imported from')")
+    done = subprocess.run(
+        start_command(sys.executable, "hf"),
+        input='{"op": "sing"}\n',
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "got op 'sing'" in done.stdout, done.stderr
