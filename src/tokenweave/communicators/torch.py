@@ -350,7 +350,8 @@ def _default_store() -> Store:
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous tensor as (nbytes,) uint8, without a copy: gloo moves any dtype's bytes alike."""
-    return tensor.view(-1).view(torch.uint8)
+    # Not view(-1): one element may be contiguous with any stride, which a view of another dtype would refuse.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _describe(tensor: torch.Tensor) -> str:

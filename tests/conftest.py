@@ -1,0 +1,1 @@
+"""Fixtures of every part. This file also puts tests/ on the path, for `support`."""

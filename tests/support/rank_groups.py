@@ -1,0 +1,177 @@
+"""Groups of ranks to run test programs on: as threads of this process or as processes of their own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emucxl.shared_memory import SharedSegment
+from support import rank_programs
+from support.rank_worker import receive, send
+from tokenweave.communicators import (
+    Communicator,
+    NullCommunicator,
+    ShmCommunicator,
+    segment_bytes,
+    thread_group,
+)
+
+SLOT_BYTES = 16 * 1024  # small, so that moderate tensors already go in several chunks
+JOIN_S = 100.0
+
+Outcome = Any  # what a rank's program returned, or the exception it raised
+
+
+class ThreadRanks:
+    """Each rank is a thread of this process."""
+
+    def __init__(self, communicators: list[Communicator], segment: SharedSegment | None = None) -> None:
+        self.communicators = communicators
+        self.size = len(communicators)
+        self._segment = segment
+
+    def run(self, program: str, *arguments: object, ranks: list[int] | None = None) -> list[Outcome]:
+        """`program` of rank_programs on all ranks (or these) at once; what each returned or raised."""
+        return self.start(program, *arguments, ranks=ranks)()
+
+    def start(
+        self, program: str, *arguments: object, ranks: list[int] | None = None
+    ) -> Callable[[], list[Outcome]]:
+        chosen = list(range(self.size)) if ranks is None else ranks
+        outcomes: dict[int, Outcome] = {}
+
+        def body(rank: int) -> None:
+            try:
+                outcomes[rank] = getattr(rank_programs, program)(self.communicators[rank], *arguments)
+            except Exception as error:
+                outcomes[rank] = error
+
+        threads = [threading.Thread(target=body, args=(rank,), daemon=True) for rank in chosen]
+        for thread in threads:
+            thread.start()
+
+        def finish() -> list[Outcome]:
+            for thread in threads:
+                thread.join(JOIN_S)
+                assert not thread.is_alive(), f"{program} hangs"
+            return [outcomes[rank] for rank in chosen]
+
+        return finish
+
+    def close(self) -> None:
+        for communicator in self.communicators:
+            communicator.close()
+        if self._segment is not None:
+            self._segment.close()
+
+
+class Worker:
+    """A rank process. Serves one group after the other, because importing torch takes seconds."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.settimeout(JOIN_S)
+        script = Path(__file__).with_name("rank_worker.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+
+    def result(self) -> Outcome:
+        try:
+            (_, value), _ = receive(self.channel)
+        except (EOFError, ConnectionResetError):
+            return "gone"
+        return value
+
+    def close(self) -> None:
+        self.channel.close()
+        self.process.wait(JOIN_S)
+
+
+class Workers:
+    """As many rank processes as were ever needed at once; dead ones are replaced."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def take(self, count: int) -> list[Worker]:
+        for dead in [worker for worker in self._workers if worker.process.poll() is not None]:
+            dead.close()
+            self._workers.remove(dead)
+        self._workers += [Worker() for _ in range(count - len(self._workers))]
+        return self._workers[:count]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+
+class ProcessRanks:
+    """Each rank is a process of its own."""
+
+    def __init__(self, workers: list[Worker], kind: str, options: dict[str, Any]) -> None:
+        self.workers = workers
+        self.size = len(workers)
+        self.segment: SharedSegment | None = None
+        fds: tuple[int, ...] = ()
+        if kind == "shm":
+            self.segment = SharedSegment.create("test", segment_bytes(self.size, options["slot_bytes"]))
+            fds = (self.segment.fd,)
+        else:
+            options = {**options, "port": free_port()}
+        for rank, worker in enumerate(workers):
+            send(worker.channel, ("join", (kind, rank, self.size, options)), fds)
+        for outcome in [worker.result() for worker in workers]:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    def run(self, program: str, *arguments: object, ranks: list[int] | None = None) -> list[Outcome]:
+        return self.start(program, *arguments, ranks=ranks)()
+
+    def start(
+        self, program: str, *arguments: object, ranks: list[int] | None = None
+    ) -> Callable[[], list[Outcome]]:
+        chosen = self.workers if ranks is None else [self.workers[rank] for rank in ranks]
+        for worker in chosen:
+            send(worker.channel, ("run", (program, arguments)))
+        return lambda: [worker.result() for worker in chosen]
+
+    def close(self) -> None:
+        alive = [worker for worker in self.workers if worker.process.poll() is None]
+        for worker in alive:
+            send(worker.channel, ("leave", ()))
+        outcomes = [worker.result() for worker in alive]
+        if self.segment is not None:
+            self.segment.close()
+        assert all(outcome in (None, "gone") for outcome in outcomes), outcomes
+
+
+Ranks = ThreadRanks | ProcessRanks
+
+
+def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
+    """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes" or "torch"."""
+    if kind == "null":
+        return ThreadRanks([NullCommunicator(**options)])
+    if kind == "thread":
+        return ThreadRanks(list(thread_group(size, **options)))
+    if kind == "shm-threads":
+        segment = SharedSegment.create("test", segment_bytes(size, SLOT_BYTES))
+        ranks = [ShmCommunicator(segment, r, size, slot_bytes=SLOT_BYTES, **options) for r in range(size)]
+        return ThreadRanks(list(ranks), segment)
+    if kind == "shm-processes":
+        return ProcessRanks(workers.take(size), "shm", {"slot_bytes": SLOT_BYTES, **options})
+    return ProcessRanks(workers.take(size), "torch", options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

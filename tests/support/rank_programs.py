@@ -1,0 +1,189 @@
+"""What the ranks of a test run: each takes the rank's communicator first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenweave.communicators import Communicator
+from tokenweave.errors import CommunicatorError
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+}
+
+
+def data_of(rank: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
+    """What `rank` brings to a collective: values of very different sizes, so that the order of a sum shows."""
+    generator = torch.Generator().manual_seed(1000 * seed + rank)
+    if not DTYPES[dtype].is_floating_point:
+        return torch.randint(0, 120, shape, generator=generator).to(DTYPES[dtype])
+    scale = 10.0 ** torch.randint(-2, 3, shape, generator=generator)
+    return (torch.randn(shape, generator=generator) * scale).to(DTYPES[dtype])
+
+
+def expected_sum(size: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
+    """The sum in rank order, in float32 for floats, by NumPy."""
+    parts = [data_of(rank, shape, dtype, seed) for rank in range(size)]
+    wide = [(part.float() if part.is_floating_point() else part).numpy() for part in parts]
+    total = wide[0].copy()
+    for part in wide[1:]:
+        total += part
+    return torch.from_numpy(total).to(DTYPES[dtype])
+
+
+def all_reduce(comm: Communicator, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
+    tensor = data_of(comm.rank, shape, dtype, seed)
+    comm.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_slice(comm: Communicator, shape: tuple[int, ...], dtype: str, first: int, last: int) -> Tensor:
+    """The sum of rows `first` to `last` alone of what `all_reduce` sums whole."""
+    tensor = data_of(comm.rank, shape, dtype)[first:last].clone()
+    comm.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_transposed(comm: Communicator, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A view that is not contiguous, and the whole that it is a view of."""
+    whole = data_of(comm.rank, shape, "float32")
+    comm.all_reduce(whole.t()[1:])
+    return whole.t()[1:].contiguous(), whole
+
+
+def all_gather(comm: Communicator, shape: tuple[int, ...], dtype: str) -> Tensor:
+    return comm.all_gather(data_of(comm.rank, shape, dtype))
+
+
+def all_gather_strided(comm: Communicator) -> Tensor:
+    return comm.all_gather(data_of(comm.rank, (6, 8), "float32")[::2, 1::3])
+
+
+def broadcast(comm: Communicator, shape: tuple[int, ...], dtype: str, root: int) -> Tensor:
+    tensor = data_of(comm.rank, shape, dtype)
+    comm.broadcast(tensor, root)
+    return tensor
+
+
+def broadcast_strided(comm: Communicator, root: int) -> Tensor:
+    whole = data_of(comm.rank, (6, 8), "float32")
+    comm.broadcast(whole[:, ::2], root)
+    return whole
+
+
+def broadcast_bytes(comm: Communicator, data: bytes, root: int, idle: bool) -> bytes:
+    return comm.broadcast_bytes(data if comm.rank == root else None, root, idle)
+
+
+def broadcast_from_a_late_root(comm: Communicator, delay_s: float) -> tuple[bytes, float]:
+    """What was received, and the processor time that waiting for it took."""
+    comm.barrier()
+    if comm.rank == 0:
+        time.sleep(delay_s)
+    before_s = time.thread_time()
+    data = comm.broadcast_bytes(b"late" if comm.rank == 0 else None, idle=True)
+    return data, time.thread_time() - before_s
+
+
+def barrier_times(comm: Communicator) -> tuple[float, float]:
+    """When this rank came to the barrier and when it left; the clock is one for all processes."""
+    time.sleep(0.02 * comm.rank)
+    came_s = time.monotonic()
+    comm.barrier()
+    return came_s, time.monotonic()
+
+
+def all_reduce_rms_norm(comm: Communicator, num_tokens: int) -> tuple[Tensor, Tensor, range]:
+    hidden = data_of(comm.rank, (num_tokens, 64), "float32")
+    residual = data_of(100, (num_tokens, 64), "float32")
+    weight = data_of(200, (64,), "float32")
+    normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+    return normed, residual, comm.owned_rows(num_tokens)
+
+
+def sequence(comm: Communicator, operations: list[tuple[Any, ...]]) -> list[Any]:
+    """One collective after the other, e.g. ("all_reduce", (3,), "int32")."""
+    return [globals()[name](comm, *arguments) for name, *arguments in operations]
+
+
+def fixed_sum_many_times(comm: Communicator, times: int) -> bool:
+    """Whether `times` sums, each of other values, were all right."""
+    tensor = torch.empty(7)
+    for turn in range(times):
+        tensor.fill_(turn + comm.rank)
+        comm.all_reduce(tensor)
+        expected = comm.size * turn + sum(range(comm.size))
+        if not torch.equal(tensor, torch.full((7,), float(expected))):
+            return False
+    return True
+
+
+def on_rank(comm: Communicator, odd_rank: int, odd: tuple[Any, ...], even: tuple[Any, ...]) -> Any:
+    """`odd_rank` makes one call where the others make another."""
+    name, *arguments = odd if comm.rank == odd_rank else even
+    return globals()[name](comm, *arguments)
+
+
+def barrier(comm: Communicator) -> None:
+    comm.barrier()
+
+
+def wait_for_command(comm: Communicator) -> bytes:
+    return comm.broadcast_bytes(None, root=0, idle=True)
+
+
+def abort(comm: Communicator, reason: str) -> None:
+    comm.abort(reason)
+
+
+def close(comm: Communicator) -> None:
+    comm.close()
+
+
+def kill_self(comm: Communicator) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def all_reduce_specials(comm: Communicator) -> Tensor:
+    """Infinity of one rank, minus infinity of one, and not-a-number of one among ones."""
+    tensor = torch.ones(3, dtype=torch.bfloat16)
+    if comm.rank == comm.size - 1:
+        tensor = torch.tensor([float("inf"), float("-inf"), float("nan")], dtype=torch.bfloat16)
+    comm.all_reduce(tensor)
+    return tensor
+
+
+def refused_calls(comm: Communicator) -> list[str]:
+    """What calls say that no rank can make."""
+    calls: list[Callable[[], object]] = [
+        lambda: comm.all_reduce(torch.zeros(3, dtype=torch.float64)),
+        lambda: comm.broadcast(torch.zeros(3), root=comm.size),
+        lambda: comm.all_gather(torch.tensor(1.0)),
+    ]
+    messages = []
+    for call in calls:
+        try:
+            call()
+        except CommunicatorError as error:
+            messages.append(str(error))
+    return messages
+
+
+def bytes_on_the_wrong_rank(comm: Communicator) -> bytes:
+    return comm.broadcast_bytes(None if comm.rank == 0 else b"?", root=0)
+
+
+def describe(comm: Communicator) -> str:
+    return repr(comm)

@@ -1,0 +1,89 @@
+"""A rank as a process: joins the groups it is told to and runs programs on them. Started by `rank_groups`.
+
+Messages are pickles with their length in front, over the socket whose descriptor is the only argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import socket
+import struct
+import sys
+import warnings
+from typing import Any
+
+HEADER = struct.Struct("<Q")
+
+
+def send(channel: socket.socket, message: object, fds: tuple[int, ...] = ()) -> None:
+    content = pickle.dumps(message)
+    socket.send_fds(channel, [HEADER.pack(len(content))], list(fds))
+    channel.sendall(content)
+
+
+def receive(channel: socket.socket) -> tuple[Any, list[int]]:
+    head, fds, _, _ = socket.recv_fds(channel, HEADER.size, 4)
+    if not head:
+        raise EOFError("the other end is gone")
+    (left,) = HEADER.unpack(head)
+    parts = []
+    while left:
+        part = channel.recv(min(left, 1 << 20))
+        if not part:
+            raise EOFError("the other end is gone")
+        parts.append(part)
+        left -= len(part)
+    return pickle.loads(b"".join(parts)), fds
+
+
+def join(kind: str, rank: int, size: int, options: dict[str, Any], fds: list[int]) -> Any:
+    """Joins a group. The segment of a shm group stays open with its communicator."""
+    if kind == "shm":
+        from emucxl.shared_memory import SharedSegment
+        from tokenweave.communicators import ShmCommunicator, segment_bytes
+
+        needed = segment_bytes(size, options["slot_bytes"])
+        segment = SharedSegment.attach(fds[0], needed)
+        os.close(fds[0])
+        communicator = ShmCommunicator(segment, rank, size, **options)
+        return communicator, segment
+    from tokenweave.communicators import TorchCommunicator
+
+    port = options.pop("port")
+    return TorchCommunicator.connect(rank, size, "127.0.0.1", port, **options), None
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    import torch
+
+    torch.set_num_threads(1)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    communicator: Any = None
+    segment: Any = None
+    while True:
+        try:
+            (command, arguments), fds = receive(channel)
+        except EOFError:
+            return
+        try:
+            value: Any = None
+            if command == "join":
+                communicator, segment = join(*arguments, fds)
+            elif command == "run":
+                name, values = arguments
+                value = getattr(importlib.import_module("support.rank_programs"), name)(communicator, *values)
+            elif command == "leave":
+                communicator.close()
+                if segment is not None:
+                    segment.close()
+            send(channel, ("returned", value))
+        except Exception as error:
+            send(channel, ("raised", error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The communicator contract, on every backend: what every collective gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.rank_groups import Ranks, Workers, make_ranks
+from support.rank_programs import DTYPES, data_of, expected_sum
+from tokenweave.communicators import (
+    Communicator,
+    NullCommunicator,
+    availability,
+    thread_group,
+)
+from tokenweave.errors import CommunicatorError
+
+GROUPS = [
+    ("null", 1),
+    *[("thread", size) for size in (1, 2, 3)],
+    *[("shm-threads", size) for size in (1, 2, 3)],
+    *[("shm-processes", size) for size in (2, 3)],
+    *[("torch", size) for size in (1, 2, 3)],
+]
+SHAPES = [
+    (7,),
+    (3, 5),
+    (0,),
+    (0, 4),
+    (),
+    (2, 4096),
+    (331, 577),
+]  # the last in several chunks, unevenly shared
+
+
+@pytest.fixture(scope="module", params=GROUPS, ids=lambda group: f"{group[0]}-{group[1]}")
+def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
+    kind, size = request.param
+    made = make_ranks(kind, size, workers, timeout_s=30)
+    yield made
+    made.close()
+
+
+def assert_equal_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    assert bits(got) == bits(expected)
+
+
+def assert_all_equal_bits(got: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert not isinstance(got, Exception), got
+    for one, wanted in zip(got, expected, strict=True):
+        assert_equal_bits(one, wanted)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return (
+        tensor.flatten().contiguous().clone().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_reduce_is_the_float32_sum_in_rank_order(ranks: Ranks, dtype: str) -> None:
+    expected = [expected_sum(ranks.size, shape, dtype) for shape in SHAPES]
+    for got in ranks.run("sequence", [("all_reduce", shape, dtype) for shape in SHAPES]):
+        assert_all_equal_bits(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sum_does_not_depend_on_what_else_is_in_the_tensor(ranks: Ranks, dtype: str) -> None:
+    shape = (331, 577)
+    whole = ranks.run("all_reduce", shape, dtype)[0]
+    for first, last in [(0, 1), (17, 19), (100, 330)]:
+        for got in ranks.run("all_reduce_slice", shape, dtype, first, last):
+            assert_equal_bits(got, whole[first:last])
+
+
+def test_sums_of_infinities_and_nans_stay_so(ranks: Ranks) -> None:
+    for got in ranks.run("all_reduce_specials"):
+        assert got[0].isposinf()
+        assert got[1].isneginf()
+        assert got[2].isnan()
+
+
+def test_all_reduce_takes_a_tensor_that_is_not_contiguous(ranks: Ranks) -> None:
+    expected = expected_sum(ranks.size, (9, 11), "float32")
+    for rank, (view, whole) in enumerate(ranks.run("all_reduce_transposed", (9, 11))):
+        assert_equal_bits(view, expected.t()[1:])
+        assert_equal_bits(whole[:, 0], data_of(rank, (9, 11), "float32")[:, 0])  # outside the view
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_gather_stacks_in_rank_order(ranks: Ranks, dtype: str) -> None:
+    shapes = [(1,), (3, 5), (0, 4), (4, 0), (60000,)]
+    expected = [torch.cat([data_of(rank, shape, dtype) for rank in range(ranks.size)]) for shape in shapes]
+    for got in ranks.run("sequence", [("all_gather", shape, dtype) for shape in shapes]):
+        assert_all_equal_bits(got, expected)
+
+
+def test_all_gather_takes_a_tensor_that_is_not_contiguous(ranks: Ranks) -> None:
+    parts = [data_of(rank, (6, 8), "float32")[::2, 1::3] for rank in range(ranks.size)]
+    for got in ranks.run("all_gather_strided"):
+        assert_equal_bits(got, torch.cat(parts))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_broadcast_gives_the_roots_tensor(ranks: Ranks, dtype: str) -> None:
+    calls = [(shape, dtype, root) for shape in [(), (3, 5), (0,), (60000,)] for root in range(ranks.size)]
+    expected = [data_of(root, shape, dtype) for shape, dtype, root in calls]
+    for got in ranks.run("sequence", [("broadcast", *call) for call in calls]):
+        assert_all_equal_bits(got, expected)
+
+
+def test_broadcast_fills_a_tensor_that_is_not_contiguous(ranks: Ranks) -> None:
+    root = ranks.size - 1
+    for rank, got in enumerate(ranks.run("broadcast_strided", root)):
+        assert_equal_bits(got[:, ::2], data_of(root, (6, 8), "float32")[:, ::2])
+        assert_equal_bits(got[:, 1::2], data_of(rank, (6, 8), "float32")[:, 1::2])
+
+
+@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("num_bytes", [0, 1, 4088, 4089, 16384, 3_000_000])
+def test_broadcast_bytes_gives_the_roots_bytes(ranks: Ranks, num_bytes: int, idle: bool) -> None:
+    data = bytes(index % 251 for index in range(num_bytes))
+    for root in range(ranks.size):
+        assert ranks.run("broadcast_bytes", data, root, idle) == [data] * ranks.size
+
+
+def test_an_idle_wait_sleeps(ranks: Ranks) -> None:
+    for data, busy_s in ranks.run("broadcast_from_a_late_root", 0.5):
+        assert data == b"late"
+        assert busy_s < 0.1
+
+
+def test_no_rank_leaves_a_barrier_before_every_rank_came(ranks: Ranks) -> None:
+    times = ranks.run("barrier_times")
+    assert min(left for _, left in times) >= max(came for came, _ in times)
+
+
+def test_many_small_sums_one_after_the_other_are_all_right(ranks: Ranks) -> None:
+    assert ranks.run("fixed_sum_many_times", 200) == [True] * ranks.size
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 5])
+def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens: int) -> None:
+    total = expected_sum(ranks.size, (num_tokens, 64), "float32")
+    residual = data_of(100, (num_tokens, 64), "float32") + total
+    scale = torch.rsqrt(residual.pow(2).mean(-1, keepdim=True) + 1e-5)
+    normed = residual * scale * data_of(200, (64,), "float32")
+    for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens):
+        torch.testing.assert_close(got_normed, normed)
+        torch.testing.assert_close(got_residual[owned], residual[owned])
+
+
+Operation = tuple[object, ...]
+
+
+def operations(size: int) -> st.SearchStrategy[list[Operation]]:
+    shapes = st.sampled_from([(), (1,), (3, 7), (0,), (5000,), (20000,)])
+    dtypes = st.sampled_from(sorted(DTYPES))
+    roots = st.integers(0, size - 1)
+    return st.lists(
+        st.one_of(
+            st.tuples(st.just("all_reduce"), shapes, dtypes, st.integers(0, 5)),
+            st.tuples(st.just("all_gather"), shapes.filter(bool), dtypes),
+            st.tuples(st.just("broadcast"), shapes, dtypes, roots),
+            st.tuples(st.just("broadcast_bytes"), st.binary(max_size=6000), roots, st.booleans()),
+            st.tuples(st.just("barrier")),
+        ),
+        max_size=12,
+    )
+
+
+def expected_outcome(size: int, name: str, *arguments: object) -> object:
+    if name == "all_reduce":
+        return expected_sum(size, *arguments)  # type: ignore[arg-type]
+    if name == "all_gather":
+        return torch.cat([data_of(rank, *arguments) for rank in range(size)])  # type: ignore[arg-type]
+    if name == "broadcast":
+        shape, dtype, root = arguments
+        return data_of(root, shape, dtype)  # type: ignore[arg-type]
+    return arguments[0] if name == "broadcast_bytes" else None
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_sequence_of_collectives_keeps_the_ranks_in_step(ranks: Ranks, data: st.DataObject) -> None:
+    chosen = data.draw(operations(ranks.size))
+    expected = [expected_outcome(ranks.size, *operation) for operation in chosen]  # type: ignore[arg-type]
+    for outcomes in ranks.run("sequence", chosen):
+        assert not isinstance(outcomes, Exception), outcomes
+        for got, wanted in zip(outcomes, expected, strict=True):
+            if isinstance(wanted, torch.Tensor):
+                assert_equal_bits(got, wanted)
+            else:
+                assert got == wanted
+
+
+def test_arguments_that_cannot_be_are_refused_and_harm_nothing(ranks: Ranks) -> None:
+    for outcome in ranks.run("refused_calls"):
+        assert outcome == [
+            "got a tensor of torch.float64; expected one of bfloat16, float16, float32, int32, int64, uint8: "
+            "convert it first",
+            f"got root={ranks.size}; expected a rank, 0 to {ranks.size - 1}",
+            "all_gather got a tensor of no dimensions; expected (n, ...): use tensor.view(1)",
+        ]
+    for outcome in ranks.run("bytes_on_the_wrong_rank"):
+        assert isinstance(outcome, CommunicatorError)
+        assert "expected bytes on the root, rank 0, and None on the others" in str(outcome)
+    assert ranks.run("fixed_sum_many_times", 1) == [True] * ranks.size
+
+
+def test_ranks_say_who_they_are(ranks: Ranks) -> None:
+    for rank, text in enumerate(ranks.run("describe")):
+        assert text.endswith(f"Communicator rank {rank} of {ranks.size}>")
+
+
+@pytest.mark.parametrize(("rank", "size"), [(0, 0), (2, 2), (-1, 2)])
+def test_a_rank_outside_its_group_is_refused(rank: int, size: int) -> None:
+    class Bare(NullCommunicator):
+        def __init__(self) -> None:
+            Communicator.__init__(self, rank, size)
+
+    with pytest.raises(CommunicatorError, match="expected 0 <= rank < size"):
+        Bare()
+
+
+def test_a_group_of_none_and_a_timeout_of_zero_are_refused() -> None:
+    with pytest.raises(CommunicatorError, match="got a group of 0"):
+        thread_group(0)
+    with pytest.raises(CommunicatorError, match="timeout_s=0"):
+        NullCommunicator(timeout_s=0)
+
+
+def test_every_backend_is_available_here() -> None:
+    assert availability() == {"null": None, "thread": None, "shm": None, "torch": None}
