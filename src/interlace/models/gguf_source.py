@@ -28,7 +28,7 @@ _PERMUTED = (
 
 
 class GgufSource(WeightSource):
-    """The weights of a GGUF file, as float32 whatever their quantisation (bfloat16 where stored so).
+    """The weights of a GGUF file, as float32 whatever their quantisation.
 
     Raises:
         CorruptFile: no GGUF file, truncated, damaged, or a tensor missing.

@@ -110,7 +110,8 @@ class Tokenizer:
 class TokenStream:
     """Turns tokens into text as they come, holding back what may yet change.
 
-    Invariant: the pieces pushed out, with what `flush` gives, join to `decode` of all the tokens.
+    Invariant: the pieces pushed out, with what `flush` gives, join to `decode` of all the tokens, wherever those
+    spell valid UTF-8 (SentencePiece breaks a whole run of bytes for one bad byte in it, and what is out stays out).
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
@@ -138,7 +139,10 @@ class TokenStream:
     def _pending(self) -> str:
         """Text of the tokens not yet out, spelled as after the ones before them."""
         shown = self._tokenizer.decode(self._ids[self._context : self._done], self._skip_special)
-        return self._tokenizer.decode(self._ids[self._context :], self._skip_special)[len(shown) :]
+        both = self._tokenizer.decode(self._ids[self._context :], self._skip_special)
+        if both.startswith(shown):
+            return both[len(shown) :]
+        return self._tokenizer.decode(self._ids[self._done :], self._skip_special)
 
 
 def tokenizer_from_directory(directory: Path) -> Tokenizer:

@@ -180,6 +180,15 @@ def test_characters_outside_the_vocabulary_become_bytes_and_come_back() -> None:
     assert "".join(map(stream.push, ids)) + stream.flush() == "the 🎉"
 
 
+def test_a_stream_does_not_break_what_is_out_for_a_bad_byte_after_it() -> None:
+    fields = sentence_piece_fields()
+    tokenizer = tokenizer_from_gguf(fields)
+    ids = tokenizer.encode("the 🎉", add_special=False)
+    stream = tokenizer.stream()
+    out = "".join(map(stream.push, [*ids, ids[-4], tokenizer.backend.token_to_id("a")])) + stream.flush()
+    assert out == "the 🎉\ufffda"
+
+
 @pytest.mark.parametrize("prefix", [True, False])
 def test_the_space_before_the_text_is_as_the_file_says(prefix: bool) -> None:
     fields = sentence_piece_fields(**{"tokenizer.ggml.add_space_prefix": prefix})

@@ -247,6 +247,7 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        ModelNotFound, match="cannot fetch 'org/name' from the hub, and it is not in the cache"
+        ModelNotFound,
+        match="cannot fetch 'org/name' from the hub, and there is neither such a path nor a cached copy",
     ):
         resolve("org/name", quiet=True)
