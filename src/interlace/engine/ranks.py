@@ -26,7 +26,7 @@ from typing import Any
 
 from interlace.engine.config import EngineConfig
 
-EXIT_GRACE_S = 5.0  # from being told to end until being killed
+EXIT_GRACE_S = 2.0  # from being told to end until being killed
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,158 @@
+"""When a rank, the parent or the user ends a job in the middle: an error that says who, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_models import make_model
+
+from interlace import LLM, SamplingParams
+from interlace.engine import launch
+from interlace.engine.ranks import RankSpec
+from interlace.errors import RankFailed
+
+LIMIT_S = 10.0  # from a rank's death to the error
+ENDLESS = SamplingParams(temperature=0.0, max_tokens=100_000, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(
+        tmp_path_factory.mktemp("model"), "llama", max_position_embeddings=200_000, num_hidden_layers=4
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    yield
+    names = [name for name in os.listdir("/dev/shm") if "interlace" in name or "torch" in name]
+    assert names == []
+
+
+def rank_pids(llm: LLM) -> list[int]:
+    ranks = llm.describe()["ranks"]
+    assert isinstance(ranks, list)
+    return [rank["pid"] for rank in ranks]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ")[1][0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, f"still alive: {[pid for pid in pids if is_alive(pid)]}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("communicator", ["shm", "torch"])
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_killed_rank_ends_the_job_with_its_name(model: Path, communicator: str, victim: int) -> None:
+    llm = LLM(str(model), tp=3, communicator=communicator, num_kv_blocks=10_000)
+    pids = rank_pids(llm)
+    with pytest.raises(RankFailed, match=f"rank {victim} .*was killed by SIGKILL") as caught:
+        for count, _ in enumerate(llm.stream("Once upon a time", ENDLESS)):
+            if count == 3:
+                os.kill(pids[victim], signal.SIGKILL)
+                killed = time.monotonic()
+    assert time.monotonic() - killed < LIMIT_S
+    assert caught.value.rank == victim
+    with pytest.raises(RankFailed, match=f"rank {victim}"):  # the same answer to whoever asks next
+        llm.generate("again", ENDLESS)
+    llm.close()
+    wait_until_gone(pids[1:])
+
+
+def test_a_rank_killed_while_idle_is_noticed_by_the_next_request(model: Path) -> None:
+    with LLM(str(model), tp=2, num_kv_blocks=64) as llm:
+        pids = rank_pids(llm)
+        os.kill(pids[1], signal.SIGKILL)
+        wait_until_gone(pids[1:])
+        with pytest.raises(RankFailed, match="rank 1 "):
+            llm.generate("hello", SamplingParams(max_tokens=4))
+
+
+def test_a_rank_that_stops_answering_is_named_after_the_timeout(model: Path) -> None:
+    with LLM(str(model), tp=2, num_kv_blocks=64, timeout_s=1.0) as llm:
+        pids = rank_pids(llm)
+        os.kill(pids[1], signal.SIGSTOP)
+        with pytest.raises(RankFailed, match=r"waited 1 s .*rank 1"):
+            llm.generate("hello", SamplingParams(max_tokens=4))
+    wait_until_gone(pids[1:])
+
+
+def test_a_rank_that_cannot_load_says_why(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = launch._specs
+
+    def misled(*arguments: Any) -> list[RankSpec]:
+        first, second = whole(*arguments)
+        return [first, replace(second, config={**second.config, "model": "/no/such/model"})]
+
+    monkeypatch.setattr(launch, "_specs", misled)
+    with pytest.raises(RankFailed, match=r"rank 1 .*ModelNotFound.*/no/such/model") as caught:
+        LLM(str(model), tp=2, num_kv_blocks=64)
+    assert caught.value.rank == 1
+
+
+SCRIPT = """
+import json, sys
+from interlace import LLM, SamplingParams
+llm = LLM(sys.argv[1], tp=2, num_kv_blocks=10_000)
+print(json.dumps([rank["pid"] for rank in llm.describe()["ranks"]]), flush=True)
+for chunk in llm.stream("Once upon a time", SamplingParams(max_tokens=100_000, ignore_eos=True)):
+    print("token", flush=True)
+"""
+
+
+@pytest.fixture
+def running_job(model: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that generates over two ranks, and the ranks' pids."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    pids = json.loads(process.stdout.readline())
+    assert process.stdout.readline() == "token\n"
+    yield process, pids
+    process.kill()
+    process.communicate()
+
+
+def test_ranks_end_when_their_parent_is_killed(running_job: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, pids = running_job
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT_S)
+    wait_until_gone(pids)
+
+
+def test_ctrl_c_ends_every_rank(running_job: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, pids = running_job
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to parent and ranks alike
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert "KeyboardInterrupt" in stderr
+    wait_until_gone(pids)
+
+
+def test_ranks_started_together_do_not_disturb_each_other(model: Path) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    with LLM(str(model), tp=2, num_kv_blocks=64) as first, LLM(str(model), tp=2, num_kv_blocks=64) as second:
+        tokens = [llm.generate("hello", params)[0].outputs[0].token_ids for llm in (first, second, first)]
+    assert tokens[0] == tokens[1] == tokens[2]
