@@ -77,6 +77,6 @@ def _advice(repo_id: str, error: Exception) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"the hub has no model {repo_id!r}, or HF_TOKEN gives no access to it ({kind})"
     return (
-        f"cannot fetch {repo_id!r} from the hub, and there is neither such a path nor a cached copy. Check the network (HF_HUB_OFFLINE must "
-        f"not be set), or name a directory or .gguf file that is already here ({kind})"
+        f"cannot fetch {repo_id!r} from the hub, and there is neither such a path nor a cached copy. Check the "
+        f"network (HF_HUB_OFFLINE must not be set), or name a directory or .gguf file that is already here ({kind})"
     )
