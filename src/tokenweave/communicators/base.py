@@ -134,7 +134,7 @@ class Communicator(ABC):
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
-        hidden, residual: (num_tokens, hidden_size); weight: (hidden_size,). Returns the normed rows,
+        hidden: (num_tokens, hidden_size); residual: the same, float32; weight: (hidden_size,). Returns the normed rows,
         (num_tokens, hidden_size), valid on every rank. `residual` is updated in place and belongs to the
         communicator between calls: only the rows `owned_rows(num_tokens)` of it are valid. `hidden` is spent.
         """

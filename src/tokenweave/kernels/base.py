@@ -109,7 +109,11 @@ class Kernels(ABC):
     def add_rms_norm(
         self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
     ) -> Tensor:
-        """Adds hidden (m, h) to residual (m, h) in place, rounded to its dtype; returns its rms_norm."""
+        """Adds hidden (m, h) to residual (m, h), in place; returns the sum's rms_norm, of hidden's dtype.
+
+        The residual is float32 whatever the dtype of the rest: it sums every layer's output, and rounding it to
+        bfloat16 at each would more than double the error of the logits.
+        """
 
     @abstractmethod
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

@@ -14,45 +14,46 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
         raise KernelError(f"{name} is {dtype}, expected torch.float32 or torch.bfloat16; convert it first")
 
 
-def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
-    """Raises unless `tensor` is on the CPU, of `dtype` and `shape` (None: any), with contiguous rows.
-
-    Only the first of two dimensions may be strided: rows of a wider matrix are accepted.
-    """
-    got = tensor.shape
-    if len(got) != len(shape) or any(
-        want is not None and want != size for want, size in zip(shape, got, strict=True)
-    ):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise KernelError(f"{name} has shape {tuple(got)}, expected ({wanted})")
-    if tensor.dtype != dtype:
-        raise KernelError(f"{name} is {tensor.dtype}, expected {dtype}")
-    if tensor.device.type != "cpu":
-        raise KernelError(f"{name} is on {tensor.device}, expected the CPU")
-    if tensor.is_contiguous():
+def check_dense(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raises unless `tensor` is on the CPU, contiguous, of `dtype` and `shape`. Half a microsecond if it is."""
+    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_contiguous() and tensor.is_cpu:
         return
-    if len(got) != 2 or (tensor.stride(1) != 1 and got[1] > 1) or tensor.stride(0) < got[1]:
-        raise KernelError(
-            f"{name} has strides {tensor.stride()}, expected contiguous rows; call .contiguous() first"
-        )
+    raise KernelError(
+        f"{name} is {_describe(tensor)}, expected {dtype} {tuple(shape)} on the CPU, contiguous"
+    )
 
 
-def check_dense(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
-    """As `check_tensor`, and wholly contiguous."""
-    check_tensor(name, tensor, dtype, *shape)
-    if not tensor.is_contiguous():
-        raise KernelError(
-            f"{name} has strides {tensor.stride()}, expected contiguous; call .contiguous() first"
-        )
+def check_rows(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """As `check_dense`, but the rows of a wider matrix are accepted: each contiguous, none overlapping."""
+    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu:
+        if tensor.is_contiguous():
+            return
+        row_stride, stride = tensor.stride()
+        if stride == 1 and row_stride >= shape[1]:
+            return
+    wanted = f"{dtype} {tuple(shape)} on the CPU, its rows contiguous"
+    raise KernelError(f"{name} is {_describe(tensor)}, expected {wanted}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device} with strides {tensor.stride()}"
+
+
+def check_matrix(name: str, tensor: Tensor, width: int | None = None) -> None:
+    """Raises unless `tensor` is (rows, width) of a kernel's dtype, with contiguous rows."""
+    check_dtype(name, tensor.dtype)
+    if tensor.dim() != 2:
+        raise KernelError(f"{name} has shape {tuple(tensor.shape)}, expected two dimensions")
+    rows, columns = tensor.shape
+    check_rows(name, tensor, tensor.dtype, (rows, columns if width is None else width))
 
 
 def check_pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-    check_dtype("weight", weight.dtype)
+    check_matrix("weight", weight)
     check_dtype("dtype", dtype)
-    check_tensor("weight", weight, weight.dtype, None, None)
     if bias is not None:
         check_dtype("bias", bias.dtype)
-        check_dense("bias", bias, bias.dtype, weight.shape[0])
+        check_dense("bias", bias, bias.dtype, (weight.shape[0],))
 
 
 def check_layout(packed: PackedLinear, layout: str) -> None:
@@ -64,32 +65,34 @@ def check_layout(packed: PackedLinear, layout: str) -> None:
 
 def check_linear(x: Tensor, packed: PackedLinear, out: Tensor | None, layout: str) -> None:
     check_layout(packed, layout)
-    check_tensor("x", x, packed.dtype, None, packed.k)
+    check_rows("x", x, packed.dtype, (*x.shape[:1], packed.k))
     if out is not None:
-        check_dtype("out", out.dtype)
-        expected = torch.float32 if out.dtype == torch.float32 else x.dtype
-        check_tensor("out", out, expected, x.shape[0], packed.n)
+        expected = torch.float32 if out.dtype is torch.float32 else x.dtype
+        check_rows("out", out, expected, (x.shape[0], packed.n))
+
+
+def check_ids(ids: Tensor) -> None:
+    check_dense("ids", ids, torch.int32, (ids.numel(),))
 
 
 def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor | None) -> None:
-    check_dtype("x", x.dtype)
-    check_tensor("x", x, x.dtype, None, None)
-    check_dense("weight", weight, x.dtype, x.shape[1])
+    check_matrix("x", x)
+    check_dense("weight", weight, x.dtype, x.shape[1:])
     if residual is not None:
-        check_tensor("residual", residual, x.dtype, *x.shape)
+        check_rows("residual", residual, torch.float32, x.shape)
     if out is not None:
-        check_tensor("out", out, x.dtype, *x.shape)
+        check_rows("out", out, x.dtype, x.shape)
 
 
 def check_gate_up(gate_up: Tensor) -> None:
-    check_dtype("gate_up", gate_up.dtype)
-    check_tensor("gate_up", gate_up, gate_up.dtype, None, None)
+    check_matrix("gate_up", gate_up)
     if gate_up.shape[1] % 2:
         raise KernelError(f"gate_up has {gate_up.shape[1]} columns, expected an even number, [gate | up]")
 
 
 def check_heads(heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype) -> None:
-    check_dense("cache_layer", cache_layer, dtype, None, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
+    shape = (2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
+    check_dense("cache_layer", cache_layer, dtype, (*cache_layer.shape[:1], *shape))
 
 
 def check_native_heads(heads: HeadLayout) -> None:
@@ -107,17 +110,17 @@ def check_rope(
     q_norm: Tensor | None,
     k_norm: Tensor | None,
 ) -> None:
-    check_dtype("qkv", qkv.dtype)
-    check_tensor("qkv", qkv, qkv.dtype, None, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
-    check_dense("positions", positions, torch.int32, qkv.shape[0])
-    check_dense("slots", slots, torch.int32, qkv.shape[0])
-    check_dense("cos_sin", cos_sin, torch.float32, None, heads.head_dim)
+    check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
+    tokens = qkv.shape[:1]
+    check_dense("positions", positions, torch.int32, tokens)
+    check_dense("slots", slots, torch.int32, tokens)
+    check_dense("cos_sin", cos_sin, torch.float32, (*cos_sin.shape[:1], heads.head_dim))
     check_heads(heads, cache_layer, qkv.dtype)
     if (q_norm is None) != (k_norm is None):
         raise KernelError("q_norm and k_norm go together; got only one of them")
     if q_norm is not None and k_norm is not None:
-        check_dense("q_norm", q_norm, qkv.dtype, heads.head_dim)
-        check_dense("k_norm", k_norm, qkv.dtype, heads.head_dim)
+        check_dense("q_norm", q_norm, qkv.dtype, (heads.head_dim,))
+        check_dense("k_norm", k_norm, qkv.dtype, (heads.head_dim,))
 
 
 def check_attention(
@@ -130,13 +133,12 @@ def check_attention(
     scale: float,
     sliding_window: int | None,
 ) -> None:
-    check_dtype("q", q.dtype)
-    check_tensor("q", q, q.dtype, None, heads.num_heads * heads.head_dim)
+    check_matrix("q", q, heads.num_heads * heads.head_dim)
     check_heads(heads, cache_layer, q.dtype)
-    num_seqs = seq_lens.shape[0] if seq_lens.dim() else 0
-    check_dense("seq_lens", seq_lens, torch.int32, None)
-    check_dense("query_start", query_start, torch.int32, num_seqs + 1)
-    check_dense("block_tables", block_tables, torch.int32, num_seqs, None)
+    num_seqs = seq_lens.numel()
+    check_dense("seq_lens", seq_lens, torch.int32, (num_seqs,))
+    check_dense("query_start", query_start, torch.int32, (num_seqs + 1,))
+    check_dense("block_tables", block_tables, torch.int32, (num_seqs, *block_tables.shape[1:2]))
     if not scale > 0:
         raise KernelError(f"scale is {scale}, expected more than 0")
     if sliding_window is not None and sliding_window < 1:

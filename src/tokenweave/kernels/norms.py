@@ -19,8 +19,8 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def reference_add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    residual.copy_(residual.float() + hidden.float())
-    return reference_rms_norm(residual, weight, eps)
+    residual += hidden
+    return reference_rms_norm(residual, weight, eps).to(hidden.dtype)
 
 
 def native_rms_norm(

@@ -37,7 +37,7 @@ class ReferenceKernels(Kernels):
 
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)
-        checks.check_dense("ids", ids, torch.int32, None)
+        checks.check_ids(ids)
         return reference_gather_rows(packed, ids, first_row)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
