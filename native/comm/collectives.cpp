@@ -24,6 +24,11 @@ Range share_of(int rank, int size, size_t count) {
     return {first, rank == size - 1 ? count - first : std::min(each, count - first)};
 }
 
+// memcpy, which may not be given null even for no bytes; an empty tensor has no address.
+void copy(void* to, const void* from, size_t bytes) {
+    if (bytes) memcpy(to, from, bytes);
+}
+
 bool is_valid(const tw_shm_group* group) { return group && group->rank >= 0; }
 
 // parts[r] = rank r's elements from `first`; this rank's own are taken from `own`, where they still are.
@@ -39,7 +44,7 @@ void sum_ranks(const tw_shm_group* group, SumFunction sum, char* out, const char
 tw_status reduce_in_one_step(tw_shm_group* group, const Tag& tag, SumFunction sum, char* data, size_t count) {
     const size_t bytes = count * element_bytes(tag.dtype);
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
-    memcpy(group->slot(group->rank, group->step), data, bytes);
+    copy(group->slot(group->rank, group->step), data, bytes);
     arrive(group, tag);
     if (tw_status status = await_all(group, tag)) return status;
     sum_ranks(group, sum, data, data, 0, count);
@@ -53,20 +58,20 @@ tw_status reduce_in_two_steps(tw_shm_group* group, const Tag& tag, SumFunction s
 
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
     char* slot = group->slot(group->rank, group->step);
-    memcpy(slot, data, own_first);  // the others' shares; nobody reads this rank's own share there
-    memcpy(slot + own_end, data + own_end, bytes - own_end);
+    copy(slot, data, own_first);  // the others' shares; nobody reads this rank's own share there
+    copy(slot + own_end, data + own_end, bytes - own_end);
     arrive(group, tag);
     if (tw_status status = await_all(group, tag)) return status;
     sum_ranks(group, sum, data + own_first, data + own_first, own_first, own.count);
 
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
-    memcpy(group->slot(group->rank, group->step) + own_first, data + own_first, own_bytes);
+    copy(group->slot(group->rank, group->step) + own_first, data + own_first, own_bytes);
     arrive(group, tag);
     for (int offset = 1; offset < group->size; ++offset) {  // each rank starts with another, to spread the reads
         const int rank = (group->rank + offset) % group->size;
         if (tw_status status = await_rank(group, rank, tag, false)) return status;
         const Range share = share_of(rank, group->size, count);
-        memcpy(data + share.first * element, group->slot(rank, group->step) + share.first * element,
+        copy(data + share.first * element, group->slot(rank, group->step) + share.first * element,
                share.count * element);
     }
     return TW_OK;
@@ -108,12 +113,12 @@ extern "C" int tw_shm_all_gather(tw_shm_group* group, const void* data, void* ga
     do {
         const size_t now = std::min(group->slot_bytes, bytes - done);
         if (tw_status status = begin_step(group, tag.operation, false)) return status;
-        if (now) memcpy(group->slot(group->rank, group->step), source + done, now);
+        copy(group->slot(group->rank, group->step), source + done, now);
         arrive(group, tag);
         for (int offset = 0; offset < group->size; ++offset) {
             const int rank = (group->rank + offset) % group->size;
             if (tw_status status = await_rank(group, rank, tag, false)) return status;
-            if (now) memcpy(target + rank * bytes + done, group->slot(rank, group->step), now);
+            copy(target + rank * bytes + done, group->slot(rank, group->step), now);
         }
         done += now;
     } while (done < bytes);
@@ -128,11 +133,11 @@ extern "C" int tw_shm_broadcast(tw_shm_group* group, void* data, size_t bytes, i
     do {
         const size_t now = std::min(group->slot_bytes, bytes - done);
         if (tw_status status = begin_step(group, tag.operation, false)) return status;
-        if (group->rank == root && now) memcpy(group->slot(root, group->step), content + done, now);
+        if (group->rank == root && now) copy(group->slot(root, group->step), content + done, now);
         arrive(group, tag);
         if (group->rank != root) {
             if (tw_status status = await_rank(group, root, tag, false)) return status;
-            if (now) memcpy(content + done, group->slot(root, group->step), now);
+            copy(content + done, group->slot(root, group->step), now);
         }
         done += now;
     } while (done < bytes);
@@ -152,7 +157,7 @@ extern "C" int tw_shm_send_bytes(tw_shm_group* group, const void* data, size_t b
         if (tw_status status = begin_step(group, tag.operation, idle != 0)) return status;
         char* slot = group->slot(group->rank, group->step);
         if (used) memcpy(slot, &total, sizeof total);
-        if (now) memcpy(slot + used, content + done, now);
+        copy(slot + used, content + done, now);
         arrive(group, tag);
         done += now;
         used = 0;
@@ -181,13 +186,13 @@ extern "C" int tw_shm_receive_rest(tw_shm_group* group, int root, void* data) {
     const size_t bytes = group->pending_bytes;
     auto* target = static_cast<char*>(data);
     size_t done = std::min(group->slot_bytes - sizeof(uint64_t), bytes);
-    if (done) memcpy(target, group->slot(root, group->step) + sizeof(uint64_t), done);
+    copy(target, group->slot(root, group->step) + sizeof(uint64_t), done);
     while (done < bytes) {
         const size_t now = std::min(group->slot_bytes, bytes - done);
         if (tw_status status = begin_step(group, tag.operation, false)) return status;
         arrive(group, tag);
         if (tw_status status = await_rank(group, root, tag, false)) return status;
-        memcpy(target + done, group->slot(root, group->step), now);
+        copy(target + done, group->slot(root, group->step), now);
         done += now;
     }
     return TW_OK;
