@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ class Shapes:
             kv_elements_per_token=2 * kv_heads * dim * config.num_layers,
         )
 
+    def flops(self, num_tokens: int) -> int:
+        """Operations of one pass of `num_tokens` tokens through `weights`; a multiplication and an addition are two."""
+        return sum(2 * num_tokens * n * k * count for n, k, count in self.weights)
+
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of the matrices that a decode step reads."""
         elements = sum(n * k * count for n, k, count in self.weights) + self.head[0] * self.head[1]
@@ -47,6 +52,17 @@ class Shapes:
     def step_bytes(self, dtype: str, batch: int, context: int) -> int:
         """Bytes that one decode step of `batch` sequences with `context` tokens each must read."""
         return self.weight_bytes(dtype) + batch * context * self.kv_elements_per_token * ITEM_BYTES[dtype]
+
+
+def measure_limits(config: ModelConfig, threads: int, rounds: int, tokens: tuple[int, ...]) -> Limits:
+    """The limits alone, without any system beside them."""
+    limits, worker = Limits(Shapes.of(config), threads), Worker(sys.executable, "limits")
+    try:
+        for _ in range(rounds):
+            limits.sample(worker, sorted(ITEM_BYTES), tokens)
+    finally:
+        worker.close()
+    return limits
 
 
 @dataclass
@@ -92,10 +108,6 @@ class Limits:
 
     def to_json(self) -> dict[str, Any]:
         """Every sample, with rates in units of 1 per second."""
-        flops = {
-            tokens: sum(2 * tokens * n * k * c for n, k, c in self.shapes.weights)
-            for *_, tokens in self.gemm_s
-        }
         return {
             "weights": self.shapes.weights,
             "head": self.shapes.head,
@@ -108,7 +120,7 @@ class Limits:
                     "dtype": dtype,
                     "num_tokens": tokens,
                     "seconds": samples,
-                    "flops_per_s": flops[tokens] / Summary.of(samples).median,
+                    "flops_per_s": self.shapes.flops(tokens) / Summary.of(samples).median,
                 }
                 for (backend, dtype, tokens), samples in self.gemm_s.items()
             ],

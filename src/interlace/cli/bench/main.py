@@ -13,11 +13,11 @@ from interlace.cli import console
 if TYPE_CHECKING:
     from interlace.cli.bench.drive import ServeRun
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+GEMM_TOKENS = (512, 2048)
+Model = Annotated[str, typer.Option("--model", "-m", help="An alias, a directory or a .gguf file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
-Quick = Annotated[
-    bool, typer.Option("--quick", help="Small shapes: shows that everything works, not how fast.")
-]
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -27,9 +27,7 @@ def root() -> None:
 
 @app.command()
 def serve(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="An alias, a directory or a .gguf file.")
-    ] = "smollm2",
+    model: Model = "smollm2",
     systems: Annotated[str, typer.Option(help="Names, with commas; absent: all that can run.")] = "",
     peer_python: Annotated[
         str | None, typer.Option(help="Python of an environment with transformers, vllm, llama-cpp-python.")
@@ -37,8 +35,10 @@ def serve(
     rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up round comes before them.")] = 5,
     threads: Annotated[int | None, typer.Option(help="Of each system; absent: the cores.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write DIR/<machine>/serve.json.", metavar="DIR")] = None,
-    quick: Quick = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small shapes: that it works, not how fast.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Prefill, decode, a job of many prompts, cold start; limits of the machine; where the time goes."""
     from interlace.cli.bench import record, report
@@ -50,7 +50,7 @@ def serve(
         systems=tuple(name.strip() for name in systems.split(",") if name.strip()),
         peer_python=peer_python,
         rounds=rounds,
-        threads=threads or len(os.sched_getaffinity(0)),
+        threads=threads or _cores(),
         is_quick=quick,
     )
     run: ServeRun = run_serve(options, lambda text: typer.echo(text, err=True))
@@ -61,3 +61,27 @@ def serve(
         console.show_json(result)
     else:
         console.show(*report.tables(run))
+
+
+@app.command()
+def limits(
+    model: Model = "smollm2",
+    rounds: Annotated[int, typer.Option(help="Samples of each limit.")] = 5,
+    threads: Annotated[int | None, typer.Option(help="Absent: the cores.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the machine would allow: GEMM alone at the model's shapes, and bytes from memory."""
+    from interlace.cli.bench import machine, report
+    from interlace.cli.bench.limits import measure_limits
+    from interlace.models.sources import load_model
+
+    config = load_model(model).config
+    found = measure_limits(config, threads or _cores(), rounds, GEMM_TOKENS)
+    if as_json:
+        console.show_json({"machine": machine.describe(), **found.to_json()})
+    else:
+        console.show(report.gemm(found), report.memory(found))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from interlace.cli.bench.drive import ServeRun
+from interlace.cli.bench.limits import ITEM_BYTES, Limits
 from interlace.cli.bench.seat import Seat
 from interlace.cli.bench.summary import Summary
 from interlace.cli.bench.targets import best_peer, ratio, targets
@@ -99,6 +100,31 @@ def limits(run: ServeRun) -> Table:
                 what, limit = bound
                 row = (what, f"{limit:,.0f}", f"{rate:,.0f}", f"{rate / limit:.0%}")
                 table.add_row(workload.name, seat.system.name, *row)
+    return table
+
+
+def gemm(limits: Limits) -> Table:
+    """What GEMM alone reaches at the model's shapes, and the prefill it would allow."""
+    table = _table(
+        "GEMM alone, every weight of the model", "backend", "dtype", "tokens", "GFLOP/s", "tokens/s"
+    )
+    for (backend, dtype, tokens), samples in limits.gemm_s.items():
+        seconds = Summary.of(samples).median
+        flops = limits.shapes.flops(tokens)
+        table.add_row(
+            backend, dtype, str(tokens), f"{flops / seconds / 1e9:,.0f}", f"{tokens / seconds:,.0f}"
+        )
+    return table
+
+
+def memory(limits: Limits) -> Table:
+    """What reading every weight once per step would allow."""
+    read, copy = (Summary.of(x).median / 1e9 for x in (limits.read_bytes_per_s, limits.copy_bytes_per_s))
+    title = f"Memory: {read:.1f} GB/s read, {copy:.1f} GB/s copied"
+    table = _table(title, "dtype", "weights", "decode batch 1", "decode batch 8")
+    for dtype in ITEM_BYTES:
+        rates = (f"{limits.decode_tokens_per_s(dtype, batch, context=0):,.0f} tokens/s" for batch in (1, 8))
+        table.add_row(dtype, f"{limits.shapes.weight_bytes(dtype) / 1e6:,.0f} MB", *rates)
     return table
 
 
