@@ -105,7 +105,7 @@ def test_commands_and_their_options_exist(line: str) -> None:
 def check_command(words: list[str]) -> None:
     """Follows `words` down the command tree; whatever starts with a dash must be an option there."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, f"no command {words[0]}"
         command = command.commands[words[0]]
         words = words[1:]

@@ -61,6 +61,8 @@ def _version(package: str) -> str:
 
 def _kernels() -> Facts:
     """Which kernels and dtypes there are, and which ones "auto" takes."""
+    import torch
+
     from interlace.engine.runner import DTYPES, resolve_dtype
     from tokenweave import native
     from tokenweave.kernels import make_kernels
@@ -72,9 +74,14 @@ def _kernels() -> Facts:
         **found,
         "auto": kernels.name,
         "dtypes": list(DTYPES),
-        "native dtypes": ["float32"] + (["bfloat16"] if kernels.native_bfloat16 else []),
-        "auto dtype": str(resolve_dtype("auto", kernels)).removeprefix("torch."),
+        "auto dtype": _auto_dtype(resolve_dtype("auto", kernels) is torch.bfloat16),
     }
+
+
+def _auto_dtype(is_bfloat16: bool) -> str:
+    if is_bfloat16:
+        return "bfloat16, which the processor multiplies natively"
+    return "float32, since bfloat16 is not multiplied natively here"
 
 
 def _communicators() -> Facts:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from emucxl.errors import EmucxlError
 from interlace.cli import chat, console, doctor, generate, plan, pull
+from interlace.cli.bench import main as bench
 from interlace.errors import InterlaceError
 from tokenweave.errors import TokenweaveError
 
@@ -68,17 +69,7 @@ app.command()(chat.chat)
 app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.add_typer(plan.app, name="plan")
-
-
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def bench(ctx: typer.Context) -> None:
-    """Measure it, with peers interleaved in the same run."""
-    from interlace.cli.bench.main import app as bench_app
-
-    bench_app(args=ctx.args, prog_name="interlace bench")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

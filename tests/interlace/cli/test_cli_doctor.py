@@ -52,6 +52,14 @@ def test_fetched_models_are_listed(invoke: Any, monkeypatch: pytest.MonkeyPatch,
     assert models["fetched"] == ["smollm2 (1.5 MB)"]
 
 
+def test_paths_are_told_from_where_the_reader_is(
+    invoke: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path / "here"))
+    monkeypatch.chdir(tmp_path)
+    assert f"{'cache':<16} ./here/models\n" in invoke("doctor").stdout
+
+
 def test_measured_limits_are_above_zero(invoke: Any) -> None:
     report = json.loads(invoke("doctor", "--measure", "--json").stdout)
     if native.unavailable_reason() is not None:
