@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from interlace.engine.block_manager import BLOCK_SIZE, blocks_for
+from interlace.engine.block_manager import blocks_for
 from interlace.engine.scheduler import Scheduled
 from interlace.models.batch import ForwardBatch
+from tokenweave.kernels import BLOCK_SIZE
 
 
 def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from interlace.errors import CacheTooSmall, EngineError
-
-BLOCK_SIZE = 16  # tokens
+from tokenweave.kernels import BLOCK_SIZE
 
 
 def blocks_for(num_tokens: int) -> int:

@@ -99,6 +99,13 @@ class EngineMachine(RuleBasedStateMachine):
             assert batch.num_seqs <= self.engine.config.max_num_seqs
         self.ranks.batches.clear()
 
+    @invariant()
+    def earlier_requests_come_first(self) -> None:
+        if hasattr(self, "engine"):
+            scheduler = self.engine.scheduler
+            arrivals = [int(sequence.request_id) for sequence in [*scheduler.running, *scheduler.waiting]]
+            assert arrivals == sorted(arrivals)
+
     def teardown(self) -> None:
         """Every request ends, within as many passes as all their tokens would take one at a time, twice over."""
         if not hasattr(self, "ranks"):
@@ -129,4 +136,4 @@ def without_times(output: RequestOutput) -> RequestOutput:
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestEngine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
