@@ -1,0 +1,78 @@
+"""Two hosts on one machine: network namespaces joined by a cable (a veth pair), sharing nothing else of the network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+INTERFACE = "eth0"
+
+
+class NamespacesNotPermitted(Exception):
+    """Network namespaces cannot be made here."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One end of the cable."""
+
+    namespace: str
+    address: str
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """`command` on this host; `options` are those of Popen."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, *command],
+            env={**os.environ, **(environment or {})},
+            text=True,
+            **options,
+        )
+
+
+@contextmanager
+def two_namespaces() -> Iterator[tuple[Host, Host]]:
+    """Two hosts that see each other and nothing else; gone afterwards, also after a failure.
+
+    Raises:
+        NamespacesNotPermitted: with the reason, e.g. that it takes root.
+    """
+    if shutil.which("ip") is None:
+        raise NamespacesNotPermitted("there is no `ip` command (iproute2)")
+    hosts = tuple(Host(f"interlace-{os.getpid()}-{end}", f"10.213.7.{end}") for end in (1, 2))
+    try:
+        for host in hosts:
+            _ip("netns", "add", host.namespace)
+        _ip("-n", hosts[0].namespace, "link", "add", INTERFACE, "type", "veth",
+            "peer", "name", INTERFACE, "netns", hosts[1].namespace)  # fmt: skip
+        for host in hosts:
+            _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", INTERFACE)
+            for link in ("lo", INTERFACE):
+                _ip("-n", host.namespace, "link", "set", link, "up")
+        yield hosts[0], hosts[1]
+    finally:
+        for host in hosts:  # the cable goes with them
+            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True)
+
+
+def torchrun_variables(rank: int, world_size: int, master: Host, port: int) -> dict[str, str]:
+    """What torchrun would set for one rank, and the interface that gloo is to use."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": master.address,
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+    }
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise NamespacesNotPermitted(f"`ip {' '.join(arguments)}` says: {done.stderr.strip()}")
