@@ -61,8 +61,8 @@ TW_API int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *pack
 TW_API int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_t m, int64_t first_row,
                           int64_t n, int64_t k, void *out, int dtype);
 
-/* out = rms_norm(x) * weight; where residual is not NULL, residual += x first, and that is normed. */
-TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, void *residual, int64_t ldr, const void *weight,
+/* out = rms_norm(x) * weight; where residual, float32 whatever the dtype, is not NULL, residual += x first, and that is normed. */
+TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const void *weight,
                        void *out, int64_t ldo, int64_t m, int64_t h, float eps, int dtype);
 /* out (m, i) = silu(gate) * up of gate_up (m, 2i) = [gate | up]. */
 TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);

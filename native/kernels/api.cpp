@@ -138,7 +138,7 @@ int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_
     return TW_OK;
 }
 
-int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, void *residual, int64_t ldr, const void *weight, void *out,
+int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const void *weight, void *out,
                 int64_t ldo, int64_t m, int64_t h, float eps, int dtype) {
     if (!pool || m < 0 || h < 0 || ldx < h || ldo < h || (residual && ldr < h) || !is_dtype(dtype))
         return TW_ERROR_INVALID_ARGUMENT;

@@ -8,25 +8,25 @@ namespace tokenweave::TW_ISA {
 template <typename T>
 void rms_norm_row(const NormArgs &args, int64_t row) {
     const T *x = static_cast<const T *>(args.x) + row * args.ldx;
-    T *residual = args.residual ? static_cast<T *>(args.residual) + row * args.ldr : nullptr;
+    float *residual = args.residual ? args.residual + row * args.ldr : nullptr;
     Floats squares = zeros();
     for (int64_t i = 0; i < args.h; i += LANES) {
         const int64_t count = args.h - i;
         Floats value = load_some(x + i, count);
         if (residual) {
-            store_some(residual + i, value + load_some(residual + i, count), count);
-            value = load_some(residual + i, count);  // as rounded
+            value = value + load_some(residual + i, count);
+            store_some(residual + i, value, count);
         }
         squares = fma(value, value, squares);
     }
     const float mean = reduce_add(squares) / static_cast<float>(args.h);
     const Floats scale = broadcast(1.0f / __builtin_sqrtf(mean + args.eps));
-    const T *in = residual ? residual : x;
     const T *weight = static_cast<const T *>(args.weight);
     T *out = static_cast<T *>(args.out) + row * args.ldo;
     for (int64_t i = 0; i < args.h; i += LANES) {
         const int64_t count = args.h - i;
-        store_some(out + i, load_some(in + i, count) * scale * load_some(weight + i, count), count);
+        const Floats value = residual ? load_some(residual + i, count) : load_some(x + i, count);
+        store_some(out + i, value * scale * load_some(weight + i, count), count);
     }
 }
 

@@ -41,7 +41,7 @@ struct GatherArgs {
 struct NormArgs {
     const void *x;
     int64_t ldx;
-    void *residual;
+    float *residual;  // float32 whatever the dtype
     int64_t ldr;
     const void *weight;
     void *out;

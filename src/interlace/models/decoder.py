@@ -180,7 +180,7 @@ class Forward:
     def __init__(self, decoder: Decoder, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.batch, self.cache = decoder, batch, cache
         self.hidden: Tensor  # (num_tokens, hidden): a partial sum before REDUCE_NORM, normed after it
-        self.residual: Tensor  # (num_tokens, hidden): belongs to the communicator between its calls
+        self.residual: Tensor  # (num_tokens, hidden) float32: belongs to the communicator between its calls
         self.logits: Tensor  # (num_logits, vocab) float32 after GATHER; before it, this rank's part
 
     @property
@@ -199,7 +199,7 @@ class Forward:
         self.hidden = decoder.kernels.gather_rows(
             decoder.embed, self.batch.token_ids, decoder.shard.vocab.start
         )
-        self.residual = torch.zeros_like(self.hidden)
+        self.residual = torch.zeros_like(self.hidden, dtype=torch.float32)
 
     def attention(self, step: Step) -> None:
         decoder, batch, kernels = self.decoder, self.batch, self.decoder.kernels
