@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import interlace
 from interlace.cli.main import app
+from interlace.environment import cache_directory
+from interlace.models.sources import ALIASES
+from interlace.models.wheel import is_fetched
 from support.engine_fakes import FakeRanks
 
 ROOT = Path(__file__).parent.parent
@@ -124,6 +128,20 @@ def test_the_readme_shows_what_make_run_prints() -> None:
     assert [line[:22].strip() for line in lines[-6:]] == TABLE_OF_GENERATE
     assert lines[-7] == ""
     assert re.match(r"\d+ tokens, [\d,]+ tokens/s \(prefill\)", lines[-4][23:])
+
+
+def test_the_plan_in_the_documentation_is_the_one_that_is_printed() -> None:
+    if not is_fetched(ALIASES["smollm2"], cache_directory() / "models" / "smollm2"):
+        pytest.skip("smollm2 has not been fetched: `make run` does")
+    command = ["plan", "show", "smollm2", "--tokens", "512", "--tp", "2"]
+    shown = (
+        (ROOT / "docs" / "architecture.md")
+        .read_text()
+        .partition(f"<!-- output: interlace {' '.join(command)} -->")
+    )
+    block = FENCE.search(shown[2])
+    assert block is not None, "the output block is missing"
+    assert block[2] == CliRunner().invoke(app, command).stdout
 
 
 def test_make_help_lists_every_target_with_a_description() -> None:

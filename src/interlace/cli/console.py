@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
 WIDTH_WHEN_PIPED = 120
 
@@ -36,17 +36,16 @@ def working(message: str, shown: bool) -> Iterator[None]:
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print tables and texts to standard output."""
-    console = stdout_console()
-    for renderable in renderables:
-        console.print(renderable)
-
-
-def stdout_console() -> Console:
+    """Print tables and texts to standard output; without rich's padding at the ends of lines where it is piped."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else WIDTH_WHEN_PIPED
-    return Console(width=width, highlight=False, soft_wrap=False)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*renderables, sep="\n")
+        return
+    console = Console(width=WIDTH_WHEN_PIPED, highlight=False)
+    with console.capture() as captured:
+        console.print(*renderables, sep="\n")
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def show_json(value: Any) -> None:

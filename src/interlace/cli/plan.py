@@ -137,7 +137,7 @@ def _print_totals(plan: Plan, workload: Workload) -> None:
     totals = _totals(plan, workload)
     print(
         f"\nrank {workload.shard.rank} in all: {len(plan.steps)} steps, {totals['flops'] / 1e9:,.2f} GFLOP, "
-        f"{totals['reductions']} reductions, each rank giving them {console.megabytes(totals['reduced_bytes'])}"
+        f"{totals['reductions']} reductions of {console.megabytes(totals['reduced_bytes'])} together"
     )
 
 
