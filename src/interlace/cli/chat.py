@@ -129,7 +129,11 @@ class Chat:
 
 
 def _typed_line() -> str:
-    return input("> ")
+    try:
+        return input("> ")
+    except EOFError:
+        print()  # Ctrl-D leaves the cursor behind the prompt
+        raise
 
 
 def _piped_line() -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 WIDTH_WHEN_PIPED = 120
+SPINNER_HZ = 4.0  # seldom: loading has better use for the cores
 
 
 def show_error(error: BaseException) -> None:
@@ -31,7 +32,7 @@ def working(message: str, shown: bool) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(message):
+    with Console(stderr=True).status(message, refresh_per_second=SPINNER_HZ):
         yield
 
 

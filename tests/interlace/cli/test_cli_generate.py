@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.engine_fakes import ByteTokenizer, FakeRanks, greedy_tokens
+from support.tiny_models import make_model
 
 GREEDY = ("generate", "--temperature", "0", "--max-tokens", "12", "--ignore-eos")
 TEMPLATED = "user: Hi\n"  # what the fake tokenizer's chat template makes of "Hi"
@@ -152,3 +155,33 @@ def test_a_real_model_over_two_ranks_answers_as_over_one(invoke: Any, tiny_model
     assert one["token_ids"] == two["token_ids"]
     assert (one["tp"], two["tp"], two["communicator"]) == (1, 2, "shm")
     assert len(two["memory_per_rank_bytes"]) == 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_and_its_ranks(tmp_path: Path) -> None:
+    """As a terminal does it: every process of the foreground group gets the signal."""
+    model = make_model(tmp_path / "long", "llama", max_position_embeddings=65536)
+    arguments = [
+        "generate",
+        "--model",
+        str(model),
+        "--tp",
+        "2",
+        "--ignore-eos",
+        "--max-tokens",
+        "60000",
+        "Hi",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from interlace.cli.main import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, b"")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left in the group
