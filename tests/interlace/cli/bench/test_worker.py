@@ -19,6 +19,14 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def is_running(pid: int) -> bool:
+    """A zombie that its new parent has not collected yet runs no more."""
+    try:
+        return state_of(pid) not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.fixture
 def worker() -> Iterator[Worker]:
     made = Worker(sys.executable, "limits")
@@ -38,6 +46,23 @@ def test_a_worker_runs_in_its_turn_only_and_ends_when_closed(worker: Worker) -> 
     assert worker.memory_bytes() > 1e6
     worker.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_paused_worker_dies_with_a_driver_that_is_killed() -> None:
+    driver = (
+        "import sys, time; from interlace.cli.bench.worker import Worker;"
+        "w = Worker(sys.executable, 'limits');"
+        "exec('try: w.ask(\"sing\")\\nexcept Exception: pass');"
+        "w.pause(); print(w._process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+    deadline = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
 
 
 def test_a_dead_worker_is_an_error_with_its_last_words() -> None:
