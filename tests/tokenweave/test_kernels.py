@@ -1,0 +1,267 @@
+"""Every native kernel, on every instruction set this CPU has, against the reference within its tolerance."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from support.kernel_cases import (
+    AVAILABLE_ISAS,
+    DTYPES,
+    PagedSequences,
+    assert_within,
+    ints,
+    native_kernels,
+    randn,
+)
+from tokenweave.errors import KernelError
+from tokenweave.kernels import (
+    HeadLayout,
+    NativeKernels,
+    ReferenceKernels,
+    activation,
+    attention,
+    linear,
+    make_kernels,
+    norms,
+    rotary,
+)
+
+REFERENCE = ReferenceKernels()
+LAYOUTS = [
+    HeadLayout(9, (0, 0, 0, 1, 1, 1, 2, 2, 2), 64),  # SmolLM2
+    HeadLayout(5, (0, 0, 0, 0, 1), 80),  # a share of uneven heads
+    HeadLayout(4, (0, 1, 2, 3), 128),
+    HeadLayout(60, (0,) * 60, 16),  # more heads of one group than an item takes rows
+]
+
+
+@pytest.fixture(params=AVAILABLE_ISAS)
+def kernels(request):
+    return native_kernels(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 96, 576), (13, 70, 77), (40, 1, 64), (25, 33, 2048), (3, 64, 1), (0, 64, 64)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear_equals_reference(kernels, dtype, m, n, k, with_bias):
+    x, weight = randn(1, m, k, dtype=dtype), (randn(2, n, k) * k**-0.5).to(dtype)
+    bias = randn(3, n) if with_bias else None
+    got = kernels.linear(x, kernels.pack(weight, bias))
+    assert_within(got, REFERENCE.linear(x, REFERENCE.pack(weight, bias)), linear.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_writes_float32_and_into_strided_rows(kernels, dtype):
+    wide_x, weight = randn(1, 7, 100, dtype=dtype), randn(2, 50, 64, dtype=dtype) / 8
+    x, out = wide_x[:, 10:74], torch.full((7, 60), 5.0)
+    kernels.linear(x, kernels.pack(weight), out=out[:, :50])
+    torch.testing.assert_close(out[:, :50], x.float() @ weight.float().T, rtol=1e-4, atol=1e-4)
+    assert (out[:, 50:] == 5.0).all()
+
+
+@pytest.mark.parametrize("source", DTYPES)
+@pytest.mark.parametrize("target", DTYPES)
+def test_pack_converts_and_copies_the_weight(kernels, source, target):
+    weight = randn(1, 45, 51, dtype=source)
+    expected = weight.to(target, copy=True)
+    packed = kernels.pack(weight, dtype=target)
+    weight.zero_()
+    assert packed.dtype == target
+    assert torch.equal(kernels.gather_rows(packed, torch.arange(45, dtype=torch.int32)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_outside_the_weight_gather_as_zero(kernels, dtype):
+    weight = randn(1, 40, 64, dtype=dtype)
+    got = kernels.gather_rows(kernels.pack(weight), ints(99, 100, 139, 140, -1), first_row=100)
+    zero = torch.zeros(64, dtype=dtype)
+    assert torch.equal(got, torch.stack([zero, weight[0], weight[39], zero, zero]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "h"), [(1, 576), (33, 77), (0, 64), (70, 1024)])
+def test_rms_norm_equals_reference(kernels, dtype, m, h):
+    x, weight = randn(1, m, h, dtype=dtype), randn(2, h, dtype=dtype)
+    expected = REFERENCE.rms_norm(x, weight, 1e-5)
+    assert_within(kernels.rms_norm(x, weight, 1e-5), expected, norms.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_rms_norm_sums_into_a_float32_residual(kernels, dtype):
+    hidden, weight = randn(1, 9, 577, dtype=dtype), randn(2, 577, dtype=dtype)
+    residual = randn(3, 9, 577)
+    expected_residual = residual.clone()
+    expected = REFERENCE.add_rms_norm(hidden, expected_residual, weight, 1e-5)
+    out = torch.empty_like(hidden)
+    assert kernels.add_rms_norm(hidden, residual, weight, 1e-5, out=out) is out
+    assert torch.equal(residual, expected_residual)
+    assert_within(out, expected, norms.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_silu_and_mul_equals_reference_to_the_extremes(kernels, dtype):
+    gate_up = randn(1, 20, 2 * 77, dtype=dtype)
+    gate_up[:, :10] *= 100
+    assert_within(kernels.silu_and_mul(gate_up), REFERENCE.silu_and_mul(gate_up), activation.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", LAYOUTS)
+@pytest.mark.parametrize("head_norms", [False, True])
+def test_rope_rotates_q_as_the_reference(kernels, dtype, heads, head_norms):
+    got, expected = (
+        rotated_q(PagedSequences(k, heads, [40], dtype, head_norms=head_norms)) for k in (kernels, REFERENCE)
+    )
+    assert_within(got, expected, rotary.TOLERANCE[dtype])
+
+
+def rotated_q(sequences):
+    positions = torch.arange(40, dtype=torch.int32)
+    return sequences.kernels.rope_and_store(
+        sequences.qkv[0],
+        positions,
+        sequences.cos_sin,
+        sequences.slots(0, positions),
+        sequences.cache,
+        sequences.heads,
+        sequences.q_norm,
+        sequences.k_norm,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", LAYOUTS)
+@pytest.mark.parametrize("sliding_window", [None, 1, 37])
+def test_attention_equals_reference(kernels, dtype, heads, sliding_window):
+    expected = reference_attention(heads, dtype, sliding_window)
+    sequences = PagedSequences(kernels, heads, LENGTHS, dtype)
+    for batch, rows in zip(BATCHES, expected, strict=True):
+        assert_within(sequences.forward(batch, sliding_window), rows, attention.TOLERANCE[dtype])
+
+
+LENGTHS = [1, 130, 17, 200]
+BATCHES = [
+    [(0, 0, 1), (1, 0, 129), (2, 0, 12), (3, 0, 150)],  # prefill
+    [(3, 150, 200), (1, 129, 130), (2, 12, 17)],  # the rest of a prompt, a decoded token, both
+]
+
+
+@cache
+def reference_attention(heads, dtype, sliding_window):
+    sequences = PagedSequences(REFERENCE, heads, LENGTHS, dtype)
+    return [sequences.forward(batch, sliding_window) for batch in BATCHES]
+
+
+def test_a_rank_without_heads_has_empty_attention(kernels):
+    sequences = PagedSequences(kernels, HeadLayout(0, (), 64), [20], torch.bfloat16)
+    assert sequences.forward([(0, 0, 20)]).shape == (20, 0)
+
+
+def test_large_scores_do_not_overflow(kernels):
+    sequences = PagedSequences(kernels, LAYOUTS[0], [100], torch.float32)
+    sequences.qkv[0].mul_(200)
+    assert torch.isfinite(sequences.forward([(0, 0, 100)])).all()
+
+
+def test_one_sequences_nan_stays_its_own(kernels):
+    sequences = PagedSequences(kernels, LAYOUTS[0], [70, 33], torch.bfloat16)
+    clean = sequences.forward([(1, 0, 33)])
+    sequences.qkv[0].fill_(float("nan"))
+    both = sequences.forward([(0, 0, 70), (1, 0, 33)])
+    assert both[:70].isnan().all()
+    assert torch.equal(both[70:], clean)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_bad_arguments_raise_and_say_what_was_expected(backend):
+    kernels, heads = make_kernels(backend), LAYOUTS[0]
+    packed, x = kernels.pack(randn(1, 32, 64)), randn(2, 3, 64)
+    sequences = PagedSequences(kernels, heads, [20], torch.float32)
+    qkv, cos_sin, cache = sequences.qkv[0], sequences.cos_sin, sequences.cache
+    q, table, five = qkv[:5, : 9 * 64], sequences.tables, ints(0, 5)
+    cases = [
+        (lambda: kernels.linear(x[:, :63], packed), r"\(3, 63\).*expected torch.float32 \(3, 64\)"),
+        (lambda: kernels.linear(x.bfloat16(), packed), "torch.bfloat16.*expected torch.float32"),
+        (lambda: kernels.linear(x.T[:3].T, packed), "expected"),
+        (lambda: kernels.linear(x, packed, out=torch.empty(3, 31)), r"expected torch.float32 \(3, 32\)"),
+        (lambda: kernels.linear(torch.tensor(1.0), packed), "expected"),
+        (lambda: kernels.pack(x.double()), "torch.float64, expected torch.float32 or torch.bfloat16"),
+        (lambda: kernels.pack(x, randn(1, 4)), r"bias is .*\(4,\).*expected torch.float32 \(3,\)"),
+        (lambda: kernels.gather_rows(packed, torch.arange(3)), "int64.*expected torch.int32"),
+        (lambda: kernels.rms_norm(x, x[0, :5], 1e-5), r"weight is .*\(5,\).*expected torch.float32 \(64,\)"),
+        (lambda: kernels.add_rms_norm(x, x[:2], x[0], 1e-5), "residual is .*expected"),
+        (lambda: kernels.silu_and_mul(x[:, :5]), "5 columns, expected an even number"),
+        (
+            lambda: kernels.rope_and_store(qkv, ints(*range(1, 21)), cos_sin, ints(*range(20)), cache, heads),
+            r"positions span 1..20, expected 0..19",
+        ),
+        (
+            lambda: kernels.rope_and_store(
+                qkv, ints(*range(20)), cos_sin, ints(*range(70, 90)), cache, heads
+            ),
+            r"slots span 70..89, expected 0..79",
+        ),
+        (
+            lambda: kernels.rope_and_store(
+                qkv, ints(*range(20)), cos_sin, ints(*range(20)), cache, heads, q_norm=x[0]
+            ),
+            "go together",
+        ),
+        (lambda: kernels.paged_attention(q, cache, table, five, ints(4), heads, 1.0), "has 4 keys, expected"),
+        (
+            lambda: kernels.paged_attention(q, cache, table, five, ints(33), heads, 1.0),
+            "has 33 keys, expected",
+        ),
+        (lambda: kernels.paged_attention(q, cache, table + 5, five, ints(9), heads, 1.0), "names blocks"),
+        (lambda: kernels.paged_attention(q, cache, table, ints(0, 4), ints(9), heads, 1.0), "to the 5 rows"),
+        (lambda: kernels.paged_attention(q, cache, table, five, ints(9), heads, 0.0), "scale is 0.0"),
+        (
+            lambda: kernels.paged_attention(q, cache, table, five, ints(9), heads, 1.0, 0),
+            "sliding_window is 0",
+        ),
+        (
+            lambda: kernels.paged_attention(q, cache[:, :1], table, five, ints(9), heads, 1.0),
+            "cache_layer is",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(KernelError, match=message):
+            call()
+
+
+def test_a_weight_packed_by_another_backend_is_refused():
+    packed = make_kernels("reference").pack(randn(1, 32, 64))
+    with pytest.raises(KernelError, match="packed as 'reference', expected 'native'"):
+        make_kernels("native").linear(randn(1, 2, 64), packed)
+
+
+def test_head_dims_that_native_kernels_lack_point_to_the_reference():
+    with pytest.raises(KernelError, match='multiple of 16; use kernels="reference"'):
+        make_kernels("native").new_kv_cache(1, 1, HeadLayout(1, (0,), 24), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "kv_of_head", "head_dim"), [(2, (0,), 64), (2, (1, 0), 64), (1, (-1,), 64), (1, (0,), 7)]
+)
+def test_contradicting_head_layouts_are_refused(num_heads, kv_of_head, head_dim):
+    with pytest.raises(KernelError):
+        HeadLayout(num_heads, kv_of_head, head_dim)
+
+
+def test_group_start_delimits_each_kv_heads_queries():
+    assert HeadLayout(5, (0, 0, 0, 0, 1), 80).group_start == (0, 4, 5)
+    assert HeadLayout(0, (), 80).group_start == (0,)
+
+
+def test_auto_kernels_are_native_where_the_library_loads():
+    assert isinstance(make_kernels(), NativeKernels)
+    assert isinstance(make_kernels("reference"), ReferenceKernels)
+    with pytest.raises(KernelError, match="got 'fast'"):
+        make_kernels("fast")
+    with pytest.raises(KernelError, match="threads is 0"):
+        make_kernels(threads=0)
