@@ -56,6 +56,12 @@ def torchrun_world_size(environ: Mapping[str, str] | None = None) -> int | None:
     return _integer(variables, "WORLD_SIZE")
 
 
+def torchrun_local_world_size(environ: Mapping[str, str] | None = None) -> int:
+    """How many ranks of the group are on this host; 1 where LOCAL_WORLD_SIZE does not say."""
+    variables = os.environ if environ is None else environ
+    return _integer(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else 1
+
+
 def _text(variables: Mapping[str, str], name: str) -> str:
     if not variables.get(name):
         raise CommunicatorError(
