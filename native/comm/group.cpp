@@ -85,18 +85,28 @@ tw_status time_out(tw_shm_group* group, uint32_t step, Operation operation) {
     return TW_ERROR_TIMEOUT;
 }
 
-// A rank that has not arrived and no longer can: TW_ERROR_ABORTED, and the group is told.
-tw_status check_alive(tw_shm_group* group, int rank, uint32_t step, Operation operation) {
+bool has_died(const tw_shm_group* group, int rank) {
     const RankState& state = group->ranks[rank];
-    const uint32_t presence = state.presence.load(std::memory_order_acquire);
-    const bool left = presence == kLeft;
-    const bool died =
-        presence == kPresent && group->lock_fd >= 0 && !presence_lock_is_held(group->lock_fd, rank) &&
-        state.presence.load(std::memory_order_acquire) == kPresent;  // it did not leave between the two looks
-    if ((!left && !died) || reached(state, step)) return TW_OK;
-    say(group, rank, "rank %d %s; rank %d waits for it in %s", rank,
-        left ? "has left the group" : "died: its process ended", group->rank, name_of(operation));
-    abort_group(group, AbortKind::kFailed, rank, group->error);
+    return state.presence.load(std::memory_order_acquire) == kPresent && group->lock_fd >= 0 &&
+           !presence_lock_is_held(group->lock_fd, rank) &&
+           state.presence.load(std::memory_order_acquire) == kPresent;  // it did not leave between the two looks
+}
+
+// TW_ERROR_ABORTED, and the group is told, when `awaited` can no longer arrive or any rank has died: the one awaited
+// may itself be waiting for that one, or be asleep until its next command.
+tw_status check_alive(tw_shm_group* group, int awaited, uint32_t step, Operation operation) {
+    int lost = -1;
+    const char* how = "died: its process ended";
+    for (int rank = 0; rank < group->size && lost < 0; ++rank) {
+        if (rank != group->rank && has_died(group, rank)) lost = rank;
+    }
+    if (lost < 0 && group->ranks[awaited].presence.load(std::memory_order_acquire) == kLeft) {
+        lost = awaited;
+        how = "has left the group";
+    }
+    if (lost < 0 || reached(group->ranks[awaited], step)) return TW_OK;
+    say(group, lost, "rank %d %s; rank %d was waiting in %s", lost, how, group->rank, name_of(operation));
+    abort_group(group, AbortKind::kFailed, lost, group->error);
     return check_aborted(group);
 }
 

@@ -138,13 +138,14 @@ def test_memory_that_cannot_be_reserved_is_an_error_with_the_systems_reason(
 
 
 def test_attaching_to_what_is_no_segment_is_refused() -> None:
-    with pytest.raises(SegmentError, match="got fd 987654: .*expected the descriptor of a segment"):
+    with pytest.raises(SegmentError, match=r"got fd 987654: .*expected the descriptor of a segment"):
         SharedSegment.attach(987654, 4096)
     with pytest.raises(SegmentError, match="expected the descriptor of a segment"):
         SharedSegment.attach(-1, 4096)
-    with SharedSegment.create("test", 4096) as segment:
-        with pytest.raises(SegmentError, match=r"of 4,096 bytes; expected a segment of 8,192"):
-            SharedSegment.attach(segment.fd, 8192)
+    segment = SharedSegment.create("test", 4096)
+    with pytest.raises(SegmentError, match=r"of 4,096 bytes; expected a segment of 8,192"):
+        SharedSegment.attach(segment.fd, 8192)
+    segment.close()
 
 
 def test_a_descriptor_that_cannot_be_mapped_is_not_leaked() -> None:

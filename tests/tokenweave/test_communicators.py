@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -238,3 +240,11 @@ def test_a_group_of_none_and_a_timeout_of_zero_are_refused() -> None:
 
 def test_every_backend_is_available_here() -> None:
     assert availability() == {"null": None, "thread": None, "shm": None, "torch": None}
+
+
+def test_a_launcher_can_size_a_segment_without_torch() -> None:
+    code = (
+        "import sys; from tokenweave.communicators import segment_bytes; import emucxl.shared_memory as memory;"
+        "memory.SharedSegment.create('x', segment_bytes(2)).close(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

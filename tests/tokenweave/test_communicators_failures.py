@@ -132,6 +132,16 @@ def test_a_killed_rank_ends_the_waits_of_the_others(make: MakeRanks, kind: str, 
     assert time.monotonic() - started_s < PROMPTLY_S
 
 
+def test_a_death_is_noticed_by_who_waits_for_another(make: MakeRanks) -> None:
+    ranks = make("shm-processes", 3)
+    finish = ranks.start("wait_for_command", ranks=[1])  # of rank 0, which is alive
+    ranks.start("kill_self", ranks=[2])
+    (outcome,) = finish()
+    assert isinstance(outcome, RankError)
+    assert outcome.rank == 2
+    assert "rank 2 died: its process ended" in str(outcome)
+
+
 def test_a_rank_that_leaves_ends_the_waits_of_the_others(make: MakeRanks) -> None:
     ranks = make("shm-threads", 3)
     finish = ranks.start("barrier", ranks=[0, 2])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tokenweave.environment import TorchrunEnvironment, torchrun_environment, torchrun_world_size
+from tokenweave.environment import (
+    TorchrunEnvironment,
+    torchrun_environment,
+    torchrun_local_world_size,
+    torchrun_world_size,
+)
 from tokenweave.errors import CommunicatorError
 
 BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -46,3 +51,8 @@ def test_a_value_that_makes_no_sense_is_refused(name: str, value: str, message: 
 def test_a_process_started_alone_is_in_no_group() -> None:
     assert torchrun_world_size({}) is None
     assert torchrun_world_size({"WORLD_SIZE": "2"}) is None
+
+
+def test_the_ranks_of_this_host_are_known_where_torchrun_says_so() -> None:
+    assert torchrun_local_world_size({"LOCAL_WORLD_SIZE": "4"}) == 4
+    assert torchrun_local_world_size({}) is None
