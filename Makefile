@@ -53,6 +53,9 @@ test-slow: $(VENV)/.dev  ## the slow tests alone
 test-all: check  ## check, then every test
 	$(BIN)/pytest
 
+bench: $(VENV)/.installed  ## measure it on this machine
+	@$(BIN)/interlace bench serve
+
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ from interlace.models.wheel import is_fetched
 from support.engine_fakes import FakeRanks
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
@@ -146,5 +146,5 @@ def test_the_plan_in_the_documentation_is_the_one_that_is_printed() -> None:
 
 def test_make_help_lists_every_target_with_a_description() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
-    for target in ("run", "chat", "test", "check", "docs", "clean"):
+    for target in ("run", "chat", "test", "check", "docs", "bench", "clean"):
         assert re.search(rf"^make {target} +\w", done.stdout, re.MULTILINE), target
