@@ -3,6 +3,7 @@
 Invariants
 - Only the worker between `resume` and `pause` runs; an idle system cannot burn the cores others are timed on.
 - Each worker leads its own process group, so pausing and killing reach the processes it starts itself.
+- However this process ends, even killed, the groups end with it: a stopped process would never notice by itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.cli.bench.peers import start_command
+from interlace.environment import subprocess_environment
 from interlace.errors import BenchError
 
 REPLY_TIMEOUT_S = 900.0  # a compiling peer takes minutes
@@ -30,16 +32,17 @@ class Worker:
     """Speaks JSON lines with one system."""
 
     def __init__(self, python: str, kind: str, environment: Mapping[str, str] | None = None) -> None:
-        settings = [f"{name}={value}" for name, value in (environment or {}).items()]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self.started_at = time.perf_counter()
         self._process = subprocess.Popen(
-            ["env", *settings, *start_command(python, kind)],
+            start_command(python, kind),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
+            env=subprocess_environment(**(environment or {})),
         )
+        self._guard = _guard(self._process.pid)
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its reply.
@@ -80,6 +83,8 @@ class Worker:
             self._process.wait(QUIT_TIMEOUT_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._guard.kill()  # before it reads the end of its input: the group's number may be somebody else's now
+        self._guard.communicate()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._log.close()
@@ -105,6 +110,12 @@ class Worker:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def _guard(group: int) -> subprocess.Popen[bytes]:
+    """A shell that kills `group` when its input ends, that is when this process has ended in whatever way."""
+    script = f"read -r line; kill -KILL -{group}"
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,13 @@ from interlace.errors import BenchError
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
 
 
 def is_running(pid: int) -> bool:
@@ -37,10 +44,7 @@ def worker() -> Iterator[Worker]:
 def test_a_worker_runs_in_its_turn_only_and_ends_when_closed(worker: Worker) -> None:
     pid = worker._process.pid
     worker.pause()
-    deadline = time.monotonic() + 5
-    while state_of(pid) != "T" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert state_of(pid) == "T"
+    assert eventually(lambda: state_of(pid) == "T")
     with turn(worker), pytest.raises(BenchError, match=r"expected one of \['bandwidth', 'gemm'\]"):
         worker.ask("sing")
     assert worker.memory_bytes() > 1e6
@@ -48,21 +52,22 @@ def test_a_worker_runs_in_its_turn_only_and_ends_when_closed(worker: Worker) -> 
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_a_paused_worker_dies_with_a_driver_that_is_killed() -> None:
-    driver = (
-        "import sys, time; from interlace.cli.bench.worker import Worker;"
-        "w = Worker(sys.executable, 'limits');"
-        "exec('try: w.ask(\"sing\")\\nexcept Exception: pass');"
-        "w.pause(); print(w._process.pid, flush=True); time.sleep(60)"
+def test_a_paused_system_dies_with_a_driver_that_is_killed(tmp_path: Path) -> None:
+    system = tmp_path / "python"  # like a peer that starts processes of its own
+    system.write_text(
+        f"#!/bin/sh\nsleep 60 &\necho $$ $! > {tmp_path}/pids.tmp\nmv {tmp_path}/pids.tmp {tmp_path}/pids\ncat\n"
     )
-    with subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
+    system.chmod(0o755)
+    driver = (
+        "import time; from interlace.cli.bench.worker import Worker;"
+        f"w = Worker('{system}', 'any'); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", driver]) as process:
+        assert eventually((tmp_path / "pids").exists)
+        pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
+        os.killpg(pids[0], signal.SIGSTOP)
         process.kill()
-    deadline = time.monotonic() + 10
-    while is_running(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(pid)
+    assert eventually(lambda: not any(map(is_running, pids)))
 
 
 def test_a_dead_worker_is_an_error_with_its_last_words() -> None:

@@ -6,11 +6,9 @@ Request `{"op": name, ...arguments}`; reply `{"ok": true, "result": {...}}` or `
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 Operation = Callable[..., dict[str, Any]]
-PR_SET_PDEATHSIG = 1
 
 
 class Recorder:
@@ -56,7 +53,6 @@ class Recorder:
 
 def main(kind: str) -> None:
     """Run the worker `kind` until it is told to quit."""
-    _die_with_parent()
     replies = _claim_stdout()
     module = importlib.import_module(f".{kind}", __package__)
     converse(module.operations(), sys.stdin, replies)
@@ -88,8 +84,3 @@ def _claim_stdout() -> TextIO:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return replies
-
-
-def _die_with_parent() -> None:
-    # Also ends a stopped child: its process group is orphaned, and the kernel hangs it up.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
