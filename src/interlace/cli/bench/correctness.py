@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interlace.errors import BenchError
 
@@ -69,8 +69,3 @@ def check_exact(
             f"{name} is wrong on prompt {index}: got {got[at]} as token {at}; expected {expected[at]} "
             f"(margin {margin}, a tie is below {TIE}). Nothing was timed"
         )
-
-
-def read_margins(reply: dict[str, Any]) -> list[float] | None:
-    """The oracle's margins of one prompt, where it gives them."""
-    return reply["margins"][0] if "margins" in reply else None

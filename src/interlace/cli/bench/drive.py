@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.cli.bench import correctness, systems
+from interlace.cli.bench import correctness, machine, systems
 from interlace.cli.bench.cold_start import time_to_first_token
 from interlace.cli.bench.limits import ITEM_BYTES, Limits, Shapes
 from interlace.cli.bench.seat import Seat
@@ -26,6 +26,7 @@ from interlace.models.sources import LoadedModel, load_model
 
 COLD_START_RANKS = (1, 2)
 CHAT_TOKENS = 256  # room for the longest question of the correctness check
+FOREIGN_CORES = 0.2  # busy beside the benchmark; more is worth a warning
 Say = Callable[[str], None]
 
 
@@ -59,6 +60,7 @@ class ServeRun:
     seats: list[Seat] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # system: why
     limits: Limits | None = None
+    foreign_cores: list[float] = field(default_factory=list)  # busy while every system was stopped, per round
     cold_start_s: dict[int, list[float]] = field(default_factory=dict)  # by ranks
     profiles: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # system: workload: phases
 
@@ -100,13 +102,13 @@ def _leave(run: ServeRun) -> None:
 def _take_seats(run: ServeRun, chosen: list[System], model: LoadedModel, directory: Path, say: Say) -> None:
     options = run.options
     room = max(longest_sequence(options.workloads), CHAT_TOKENS + correctness.NUM_TOKENS)
-    machine = Machine(options.threads, max_model_len=-(-room // 16) * 16)
+    may_use = Machine(options.threads, max_model_len=-(-room // 16) * 16)
     for system in sorted(chosen, key=lambda system: KINDS.index(system.kind)):
         say(f"starting {system.name}")
         python = (options.peer_python or "") if system.is_peer else sys.executable
         with _peer_may_fail(run, system, say):
             path = _model_for(system, model, directory, python)
-            run.seats.append(Seat.take(system, python, path, machine, model.config.vocab_size))
+            run.seats.append(Seat.take(system, python, path, may_use, model.config.vocab_size))
 
 
 def _model_for(system: System, model: LoadedModel, directory: Path, python: str) -> str:
@@ -159,6 +161,7 @@ def _rounds(run: ServeRun, vocab_size: int, limits_worker: Worker, say: Say) -> 
     dtypes = sorted({seat.system.dtype for seat in run.seats} & ITEM_BYTES.keys())
     for number in range(run.options.rounds + 1):
         say(f"round {number} of {run.options.rounds}" if number else "warm-up round")
+        _watch_others(run, say)
         for workload in run.options.workloads:
             for seat in list(run.seats):
                 with _peer_may_fail(run, seat.system, say):
@@ -168,6 +171,13 @@ def _rounds(run: ServeRun, vocab_size: int, limits_worker: Worker, say: Say) -> 
         if number and run.limits is not None:
             tokens = tuple(w.prompt_tokens for w in run.options.workloads if w.measure == "prefill")
             run.limits.sample(limits_worker, dtypes, tokens)
+
+
+def _watch_others(run: ServeRun, say: Say) -> None:
+    busy = machine.busy_cores()
+    run.foreign_cores.append(busy)
+    if busy > FOREIGN_CORES:
+        say(f"something else keeps {busy:.1f} cores busy: speeds will be too low and noisy")
 
 
 def _profile(run: ServeRun, vocab_size: int, say: Say) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ def cpu_model() -> str:
         found.setdefault(name.strip(), value.strip())
     name = found.get("model name", platform.machine())
     return f"{name} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
+
+
+def busy_cores(interval_s: float = 1.0) -> float:
+    """Cores kept busy over `interval_s`, by anything, time stolen by other virtual machines included."""
+    before, start = _busy_ticks(), time.monotonic()
+    time.sleep(interval_s)
+    ticks = _busy_ticks() - before
+    return ticks / os.sysconf("SC_CLK_TCK") / (time.monotonic() - start)
+
+
+def _busy_ticks() -> int:
+    # user nice system idle iowait irq softirq steal, of all cores together
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(fields) - fields[3] - fields[4]
 
 
 def source() -> dict[str, Any]:

@@ -28,6 +28,7 @@ def to_json(run: ServeRun) -> dict[str, Any]:
         "threads": run.options.threads,
         "rounds": run.options.rounds,
         "warm_up_rounds": 1,
+        "foreign_cores": run.foreign_cores,
         "workloads": [
             {"name": workload.name, **asdict(workload), "unit": workload.unit}
             for workload in run.options.workloads

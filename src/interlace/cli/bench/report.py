@@ -36,6 +36,8 @@ def speeds(run: ServeRun) -> Table:
         table.add_column(workload.name, justify="right")
     for seat in run.seats:
         table.add_row(seat.system.name, *(_spread(seat.summary(w)) for w in run.options.workloads))
+    if run.foreign_cores:
+        table.caption = f"Busy with other work meanwhile: up to {max(run.foreign_cores):.1f} cores"
     for name, reason in run.left_out.items():
         table.add_row(name, f"left out: {reason}"[:80])
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from interlace.errors import BenchError
@@ -40,7 +40,7 @@ class Machine:
     threads: int
     max_model_len: int
     max_num_seqs: int = 64
-    kv_cache_gb: int = field(default=2)
+    kv_cache_gb: int = 2
 
 
 SYSTEMS = (

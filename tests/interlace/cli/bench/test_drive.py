@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from interlace.cli.bench import drive
+from interlace.cli.bench import drive, machine
 from interlace.cli.bench.drive import ServeOptions, ServeRun
 from interlace.cli.bench.seat import Seat
 from interlace.cli.bench.systems import SYSTEMS
@@ -35,6 +35,11 @@ class FakeSeat:
 def run_with(*seats: FakeSeat) -> ServeRun:
     options = ServeOptions(is_quick=True, rounds=2)
     return ServeRun(options, {}, cast(list[Seat], list(seats)))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "busy_cores", lambda: 0.0)
 
 
 def rounds(run: ServeRun) -> None:
@@ -73,3 +78,12 @@ def test_interlace_failing_ends_the_run() -> None:
 def test_a_run_needs_a_round_and_a_thread(name: str) -> None:
     with pytest.raises(BenchError, match=f"got {name}=0; expected at least 1"):
         ServeOptions(**{name: 0})
+
+
+def test_other_work_on_the_machine_is_recorded_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "busy_cores", lambda: 1.5)
+    said: list[str] = []
+    run = run_with(FakeSeat("interlace-bf16", []))
+    drive._rounds(run, vocab_size=1000, limits_worker=cast(Any, None), say=said.append)
+    assert run.foreign_cores == [1.5, 1.5, 1.5]
+    assert any("1.5 cores busy" in text for text in said)

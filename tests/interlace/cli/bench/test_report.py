@@ -40,8 +40,9 @@ def run() -> ServeRun:
         seats,
         {"llamacpp": "no such file"},
         limits,
-        {1: [3.0, 4.0, 7.0], 2: [6.0, 6.0, 6.0]},
-        {"interlace-bf16": {"prefill 512": phases}},
+        foreign_cores=[0.0, 0.3],
+        cold_start_s={1: [3.0, 4.0, 7.0], 2: [6.0, 6.0, 6.0]},
+        profiles={"interlace-bf16": {"prefill 512": phases}},
     )
 
 
@@ -80,6 +81,7 @@ def test_tables_show_speeds_ratios_limits_and_what_was_left_out(run: ServeRun) -
     assert "left out: no such file" in text
     assert "3 of 4 prompts" in text
     assert "GEMM alone" in text
+    assert "other work meanwhile: up to 0.3 cores" in text
     assert "50.0%" in text  # of the profile: half the wall time in the MLP, the other half the engine's
 
 
