@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from interlace.engine.follow import BATCH, QUIT, REPORT
+from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.launch import FAILURE_REPORT_S
 from interlace.engine.runner import RankInfo, Runner, roll_call
 from interlace.errors import EngineError, InterlaceError, RankFailed
@@ -110,7 +109,7 @@ class RankGroup:
             raise self._failure
         if self._closed:
             raise EngineError("the engine is closed: make a new LLM")
-        with interrupt_deferred():
+        with interrupts_deferred():
             try:
                 yield
             except BaseException as error:
@@ -127,24 +126,3 @@ class RankGroup:
         if known is not None:
             return RankFailed(known[1], known[0])
         return RankFailed(str(error), getattr(error, "rank", None))
-
-
-@contextmanager
-def interrupt_deferred() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is over, so that no rank is left in the middle of a collective."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending = False
-
-    def remember(*_: object) -> None:
-        nonlocal pending
-        pending = True
-
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pending:
-        signal.raise_signal(signal.SIGINT)

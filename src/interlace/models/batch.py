@@ -47,7 +47,7 @@ class ForwardBatch:
         """Read back what `to_bytes` wrote."""
         flat = torch.frombuffer(bytearray(data), dtype=torch.int32)
         count = len(fields(cls))
-        parts = list(flat[count:].split(flat[:count].tolist()))
+        parts = torch.split(flat[count:], flat[:count].tolist())
         batch = dict(zip((field.name for field in fields(cls)), parts, strict=True))
         batch["block_tables"] = batch["block_tables"].reshape(batch["seq_lens"].shape[0], -1)
         return cls(**batch)

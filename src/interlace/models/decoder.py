@@ -98,7 +98,7 @@ class Decoder:
         self.cos_sin = cos_sin_table(config.rope, config.head_dim, max_model_len)
         loader = _Loader(source, shard, kernels, dtype)
         self.embed, self.lm_head = loader.vocabulary()
-        self.layers = tuple(loader.layer(index) for index in range(config.num_layers))
+        self.layers = tuple(loader.layers())
         self.norms = loader.norms()
 
     @property
@@ -136,7 +136,7 @@ class _Loader:
             return embed, embed
         return embed, self._pack(self.source.load("lm_head", rows=self.shard.vocab))
 
-    def layer(self, index: int) -> Layer:
+    def _layer(self, index: int) -> Layer:
         name = f"layers.{index}"
         rows = {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}
         qkv = torch.cat([self.source.load(f"{name}.{part}", rows=rows[part]) for part in rows])
@@ -150,6 +150,12 @@ class _Loader:
             k_norm=self._vector(f"{name}.k_norm") if self.config.qk_norm else None,
             mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
         )
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer, giving the file's pages back after each: the peak is one layer above the packed weights."""
+        for index in range(self.config.num_layers):
+            yield self._layer(index)
+            self.source.release_pages()
 
     def norms(self) -> tuple[Tensor, ...]:
         """The weights of the plan's norms: norm n of the plan multiplies by the n-th of these."""

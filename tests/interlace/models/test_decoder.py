@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.driver import Driver, logits_of
-from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 from torch import Tensor
 
 from interlace.engine.config import EngineConfig
 from interlace.engine.launch import start
 from interlace.engine.rank_group import RankGroup
+from support.driver import Driver, logits_of
+from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 
 TOLERANCE = 1e-4  # absolute, on float32 logits
 LENGTHS = (1, 15, 16, 17, 33, 50)  # across the block boundaries at 16, 32 and 48
@@ -27,7 +27,9 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor]]:
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Tensor]]:
     """A small random model directory and transformers' logits for each prompt, (len(prompt), vocab) float32."""
     directory = tmp_path_factory.mktemp(request.param)
     make_model(directory, request.param)

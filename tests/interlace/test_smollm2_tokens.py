@@ -1,0 +1,101 @@
+"""SmolLM2's greedy tokens equal transformers', over 1, 2 and 3 ranks; and what a rank holds shrinks with their number."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interlace import LLM, SamplingParams
+from interlace.errors import ModelNotFound
+from interlace.models.sources import load_model
+
+MAX_TOKENS = 24
+TIE = 1e-3  # float32 logits closer than this are a tie: the order of sums may decide it
+QUESTIONS = [
+    "What is the capital of France?",
+    "Name three primary colours.",
+    "Write a haiku about the sea.",
+    "What is 17 plus 25?",
+    "Explain photosynthesis to a child.",
+    "Who wrote Romeo and Juliet?",
+    "List the planets of the solar system.",
+    "Translate 'good morning' into Spanish.",
+    "What is the boiling point of water?",
+    "Give me a recipe for pancakes.",
+    "Why is the sky blue?",
+    "Write a Python function that reverses a string.",
+    "What is the tallest mountain on Earth?",
+    "How do I tie a tie?",
+    "Describe a sunset in one sentence.",
+    "What does CPU stand for?",
+    "Summarise the story of Cinderella.",
+    "What is the speed of light?",
+    "Name a famous painting by Leonardo da Vinci.",
+    "How many continents are there?",
+    "What is the largest ocean? " * 12,  # crosses several blocks
+    "Repeat after me: overlap, overlap, overlap.",
+]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """transformers' own model, out of the same file."""
+    try:
+        path = load_model("smollm2", quiet=True).path
+    except ModelNotFound as error:
+        pytest.skip(f"smollm2 cannot be fetched here: {error}")
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 3])
+def test_greedy_tokens_equal_transformers(oracle: Any, tp: int) -> None:
+    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    with LLM("smollm2", tp=tp, dtype="float32", num_kv_blocks=400) as llm:
+        outputs = llm.chat(conversations, params)
+    ties = 0
+    for output in outputs:
+        ties += assert_greedy(oracle, list(output.prompt_token_ids), list(output.outputs[0].token_ids))
+    assert ties <= 2, "more ties than chance allows"
+
+
+def assert_greedy(oracle: Any, prompt: list[int], tokens: list[int]) -> int:
+    """Check each token to be the oracle's choice after those before it; up to a tie, of which the number is returned."""
+    with torch.inference_mode():
+        logits = oracle(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    assert len(logits) == len(tokens) == MAX_TOKENS
+    for row, token in zip(logits, tokens, strict=True):
+        if int(row.argmax()) != token:
+            margin = float(row.max() - row[token])
+            assert margin < TIE, f"chose {token}, whose logit is {margin} below the best, {int(row.argmax())}"
+            return 1
+    return 0
+
+
+def test_peak_memory_per_rank_falls_with_the_number_of_ranks(oracle: Any) -> None:
+    """Measured in processes of their own, as the kernel counts it (VmHWM), weights, torch and all."""
+    peak_bytes = {tp: max(generate(tp)["memory_per_rank_bytes"]) for tp in (1, 2, 4)}
+    weights_bytes = 134_515_008 * 4
+    for fewer, more in ((1, 2), (2, 4)):
+        expected = weights_bytes / fewer - weights_bytes / more
+        assert peak_bytes[fewer] - peak_bytes[more] > 0.8 * expected, peak_bytes
+
+
+def generate(tp: int) -> dict[str, Any]:
+    """What the command line prints about one short answer."""
+    options = ["--dtype", "float32", "--max-tokens", "1", "--num-kv-blocks", "16", "--json"]
+    script = Path(sys.executable).with_name("interlace")
+    command = [str(script), "generate", "--model", "smollm2", "--tp", str(tp)]
+    done = subprocess.run(
+        [*command, *options, "Hello"], capture_output=True, text=True, check=True, timeout=120
+    )
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
