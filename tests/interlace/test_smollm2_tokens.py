@@ -1,4 +1,4 @@
-"""SmolLM2's greedy tokens equal transformers', over 1, 2 and 3 ranks; and what a rank holds shrinks with their number."""
+"""SmolLM2: greedy tokens equal transformers' over 1, 2 and 3 ranks, and a rank's memory shrinks with their number."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_greedy_tokens_equal_transformers(oracle: Any, tp: int) -> None:
 
 
 def assert_greedy(oracle: Any, prompt: list[int], tokens: list[int]) -> int:
-    """Check each token to be the oracle's choice after those before it; up to a tie, of which the number is returned."""
+    """Check each token to be the oracle's choice after those before it, up to a tie. Returns the number of ties."""
     with torch.inference_mode():
         logits = oracle(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
     assert len(logits) == len(tokens) == MAX_TOKENS

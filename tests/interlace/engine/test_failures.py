@@ -8,18 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import make_model
 
 from interlace import LLM, SamplingParams
 from interlace.engine import launch
 from interlace.engine.ranks import RankSpec
 from interlace.errors import RankFailed
+from support.tiny_models import make_model
 
 LIMIT_S = 10.0  # from a rank's death to the error
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=100_000, ignore_eos=True)
@@ -64,11 +65,12 @@ def wait_until_gone(pids: list[int]) -> None:
 def test_a_killed_rank_ends_the_job_with_its_name(model: Path, communicator: str, victim: int) -> None:
     llm = LLM(str(model), tp=3, communicator=communicator, num_kv_blocks=10_000)
     pids = rank_pids(llm)
-    with pytest.raises(RankFailed, match=f"rank {victim} .*was killed by SIGKILL") as caught:
-        for count, _ in enumerate(llm.stream("Once upon a time", ENDLESS)):
-            if count == 3:
-                os.kill(pids[victim], signal.SIGKILL)
-                killed = time.monotonic()
+    chunks = llm.stream("Once upon a time", ENDLESS)
+    next(chunks)
+    os.kill(pids[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    with pytest.raises(RankFailed, match=rf"rank {victim} .*was killed by SIGKILL") as caught:
+        deque(chunks, maxlen=0)
     assert time.monotonic() - killed < LIMIT_S
     assert caught.value.rank == victim
     with pytest.raises(RankFailed, match=f"rank {victim}"):  # the same answer to whoever asks next
