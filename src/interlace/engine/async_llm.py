@@ -61,6 +61,16 @@ class AsyncLLM(FrontEnd):
                 return chunk.output
         raise EngineError("a request ended without an output; this is a bug in the engine")
 
+    async def chat(
+        self,
+        messages: Conversation,
+        sampling_params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+    ) -> RequestOutput:
+        """The reply to a conversation: `generate`, by the name it has in LLM."""
+        return await self.generate(messages, sampling_params, request_id=request_id)
+
     async def stream(
         self,
         prompt: Prompt | Conversation,

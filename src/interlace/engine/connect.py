@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from emucxl.shared_memory import SharedSegment
-
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import RankSpec
 from tokenweave.communicators import Communicator

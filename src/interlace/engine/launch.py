@@ -24,7 +24,6 @@ from interlace.models.sources import load_model, resolve
 
 if TYPE_CHECKING:
     from emucxl.shared_memory import SharedSegment
-
     from interlace.engine.rank_group import RankGroup, Ranks
     from tokenweave.communicators import Communicator
 
@@ -102,11 +101,10 @@ def _start_threads(config: EngineConfig) -> RankGroup:
 
 def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     """Rank 0 gets its handle; every other rank serves it and then ends the process."""
-    from tokenweave.communicators.torch import TorchCommunicator
-    from tokenweave.environment import torchrun_local_world_size
-
     from interlace.engine.connect import kernels_for
     from interlace.engine.follow import follow
+    from tokenweave.communicators.torch import TorchCommunicator
+    from tokenweave.environment import torchrun_local_world_size
 
     ranks_on_host = torchrun_local_world_size()
     communicator = TorchCommunicator.from_environment(
