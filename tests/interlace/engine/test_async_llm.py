@@ -64,7 +64,7 @@ def test_a_stream_joins_to_the_generated_text() -> None:
 
 def test_a_conversation_goes_through_the_chat_template() -> None:
     with async_llm() as llm:
-        output = asyncio.run(llm.generate([{"role": "user", "content": "hi"}], GREEDY))
+        output = asyncio.run(llm.chat([{"role": "user", "content": "hi"}], GREEDY))
     assert output.prompt == "user: hi\n"
 
 
