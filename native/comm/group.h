@@ -82,7 +82,6 @@ struct tw_shm_group {
     int lock_fd = -1;
     int64_t timeout_ns;
     int64_t spin_ns;
-    bool crowded;  // more ranks than processors: yield instead of spinning
     uint32_t step = 0;
     uint64_t pending_bytes = 0;  // of a message whose first chunk has arrived
     std::mutex abort_mutex;

@@ -112,7 +112,6 @@ typedef struct tw_shm_options {
     uint64_t slot_bytes; /* of one rank's buffer, of which it has two; a multiple of 4096 */
     int64_t timeout_ns; /* bound of every wait that is not idle */
     int64_t spin_ns; /* how long a wait stays awake before it sleeps */
-    int32_t crowded; /* not 0: more ranks than processors, so yield the processor instead of spinning */
 } tw_shm_options;
 
 typedef struct tw_shm_group tw_shm_group;

@@ -35,7 +35,6 @@ tw_shm_group* join(const Shared& shared, int rank) {
     options.slot_bytes = kSlotBytes;
     options.timeout_ns = 60'000'000'000;
     options.spin_ns = rank % 2 ? 0 : 20'000;  // some sleep at once, some spin
-    options.crowded = 1;
     tw_shm_group* group = nullptr;
     CHECK(tw_shm_attach(shared.base, shared.bytes, -1, &options, &group) == TW_OK);
     return group;

@@ -55,4 +55,4 @@ def test_a_process_started_alone_is_in_no_group() -> None:
 
 def test_the_ranks_of_this_host_are_known_where_torchrun_says_so() -> None:
     assert torchrun_local_world_size({"LOCAL_WORLD_SIZE": "4"}) == 4
-    assert torchrun_local_world_size({}) is None
+    assert torchrun_local_world_size({}) == 1

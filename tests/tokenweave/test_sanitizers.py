@@ -18,7 +18,10 @@ def test_thousands_of_collectives_are_clean(tmp_path: Path, sanitizers: str) -> 
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path / "stress"
-    sources = [*sorted((ROOT / "native" / "comm").glob("*.cpp")), ROOT / "tests/native/stress_collectives.cpp"]
+    sources = [
+        *sorted((ROOT / "native" / "comm").glob("*.cpp")),
+        ROOT / "tests/native/stress_collectives.cpp",
+    ]
     flags = ["-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
     command = [compiler, *flags, f"-I{ROOT / 'native' / 'include'}", *map(str, sources), "-o", str(program)]
     subprocess.run(command, check=True)

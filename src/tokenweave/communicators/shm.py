@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenweave.kernels import Kernels
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
+CROWDED_SPIN_S = 2e-6  # with more ranks than processors: whoever is waited for may need this one
 
 _DTYPES = {  # tw_shm_dtype
     torch.float32: 1,
@@ -56,7 +57,7 @@ class ShmCommunicator(Communicator):
         kernels: Kernels | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         slot_bytes: int = SLOT_BYTES,
-        spin_s: float = SPIN_S,
+        spin_s: float | None = None,
     ) -> None:
         super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
         needed = segment_bytes(size, slot_bytes)
@@ -69,13 +70,14 @@ class ShmCommunicator(Communicator):
         self._closing = threading.Lock()  # so that no abort of another thread meets a handle that is gone
         self._view = segment.buffer  # keeps the segment mapped
         self._group: ctypes.c_void_p | None = None
+        if spin_s is None:
+            spin_s = SPIN_S if size <= (os.cpu_count() or 1) else CROWDED_SPIN_S
         options = shm_abi.Options(
             rank=rank,
             size=size,
             slot_bytes=slot_bytes,
             timeout_ns=int(timeout_s * 1e9),
             spin_ns=int(spin_s * 1e9),
-            crowded=size > len(os.sched_getaffinity(0)),
         )
         group = ctypes.c_void_p()
         status = self._library.tw_shm_attach(

@@ -24,7 +24,6 @@ class Options(ctypes.Structure):
         ("slot_bytes", c_uint64),
         ("timeout_ns", c_int64),
         ("spin_ns", c_int64),
-        ("crowded", c_int32),
     ]
 
 

@@ -290,9 +290,13 @@ class TorchCommunicator(Communicator):
                 work.wait(timedelta(seconds=min(SLICE_S, left_s)))
                 return
             except RuntimeError as error:
-                if work.is_completed():
+                gave_up = work.is_completed() and "Timed out" in str(
+                    error
+                )  # gloo, by the group's own timeout
+                if work.is_completed() and not gave_up:
                     self._fail_as_lost(call, error)
-            self._look_at_bulletin(call, timed_out=not idle and time.monotonic() >= deadline)
+            timed_out = not idle and time.monotonic() >= deadline
+            self._look_at_bulletin(call, timed_out or gave_up)
 
     def _look_at_bulletin(self, call: str, timed_out: bool) -> None:
         try:
