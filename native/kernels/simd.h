@@ -198,8 +198,8 @@ TW_INLINE Floats exp2(Floats x) {
     p = fma(p, r, broadcast(6.931470036506653e-1f));
     p = fma(p, r, broadcast(1.0f));
     TW_EACH_PART {
-        const IntPart exponent = reinterpret_cast<IntPart>(shifted.part[i]) << 23;
-        const FloatPart scaled = reinterpret_cast<FloatPart>(reinterpret_cast<IntPart>(p.part[i]) + exponent);
+        const WordPart exponent = reinterpret_cast<WordPart>(shifted.part[i]) << 23;
+        const FloatPart scaled = reinterpret_cast<FloatPart>(reinterpret_cast<WordPart>(p.part[i]) + exponent);
         p.part[i] = x.part[i] >= -126.0f ? scaled : FloatPart{};
     }
     return p;
