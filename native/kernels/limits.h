@@ -8,7 +8,8 @@ namespace tokenweave::TW_ISA {
 // Enough independent accumulators to hide the latency of a fused multiply-add on two ports.
 template <typename T>
 double spin_dot(double flops_per_word) {
-    constexpr int ACCUMULATORS = WIDTH == 16 ? 20 : WIDTH == 8 ? 6 : 3;
+    constexpr int ACCUMULATORS = WIDTH == 16 ? 16 : WIDTH == 8 ? 6 : 3;
+    static_assert(ACCUMULATORS <= MAX_UNROLL);
     constexpr int STEPS = 4000;
     Floats acc[ACCUMULATORS];
     Words factor;

@@ -13,6 +13,7 @@
 #include "tokenweave.h"
 
 #define TW_INLINE static inline __attribute__((always_inline))
+// Loops of at most MAX_UNROLL turns become straight lines, so that arrays of vectors can live in registers.
 #define TW_UNROLL _Pragma("GCC unroll 16")
 
 namespace tokenweave::TW_ISA {
@@ -24,6 +25,7 @@ constexpr int WIDTH = 8;
 #else
 constexpr int WIDTH = 4;
 #endif
+constexpr int MAX_UNROLL = 16;
 constexpr int LANES = 16;
 constexpr int PARTS = LANES / WIDTH;
 
