@@ -5,6 +5,14 @@
 
 namespace tokenweave::TW_ISA {
 
+#if defined(__AVX512F__)
+#define TW_VECTOR_REGISTER "+v"
+#else
+#define TW_VECTOR_REGISTER "+x"
+#endif
+
+TW_INLINE void hide(Words &words) { TW_EACH_PART __asm__ volatile("" : TW_VECTOR_REGISTER(words.part[i])); }
+
 // Enough independent accumulators to hide the latency of a fused multiply-add on two ports.
 template <typename T>
 double spin_dot(double flops_per_word) {
@@ -16,9 +24,10 @@ double spin_dot(double flops_per_word) {
     TW_EACH_PART factor.part[i] = WordPart{} + 0x3f803f80u;  // about 1, as a float and as two bfloat16
     TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) acc[a] = zeros();
     for (int step = 0; step < STEPS; ++step) {
-        uint32_t word = 0x00003f80u;
-        __asm__ volatile("" : "+r"(word));  // the compiler must not see that every step is the same
-        TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) acc[a] = dot<T>(acc[a], word, factor);
+        TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) {
+            hide(factor);  // the compiler must not see that every product is the same
+            acc[a] = dot<T>(acc[a], 0x00003f80u, factor);
+        }
     }
     TW_UNROLL for (int a = 0; a < ACCUMULATORS; ++a) __asm__ volatile("" : : "m"(acc[a]));
     return flops_per_word * LANES * ACCUMULATORS * STEPS;
