@@ -35,7 +35,9 @@ class Driver:
             positions = range(self.done[s], self.done[s] + n)
             rows["token_ids"] += [self.prompts[s][p] for p in positions]
             rows["positions"] += positions
-            rows["slots"] += [self.tables[s][p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+            rows["slots"] += [
+                self.tables[s][p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions
+            ]
             self.done[s] += n
             lengths.append(self.done[s])
             query_start.append(query_start[-1] + n)
