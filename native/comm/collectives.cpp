@@ -125,6 +125,54 @@ extern "C" int tw_shm_all_gather(tw_shm_group* group, const void* data, void* ga
     return TW_OK;
 }
 
+// Every rank but the root puts its columns of some rows (or, where a row outgrows a slot, some columns of one row) in
+// its slot; the root lays them side by side. No rank but the root waits for another's data.
+extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void* gathered, size_t rows,
+                                     const size_t* row_bytes, int root) {
+    if (!is_valid(group) || root < 0 || root >= group->size || !row_bytes) return TW_ERROR_INVALID_ARGUMENT;
+    size_t widest = 0, total = 0;
+    for (int rank = 0; rank < group->size; ++rank) {
+        widest = std::max(widest, row_bytes[rank]);
+        total += row_bytes[rank];
+    }
+    const size_t own = row_bytes[group->rank];
+    if ((!data && rows * own) || (group->rank == root && !gathered && rows * total)) return TW_ERROR_INVALID_ARGUMENT;
+    const Tag tag{Operation::kGatherColumns, 0, int16_t(root), rows * total};
+    const size_t step_columns = std::min(widest, group->slot_bytes);
+    const size_t step_rows = step_columns ? std::max<size_t>(1, group->slot_bytes / step_columns) : rows;
+    const auto* source = static_cast<const char*>(data);
+    auto* target = static_cast<char*>(gathered);
+    const auto part = [&](size_t width, size_t column) { return std::min(step_columns, width - std::min(width, column)); };
+
+    size_t row = 0;
+    do {  // an empty tensor takes a step too: the ranks stay in step, and a mismatch shows
+        const size_t now = std::min(step_rows, rows - row);
+        size_t column = 0;
+        do {
+            if (tw_status status = begin_step(group, tag.operation, false)) return status;
+            if (group->rank != root) {
+                const size_t bytes = part(own, column);
+                char* slot = group->slot(group->rank, group->step);
+                for (size_t r = 0; r < now; ++r) copy(slot + r * bytes, source + (row + r) * own + column, bytes);
+            }
+            arrive(group, tag);
+            size_t first = 0;
+            for (int rank = 0; group->rank == root && rank < group->size; first += row_bytes[rank++]) {
+                const bool is_own = rank == root;
+                if (tw_status status = await_rank(group, rank, tag, false)) return status;
+                const size_t bytes = part(row_bytes[rank], column);
+                const char* from = is_own ? source + row * own + column : group->slot(rank, group->step);
+                for (size_t r = 0; r < now; ++r) {
+                    copy(target + (row + r) * total + first + column, from + r * (is_own ? own : bytes), bytes);
+                }
+            }
+            column += step_columns;
+        } while (column < widest);
+        row += now;
+    } while (row < rows);
+    return TW_OK;
+}
+
 extern "C" int tw_shm_broadcast(tw_shm_group* group, void* data, size_t bytes, int root) {
     if (!is_valid(group) || root < 0 || root >= group->size || (!data && bytes)) return TW_ERROR_INVALID_ARGUMENT;
     const Tag tag{Operation::kBroadcast, 0, int16_t(root), bytes};

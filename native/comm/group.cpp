@@ -163,7 +163,7 @@ Layout::Layout(int size, size_t slot_bytes) {
 }
 
 const char* name_of(Operation operation) {
-    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "broadcast", "broadcast_bytes"};
+    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "gather_columns", "broadcast", "broadcast_bytes"};
     return kNames[static_cast<uint32_t>(operation)];
 }
 

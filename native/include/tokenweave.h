@@ -132,6 +132,10 @@ TW_API int tw_shm_barrier(tw_shm_group *group);
 TW_API int tw_shm_all_reduce(tw_shm_group *group, void *data, size_t count, int dtype);
 /* gathered (size * bytes) becomes the ranks' data (bytes each) in rank order. */
 TW_API int tw_shm_all_gather(tw_shm_group *group, const void *data, void *gathered, size_t bytes);
+/* On the root, gathered (rows, sum of row_bytes) becomes the ranks' data (rows, row_bytes[rank]) side by side; NULL on
+ * the others, which may return before the root has it. */
+TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *gathered, size_t rows,
+                                 const size_t *row_bytes, int root);
 /* data becomes the root's. The root may return before the others have it. */
 TW_API int tw_shm_broadcast(tw_shm_group *group, void *data, size_t bytes, int root);
 /* A message whose length only the root knows: the root sends; the others begin, make room, and take the rest.

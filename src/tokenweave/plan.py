@@ -33,7 +33,7 @@ class Op(StrEnum):
     MLP = "mlp"  # this rank's part of the MLP or of the experts, up to the partial sum
     REDUCE_NORM = "reduce_norm"  # all-reduce + residual add + RMSNorm of what the step before it left
     LOGITS = "logits"  # this rank's part of the vocabulary
-    GATHER = "gather"  # the ranks' logits, joined
+    GATHER = "gather"  # the ranks' logits, joined on rank 0
 
 
 LANE_OF: dict[Op, Lane] = {

@@ -71,6 +71,12 @@ def all_gather_strided(comm: Communicator) -> Tensor:
     return comm.all_gather(data_of(comm.rank, (6, 8), "float32")[::2, 1::3])
 
 
+def gather_columns(comm: Communicator, rows: int, widths: list[int], dtype: str, root: int) -> Tensor | None:
+    return comm.gather_columns(
+        data_of(comm.rank, (rows, widths[comm.rank]), dtype), widths[: comm.size], root
+    )
+
+
 def broadcast(comm: Communicator, shape: tuple[int, ...], dtype: str, root: int) -> Tensor:
     tensor = data_of(comm.rank, shape, dtype)
     comm.broadcast(tensor, root)

@@ -109,6 +109,24 @@ def test_all_gather_takes_a_tensor_that_is_not_contiguous(ranks: Ranks) -> None:
         assert_equal_bits(got, torch.cat(parts))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("widths", [[4, 4, 4], [3, 0, 7], [0, 0, 0], [70_000, 1, 90_000]])
+def test_gather_columns_lays_the_ranks_side_by_side_on_the_root(
+    ranks: Ranks, dtype: str, widths: list[int]
+) -> None:
+    for rows in (0, 1, 5):
+        parts = [data_of(rank, (rows, widths[rank]), dtype) for rank in range(ranks.size)]
+        for root in range(ranks.size):
+            outcomes = ranks.run("gather_columns", rows, widths, dtype, root)
+            assert_equal_bits(outcomes[root], torch.cat(parts, dim=1))
+            assert all(got is None for rank, got in enumerate(outcomes) if rank != root)
+
+
+def test_gather_columns_refuses_widths_that_do_not_fit(ranks: Ranks) -> None:
+    for outcome in ranks.run("gather_columns", 2, [3] * (ranks.size - 1), "float32", 0):
+        assert isinstance(outcome, IndexError | CommunicatorError)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_broadcast_gives_the_roots_tensor(ranks: Ranks, dtype: str) -> None:
     calls = [(shape, dtype, root) for shape in [(), (3, 5), (0,), (60000,)] for root in range(ranks.size)]
@@ -133,7 +151,9 @@ def test_broadcast_bytes_gives_the_roots_bytes(ranks: Ranks, num_bytes: int, idl
 
 
 def test_an_idle_wait_sleeps(ranks: Ranks) -> None:
-    for data, busy_s in ranks.run("broadcast_from_a_late_root", 0.5):
+    for outcome in ranks.run("broadcast_from_a_late_root", 0.5):
+        assert isinstance(outcome, tuple), outcome
+        data, busy_s = outcome
         assert data == b"late"
         assert busy_s < 0.1
 
@@ -169,6 +189,13 @@ def operations(size: int) -> st.SearchStrategy[list[Operation]]:
         st.one_of(
             st.tuples(st.just("all_reduce"), shapes, dtypes, st.integers(0, 5)),
             st.tuples(st.just("all_gather"), shapes.filter(bool), dtypes),
+            st.tuples(
+                st.just("gather_columns"),
+                st.integers(0, 4),
+                st.lists(st.integers(0, 200), min_size=size, max_size=size),
+                dtypes,
+                roots,
+            ),
             st.tuples(st.just("broadcast"), shapes, dtypes, roots),
             st.tuples(st.just("broadcast_bytes"), st.binary(max_size=6000), roots, st.booleans()),
             st.tuples(st.just("barrier")),
@@ -185,6 +212,10 @@ def expected_outcome(size: int, name: str, *arguments: object) -> object:
     if name == "broadcast":
         shape, dtype, root = arguments
         return data_of(root, shape, dtype)  # type: ignore[arg-type]
+    if name == "gather_columns":
+        rows, widths, dtype, _ = arguments
+        parts = [data_of(rank, (rows, widths[rank]), dtype) for rank in range(size)]  # type: ignore[arg-type,index]
+        return torch.cat(parts, dim=1)
     return arguments[0] if name == "broadcast_bytes" else None
 
 
@@ -193,10 +224,12 @@ def expected_outcome(size: int, name: str, *arguments: object) -> object:
 def test_any_sequence_of_collectives_keeps_the_ranks_in_step(ranks: Ranks, data: st.DataObject) -> None:
     chosen = data.draw(operations(ranks.size))
     expected = [expected_outcome(ranks.size, *operation) for operation in chosen]  # type: ignore[arg-type]
-    for outcomes in ranks.run("sequence", chosen):
+    for rank, outcomes in enumerate(ranks.run("sequence", chosen)):
         assert not isinstance(outcomes, Exception), outcomes
-        for got, wanted in zip(outcomes, expected, strict=True):
-            if isinstance(wanted, torch.Tensor):
+        for operation, got, wanted in zip(chosen, outcomes, expected, strict=True):
+            if operation[0] == "gather_columns" and operation[-1] != rank:
+                assert got is None
+            elif isinstance(wanted, torch.Tensor):
                 assert_equal_bits(got, wanted)
             else:
                 assert got == wanted

@@ -76,4 +76,4 @@ def test_torchrun_starts_a_group() -> None:
     ]
     run = subprocess.run([*torchrun, str(RANK), "once"], capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
-    assert [json.loads(line) for line in run.stdout.splitlines()] == [[[3.0], 100_000, [0, 1]]] * 2
+    assert "".join(run.stdout.split()) == "[[3.0],100000,[0,1]]" * 2  # the ranks' line ends may mingle

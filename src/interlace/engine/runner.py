@@ -85,7 +85,7 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
-        """Run one batch. Returns the logits it asked for, (num_logits, vocab_size) float32, on every rank."""
+        """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
         forward = self.decoder.forward(batch, self.cache)
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens)
         run_sequential(plan, forward.handlers, self.observe)

@@ -187,7 +187,7 @@ class Forward:
         self.decoder, self.batch, self.cache = decoder, batch, cache
         self.hidden: Tensor  # (num_tokens, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (num_tokens, hidden) float32: belongs to the communicator between its calls
-        self.logits: Tensor  # (num_logits, vocab) float32 after GATHER; before it, this rank's part
+        self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
     def handlers(self) -> Mapping[Op, Handler]:
@@ -250,18 +250,11 @@ class Forward:
         self.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
 
     def gather(self, step: Step) -> None:
-        """Join the ranks' parts of the vocabulary, which may differ in width."""
-        size, vocab_size = self.decoder.shard.size, self.decoder.config.vocab_size
-        if size == 1:
-            return
-        shards = [Shard.of(self.decoder.config, rank, size).vocab for rank in range(size)]
-        width = max(len(shard) for shard in shards)
-        padded = torch.nn.functional.pad(self.logits, (0, width - self.logits.shape[1]))
-        parts = self.decoder.communicator.all_gather(padded).view(size, -1, width)
-        self.logits = torch.cat(
-            [part[:, : len(shard)] for part, shard in zip(parts, shards, strict=True)], dim=1
-        )
-        assert self.logits.shape[1] == vocab_size
+        """Join the ranks' parts of the vocabulary on rank 0."""
+        decoder = self.decoder
+        shards = (Shard.of(decoder.config, rank, decoder.shard.size) for rank in range(decoder.shard.size))
+        joined = decoder.communicator.gather_columns(self.logits, [len(shard.vocab) for shard in shards])
+        self.logits = self.logits if joined is None else joined
 
 
 def _layer_of(step: Step) -> int:

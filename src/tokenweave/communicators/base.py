@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenweave.errors import CommunicatorError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -98,6 +99,23 @@ class Communicator(ABC):
         self._all_gather(tensor.contiguous(), gathered)
         return gathered
 
+    def gather_columns(self, tensor: Tensor, widths: Sequence[int], root: int = 0) -> Tensor | None:
+        """The ranks' tensors, (n, widths[rank]), side by side on the root: (n, sum(widths)); None on the others.
+
+        After it, the root's result holds what each rank's tensor held when that rank called. The others may
+        return before the root has it.
+        """
+        self._check(tensor)
+        self._check_root(root)
+        if len(widths) != self.size or tensor.dim() != 2 or tensor.shape[1] != widths[self.rank]:
+            raise CommunicatorError(
+                f"gather_columns got a tensor of shape {tuple(tensor.shape)} and widths {list(widths)}; expected "
+                f"(n, widths[{self.rank}]) and {self.size} widths, one a rank"
+            )
+        gathered = tensor.new_empty((tensor.shape[0], sum(widths))) if self.rank == root else None
+        self._gather_columns(tensor.contiguous(), widths, root, gathered)
+        return gathered
+
     def broadcast(self, tensor: Tensor, root: int = 0) -> None:
         """Fills `tensor`, of one shape and dtype on every rank, with the root's.
 
@@ -171,6 +189,16 @@ class Communicator(ABC):
 
     @abstractmethod
     def _all_gather(self, tensor: Tensor, gathered: Tensor) -> None: ...
+
+    def _gather_columns(
+        self, tensor: Tensor, widths: Sequence[int], root: int, gathered: Tensor | None
+    ) -> None:
+        """Unless a backend has better: an all-gather of tensors padded to one width."""
+        padded = torch.nn.functional.pad(tensor, (0, max(widths) - tensor.shape[1]))
+        parts = self.all_gather(padded).view(self.size, *padded.shape)
+        if gathered is not None:
+            columns = [part[:, :width] for part, width in zip(parts, widths, strict=True)]
+            torch.cat(columns, dim=1, out=gathered)
 
     @abstractmethod
     def _broadcast(self, tensor: Tensor, root: int) -> None: ...

@@ -23,6 +23,8 @@ from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from emucxl.shared_memory import SharedSegment
     from tokenweave.kernels import Kernels
 
@@ -123,6 +125,20 @@ class ShmCommunicator(Communicator):
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
         status = self._library.tw_shm_all_gather(
             self._open(), tensor.data_ptr(), gathered.data_ptr(), tensor.nbytes
+        )
+        self._check_status(status)
+
+    def _gather_columns(
+        self, tensor: torch.Tensor, widths: Sequence[int], root: int, gathered: torch.Tensor | None
+    ) -> None:
+        row_bytes = (ctypes.c_size_t * self.size)(*(width * tensor.itemsize for width in widths))
+        status = self._library.tw_shm_gather_columns(
+            self._open(),
+            tensor.data_ptr(),
+            None if gathered is None else gathered.data_ptr(),
+            tensor.shape[0],
+            row_bytes,
+            root,
         )
         self._check_status(status)
 

@@ -38,6 +38,7 @@ def library() -> ctypes.CDLL:
         "barrier": (c_int, [c_void_p]),
         "all_reduce": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
         "all_gather": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
+        "gather_columns": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_size_t), c_int]),
         "broadcast": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
         "send_bytes": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
         "receive_begin": (c_int, [c_void_p, c_int, c_int, POINTER(c_uint64)]),

@@ -41,6 +41,8 @@ FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one t
 LENGTH_BYTES = 8
 UNBOUNDED = timedelta(days=1)
 GOODBYE_S = 2.0
+SLICE_ENDED = "Operation timed out!"  # Work.wait, by the slice it was given
+GROUP_GAVE_UP = "Timed out"  # gloo, by the group's own timeout
 
 
 class TorchCommunicator(Communicator):
@@ -290,11 +292,12 @@ class TorchCommunicator(Communicator):
                 work.wait(timedelta(seconds=min(SLICE_S, left_s)))
                 return
             except RuntimeError as error:
-                gave_up = work.is_completed() and "Timed out" in str(
-                    error
-                )  # gloo, by the group's own timeout
-                if work.is_completed() and not gave_up:
-                    self._fail_as_lost(call, error)
+                if SLICE_ENDED in str(error):  # the work may have ended since: then the next wait says how
+                    gave_up = False
+                else:
+                    gave_up = GROUP_GAVE_UP in str(error)
+                    if not gave_up:
+                        self._fail_as_lost(call, error)
             timed_out = not idle and time.monotonic() >= deadline
             self._look_at_bulletin(call, timed_out or gave_up)
 
