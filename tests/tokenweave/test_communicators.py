@@ -219,7 +219,7 @@ def expected_outcome(size: int, name: str, *arguments: object) -> object:
     return arguments[0] if name == "broadcast_bytes" else None
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_sequence_of_collectives_keeps_the_ranks_in_step(ranks: Ranks, data: st.DataObject) -> None:
     chosen = data.draw(operations(ranks.size))

@@ -23,7 +23,7 @@ def cuts(total: int) -> st.SearchStrategy[list[int]]:
     return inner.map(lambda at: sorted({0, total, *(c for c in at if c < total)}))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(isas, dtypes, threads, st.data())
 def test_row_by_row_kernels_ignore_how_rows_are_batched(isa, dtype, num_threads, data):
     kernels, other = native_kernels(isa, num_threads), native_kernels(isa, 1)
@@ -44,7 +44,7 @@ def test_row_by_row_kernels_ignore_how_rows_are_batched(isa, dtype, num_threads,
         assert torch.equal(part, whole[rows])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(isas, dtypes, threads, st.data())
 def test_attention_ignores_chunks_neighbours_and_blocks(isa, dtype, num_threads, data):
     heads = data.draw(

@@ -51,7 +51,7 @@ some_params = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     each=st.lists(st.tuples(some_params, st.integers(0, 50)), min_size=1, max_size=8),
     vocab=st.sampled_from([1, 7, 256, 1000, 4099]),
@@ -184,7 +184,6 @@ def nucleus_slowly(weights: np.ndarray, top_p: float) -> list[int]:
     return sorted(kept)
 
 
-@settings(deadline=None)
 @given(
     values=st.lists(st.integers(0, 6), min_size=1, max_size=60),  # few values: many ties
     top_p=st.floats(0.013, 0.987),

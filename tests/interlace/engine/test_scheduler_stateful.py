@@ -136,4 +136,4 @@ def without_times(output: RequestOutput) -> RequestOutput:
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestEngine.settings = settings(max_examples=30, stateful_step_count=30)

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
@@ -149,7 +149,6 @@ FULL = {
 }
 
 
-@settings(deadline=None)
 @given(
     family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "mixtral"]),
     key=st.sampled_from(sorted(FULL)),

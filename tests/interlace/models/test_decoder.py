@@ -91,7 +91,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankGroup]:
     group.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_bits_do_not_depend_on_what_else_is_in_the_batch(mixtral: RankGroup, data: st.DataObject) -> None:
     """bfloat16 and experts: the hardest case for the promise that a request's tokens are its own."""

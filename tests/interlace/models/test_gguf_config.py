@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, ModelError
@@ -134,7 +134,6 @@ VOCABULARY = {
 ALL = {**fields(expert_count=4, expert_used_count=2), **VOCABULARY, "split.count": 1}
 
 
-@settings(deadline=None)
 @given(key=st.sampled_from(sorted(ALL)), value=VALUES, kind=st.sampled_from(["gpt2", "llama"]))
 def test_any_value_gives_a_model_or_a_model_error(key: str, value: Any, kind: str) -> None:
     values = {**ALL, "tokenizer.ggml.model": kind, key: value}

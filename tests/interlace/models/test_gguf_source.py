@@ -188,7 +188,7 @@ def test_missing_tensor_is_named(tmp_path: Path, q4: Path) -> None:
         GgufSource(damaged(tmp_path, q4, at, b"BLK"))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=16), cut=st.booleans())
 def test_damage_anywhere_gives_a_model_error_or_a_load(
     tmp_path: Path, q4: Path, at: float, junk: bytes, cut: bool

@@ -201,7 +201,7 @@ def test_configuration_that_is_no_object_is_refused(tmp_path: Path, llama: Path,
         SafetensorsSource(tmp_path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=40), cut=st.booleans())
 def test_damage_anywhere_gives_a_model_error_or_a_load(
     tmp_path: Path, llama: Path, at: float, junk: bytes, cut: bool

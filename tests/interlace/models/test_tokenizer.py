@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import TokenizerError
@@ -91,7 +91,6 @@ def test_special_tokens_are_known(tokenizer: Tokenizer, oracle: Any) -> None:
     assert tokenizer.vocab_size == len(oracle)
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=60))
 def test_a_stream_joins_to_the_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -101,7 +100,6 @@ def test_a_stream_joins_to_the_whole(tokenizer: Tokenizer, text: str) -> None:
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1 << 30))
 def test_a_stream_of_random_tokens_joins_to_the_whole(tokenizer: Tokenizer, seed: int) -> None:
     ids = random.Random(seed).choices(range(tokenizer.vocab_size), k=60)
