@@ -103,7 +103,7 @@ class Communicator(ABC):
         """The ranks' tensors, (n, widths[rank]), side by side on the root: (n, sum(widths)); None on the others.
 
         After it, the root's result holds what each rank's tensor held when that rank called. The others may
-        return before the root has it.
+        return before the root has it. A group of one gets its own tensor back.
         """
         self._check(tensor)
         self._check_root(root)
@@ -112,6 +112,8 @@ class Communicator(ABC):
                 f"gather_columns got a tensor of shape {tuple(tensor.shape)} and widths {list(widths)}; expected "
                 f"(n, widths[{self.rank}]) and {self.size} widths, one a rank"
             )
+        if self.size == 1:
+            return tensor
         gathered = tensor.new_empty((tensor.shape[0], sum(widths))) if self.rank == root else None
         self._gather_columns(tensor.contiguous(), widths, root, gathered)
         return gathered

@@ -10,7 +10,7 @@ from tokenweave.kernels.activation import native_silu_and_mul
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
 from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
-from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
 from tokenweave.native import Pool
@@ -25,6 +25,7 @@ class NativeKernels(Kernels):
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
         self.threads = threads
         self._pool = Pool(threads, isa)
+        self._arena = Arena()
 
     def close(self) -> None:
         self._pool.close()
@@ -38,7 +39,7 @@ class NativeKernels(Kernels):
     ) -> PackedLinear:
         dtype = dtype or weight.dtype
         checks.check_pack(weight, bias, dtype)
-        return native_pack(self._pool, weight, bias, dtype, self.name)
+        return native_pack(self._pool, self._arena, weight, bias, dtype, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name)

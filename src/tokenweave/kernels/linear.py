@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenweave.kernels.base import PackedLinear, Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
-from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.memory import Arena
 from tokenweave.native import Pool, check_status
 
 # x of variance 1, weights of variance 1/k: float32 differs by the order of sums, bfloat16 by a rounding of y.
@@ -36,11 +36,11 @@ def reference_gather_rows(packed: PackedLinear, ids: Tensor, first_row: int) -> 
 
 
 def native_pack(
-    pool: Pool, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
+    pool: Pool, arena: Arena, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
 ) -> PackedLinear:
     n, k = weight.shape
     size_bytes = pool.library.tw_packed_size_bytes(n, k, DTYPE_CODE[dtype])
-    data = lazy_zeros([size_bytes], torch.uint8)
+    data = arena.take(size_bytes)
     source, code = weight.data_ptr(), DTYPE_CODE[weight.dtype]
     status = pool.library.tw_pack(
         pool.handle, source, row_stride(weight), code, n, k, data.data_ptr(), DTYPE_CODE[dtype]
