@@ -1,4 +1,4 @@
-"""torchrun's variables: the only place where tokenweave's communicators read the environment."""
+"""The only place where tokenweave reads the environment: torchrun's variables, and TOKENWEAVE_ISA."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def torchrun_local_world_size(environ: Mapping[str, str] | None = None) -> int:
     """How many ranks of the group are on this host; 1 where LOCAL_WORLD_SIZE does not say."""
     variables = os.environ if environ is None else environ
     return _integer(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else 1
+
+
+def wanted_isa() -> str | None:
+    """The instruction set that TOKENWEAVE_ISA holds the kernels to; None where it says nothing."""
+    return os.environ.get("TOKENWEAVE_ISA") or None
 
 
 def _text(variables: Mapping[str, str], name: str) -> str:

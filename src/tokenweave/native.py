@@ -7,13 +7,13 @@ set than the best this CPU has. It is read here and nowhere else.
 from __future__ import annotations
 
 import ctypes
-import os
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError, NativeError
 
 ABI_VERSION = 1
@@ -85,7 +85,7 @@ def unavailable_reason() -> str | None:
 def selected_isa() -> str:
     """The instruction set that new pools use: the best of this CPU, or TOKENWEAVE_ISA. Raises NativeError."""
     best = load().tw_best_isa()
-    wanted = os.environ.get("TOKENWEAVE_ISA") or ISAS[best]
+    wanted = wanted_isa() or ISAS[best]
     if wanted not in ISAS[: best + 1]:
         raise NativeError(f"TOKENWEAVE_ISA is {wanted!r}, expected one of {', '.join(ISAS[: best + 1])}")
     return wanted

@@ -137,7 +137,8 @@ class Workload:
         if self.shard.size == 1:
             return Work(note="one rank: nothing to gather")
         columns = len(self.shard.vocab)
-        return Work(note=f"all-gather (1, {columns})", bytes_given=columns * LOGIT_BYTES)
+        given = 0 if self.shard.rank == 0 else columns * LOGIT_BYTES
+        return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
     def _hidden_shape(self) -> str:
         return f"({self.num_tokens}, {self.config.hidden_size})"

@@ -58,7 +58,7 @@ def _preload() -> list[str]:
     found = [next((str(at / name) for at in places if (at / name).exists()), None) for name in wanted]
     preload = [path for path in found if path]
     os.environ["LD_PRELOAD"] = ":".join(preload)
-    return preload
+    return [os.path.basename(path) for path in preload]
 
 
 def _delta() -> Any:
