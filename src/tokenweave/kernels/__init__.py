@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenweave import native
+from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
 from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear, Tolerance
 from tokenweave.kernels.compiled import NativeKernels
@@ -24,7 +25,10 @@ def make_kernels(name: str = "auto", threads: int = 1) -> Kernels:
     """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them."""
     if threads < 1:
         raise KernelError(f"threads is {threads}, expected at least 1")
-    if name == "native" or (name == "auto" and native.unavailable_reason() is None):
+    asked_for = name == "native" or (
+        name == "auto" and wanted_isa() is not None
+    )  # then not having it is an error
+    if asked_for or (name == "auto" and native.unavailable_reason() is None):
         return NativeKernels(threads)
     if name in ("auto", "reference"):
         return ReferenceKernels(threads)

@@ -251,3 +251,10 @@ def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         match="cannot fetch 'org/name' from the hub, and there is neither such a path nor a cached copy",
     ):
         resolve("org/name", quiet=True)
+
+
+def test_a_full_disk_is_told_in_one_line() -> None:
+    advice = wheel._advice(sources.ALIASES["smollm2"], "Traceback ... OSError(28, 'No space left on device')")
+    assert advice.endswith(
+        "no space left for it; free some, or set INTERLACE_CACHE to a directory on another disk"
+    )
