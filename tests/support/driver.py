@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.engine.launch import start
 from interlace.engine.rank_group import RankGroup
 from interlace.models.batch import ForwardBatch
 from tokenweave.kernels import BLOCK_SIZE
@@ -63,6 +62,3 @@ def logits_of(group: RankGroup, prompts: Sequence[Sequence[int]], chunk: int | N
         for (s, _), logits in zip(chunks, driver.run(chunks), strict=True):
             parts[s].append(logits.clone())
     return [torch.cat(part) for part in parts]
-
-
-__all__ = ["Driver", "logits_of", "start"]

@@ -10,24 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.cli.plan_work import Gemm, Workload
-from interlace.models.config import ModelConfig, RopeConfig, weight_shapes
+from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
+from support.configs import SMOLLM2
 from tokenweave.plan import Op, Step, plan_forward
 
-SMOLLM2 = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    rms_norm_eps=1e-5,
-    max_position=8192,
-    rope=RopeConfig(theta=1e5),
-    tie_word_embeddings=True,
-)
 MIXTRAL = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2, tie_word_embeddings=False)
 
 

@@ -7,22 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import EngineError
-from interlace.models.config import ModelConfig, RopeConfig
 from interlace.models.shard import Shard, partition
-
-SMOLLM2 = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    rms_norm_eps=1e-5,
-    max_position=8192,
-    rope=RopeConfig(theta=100000.0),
-)
+from support.configs import SMOLLM2
 
 
 @given(total=st.integers(0, 2000), parts=st.integers(1, 17), alignment=st.sampled_from([1, 2, 16, 32]))

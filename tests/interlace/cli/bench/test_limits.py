@@ -1,22 +1,7 @@
 import pytest
 
 from interlace.cli.bench.limits import Limits, Shapes
-from interlace.models.config import ModelConfig, RopeConfig
-
-SMOLLM2 = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_layers=30,
-    num_heads=9,
-    num_kv_heads=3,
-    head_dim=64,
-    rms_norm_eps=1e-5,
-    max_position=8192,
-    rope=RopeConfig(100000.0),
-    tie_word_embeddings=True,
-)
+from support.configs import SMOLLM2
 
 
 def test_a_step_reads_every_matrix_once() -> None:
