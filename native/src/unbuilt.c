@@ -1,0 +1,16 @@
+/* Weak answers for calls whose file is still to come; a real definition anywhere replaces them. */
+#define UNBUILT(name) __attribute__((weak, visibility("default"))) int name(void) { return 6; }
+UNBUILT(heap_create) UNBUILT(heap_destroy) UNBUILT(heap_alloc) UNBUILT(heap_free) UNBUILT(heap_query)
+UNBUILT(heap_resize_in_place) UNBUILT(heap_get_stats) UNBUILT(heap_trim) UNBUILT(heap_check) UNBUILT(heap_poison)
+UNBUILT(heap_first_poison)
+UNBUILT(path_create) UNBUILT(path_destroy) UNBUILT(model_clock_now) UNBUILT(model_clock_reach) UNBUILT(transfer_run)
+UNBUILT(emx_link_create) UNBUILT(emx_link_attach) UNBUILT(emx_link_open) UNBUILT(emx_link_fd) UNBUILT(emx_link_close)
+UNBUILT(emx_link_get_config) UNBUILT(emx_link_get_stats) UNBUILT(emx_link_reserve) UNBUILT(emx_now_ns)
+UNBUILT(emx_wait_until) UNBUILT(emx_calibrate) UNBUILT(emx_check_timing)
+UNBUILT(emx_context_open) UNBUILT(emx_context_close) UNBUILT(emx_context_now_ns) UNBUILT(emx_context_advance)
+UNBUILT(emx_provider_unavailable) UNBUILT(emx_tier_add) UNBUILT(emx_tier_count) UNBUILT(emx_tier_get_info)
+UNBUILT(emx_tier_get_stats) UNBUILT(emx_tier_trim) UNBUILT(emx_context_check) UNBUILT(emx_alloc) UNBUILT(emx_free)
+UNBUILT(emx_resize) UNBUILT(emx_migrate) UNBUILT(emx_query) UNBUILT(emx_read) UNBUILT(emx_write) UNBUILT(emx_memset)
+UNBUILT(emx_copy) UNBUILT(emx_read_batch) UNBUILT(emx_write_batch) UNBUILT(emx_poison)
+UNBUILT(emx_engine_create) UNBUILT(emx_engine_close) UNBUILT(emx_engine_submit) UNBUILT(emx_completion_wait)
+UNBUILT(emx_completion_release) UNBUILT(emx_region_get_info) UNBUILT(emx_region_check_access)
