@@ -1,8 +1,5 @@
 /* Weak answers for calls whose file is still to come; a real definition anywhere replaces them. */
 #define UNBUILT(name) __attribute__((weak, visibility("default"))) int name(void) { return 6; }
-UNBUILT(heap_create) UNBUILT(heap_destroy) UNBUILT(heap_alloc) UNBUILT(heap_free) UNBUILT(heap_query)
-UNBUILT(heap_resize_in_place) UNBUILT(heap_get_stats) UNBUILT(heap_trim) UNBUILT(heap_check) UNBUILT(heap_poison)
-UNBUILT(heap_first_poison)
 UNBUILT(path_create) UNBUILT(path_destroy) UNBUILT(model_clock_now) UNBUILT(model_clock_reach) UNBUILT(transfer_run)
 UNBUILT(emx_link_create) UNBUILT(emx_link_attach) UNBUILT(emx_link_open) UNBUILT(emx_link_fd) UNBUILT(emx_link_close)
 UNBUILT(emx_link_get_config) UNBUILT(emx_link_get_stats) UNBUILT(emx_link_reserve) UNBUILT(emx_now_ns)

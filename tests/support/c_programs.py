@@ -1,0 +1,109 @@
+"""Compiles C programs together with emucxl's core, under a sanitizer, as the tests of the core need them.
+
+The core's objects are compiled once per sanitizer and session; a program takes a link and one compilation.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NATIVE = ROOT / "native"
+PROGRAMS = ROOT / "tests" / "native" / "emucxl"
+FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-fno-omit-frame-pointer", "-D_GNU_SOURCE")
+INCLUDES = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}")
+LIBRARIES = ("-lpthread", "-lm")
+
+# A report ends the program, and so fails the test. Timeouts are the caller's.
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0:exitcode=99",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:exitcode=99",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=99",
+}
+
+
+def compiler() -> str | None:
+    """The C compiler, or None where there is none."""
+    return shutil.which(os.environ.get("CC", "cc"))
+
+
+def compile_program(
+    source: Path,
+    tmp_path: Path,
+    sanitize: str = "address,undefined",
+    flags: Sequence[str] = (),
+) -> Path:
+    """The program of `source` (one file, or a name in tests/native/emucxl), linked with the whole core.
+
+    `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone.
+    """
+    source = source if source.exists() else PROGRAMS / source
+    program = tmp_path / "-".join([source.stem, *(sanitize.split(",") if sanitize else ["plain"])])
+    command = [*_command(sanitize), *flags, str(source), *map(str, core_objects(sanitize)), *LIBRARIES]
+    _run([*command, "-o", str(program)])
+    return program
+
+
+def run_program(program: Path, *arguments: object, timeout_s: float = 120.0) -> str:
+    """What the program printed; AssertionError with its output if it failed."""
+    done = subprocess.run(
+        [str(program), *map(str, arguments)],
+        env={**os.environ, **SANITIZER_OPTIONS},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{program.name} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def core_objects(sanitize: str) -> list[Path]:
+    """The core's objects under `sanitize`, compiled where this session has not done so yet."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(lambda source: _object_of(source, sanitize), _core_sources()))
+
+
+def _core_sources() -> list[Path]:
+    sources = NATIVE / "src"
+    return sorted([*sources.glob("*.c"), *(sources / "prim").glob("*.c")])
+
+
+def _object_of(source: Path, sanitize: str) -> Path:
+    # Keyed by the headers too, so that a session that outlives an edit compiles again.
+    headers = [*(NATIVE / "include").rglob("*.h"), *(NATIVE / "src").rglob("*.h")]
+    stamp = ",".join(f"{path}:{path.stat().st_mtime_ns}" for path in sorted([source, *headers]))
+    key = hashlib.sha256(f"{sanitize};{stamp}".encode()).hexdigest()[:16]
+    target = _objects_directory() / f"{source.stem}-{key}.o"
+    if not target.exists():
+        unfinished = target.with_suffix(".partial")
+        _run([*_command(sanitize), "-fPIC", "-c", str(source), "-o", str(unfinished)])
+        unfinished.rename(target)
+    return target
+
+
+def _command(sanitize: str) -> list[str]:
+    found = compiler()
+    assert found is not None, "no C compiler: install one, or set CC"
+    return [found, *FLAGS, *([f"-fsanitize={sanitize}"] if sanitize else []), *INCLUDES]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
+@cache
+def _objects_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="emucxl-objects-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
