@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.cli.bench import correctness, machine, systems
+from emucxl.bench import machine
+from interlace.cli.bench import correctness, systems
 from interlace.cli.bench.cold_start import time_to_first_token
 from interlace.cli.bench.limits import ITEM_BYTES, Limits, Shapes
 from interlace.cli.bench.seat import Seat

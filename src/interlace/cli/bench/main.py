@@ -71,7 +71,8 @@ def limits(
     as_json: Json = False,
 ) -> None:
     """What the machine would allow: GEMM alone at the model's shapes, and bytes from memory."""
-    from interlace.cli.bench import machine, report
+    from emucxl.bench import machine
+    from interlace.cli.bench import report
     from interlace.cli.bench.limits import measure_limits
     from interlace.models.sources import load_model
 

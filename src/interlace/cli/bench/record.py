@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from interlace.cli.bench import machine
+from emucxl.bench import machine
 from interlace.cli.bench.drive import ServeRun
 from interlace.cli.bench.seat import Seat
 from interlace.cli.bench.summary import Summary

@@ -4,7 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from interlace.cli.bench import drive, machine
+from emucxl.bench import machine
+from interlace.cli.bench import drive
 from interlace.cli.bench.drive import ServeOptions, ServeRun
 from interlace.cli.bench.seat import Seat
 from interlace.cli.bench.systems import SYSTEMS

@@ -2,7 +2,7 @@ import os
 import re
 import threading
 
-from interlace.cli.bench import machine
+from emucxl.bench import machine
 
 
 def test_the_slug_is_a_folder_name() -> None:
