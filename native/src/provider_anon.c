@@ -1,0 +1,32 @@
+/* anon: this process's own memory. */
+#include "fail.h"
+#include "prim/memory.h"
+#include "provider.h"
+
+static const char *unavailable(void) { return NULL; }
+
+static emx_status anon_open(const emx_tier_config *config, pages *pages) {
+  emx_status status = pages_require_capacity(config);
+  if (status == EMX_OK) status = pages_reserve(pages, pages_round_up(config->capacity_bytes), PAGES_ALIGNMENT);
+  if (status != EMX_OK) return status;
+  memory_advise_huge(pages->base, pages->capacity_bytes);
+  pages->fresh_is_zero = pages->touchable = true;
+  return EMX_OK;
+}
+
+static emx_status anon_commit(pages *pages, size_t offset, size_t size_bytes) {
+  const int error_number = memory_enable(pages->base + offset, size_bytes);
+  if (error_number != 0) return fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
+  return EMX_OK;
+}
+
+static emx_status anon_decommit(pages *pages, size_t offset, size_t size_bytes) {
+  const int error_number = memory_discard(pages->base + offset, size_bytes);
+  if (error_number != 0) return fail_system(error_number, "cannot give %zu bytes of memory back", size_bytes);
+  return EMX_OK;
+}
+
+const provider provider_anon = {
+    .name = "anon", .unavailable = unavailable, .open = anon_open, .close = pages_release,
+    .commit = anon_commit, .decommit = anon_decommit,
+};
