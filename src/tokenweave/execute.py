@@ -24,9 +24,7 @@ def run_sequential(plan: Plan, handlers: Mapping[Op, Handler], observe: Observer
     Raises:
         PlanError: the plan has a step whose operation has no handler; nothing has run then.
     """
-    missing = {step.op for step in plan.steps} - handlers.keys()
-    if missing:
-        raise PlanError(f"no handler for {sorted(missing)}; got handlers for {sorted(handlers)}")
+    check_handlers(plan, handlers)
     if observe is None:
         for step in plan.steps:
             handlers[step.op](step)
@@ -35,3 +33,10 @@ def run_sequential(plan: Plan, handlers: Mapping[Op, Handler], observe: Observer
         start = time.perf_counter()
         handlers[step.op](step)
         observe(step, start, time.perf_counter())
+
+
+def check_handlers(plan: Plan, handlers: Mapping[Op, Handler]) -> None:
+    """Raises PlanError unless every operation of `plan` has a handler."""
+    missing = {step.op for step in plan.steps} - handlers.keys()
+    if missing:
+        raise PlanError(f"no handler for {sorted(missing)}; got handlers for {sorted(handlers)}")

@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -52,13 +53,15 @@ class Step:
 
     `norm` counts the norms of a forward pass from 0: the norm after the embedding is 0, after the attention of
     layer l it is 2l + 1, after its MLP 2l + 2; it is None where the step is no REDUCE_NORM. `layer` is None outside
-    the layers. `waits_for` holds positions in the plan.
+    the layers. `part` says which part of the tokens the step works on (`Plan.parts`); None: what both parts left.
+    `waits_for` holds positions in the plan.
     """
 
     op: Op
     waits_for: tuple[int, ...] = ()
     layer: int | None = None
     norm: int | None = None
+    part: int | None = 0
 
     @property
     def lane(self) -> Lane:
@@ -66,25 +69,47 @@ class Step:
 
     @property
     def name(self) -> str:
-        """`attention[3]`, `reduce_norm[7]`, `embed`: the operation and the layer or norm it belongs to."""
+        """`attention[3]`, `reduce_norm[7]`, `embed`: the operation and the layer or norm it belongs to.
+
+        The second part of a split batch is primed: `attention[3]'`.
+        """
         index = self.norm if self.op is Op.REDUCE_NORM else self.layer
-        return self.op.value if index is None else f"{self.op.value}[{index}]"
+        return self.op.value + ("" if index is None else f"[{index}]") + ("'" if self.part == 1 else "")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of one forward pass over `num_tokens` tokens, in a legal order."""
+    """The steps of one forward pass over `num_tokens` tokens, in a legal order.
+
+    `split`, where given, cuts the tokens in two parts: the rows before it and the rows from it on.
+    """
 
     num_tokens: int
     steps: tuple[Step, ...]
+    split: int | None = None
 
     def __post_init__(self) -> None:
+        if self.split is not None and not 0 < self.split < self.num_tokens:
+            raise PlanError(
+                f"got split={self.split} of {self.num_tokens} tokens; expected 1 to {self.num_tokens - 1}, or None"
+            )
         for position, step in enumerate(self.steps):
             late = [other for other in step.waits_for if not 0 <= other < position]
             if late:
                 raise PlanError(
                     f"step {position} ({step.name}) waits for steps {late}; a step can wait only for steps before it"
                 )
+            if step.part is not None and step.part >= len(self.parts):
+                raise PlanError(
+                    f"step {position} ({step.name}) is of part {step.part}; the plan has {len(self.parts)} parts"
+                )
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """The token rows of each part."""
+        if self.split is None:
+            return (range(self.num_tokens),)
+        return (range(self.split), range(self.split, self.num_tokens))
 
     def on(self, lane: Lane) -> list[Step]:
         """The steps of one lane, in the order in which that lane runs them."""
@@ -102,33 +127,61 @@ class Plan:
         ]
 
 
-@lru_cache(maxsize=64)
-def plan_forward(num_layers: int, num_tokens: int) -> Plan:
-    """The forward pass of a decoder with `num_layers` layers over `num_tokens` tokens, not split.
+@lru_cache(maxsize=256)
+def plan_forward(num_layers: int, num_tokens: int, split: int | None = None) -> Plan:
+    """The forward pass of a decoder with `num_layers` layers over `num_tokens` tokens, woven where `split` is given.
 
     Every norm belongs to the reduction before it (TokenWeave section 3: the next layer's input norm is fused into
     this layer's second reduction), so the norms of the model are the REDUCE_NORM steps of the plan.
 
+    Woven, each stage runs on one part of the tokens and then on the other, so that the reduction of a part can run
+    while the other part computes. The embedding, the last layer and the logits are woven like every other stage.
+
     Raises:
-        PlanError: `num_layers` or `num_tokens` is less than 1.
+        PlanError: `num_layers` or `num_tokens` is less than 1, or `split` leaves a part empty.
     """
     if num_layers < 1 or num_tokens < 1:
         raise PlanError(
             f"got num_layers={num_layers}, num_tokens={num_tokens}; a plan needs at least 1 of each"
         )
-    steps: list[Step] = []
+    parts = (0,) if split is None else (0, 1)
+    weaver = _Weaver(len(parts))
+    for op, layer, norm in _stages(num_layers):
+        for part in parts:
+            weaver.compute(op, layer, part)
+            if norm is not None:
+                weaver.add(Step(Op.REDUCE_NORM, (weaver.last[part],), layer, norm, part), part)
+    weaver.steps.append(Step(Op.GATHER, tuple(weaver.last), part=None))
+    return Plan(num_tokens, tuple(weaver.steps), split)
 
-    def then(op: Op, *, layer: int | None = None, norm: int | None = None) -> None:
-        after_last = (len(steps) - 1,) if steps else ()
-        steps.append(Step(op, after_last, layer, norm))
 
-    then(Op.EMBED)
-    then(Op.REDUCE_NORM, norm=0)
+def _stages(num_layers: int) -> Iterator[tuple[Op, int | None, int | None]]:
+    """The computing stages of a forward pass: operation, layer, and the norm of the reduction that follows."""
+    yield Op.EMBED, None, 0
     for layer in range(num_layers):
-        then(Op.ATTENTION, layer=layer)
-        then(Op.REDUCE_NORM, layer=layer, norm=2 * layer + 1)
-        then(Op.MLP, layer=layer)
-        then(Op.REDUCE_NORM, layer=layer, norm=2 * layer + 2)
-    then(Op.LOGITS)
-    then(Op.GATHER)
-    return Plan(num_tokens, tuple(steps))
+        yield Op.ATTENTION, layer, 2 * layer + 1
+        yield Op.MLP, layer, 2 * layer + 2
+    yield Op.LOGITS, None, None
+
+
+class _Weaver:
+    """Steps so far, and the position of each part's last one."""
+
+    def __init__(self, num_parts: int) -> None:
+        self.steps: list[Step] = []
+        self.last = [-1] * num_parts
+        self._keys = -1  # where the first part's keys of this layer are written
+
+    def add(self, step: Step, part: int) -> None:
+        self.last[part] = len(self.steps)
+        self.steps.append(step)
+
+    def compute(self, op: Op, layer: int | None, part: int) -> None:
+        waits_for = {self.last[part]} - {-1}
+        if op is Op.ATTENTION and part == 1:
+            waits_for.add(
+                self._keys
+            )  # a sequence that straddles the split: its second part sees the first's keys
+        self.add(Step(op, tuple(sorted(waits_for)), layer, part=part), part)
+        if op is Op.ATTENTION and part == 0:
+            self._keys = self.last[part]

@@ -26,7 +26,7 @@ class Driver:
                 if index < count:
                     table.append(free.pop())
 
-    def run(self, chunks: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def run(self, chunks: Sequence[tuple[int, int]], split: int | None = None) -> list[Tensor]:
         """One pass over the next `n` tokens of sequence `s`, for each (s, n). Logits (n, vocab) of each."""
         rows: dict[str, list[int]] = {"token_ids": [], "positions": [], "slots": []}
         lengths, query_start = [], [0]
@@ -48,6 +48,7 @@ class Driver:
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=torch.tensor(tables, dtype=torch.int32),
             logit_rows=torch.arange(query_start[-1], dtype=torch.int32),
+            split=split,
         )
         return list(self.group.execute(batch).split([n for _, n in chunks]))
 

@@ -17,7 +17,7 @@ def test_a_one_layer_plan_is_these_steps() -> None:
         Step(Op.MLP, waits_for=(3,), layer=0),
         Step(Op.REDUCE_NORM, waits_for=(4,), layer=0, norm=2),
         Step(Op.LOGITS, waits_for=(5,)),
-        Step(Op.GATHER, waits_for=(6,)),
+        Step(Op.GATHER, waits_for=(6,), part=None),
     )
 
 
@@ -36,6 +36,51 @@ def test_lanes_share_the_steps_out(num_layers: int) -> None:
     assert len(plan.on(Lane.COMPUTE)) == 2 * num_layers + 2
     assert len(plan.on(Lane.TRANSFER)) == 2 * num_layers + 2
     assert plan.on(Lane.MEMORY) == []
+
+
+def test_a_woven_one_layer_plan_is_these_steps() -> None:
+    assert plan_forward(num_layers=1, num_tokens=5, split=2).steps == (
+        Step(Op.EMBED),
+        Step(Op.REDUCE_NORM, waits_for=(0,), norm=0),
+        Step(Op.EMBED, part=1),
+        Step(Op.REDUCE_NORM, waits_for=(2,), norm=0, part=1),
+        Step(Op.ATTENTION, waits_for=(1,), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(4,), layer=0, norm=1),
+        Step(Op.ATTENTION, waits_for=(3, 4), layer=0, part=1),
+        Step(Op.REDUCE_NORM, waits_for=(6,), layer=0, norm=1, part=1),
+        Step(Op.MLP, waits_for=(5,), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(8,), layer=0, norm=2),
+        Step(Op.MLP, waits_for=(7,), layer=0, part=1),
+        Step(Op.REDUCE_NORM, waits_for=(10,), layer=0, norm=2, part=1),
+        Step(Op.LOGITS, waits_for=(9,)),
+        Step(Op.LOGITS, waits_for=(11,), part=1),
+        Step(Op.GATHER, waits_for=(12, 13), part=None),
+    )
+
+
+@given(num_layers=st.integers(1, 12), split=st.integers(1, 99))
+def test_a_reduction_never_holds_up_the_other_part(num_layers: int, split: int) -> None:
+    """Whatever a computing step waits for on the transfer lane is a reduction of its own part."""
+    plan = plan_forward(num_layers, 100, split)
+    for step in plan.on(Lane.COMPUTE):
+        awaited = [plan.steps[other] for other in step.waits_for]
+        assert all(other.part == step.part for other in awaited if other.lane is Lane.TRANSFER)
+
+
+@pytest.mark.parametrize("split", [1, 3, 7])
+def test_the_parts_of_a_woven_plan_share_the_tokens_out(split: int) -> None:
+    assert plan_forward(2, 8, split).parts == (range(split), range(split, 8))
+    assert plan_forward(2, 8).parts == (range(8),)
+
+
+@pytest.mark.parametrize("split", [0, 8, 9, -1])
+def test_a_split_that_leaves_a_part_empty_is_refused(split: int) -> None:
+    with pytest.raises(PlanError, match=f"split={split} of 8 tokens; expected 1 to 7"):
+        plan_forward(1, 8, split)
+
+
+def test_the_second_part_is_primed_in_print() -> None:
+    assert "attention[0]'" in str(plan_forward(1, 4, 2))
 
 
 @pytest.mark.parametrize("waits_for", [(1,), (5,), (-1,)])

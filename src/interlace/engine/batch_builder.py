@@ -30,13 +30,12 @@ def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
     slots = tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
     tokens = [s.tokens[s.num_computed : s.num_computed + n] for s, n in scheduled]
     yields = np.array([item.yields_token for item in scheduled], dtype=bool)
-    arrays = {
-        "token_ids": np.concatenate(tokens),
-        "positions": positions,
-        "slots": slots,
-        "query_start": query_start,
-        "seq_lens": seq_lens,
-        "block_tables": tables,
-        "logit_rows": (query_start[1:] - 1)[yields],
-    }
-    return ForwardBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    return ForwardBatch(
+        token_ids=torch.from_numpy(np.concatenate(tokens)),
+        positions=torch.from_numpy(positions),
+        slots=torch.from_numpy(slots),
+        query_start=torch.from_numpy(query_start),
+        seq_lens=torch.from_numpy(seq_lens),
+        block_tables=torch.from_numpy(tables),
+        logit_rows=torch.from_numpy((query_start[1:] - 1)[yields]),
+    )

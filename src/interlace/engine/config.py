@@ -15,6 +15,8 @@ from interlace.errors import EngineError
 COMMUNICATORS = ("auto", "null", "thread", "shm", "torch")
 DTYPES = ("auto", "float32", "bfloat16")
 KERNELS = ("auto", "native", "reference")
+WEAVES = ("auto", "always", "never")
+EXECUTORS = ("lanes", "sequential")
 SEED_LIMIT = 2**64
 
 
@@ -33,6 +35,9 @@ class EngineOptions(TypedDict, total=False):
     kernels: str
     seed: int
     timeout_s: float
+    weave: str
+    executor: str
+    link: str | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class EngineConfig:
     kernels: str = "auto"
     seed: int = 0  # seeds of requests that bring none are derived from it
     timeout_s: float = 60.0  # the longest wait for another rank
+    weave: str = (
+        "auto"  # auto: split a batch where that is predicted to be faster; always: in the middle; never
+    )
+    executor: str = "lanes"  # sequential: the oracle, which overlaps nothing
+    link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -70,7 +80,13 @@ class EngineConfig:
         for name in ("threads", "max_model_len", "num_kv_blocks"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
-        for name, choices in (("communicator", COMMUNICATORS), ("dtype", DTYPES), ("kernels", KERNELS)):
+        for name, choices in (
+            ("communicator", COMMUNICATORS),
+            ("dtype", DTYPES),
+            ("kernels", KERNELS),
+            ("weave", WEAVES),
+            ("executor", EXECUTORS),
+        ):
             if getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
         self._check_limits()

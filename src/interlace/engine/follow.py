@@ -21,7 +21,11 @@ BATCH, REPORT, QUIT = b"B", b"R", b"Q"
 def follow(config: EngineConfig, communicator: Communicator, ranks_on_host: int) -> None:
     """Load this rank's shard and carry out rank 0's commands until it says to quit."""
     try:
-        serve(Runner(config, load_model(config.model), communicator, ranks_on_host))
+        runner = Runner(config, load_model(config.model), communicator, ranks_on_host)
+        try:
+            serve(runner)
+        finally:
+            runner.close()
     finally:
         communicator.close()
 

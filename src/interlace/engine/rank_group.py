@@ -94,7 +94,7 @@ class RankGroup:
         if self._others is not None:
             self._others.close()
         with suppress(Exception):
-            communicator.close()
+            self.runner.close()
 
     def _report(self) -> list[RankInfo]:
         with self._in_step():

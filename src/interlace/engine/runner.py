@@ -25,7 +25,8 @@ from interlace.models.sources import LoadedModel
 from tokenweave import native
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Observer, run_sequential
-from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels
+from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels, make_kernels
+from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Runner:
     ) -> None:
         """Load this rank's shard, agree with the other ranks on the size of the KV cache, and allocate it."""
         self.config, self.communicator, self.kernels = config, communicator, communicator.kernels
+        if (
+            config.executor == "lanes"
+        ):  # its transfers run beside the compute lane, and kernels take one caller
+            communicator.kernels = make_kernels(self.kernels.name, threads=1)
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
         self.dtype = resolve_dtype(config.dtype, self.kernels)
@@ -82,14 +87,22 @@ class Runner:
             model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
         )
         self.observe: Observer | None = None  # told of every step of every batch, when set
+        self.lanes = LaneExecutor(torch.inference_mode) if config.executor == "lanes" else None
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
-        forward = self.decoder.forward(batch, self.cache)
-        plan = plan_forward(self.model_config.num_layers, batch.num_tokens)
-        run_sequential(plan, forward.handlers, self.observe)
+        plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
+        forward = self.decoder.forward(plan, batch, self.cache)
+        run = run_sequential if self.lanes is None or plan.split is None else self.lanes.run
+        run(plan, forward.handlers, self.observe)
         return forward.logits
+
+    def close(self) -> None:
+        """Ends the executor's threads and leaves the group."""
+        if self.lanes is not None:
+            self.lanes.close()
+        self.communicator.close()
 
     def describe(self) -> RankInfo:
         return RankInfo(

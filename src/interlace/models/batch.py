@@ -26,7 +26,8 @@ class ForwardBatch:
     query_start: Tensor  # (num_seqs + 1,)
     seq_lens: Tensor  # (num_seqs,)  keys each sequence can see after this pass
     block_tables: Tensor  # (num_seqs, max_blocks)  rows padded with block 0
-    logit_rows: Tensor  # (num_logits,)  token rows whose logits are wanted
+    logit_rows: Tensor  # (num_logits,)  token rows whose logits are wanted, ascending
+    split: int | None = None  # a row that cuts the batch in two parts, to be woven; None: one part
 
     @property
     def num_tokens(self) -> int:
@@ -36,18 +37,42 @@ class ForwardBatch:
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
 
+    def part(self, rows: range) -> ForwardBatch:
+        """The tokens of `rows` alone, a non-empty range. A sequence that goes on behind `rows` has fewer keys there.
+
+        `logit_rows` counts from the part's first row.
+        """
+        if rows == range(self.num_tokens):
+            return self
+        starts, ends = self.query_start[:-1], self.query_start[1:]
+        inside = (ends > rows.start) & (starts < rows.stop)
+        first, last = starts[inside].clamp(min=rows.start), ends[inside].clamp(max=rows.stop)
+        wanted = (self.logit_rows >= rows.start) & (self.logit_rows < rows.stop)
+        return ForwardBatch(
+            token_ids=self.token_ids[rows.start : rows.stop],
+            positions=self.positions[rows.start : rows.stop],
+            slots=self.slots[rows.start : rows.stop],
+            query_start=torch.cat([first, last[-1:]]) - rows.start,
+            seq_lens=self.seq_lens[inside] - (ends[inside] - last),
+            block_tables=self.block_tables[inside],
+            logit_rows=self.logit_rows[wanted] - rows.start,
+        )
+
     def to_bytes(self) -> bytes:
-        """One message for the other ranks: the seven lengths, then the seven arrays, as little-endian int32."""
-        arrays = [getattr(self, field.name).numpy() for field in fields(self)]
-        lengths = np.array([array.size for array in arrays], dtype=np.int32)
-        return b"".join([lengths.tobytes(), *(array.tobytes() for array in arrays)])
+        """One message for the other ranks: the split (0: none), the seven lengths, the seven arrays, as int32."""
+        arrays = [getattr(self, name).numpy() for name in _ARRAYS]
+        head = np.array([self.split or 0, *(array.size for array in arrays)], dtype=np.int32)
+        return b"".join([head.tobytes(), *(array.tobytes() for array in arrays)])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ForwardBatch:
         """Read back what `to_bytes` wrote."""
         flat = torch.frombuffer(bytearray(data), dtype=torch.int32)
-        count = len(fields(cls))
-        parts = torch.split(flat[count:], flat[:count].tolist())
-        batch = dict(zip((field.name for field in fields(cls)), parts, strict=True))
-        batch["block_tables"] = batch["block_tables"].reshape(batch["seq_lens"].shape[0], -1)
-        return cls(**batch)
+        split, *lengths = flat[: len(_ARRAYS) + 1].tolist()
+        parts = torch.split(flat[len(_ARRAYS) + 1 :], lengths)
+        arrays = dict(zip(_ARRAYS, parts, strict=True))
+        arrays["block_tables"] = arrays["block_tables"].reshape(arrays["seq_lens"].shape[0], -1)
+        return cls(**arrays, split=split or None)
+
+
+_ARRAYS = tuple(field.name for field in fields(ForwardBatch) if field.name != "split")

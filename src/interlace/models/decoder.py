@@ -19,7 +19,7 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler
 from tokenweave.kernels import Kernels, PackedLinear
-from tokenweave.plan import Op, Step
+from tokenweave.plan import Op, Plan, Step
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Decoder:
             for mlp in dense:
                 yield from (mlp.gate_up, mlp.down)
 
-    def forward(self, batch: ForwardBatch, cache: Tensor) -> Forward:
-        """A forward pass over `batch`, to be run by an executor; `cache` is what `Kernels.new_kv_cache` gave."""
-        return Forward(self, batch, cache)
+    def forward(self, plan: Plan, batch: ForwardBatch, cache: Tensor) -> Forward:
+        """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave."""
+        return Forward(self, plan, batch, cache)
 
 
 class _Loader:
@@ -180,13 +180,25 @@ class _Loader:
         return self.source.load(name).to(self.dtype)
 
 
-class Forward:
-    """One pass of a decoder over one batch: the handlers that the plan's steps call, and the tensors between them."""
+class Part:
+    """One part of the tokens of a forward pass, and the tensors that its steps hand on to each other."""
 
-    def __init__(self, decoder: Decoder, batch: ForwardBatch, cache: Tensor) -> None:
-        self.decoder, self.batch, self.cache = decoder, batch, cache
+    def __init__(self, batch: ForwardBatch) -> None:
+        self.batch = batch
         self.hidden: Tensor  # (num_tokens, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (num_tokens, hidden) float32: belongs to the communicator between its calls
+        self.logits: Tensor  # (num_logits, local vocab) float32
+
+
+class Forward:
+    """One pass of a decoder over one batch: the handlers that the plan's steps call.
+
+    Thread safety: handlers of steps that do not wait for each other may run at the same time.
+    """
+
+    def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
+        self.decoder, self.cache = decoder, cache
+        self.parts = tuple(Part(batch.part(rows)) for rows in plan.parts)
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
@@ -201,18 +213,18 @@ class Forward:
         }
 
     def embed(self, step: Step) -> None:
-        decoder = self.decoder
-        self.hidden = decoder.kernels.gather_rows(
-            decoder.embed, self.batch.token_ids, decoder.shard.vocab.start
+        decoder, part = self.decoder, self._part_of(step)
+        part.hidden = decoder.kernels.gather_rows(
+            decoder.embed, part.batch.token_ids, decoder.shard.vocab.start
         )
-        self.residual = torch.zeros_like(self.hidden, dtype=torch.float32)
+        part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
 
     def attention(self, step: Step) -> None:
-        decoder, batch, kernels = self.decoder, self.batch, self.decoder.kernels
-        index = _layer_of(step)
+        decoder, part, kernels = self.decoder, self._part_of(step), self.decoder.kernels
+        index, batch = _layer_of(step), part.batch
         layer, cache = decoder.layers[index], self.cache[index]
         q = kernels.rope_and_store(
-            kernels.linear(self.hidden, layer.qkv),
+            kernels.linear(part.hidden, layer.qkv),
             batch.positions,
             decoder.cos_sin,
             batch.slots,
@@ -232,29 +244,36 @@ class Forward:
             scale=decoder.config.head_dim**-0.5,
             sliding_window=decoder.config.sliding_window,
         )
-        self.hidden = kernels.linear(attended, layer.o)
+        part.hidden = kernels.linear(attended, layer.o)
 
     def mlp(self, step: Step) -> None:
-        self.hidden = self.decoder.layers[_layer_of(step)].mlp(self.decoder.kernels, self.hidden)
+        part = self._part_of(step)
+        part.hidden = self.decoder.layers[_layer_of(step)].mlp(self.decoder.kernels, part.hidden)
 
     def reduce_norm(self, step: Step) -> None:
-        decoder = self.decoder
+        decoder, part = self.decoder, self._part_of(step)
         assert step.norm is not None
-        self.hidden = decoder.communicator.all_reduce_rms_norm(
-            self.hidden, self.residual, decoder.norms[step.norm], decoder.config.rms_norm_eps
+        part.hidden = decoder.communicator.all_reduce_rms_norm(
+            part.hidden, part.residual, decoder.norms[step.norm], decoder.config.rms_norm_eps
         )
 
     def output_head(self, step: Step) -> None:
-        rows = self.hidden[self.batch.logit_rows]
+        part = self._part_of(step)
+        rows = part.hidden[part.batch.logit_rows]
         out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
-        self.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
+        part.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
 
     def gather(self, step: Step) -> None:
         """Join the ranks' parts of the vocabulary on rank 0."""
-        decoder = self.decoder
+        decoder, parts = self.decoder, self.parts
+        own = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
         shards = (Shard.of(decoder.config, rank, decoder.shard.size) for rank in range(decoder.shard.size))
-        joined = decoder.communicator.gather_columns(self.logits, [len(shard.vocab) for shard in shards])
-        self.logits = self.logits if joined is None else joined
+        joined = decoder.communicator.gather_columns(own, [len(shard.vocab) for shard in shards])
+        self.logits = own if joined is None else joined
+
+    def _part_of(self, step: Step) -> Part:
+        assert step.part is not None
+        return self.parts[step.part]
 
 
 def _layer_of(step: Step) -> int:

@@ -1,0 +1,146 @@
+"""The simulator: what a plan would take, from what each step costs. Nothing runs, and no clock is read.
+
+A step is a row of phases, each a time on a resource: `CORE`, which does arithmetic and moves bytes, or `LINK`, which
+carries them while the core is free. Each lane runs its steps in order, each as soon as what it waits for is done.
+Where lanes share one core (a rank of one CPU thread), a transfer's phase goes before a computation's, as a thread that
+wakes up goes before one that has been running.
+
+Everything it returns is *modelled*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tokenweave.plan import Lane, Plan, Step
+
+
+class Resource(StrEnum):
+    CORE = "core"
+    LINK = "link"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """`seconds` on one resource."""
+
+    resource: Resource
+    seconds: float
+
+
+Cost = Callable[[Step], tuple[Phase, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """When a step ran: from its first phase's start to its last one's end, stalls included."""
+
+    position: int
+    step: Step
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A plan's modelled run. Lanes' busy times count phases, not stalls."""
+
+    intervals: tuple[Interval, ...]  # in the order of the plan
+    total_s: float
+    busy_s: dict[Lane, float]
+
+    @property
+    def blocked_s(self) -> float:
+        """How long the compute lane stood still: what of the transfers is not hidden."""
+        return self.total_s - self.busy_s[Lane.COMPUTE]
+
+    @property
+    def hidden_fraction(self) -> float:
+        """The share of the transfers' time that ran while the compute lane worked; 1 where there are none."""
+        transfers = self.busy_s[Lane.TRANSFER]
+        return 1.0 if transfers <= 0 else max(0.0, 1 - self.blocked_s / transfers)
+
+
+def simulate(plan: Plan, cost: Cost, *, shared_core: bool) -> Timeline:
+    """Run `plan` on paper. `shared_core`: the lanes have one core between them; otherwise one each.
+
+    Costs: linear in the number of steps.
+    """
+    return _Simulation(plan, cost, shared_core).run()
+
+
+class _Worker:
+    """A lane on its way through its steps."""
+
+    def __init__(self, plan: Plan, lane: Lane) -> None:
+        self.queue = [at for at, step in enumerate(plan.steps) if step.lane is lane]
+        self.queue.reverse()
+        self.phases: list[Phase] = []  # of the step that runs, the next one last
+        self.left_s = 0.0  # of the phase that runs
+        self.start_s = 0.0
+
+    @property
+    def resource(self) -> Resource | None:
+        return self.phases[-1].resource if self.phases else None
+
+
+class _Simulation:
+    def __init__(self, plan: Plan, cost: Cost, shared_core: bool) -> None:
+        self.plan, self.cost, self.shared_core = plan, cost, shared_core
+        self.now_s = 0.0
+        self.ends: dict[int, Interval] = {}
+        self.busy_s = dict.fromkeys(Lane, 0.0)
+        self.workers = {lane: _Worker(plan, lane) for lane in Lane}
+
+    def run(self) -> Timeline:
+        while len(self.ends) < len(self.plan.steps):
+            for worker in self.workers.values():
+                self._begin(worker)
+            running = self._running()
+            if not running:  # steps without cost ended, and let others begin
+                continue
+            elapsed_s = min(self.workers[lane].left_s for lane in running)
+            self.now_s += elapsed_s
+            for lane in running:
+                self._advance(lane, elapsed_s)
+        intervals = tuple(self.ends[position] for position in range(len(self.plan.steps)))
+        return Timeline(intervals, self.now_s, self.busy_s)
+
+    def _begin(self, worker: _Worker) -> None:
+        """Give an idle lane its next step, if that may begin; steps without phases end at once."""
+        while not worker.phases and worker.queue:
+            step = self.plan.steps[worker.queue[-1]]
+            if any(other not in self.ends for other in step.waits_for):
+                return
+            worker.start_s = self.now_s
+            worker.phases = [phase for phase in reversed(self.cost(step)) if phase.seconds > 0]
+            if worker.phases:
+                worker.left_s = worker.phases[-1].seconds
+            else:
+                self._end(worker)
+
+    def _running(self) -> list[Lane]:
+        """The lanes that make progress now."""
+        running = [lane for lane, worker in self.workers.items() if worker.phases]
+        on_core = [lane for lane in running if self.workers[lane].resource is Resource.CORE]
+        if self.shared_core and len(on_core) > 1:
+            running.remove(Lane.COMPUTE)
+        return running
+
+    def _advance(self, lane: Lane, elapsed_s: float) -> None:
+        worker = self.workers[lane]
+        self.busy_s[lane] += elapsed_s
+        worker.left_s -= elapsed_s
+        if worker.left_s > 1e-15:
+            return
+        worker.phases.pop()
+        if worker.phases:
+            worker.left_s = worker.phases[-1].seconds
+        else:
+            self._end(worker)
+
+    def _end(self, worker: _Worker) -> None:
+        position = worker.queue.pop()
+        self.ends[position] = Interval(position, self.plan.steps[position], worker.start_s, self.now_s)

@@ -1,0 +1,88 @@
+"""The simulator against closed forms."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenweave.plan import Lane, Plan, Step, plan_forward
+from tokenweave.simulate import Cost, Phase, Resource, simulate
+
+TIMES = st.floats(0, 10)
+
+
+def costs(compute_s: float, core_s: float, link_s: float) -> Cost:
+    """The same for every step of a lane; a transfer first uses the core, then the link."""
+
+    def cost(step: Step) -> tuple[Phase, ...]:
+        if step.lane is Lane.COMPUTE:
+            return (Phase(Resource.CORE, compute_s),)
+        return (Phase(Resource.CORE, core_s), Phase(Resource.LINK, link_s))
+
+    return cost
+
+
+@given(layers=st.integers(1, 6), compute_s=TIMES, core_s=TIMES, link_s=TIMES, shared_core=st.booleans())
+def test_an_unsplit_plan_takes_the_sum_of_its_steps(
+    layers: int, compute_s: float, core_s: float, link_s: float, shared_core: bool
+) -> None:
+    timeline = simulate(plan_forward(layers, 8), costs(compute_s, core_s, link_s), shared_core=shared_core)
+    stages = 2 * layers + 2
+    assert timeline.total_s == pytest.approx(stages * (compute_s + core_s + link_s))
+    assert timeline.blocked_s == pytest.approx(stages * (core_s + link_s))
+
+
+@given(layers=st.integers(1, 6), compute_s=st.floats(1, 10), share=st.floats(0.01, 1))
+def test_a_woven_plan_hides_all_but_the_ends_where_links_are_faster_than_computation(
+    layers: int, compute_s: float, share: float
+) -> None:
+    """Between the first part's first computation and the last reduction, the compute lane never stops."""
+    link_s = share * compute_s
+    timeline = simulate(plan_forward(layers, 8, 4), costs(compute_s, 0, link_s), shared_core=False)
+    computing = 2 * (2 * layers + 2) * compute_s
+    assert timeline.total_s == pytest.approx(computing + link_s)  # the gather is what is left
+    assert timeline.hidden_fraction == pytest.approx(1 - 1 / (2 * (2 * layers + 1) + 1))
+
+
+@given(layers=st.integers(1, 4), compute_s=st.floats(1, 5), core_s=st.floats(0.1, 5), link_s=TIMES)
+def test_on_one_core_nothing_that_needs_the_core_is_hidden(
+    layers: int, compute_s: float, core_s: float, link_s: float
+) -> None:
+    plan = plan_forward(layers, 8, 4)
+    cost = costs(compute_s, core_s, link_s)
+    shared, own = (simulate(plan, cost, shared_core=shared).total_s for shared in (True, False))
+    on_core = sum(
+        phase.seconds for step in plan.steps for phase in cost(step) if phase.resource is Resource.CORE
+    )
+    assert shared >= on_core - 1e-9
+    assert shared >= own - 1e-9
+
+
+@given(layers=st.integers(1, 4), split=st.integers(1, 7), data=st.data())
+def test_no_step_begins_before_what_it_waits_for_and_lanes_keep_their_order(
+    layers: int, split: int, data: st.DataObject
+) -> None:
+    plan = plan_forward(layers, 8, split)
+    times = {at: data.draw(TIMES) for at in range(len(plan.steps))}
+    cost_of = dict(zip(map(id, plan.steps), times.values(), strict=True))
+    timeline = simulate(plan, lambda step: (Phase(Resource.CORE, cost_of[id(step)]),), shared_core=True)
+    for interval in timeline.intervals:
+        for other in interval.step.waits_for:
+            assert timeline.intervals[other].end_s <= interval.start_s
+    for lane in Lane:
+        on_lane = [interval for interval in timeline.intervals if interval.step.lane is lane]
+        for before, after in pairwise(on_lane):
+            assert before.end_s <= after.start_s
+
+
+def test_a_plan_without_costs_takes_no_time() -> None:
+    timeline = simulate(plan_forward(2, 8, 4), lambda step: (), shared_core=True)
+    assert timeline.total_s == 0
+    assert timeline.hidden_fraction == 1
+
+
+def test_an_empty_plan_is_simulated() -> None:
+    assert simulate(Plan(1, ()), lambda step: (), shared_core=False).total_s == 0
