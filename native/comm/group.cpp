@@ -163,7 +163,8 @@ Layout::Layout(int size, size_t slot_bytes) {
 }
 
 const char* name_of(Operation operation) {
-    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "gather_columns", "broadcast", "broadcast_bytes"};
+    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "gather_columns", "broadcast", "broadcast_bytes",
+                                         "all_reduce_rms_norm"};
     return kNames[static_cast<uint32_t>(operation)];
 }
 

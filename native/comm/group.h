@@ -32,7 +32,7 @@ constexpr uint64_t kLayoutVersion = 1;
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free,
               "atomics in shared memory must not need a lock");
 
-enum class Operation : uint32_t { kBarrier, kAllReduce, kAllGather, kGatherColumns, kBroadcast, kBroadcastBytes };
+enum class Operation : uint32_t { kBarrier, kAllReduce, kAllGather, kGatherColumns, kBroadcast, kBroadcastBytes, kReduceNorm };
 
 // What a rank calls at a step. Ranks whose tags differ are out of step.
 struct Tag {

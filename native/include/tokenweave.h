@@ -136,6 +136,19 @@ TW_API int tw_shm_all_gather(tw_shm_group *group, const void *data, void *gather
  * the others, which may return before the root has it. */
 TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *gathered, size_t rows,
                                  const size_t *row_bytes, int root);
+/* The fused operation (TokenWeave, section 3). Rank r's partial sums, (rows, h) of `dtype` (tw_dtype), lie at `symmetric +
+ * r * region_bytes + offset`; their sum, taken in float32 in rank order, is added to residual (rows, h) float32, which
+ * is this rank's own memory, and its RMSNorm times weight (h) goes to out (rows, h).
+ *   one_shot 0: each rank does its rows (tw_shm_owned_rows) of a residual and of an `out` that is one memory for all
+ *     ranks. After it every row of out is there, and nobody reads the partial sums any more.
+ *   one_shot 1: each rank does all rows, of memory of its own. After it other ranks may still read this rank's partial
+ *     sums, until they call the next collective.
+ * `pool` shares the rows out among its workers. */
+TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
+                                      size_t offset, float *residual, const void *weight, void *out, int64_t rows,
+                                      int64_t h, float eps, int dtype, int one_shot);
+/* The rows of a residual that a rank keeps: [first, last). */
+TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t *first, int64_t *last);
 /* data becomes the root's. The root may return before the others have it. */
 TW_API int tw_shm_broadcast(tw_shm_group *group, void *data, size_t bytes, int root);
 /* A message whose length only the root knows: the root sends; the others begin, make room, and take the rest.

@@ -50,6 +50,20 @@ struct NormArgs {
     int dtype;
 };
 
+// NormArgs of several parts: their sum, in float32 and in order, is what the residual gets.
+struct ReduceNormArgs {
+    const void *const *parts;
+    int num_parts;
+    int64_t ldx;
+    float *residual;
+    int64_t ldr;
+    const void *weight;
+    void *out;
+    int64_t ldo, h;
+    float eps;
+    int dtype;
+};
+
 struct GateArgs {
     const void *gate_up;
     int64_t ldg;
@@ -95,6 +109,7 @@ struct KernelTable {
     void (*linear)(const LinearArgs &, int64_t first_panel, int64_t last_panel);
     void (*gather_rows)(const GatherArgs &, int64_t first_row, int64_t last_row);
     void (*rms_norm)(const NormArgs &, int64_t first_row, int64_t last_row);
+    void (*reduce_norm)(const ReduceNormArgs &, int64_t first_row, int64_t last_row);
     void (*silu_and_mul)(const GateArgs &, int64_t first_row, int64_t last_row);
     void (*rope_and_store)(const RopeArgs &, int64_t first_row, int64_t last_row, char *scratch);
     size_t (*attention_scratch_bytes)(const AttentionArgs &, int64_t num_rows);

@@ -116,7 +116,7 @@ def all_reduce_rms_norm(comm: Communicator, num_tokens: int) -> tuple[Tensor, Te
     residual = data_of(100, (num_tokens, 64), "float32")
     weight = data_of(200, (64,), "float32")
     normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
-    return normed, residual, comm.owned_rows(num_tokens)
+    return normed, residual, comm.owned_rows(*hidden.shape, hidden.dtype)
 
 
 def sequence(comm: Communicator, operations: list[tuple[Any, ...]]) -> list[Any]:

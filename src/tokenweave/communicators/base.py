@@ -151,17 +151,26 @@ class Communicator(ABC):
             )
         return self._broadcast_bytes(data, root, idle)
 
+    def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """Where the computation before a reduction puts its partial sum: (num_tokens, hidden_size), uninitialised.
+
+        `all_reduce_rms_norm` takes such a tensor without copying it where the backend has memory that the ranks share.
+        Every rank must ask in the same order. The tensor is valid until its reduction.
+        """
+        return torch.empty((num_tokens, hidden_size), dtype=dtype)
+
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
         hidden: (num_tokens, hidden_size); residual: the same, float32; weight: (hidden_size,). Returns the normed rows,
-        (num_tokens, hidden_size), valid on every rank. `residual` is updated in place and belongs to the
-        communicator between calls: only the rows `owned_rows(num_tokens)` of it are valid. `hidden` is spent.
+        (num_tokens, hidden_size), valid on every rank, until the second reduction after this one of the same tokens.
+        `residual` is updated in place and belongs to the communicator between calls: only the rows
+        `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
         return self.kernels.add_rms_norm(hidden, residual, weight, eps)
 
-    def owned_rows(self, num_tokens: int) -> range:
+    def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """The rows of the residual that are valid on this rank after `all_reduce_rms_norm`."""
         return range(num_tokens)
 

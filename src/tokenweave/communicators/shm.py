@@ -20,7 +20,10 @@ import torch
 from tokenweave.communicators import shm_abi
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
+from tokenweave.communicators.symmetric import SymmetricMemory
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.kernels.calls import DTYPE_CODE
+from tokenweave.kernels.compiled import NativeKernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from tokenweave.kernels import Kernels
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
+ONE_SHOT_TOKENS = 4  # up to here summing every row on every rank costs less than a second synchronisation
 CROWDED_SPIN_S = 2e-6  # with more ranks than processors: whoever is waited for may need this one
 
 _DTYPES = {  # tw_shm_dtype
@@ -60,7 +64,9 @@ class ShmCommunicator(Communicator):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         slot_bytes: int = SLOT_BYTES,
         spin_s: float | None = None,
+        symmetric: SharedSegment | None = None,
     ) -> None:
+        """`symmetric`, where given, is memory for activations: `symmetric_bytes(size, ...)`, the same on every rank."""
         super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
         needed = segment_bytes(size, slot_bytes)
         if segment.size_bytes < needed:
@@ -92,6 +98,7 @@ class ShmCommunicator(Communicator):
                 "already, or with other sizes; a segment serves one group, once"
             )
         self._group = group
+        self._symmetric = None if symmetric is None else SymmetricMemory(symmetric, rank, size)
 
     def barrier(self) -> None:
         self._check_status(self._library.tw_shm_barrier(self._open()))
@@ -110,6 +117,71 @@ class ShmCommunicator(Communicator):
                 self._library.tw_shm_detach(self._group)
                 self._group = None
                 self._view.release()
+                if self._symmetric is not None:
+                    self._symmetric.close()
+
+    def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
+        fused = self._fused(num_tokens, hidden_size, dtype)
+        if fused is None:
+            return super().new_partial(num_tokens, hidden_size, dtype)
+        return fused[0].new_partial(num_tokens, hidden_size, dtype)
+
+    def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
+        """Each rank's share, in rank order; all rows where tokens are few or the operation is not fused."""
+        if num_tokens <= ONE_SHOT_TOKENS or self._fused(num_tokens, hidden_size, dtype) is None:
+            return range(num_tokens)
+        first, last = ctypes.c_int64(), ctypes.c_int64()
+        self._library.tw_shm_owned_rows(
+            self.rank, self.size, num_tokens, ctypes.byref(first), ctypes.byref(last)
+        )
+        return range(first.value, last.value)
+
+    def all_reduce_rms_norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Native, in one call, where there is symmetric memory: see tw_shm_all_reduce_rms_norm."""
+        num_tokens, hidden_size = hidden.shape
+        fused = self._fused(num_tokens, hidden_size, hidden.dtype)
+        if fused is None:
+            return super().all_reduce_rms_norm(hidden, residual, weight, eps)
+        memory, kernels = fused
+        offset = memory.offset_of(hidden)
+        if offset is None:  # it does not come from `new_partial`
+            hidden = memory.new_partial(num_tokens, hidden_size, hidden.dtype).copy_(hidden)
+            offset = memory.offset_of(hidden)
+        one_shot = num_tokens <= ONE_SHOT_TOKENS
+        out = (
+            torch.empty_like(hidden)
+            if one_shot
+            else memory.next_answer(num_tokens, hidden_size, hidden.dtype)
+        )
+        self._check_status(
+            self._library.tw_shm_all_reduce_rms_norm(
+                self._open(),
+                kernels.pool.handle,
+                memory.address,
+                memory.region_bytes,
+                offset,
+                residual.data_ptr(),
+                weight.data_ptr(),
+                out.data_ptr(),
+                num_tokens,
+                hidden_size,
+                eps,
+                DTYPE_CODE[hidden.dtype],
+                one_shot,
+            )
+        )
+        return out
+
+    def _fused(
+        self, num_tokens: int, hidden_size: int, dtype: torch.dtype
+    ) -> tuple[SymmetricMemory, NativeKernels] | None:
+        """What the fused operation needs, if this rank has it for such tensors. All ranks find alike."""
+        memory, kernels = self._symmetric, self.kernels
+        if memory is None or dtype not in DTYPE_CODE or not isinstance(kernels, NativeKernels):
+            return None
+        return (memory, kernels) if memory.fits(num_tokens, hidden_size, dtype) else None
 
     def _abort(self, failed_rank: int, reason: str) -> None:
         with self._closing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from typing import Final
 
@@ -40,6 +40,14 @@ def library() -> ctypes.CDLL:
         "all_gather": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
         "gather_columns": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_size_t), c_int]),
         "broadcast": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
+        "all_reduce_rms_norm": (
+            c_int,
+            [
+                *(c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p),
+                *(c_int64, c_int64, c_float, c_int, c_int),
+            ],
+        ),
+        "owned_rows": (None, [c_int, c_int, c_int64, POINTER(c_int64), POINTER(c_int64)]),
         "send_bytes": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
         "receive_begin": (c_int, [c_void_p, c_int, c_int, POINTER(c_uint64)]),
         "receive_rest": (c_int, [c_void_p, c_int, c_void_p]),

@@ -31,6 +31,11 @@ class NativeKernels(Kernels):
         self._pool.close()
 
     @property
+    def pool(self) -> Pool:
+        """The workers, for native code that shares its own rows out among them."""
+        return self._pool
+
+    @property
     def isa(self) -> str:
         return self._pool.isa
 

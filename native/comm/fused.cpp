@@ -1,0 +1,56 @@
+// all_reduce_rms_norm over symmetric memory: nothing is copied but the answer.
+#include "../kernels/checks.h"
+#include "group.h"
+
+using namespace tokenweave;
+using namespace tokenweave::shm;
+
+namespace {
+
+constexpr int64_t kGrainElements = 16 * 1024;  // less is done before a second worker would have started on it
+
+int64_t first_row_of(int rank, int size, int64_t rows) { return rows * rank / size; }
+
+void reduce_rows(Pool& pool, const ReduceNormArgs& args, int64_t first, int64_t last) {
+    const auto kernel = pool.kernels().reduce_norm;
+    const int64_t grain = args.h < kGrainElements ? kGrainElements / args.h : 1;
+    run_range(pool, last - first, grain,
+              [&](int64_t begin, int64_t end, char*) { kernel(args, first + begin, first + end); });
+}
+
+}  // namespace
+
+extern "C" void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t* first, int64_t* last) {
+    *first = first_row_of(rank, size, rows);
+    *last = first_row_of(rank + 1, size, rows);
+}
+
+extern "C" int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, const void* symmetric,
+                                          size_t region_bytes, size_t offset, float* residual, const void* weight,
+                                          void* out, int64_t rows, int64_t h, float eps, int dtype, int one_shot) {
+    if (!group || group->rank < 0 || !pool || !symmetric || !weight || rows < 0 || h < 1 || !is_dtype(dtype) ||
+        ((!residual || !out) && rows)) {
+        return TW_ERROR_INVALID_ARGUMENT;
+    }
+    const size_t bytes = size_t(rows) * size_t(h) * size_t(element_bytes(dtype));
+    if (offset > region_bytes || bytes > region_bytes - offset) return TW_ERROR_INVALID_ARGUMENT;
+    const void* parts[kMaxRanks];
+    for (int rank = 0; rank < group->size; ++rank) {
+        parts[rank] = static_cast<const char*>(symmetric) + rank * region_bytes + offset;
+    }
+    const ReduceNormArgs args{parts, group->size, h, residual, h, weight, out, h, h, eps, dtype};
+    const Tag tag{Operation::kReduceNorm, int16_t(dtype == TW_FLOAT32 ? TW_SHM_FLOAT32 : TW_SHM_BFLOAT16), -1, bytes};
+
+    if (tw_status status = begin_step(group, tag.operation, false)) return status;
+    arrive(group, tag);  // releases this rank's partial sums
+    if (tw_status status = await_all(group, tag)) return status;
+    if (one_shot) {
+        reduce_rows(pool->pool, args, 0, rows);
+        return TW_OK;
+    }
+    reduce_rows(pool->pool, args, first_row_of(group->rank, group->size, rows),
+                first_row_of(group->rank + 1, group->size, rows));
+    if (tw_status status = begin_step(group, tag.operation, false)) return status;
+    arrive(group, tag);  // releases this rank's rows of the answer
+    return await_all(group, tag);
+}

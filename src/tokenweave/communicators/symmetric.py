@@ -1,0 +1,93 @@
+"""Symmetric memory: activations that every rank of a host sees at the same place, so that a reduction copies nothing.
+
+A segment holds, for each rank, a region of `NUM_BUFFERS` buffers for partial sums, and after the regions as many
+buffers for answers, which all ranks share.
+
+Thread safety: `new_partial` is for one thread (the compute lane), `next_answer` for one (the transfer lane).
+
+Invariants
+1. Every rank takes the same buffers in the same order, because every rank runs the same plan. So a partial sum has one
+   offset on all ranks.
+2. A buffer is taken again only after `NUM_BUFFERS - 1` others. A plan has two parts at most, and each part writes its
+   next partial sum only after its last reduction; so when a buffer is taken again every rank has been through a later
+   reduction of the same part, and so is done reading it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenweave.errors import CommunicatorError
+
+if TYPE_CHECKING:
+    from emucxl.shared_memory import SharedSegment
+
+NUM_BUFFERS = 4  # two parts, two buffers each
+PAGE_BYTES = 4096
+
+
+def symmetric_bytes(size: int, buffer_bytes: int) -> int:
+    """Bytes of the segment that `size` ranks need for partial sums of up to `buffer_bytes` (rounded up to pages)."""
+    if size < 1 or buffer_bytes < 1:
+        raise CommunicatorError(f"got size={size}, buffer_bytes={buffer_bytes}; expected at least 1 of each")
+    return (size + 1) * NUM_BUFFERS * _rounded(buffer_bytes)
+
+
+class SymmetricMemory:
+    """One rank's view of the segment. The segment stays the caller's and must outlive it."""
+
+    def __init__(self, segment: SharedSegment, rank: int, size: int) -> None:
+        self.buffer_bytes = segment.size_bytes // ((size + 1) * NUM_BUFFERS) // PAGE_BYTES * PAGE_BYTES
+        if self.buffer_bytes == 0:
+            raise CommunicatorError(
+                f"got a segment of {segment.size_bytes:,} bytes; {size} ranks need {symmetric_bytes(size, 1):,} or more"
+            )
+        self.region_bytes = NUM_BUFFERS * self.buffer_bytes
+        self.address = segment.address
+        self._view = segment.buffer
+        self._bytes = torch.frombuffer(self._view, dtype=torch.uint8)
+        self._own = rank * self.region_bytes
+        self._answers = size * self.region_bytes
+        self._partials_taken = self._answers_taken = 0
+
+    def fits(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        return num_tokens * hidden_size * dtype.itemsize <= self.buffer_bytes
+
+    def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """(num_tokens, hidden_size) in this rank's region. What is in it is what was there."""
+        self._partials_taken += 1
+        offset = self._own + self._partials_taken % NUM_BUFFERS * self.buffer_bytes
+        return self._tensor(offset, num_tokens, hidden_size, dtype)
+
+    def next_answer(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """(num_tokens, hidden_size), the same memory on every rank."""
+        self._answers_taken += 1
+        offset = self._answers + self._answers_taken % NUM_BUFFERS * self.buffer_bytes
+        return self._tensor(offset, num_tokens, hidden_size, dtype)
+
+    def offset_of(self, tensor: Tensor) -> int | None:
+        """Where in this rank's region `tensor` begins; None if it is not there, or not contiguous."""
+        offset = tensor.data_ptr() - self.address - self._own
+        inside = 0 <= offset <= self.region_bytes - tensor.nbytes
+        return offset if inside and tensor.is_contiguous() else None
+
+    def close(self) -> None:
+        """Lets go of the segment's memory, so that it can be closed. Tensors made here must be gone."""
+        del self._bytes
+        self._view.release()
+
+    def _tensor(self, offset: int, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        size_bytes = num_tokens * hidden_size * dtype.itemsize
+        if size_bytes > self.buffer_bytes:
+            raise CommunicatorError(
+                f"got ({num_tokens}, {hidden_size}) of {dtype}, {size_bytes:,} bytes; expected at most the "
+                f"{self.buffer_bytes:,} bytes of a buffer"
+            )
+        return self._bytes[offset : offset + size_bytes].view(dtype).view(num_tokens, hidden_size)
+
+
+def _rounded(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
