@@ -52,22 +52,40 @@ class SharedSegment:
             SegmentError: bad arguments, or the system cannot give that much memory.
         """
         _check_size(size_bytes)
-        if not name or "\0" in name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
-            raise SegmentError(f"got the name {name!r}; expected 1 to {_MAX_NAME_BYTES} bytes without NUL")
+        fd = empty_segment_fd(name)
+        try:
+            return cls.fill(fd, size_bytes)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def fill(cls, fd: int, size_bytes: int) -> Self:
+        """Gives the empty segment behind `fd` (see `empty_segment_fd`) its size and its pages, and maps it.
+
+        `fd` stays the caller's. Other holders of it may `attach` afterwards.
+
+        Raises:
+            SegmentError: `fd` is not an empty segment, or the system cannot give that much memory.
+        """
+        _check_size(size_bytes)
         _check_available(size_bytes)
         try:
-            fd = os.memfd_create(name, os.MFD_CLOEXEC)
+            if os.fstat(fd).st_size != 0:
+                raise SegmentError(
+                    f"got fd {fd} of {os.fstat(fd).st_size:,} bytes; expected an empty segment"
+                )
+            own = os.dup(fd)
         except OSError as error:
-            raise SegmentError(_explain(error, f"cannot create the segment {name!r}")) from error
+            raise SegmentError(f"got fd {fd}: {error}; expected an empty segment") from error
         try:
-            os.ftruncate(fd, size_bytes)
-            os.posix_fallocate(fd, 0, size_bytes)
+            os.ftruncate(own, size_bytes)
+            os.posix_fallocate(own, 0, size_bytes)
         except OSError as error:
-            os.close(fd)
+            os.close(own)
             raise SegmentError(
-                _explain(error, f"cannot reserve {size_bytes:,} bytes for {name!r}")
+                _explain(error, f"cannot reserve {size_bytes:,} bytes of shared memory")
             ) from error
-        return cls(fd, size_bytes)
+        return cls(own, size_bytes)
 
     @classmethod
     def attach(cls, fd: int, size_bytes: int) -> Self:
@@ -152,6 +170,20 @@ class SharedSegment:
     def _check_open(self) -> None:
         if self._closed:
             raise SegmentError("the segment is closed")
+
+
+def empty_segment_fd(name: str) -> int:
+    """The descriptor of a segment without bytes, to be handed on before its size is known. The caller's to close.
+
+    Raises:
+        SegmentError: a bad name, or the system has no memfd.
+    """
+    if not name or "\0" in name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise SegmentError(f"got the name {name!r}; expected 1 to {_MAX_NAME_BYTES} bytes without NUL")
+    try:
+        return os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        raise SegmentError(_explain(error, f"cannot create the segment {name!r}")) from error
 
 
 def unavailable_reason() -> str | None:

@@ -18,7 +18,14 @@ def connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
     if segment is not None:
         from tokenweave.communicators.shm import ShmCommunicator
 
-        return ShmCommunicator(segment, spec.rank, spec.size, kernels=kernels, timeout_s=config.timeout_s)
+        return ShmCommunicator(
+            segment,
+            spec.rank,
+            spec.size,
+            kernels=kernels,
+            timeout_s=config.timeout_s,
+            symmetric_fd=spec.symmetric_fd,
+        )
     if spec.communicator == "torch":
         from tokenweave.communicators.torch import TorchCommunicator
 

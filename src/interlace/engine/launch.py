@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
+from emucxl.shared_memory import empty_segment_fd
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import RankProcesses, RankSpec
 from interlace.errors import EngineError, RankFailed
@@ -76,7 +77,8 @@ def resolve_communicator(config: EngineConfig) -> str:
 def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
     """Rank 0 here, the others as processes of this host."""
     segment = _shared_segment(config) if kind == "shm" else None
-    specs = _specs(config, kind, segment)
+    symmetric_fd = empty_segment_fd("interlace-activations") if kind == "shm" else None
+    specs = _specs(config, kind, segment, symmetric_fd)
     processes = RankProcesses(specs[1:])
     try:
         from interlace.engine.connect import connect
@@ -146,7 +148,9 @@ def _shared_segment(config: EngineConfig) -> SharedSegment:
     return SharedSegment.create("interlace", segment_bytes(config.tp))
 
 
-def _specs(config: EngineConfig, kind: str, segment: SharedSegment | None) -> list[RankSpec]:
+def _specs(
+    config: EngineConfig, kind: str, segment: SharedSegment | None, symmetric_fd: int | None
+) -> list[RankSpec]:
     """What each rank is told, rank 0 included."""
     port = _free_port() if kind == "torch" else 0
     return [
@@ -157,6 +161,7 @@ def _specs(config: EngineConfig, kind: str, segment: SharedSegment | None) -> li
             config=asdict(config),
             segment_fd=segment.fd if segment else None,
             segment_size_bytes=segment.size_bytes if segment else 0,
+            symmetric_fd=symmetric_fd,
             master_port=port,
         )
         for rank in range(config.tp)

@@ -39,6 +39,7 @@ class RankSpec:
     config: dict[str, Any]  # an EngineConfig, as JSON can carry it
     segment_fd: int | None = None  # shm: where the ranks meet
     segment_size_bytes: int = 0
+    symmetric_fd: int | None = None  # shm: an empty segment for activations
     master_port: int = 0  # torch: where they meet, on this host
 
     def engine_config(self) -> EngineConfig:
@@ -98,7 +99,8 @@ class RankProcesses:
 
     def _start(self, spec: RankSpec) -> None:
         ours, theirs = socket.socketpair()
-        fds = [theirs.fileno()] + ([spec.segment_fd] if spec.segment_fd is not None else [])
+        segments = (spec.segment_fd, spec.symmetric_fd)
+        fds = [theirs.fileno(), *(fd for fd in segments if fd is not None)]
         process = subprocess.Popen(
             [sys.executable, "-m", "interlace.engine.rank_main", str(theirs.fileno())],
             pass_fds=fds,

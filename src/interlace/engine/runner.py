@@ -83,6 +83,7 @@ class Runner:
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
+        communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
         self.cache = self.kernels.new_kv_cache(
             model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
         )

@@ -29,9 +29,9 @@ class Mlp:
     gate_up: PackedLinear  # (2 * local intermediate, hidden)
     down: PackedLinear  # (hidden, local intermediate)
 
-    def __call__(self, kernels: Kernels, x: Tensor) -> Tensor:
-        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden)."""
-        return kernels.linear(kernels.silu_and_mul(kernels.linear(x, self.gate_up)), self.down)
+    def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
+        return kernels.linear(kernels.silu_and_mul(kernels.linear(x, self.gate_up)), self.down, out=out)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class MixtureOfExperts:
     experts: tuple[Mlp, ...]
     experts_per_token: int
 
-    def __call__(self, kernels: Kernels, x: Tensor) -> Tensor:
-        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden)."""
+    def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
         scores = kernels.linear(
             x, self.router, out=x.new_empty(x.shape[0], self.router.n, dtype=torch.float32)
         )
@@ -60,7 +60,7 @@ class MixtureOfExperts:
             rows, place = (chosen == index).nonzero(as_tuple=True)
             if rows.numel():
                 total[rows] += expert(kernels, x[rows]).float() * weights[rows, place, None]
-        return total.to(x.dtype)
+        return total.to(x.dtype) if out is None else out.copy_(total)
 
 
 @dataclass(frozen=True)
@@ -244,11 +244,11 @@ class Forward:
             scale=decoder.config.head_dim**-0.5,
             sliding_window=decoder.config.sliding_window,
         )
-        part.hidden = kernels.linear(attended, layer.o)
+        part.hidden = kernels.linear(attended, layer.o, out=self._new_partial(part))
 
     def mlp(self, step: Step) -> None:
-        part = self._part_of(step)
-        part.hidden = self.decoder.layers[_layer_of(step)].mlp(self.decoder.kernels, part.hidden)
+        part, mlp = self._part_of(step), self.decoder.layers[_layer_of(step)].mlp
+        part.hidden = mlp(self.decoder.kernels, part.hidden, out=self._new_partial(part))
 
     def reduce_norm(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)
@@ -270,6 +270,13 @@ class Forward:
         shards = (Shard.of(decoder.config, rank, decoder.shard.size) for rank in range(decoder.shard.size))
         joined = decoder.communicator.gather_columns(own, [len(shard.vocab) for shard in shards])
         self.logits = own if joined is None else joined
+
+    def _new_partial(self, part: Part) -> Tensor:
+        """Where a part's next partial sum goes: memory that the ranks share, if the communicator has such."""
+        decoder = self.decoder
+        return decoder.communicator.new_partial(
+            part.batch.num_tokens, decoder.config.hidden_size, decoder.dtype
+        )
 
     def _part_of(self, step: Step) -> Part:
         assert step.part is not None

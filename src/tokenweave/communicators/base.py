@@ -151,6 +151,16 @@ class Communicator(ABC):
             )
         return self._broadcast_bytes(data, root, idle)
 
+    def reserve_activations(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
+        """Makes room for partial sums of up to (num_tokens, hidden_size), where the backend has memory for them.
+
+        A collective call: every rank makes it, with the same arguments, before its first `new_partial`.
+        """
+        if num_tokens < 1 or hidden_size < 1:
+            raise CommunicatorError(
+                f"got activations of ({num_tokens}, {hidden_size}); expected at least 1 of each"
+            )
+
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         """Where the computation before a reduction puts its partial sum: (num_tokens, hidden_size), uninitialised.
 

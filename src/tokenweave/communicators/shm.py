@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
-from tokenweave.communicators.symmetric import SymmetricMemory
+from tokenweave.communicators.symmetric import SymmetricMemory, symmetric_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.kernels.calls import DTYPE_CODE
 from tokenweave.kernels.compiled import NativeKernels
@@ -28,7 +29,6 @@ from tokenweave.kernels.compiled import NativeKernels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emucxl.shared_memory import SharedSegment
     from tokenweave.kernels import Kernels
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
@@ -64,9 +64,9 @@ class ShmCommunicator(Communicator):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         slot_bytes: int = SLOT_BYTES,
         spin_s: float | None = None,
-        symmetric: SharedSegment | None = None,
+        symmetric_fd: int | None = None,
     ) -> None:
-        """`symmetric`, where given, is memory for activations: `symmetric_bytes(size, ...)`, the same on every rank."""
+        """`symmetric_fd`: an empty segment, the same on every rank, that `reserve_activations` fills; the caller's."""
         super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
         needed = segment_bytes(size, slot_bytes)
         if segment.size_bytes < needed:
@@ -98,7 +98,8 @@ class ShmCommunicator(Communicator):
                 "already, or with other sizes; a segment serves one group, once"
             )
         self._group = group
-        self._symmetric = None if symmetric is None else SymmetricMemory(symmetric, rank, size)
+        self._symmetric_fd = symmetric_fd
+        self._symmetric: SymmetricMemory | None = None
 
     def barrier(self) -> None:
         self._check_status(self._library.tw_shm_barrier(self._open()))
@@ -119,6 +120,19 @@ class ShmCommunicator(Communicator):
                 self._view.release()
                 if self._symmetric is not None:
                     self._symmetric.close()
+
+    def reserve_activations(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
+        """Rank 0 gives the symmetric segment its size; then every rank maps it. Nothing without a segment."""
+        super().reserve_activations(num_tokens, hidden_size, dtype)
+        if self._symmetric_fd is None:
+            return
+        if self._symmetric is not None:
+            raise CommunicatorError("the activations have been reserved; a group reserves them once")
+        size_bytes = symmetric_bytes(self.size, num_tokens * hidden_size * dtype.itemsize)
+        segment = SharedSegment.fill(self._symmetric_fd, size_bytes) if self.rank == 0 else None
+        self.barrier()
+        segment = segment or SharedSegment.attach(self._symmetric_fd, size_bytes)
+        self._symmetric = SymmetricMemory(segment, self.rank, self.size)
 
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
         fused = self._fused(num_tokens, hidden_size, dtype)

@@ -15,11 +15,13 @@ Invariants
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from emucxl.errors import SegmentError
 from tokenweave.errors import CommunicatorError
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def symmetric_bytes(size: int, buffer_bytes: int) -> int:
 
 
 class SymmetricMemory:
-    """One rank's view of the segment. The segment stays the caller's and must outlive it."""
+    """One rank's view of the segment, which it takes over."""
 
     def __init__(self, segment: SharedSegment, rank: int, size: int) -> None:
         self.buffer_bytes = segment.size_bytes // ((size + 1) * NUM_BUFFERS) // PAGE_BYTES * PAGE_BYTES
@@ -47,6 +49,7 @@ class SymmetricMemory:
             )
         self.region_bytes = NUM_BUFFERS * self.buffer_bytes
         self.address = segment.address
+        self._segment = segment
         self._view = segment.buffer
         self._bytes = torch.frombuffer(self._view, dtype=torch.uint8)
         self._own = rank * self.region_bytes
@@ -75,9 +78,13 @@ class SymmetricMemory:
         return offset if inside and tensor.is_contiguous() else None
 
     def close(self) -> None:
-        """Lets go of the segment's memory, so that it can be closed. Tensors made here must be gone."""
-        del self._bytes
-        self._view.release()
+        """Lets go of the segment, as soon as no tensor of it is in use any more."""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        with suppress(
+            BufferError, SegmentError
+        ):  # a tensor is still alive: the memory goes with the last one
+            self._view.release()
+            self._segment.close()
 
     def _tensor(self, offset: int, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         size_bytes = num_tokens * hidden_size * dtype.itemsize
