@@ -25,7 +25,7 @@ static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void
 }
 
 emx_status emx_alloc(emx_context *context, emx_tier number, size_t size_bytes, size_t alignment, void **pointer) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = require_output(pointer);
   if (status != EMX_OK) return status;
   *pointer = NULL;
@@ -76,7 +76,7 @@ static emx_status move(emx_context *context, tier *from, const heap_block *block
 }
 
 emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, void **moved) {
-  tier *tier;
+  tier *tier = NULL;
   heap_block block;
   emx_status status = require_output(moved);
   if (status == EMX_OK) status = find_movable(context, pointer, &tier, &block);
@@ -92,7 +92,7 @@ emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, vo
 }
 
 emx_status emx_migrate(emx_context *context, void *pointer, emx_tier number, void **moved) {
-  tier *from, *to;
+  tier *from = NULL, *to = NULL;
   heap_block block;
   emx_status status = require_output(moved);
   if (status == EMX_OK) status = context_get_tier(context, number, &to);
@@ -106,7 +106,7 @@ emx_status emx_migrate(emx_context *context, void *pointer, emx_tier number, voi
 }
 
 emx_status emx_query(const emx_context *context, const void *pointer, emx_allocation *allocation) {
-  tier *tier;
+  tier *tier = NULL;
   heap_block block;
   emx_status status = context_require(context);
   if (status == EMX_OK && allocation == NULL) status = fail(EMX_E_INVALID, "got NULL for where the answer goes");
@@ -122,7 +122,7 @@ emx_status emx_query(const emx_context *context, const void *pointer, emx_alloca
 }
 
 emx_status emx_poison(emx_context *context, emx_tier number, const void *address, size_t size_bytes) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   const size_t offset = (size_t)((uintptr_t)address - (uintptr_t)tier->pages.base);

@@ -90,7 +90,7 @@ static void publish(emx_context *context, tier *tier, const emx_tier_config *con
 }
 
 static emx_status add_locked(emx_context *context, const emx_tier_config *config, emx_tier *number) {
-  const provider *provider;
+  const provider *provider = NULL;
   emx_status status = check_config(context, config, &provider);
   if (status != EMX_OK) return status;
   tier *tier = &context->tiers[atomic_load(&context->num_tiers)];
@@ -135,7 +135,7 @@ emx_status context_get_tier(const emx_context *context, emx_tier number, tier **
 }
 
 emx_status emx_tier_get_info(const emx_context *context, emx_tier number, emx_tier_info *info) {
-  tier *tier;
+  tier *tier = NULL;
   const emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   if (info == NULL) return fail(EMX_E_INVALID, "got NULL for where the tier's info goes");
@@ -153,7 +153,7 @@ emx_status emx_tier_get_info(const emx_context *context, emx_tier number, emx_ti
 }
 
 emx_status emx_tier_get_stats(const emx_context *context, emx_tier number, emx_tier_stats *stats) {
-  tier *tier;
+  tier *tier = NULL;
   const emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   if (stats == NULL) return fail(EMX_E_INVALID, "got NULL for where the tier's stats go");
@@ -174,7 +174,7 @@ emx_status emx_tier_get_stats(const emx_context *context, emx_tier number, emx_t
 }
 
 emx_status emx_tier_trim(emx_context *context, emx_tier number) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   status = heap_trim(tier->heap);

@@ -4,7 +4,8 @@
 #include "prim/memory.h"
 
 static const provider *const providers[] = {
-    [EMX_PROVIDER_ANON] = &provider_anon, [EMX_PROVIDER_NULL] = &provider_null,
+    [EMX_PROVIDER_ANON] = &provider_anon, [EMX_PROVIDER_SHM] = &provider_shm,   [EMX_PROVIDER_NUMA] = &provider_numa,
+    [EMX_PROVIDER_DAX] = &provider_dax,   [EMX_PROVIDER_NULL] = &provider_null, [EMX_PROVIDER_REGION] = &provider_region,
 };
 
 const provider *provider_of(uint32_t number) {
@@ -38,6 +39,7 @@ emx_status pages_reserve(pages *pages, size_t capacity_bytes, size_t alignment) 
 }
 
 void pages_release(pages *pages) {
+  pages_withdraw(pages);
   if (pages->base != NULL) memory_release(pages->base, pages->capacity_bytes);
   pages->base = NULL;
 }
