@@ -149,6 +149,7 @@ class Access(ctypes.Structure):
 CONTEXT_SIGNATURES: native.Signatures = {
     "emx_context_open": (c_int, [POINTER(ContextConfig), POINTER(c_void_p)]),
     "emx_context_close": (None, [c_void_p]),
+    "emx_context_set_calibration": (c_int, [c_void_p, POINTER(Calibration)]),
     "emx_context_now_ns": (c_uint64, [c_void_p]),
     "emx_context_advance": (None, [c_void_p, c_uint64]),
     "emx_context_check": (c_int, [c_void_p]),
