@@ -40,7 +40,6 @@ static emx_status check_config(const emx_context_config *config) {
 
 emx_status emx_context_open(const emx_context_config *config, emx_context **opened) {
   if (opened == NULL) return fail(EMX_E_INVALID, "got NULL for where the context goes; expected its address");
-  *opened = NULL;
   emx_status status = config != NULL ? check_config(config) : EMX_OK;
   if (status != EMX_OK) return status;
   emx_context *context = take_memory();

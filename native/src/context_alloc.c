@@ -15,11 +15,10 @@ static emx_status check_region(const tier *tier) {
 static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void **pointer) {
   emx_status status = check_region(tier);
   if (status != EMX_OK) return status;
-  status = heap_alloc(tier->heap, size_bytes, alignment, pointer);
-  if (status != EMX_OK) {
-    *pointer = NULL;
-    return tier_failed(tier, status);
-  }
+  void *made = NULL;
+  status = heap_alloc(tier->heap, size_bytes, alignment, &made);
+  if (status != EMX_OK) return tier_failed(tier, status);
+  *pointer = made;
   tier_show_sometimes(tier);
   return EMX_OK;
 }
@@ -27,9 +26,7 @@ static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void
 emx_status emx_alloc(emx_context *context, emx_tier number, size_t size_bytes, size_t alignment, void **pointer) {
   tier *tier = NULL;
   emx_status status = require_output(pointer);
-  if (status != EMX_OK) return status;
-  *pointer = NULL;
-  status = context_get_tier(context, number, &tier);
+  if (status == EMX_OK) status = context_get_tier(context, number, &tier);
   return status == EMX_OK ? alloc_in(tier, size_bytes, alignment, pointer) : status;
 }
 
@@ -61,7 +58,7 @@ static emx_status find_movable(emx_context *context, const void *pointer, tier *
 /* Copies the first `size_bytes` of a block to a new block of `to`, `new_size` large, and frees the old one. */
 static emx_status move(emx_context *context, tier *from, const heap_block *block, tier *to, size_t new_size, void **moved) {
   const size_t size_bytes = block->size_bytes < new_size ? block->size_bytes : new_size;
-  void *target;
+  void *target = NULL;
   emx_status status = context_check_access(context, from, block->base, size_bytes, false);
   if (status == EMX_OK) status = alloc_in(to, new_size, 0, &target);
   if (status != EMX_OK) return status;

@@ -49,18 +49,11 @@ static emx_status check_config(const emx_context *context, const emx_tier_config
   return EMX_OK;
 }
 
-static bool is_modelled(const emx_tier_config *config) {
-  static const emx_timing none;
-  return config->link != NULL || memcmp(&config->timing, &none, sizeof none) != 0;
-}
-
 /* Opens the tier's parts one after the other; undoes them all when one fails. */
 static emx_status open_parts(emx_context *context, const emx_tier_config *config, tier *tier) {
-  emx_status status = EMX_OK;
   pages *pages = &tier->pages;
-  if (is_modelled(config))
-    status = path_create(&config->timing, config->link, context->has_calibration ? &context->calibration : NULL,
-                         !context->clock.is_virtual, &tier->path);
+  emx_status status = path_create(&config->timing, config->link, context->has_calibration ? &context->calibration : NULL,
+                                  !context->clock.is_virtual, &tier->path);
   if (status != EMX_OK) return status;
   status = pages->provider->open(config, pages);
   if (status == EMX_OK) {

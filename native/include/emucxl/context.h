@@ -6,6 +6,9 @@
  * What is priced: emx_read, emx_write, emx_memset, emx_copy, emx_migrate, emx_resize (when it moves), their batched forms,
  * and the copy engine. What is not: loads and stores through the pointers themselves, which run at this machine's speed.
  *
+ * Thread safety: as emucxl.h says. After fork, the child may read and write what the parent allocated in shared tiers (SHM,
+ * DAX), and allocates and frees nothing there: both processes would hand out the same bytes.
+ *
  * Invariants
  *   1. Memory that is handed out is zero.
  *   2. A tier never holds more than its capacity, and is never made with more than the system can give.
@@ -66,8 +69,8 @@ typedef struct emx_tier_config {
   uint32_t provider;        /* emx_provider */
   const char *name;         /* unique in the context */
   uint64_t capacity_bytes;  /* rounded up to whole pages; 0: all that the device, file or region has */
-  const char *path;         /* SHM: a file, made if missing, or NULL for a memfd; DAX: the device */
-  int32_t fd;               /* SHM: a descriptor to map instead, or -1 */
+  const char *path;         /* SHM: a file, made if missing, and left when the tier is closed; DAX: the device; else NULL */
+  int32_t fd;               /* SHM: a descriptor to map instead, which stays the caller's; or -1 */
   int32_t numa_node;        /* NUMA */
   emx_region *region;       /* REGION: stays the caller's, and must outlive the tier */
   emx_link *link;           /* shared link that the tier's traffic queues on, or NULL; kept alive by the tier */
@@ -80,7 +83,7 @@ typedef struct emx_tier_info {
   int32_t numa_node;       /* where the pages are, or -1 when that is unknown */
   uint64_t capacity_bytes;
   void *base;              /* of the tier's range of addresses */
-  int32_t fd;              /* that other processes can map, or -1 */
+  int32_t fd;              /* that other processes can map from offset 0, as `base` is here; the tier's own; or -1 */
   uint32_t modelled;       /* 1: the timing is not all zero, or there is a link */
   emx_timing timing;
 } emx_tier_info;
@@ -162,7 +165,7 @@ EMX_API emx_status emx_write_batch(emx_context *context, const emx_access *acces
 
 /* ---- poison ----------------------------------------------------------------------------------------------------- */
 
-/* Marks the 64-byte lines of a range of a tier as bad, as a device reports them. Priced accesses to them fail with
+/* Marks the 64-byte lines that a range of a tier touches as bad, as a device reports them. Priced accesses to them fail with
  * EMX_E_POISONED; the pages are retired when their allocation is freed, and their bytes leave the capacity. */
 EMX_API emx_status emx_poison(emx_context *context, emx_tier tier, const void *address, size_t size_bytes);
 
