@@ -89,7 +89,8 @@ static uint64_t run_on_real_clock(const model_clock *clock, const transfer *tran
     else
       move(&transfers[i], 0, transfers[i].size_bytes);
   }
-  emx_wait_until(progress.end_ns - (uint64_t)clock->exit_overhead_ns);
+  uint64_t early_ns = (uint64_t)clock->exit_overhead_ns; /* of the caller's time, which passes after the delay */
+  emx_wait_until(progress.end_ns > early_ns ? progress.end_ns - early_ns : 0);
   return progress.end_ns;
 }
 

@@ -66,3 +66,15 @@ uint64_t clock_ticks(void) {
   pthread_once(&once, measure);
   return counter_is_usable ? read_counter() : clock_read_ns();
 }
+
+uint64_t clock_ticks_in_order(void) {
+#if defined(__x86_64__)
+  _mm_lfence();
+  uint64_t ticks = clock_ticks();
+  _mm_lfence();
+  return ticks;
+#else
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  return clock_ticks();
+#endif
+}

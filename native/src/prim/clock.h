@@ -14,6 +14,8 @@ void clock_sleep_until(uint64_t deadline_ns);
  * nanoseconds of the clock otherwise. clock_ticks_per_ns measures it once per process (a millisecond). */
 uint64_t clock_ticks(void);
 double clock_ticks_per_ns(void);
+/* The same, read after everything before it is done and before anything after it begins. */
+uint64_t clock_ticks_in_order(void);
 
 /* Tells the core that this is a spinning loop. */
 static inline void clock_relax(void) {
