@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from typing_extensions import Buffer as ReadableBuffer
+    from _typeshed import ReadableBuffer
 
     from emucxl.buffer import Buffer
     from emucxl.tiers import Tier
