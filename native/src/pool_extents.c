@@ -81,7 +81,7 @@ emx_status extents_map(emx_region *region, uint32_t first, uint32_t last, bool w
     for (next = index + 1; next < last && region->extents[next] == region->extents[next - 1] + 1;) next++;
     void *at = region->base + index * header->extent_bytes;
     const uint64_t offset = header->data_offset + region->extents[index] * header->extent_bytes;
-    const int error = file_map(region->host->pool->fd, offset, (next - index) * header->extent_bytes, writable, at, &at);
+    const int error = map_file(region->host->pool->fd, offset, (next - index) * header->extent_bytes, writable, at, &at);
     if (error) {
       address_forbid(region->base + first * header->extent_bytes, (index - first) * header->extent_bytes);
       return fail_system(error, "cannot map extents %u to %u of region \"%s\" (a process has a limited number of mappings)",

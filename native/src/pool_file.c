@@ -152,14 +152,14 @@ static emx_status make_object(emx_pool **made) {
 
 static void destroy_object(emx_pool *pool) {
   if (pool->tables && !pool_is_inherited(pool)) address_release(pool->tables, pool->tables_bytes);
-  file_close(pool->fd);
+  close_file(pool->fd);
   pthread_mutex_destroy(&pool->lock);
   free(pool);
 }
 
 static emx_status map_tables(emx_pool *pool, const char *path) {
   pool->tables_bytes = (size_t)pool->header.data_offset;
-  const int error = file_map(pool->fd, 0, pool->tables_bytes, pool->writable, NULL, &pool->tables);
+  const int error = map_file(pool->fd, 0, pool->tables_bytes, pool->writable, NULL, &pool->tables);
   if (error) return fail_system(error, "cannot map the tables of the pool %s", path);
   point_at_tables(pool);
   return EMX_OK;
@@ -216,7 +216,7 @@ static emx_status open_file(emx_pool *pool, const char *path, bool writable, fil
 static bool holds_pool(int fd, uint64_t size_bytes) {
   void *page;
   const size_t mapped_bytes = size_bytes % HUGE_BYTES == 0 ? HUGE_BYTES : POOL_PAGE;
-  if (size_bytes < POOL_PAGE || file_map(fd, 0, mapped_bytes, false, NULL, &page) != 0) return false;
+  if (size_bytes < POOL_PAGE || map_file(fd, 0, mapped_bytes, false, NULL, &page) != 0) return false;
   const bool holds = shared_load((shared_word *)page) == POOL_MAGIC;
   address_release(page, mapped_bytes);
   return holds;
@@ -264,7 +264,7 @@ static emx_status read_header(emx_pool *pool, const char *path, uint64_t actual_
   void *page;
   const size_t mapped_bytes = actual_bytes % HUGE_BYTES == 0 ? HUGE_BYTES : POOL_PAGE;
   if (actual_bytes < POOL_PAGE) return fail(EMX_E_FOREIGN, "%s has %" PRIu64 " bytes; that is no pool", path, actual_bytes);
-  const int error = file_map(pool->fd, 0, mapped_bytes, false, NULL, &page);
+  const int error = map_file(pool->fd, 0, mapped_bytes, false, NULL, &page);
   if (error) return fail_system(error, "cannot map the header of %s", path);
   memcpy(header, page, sizeof *header);
   address_release(page, mapped_bytes);

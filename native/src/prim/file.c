@@ -30,7 +30,7 @@ int file_open(const char *path, bool writable, int *fd, file_facts *facts) {
   *fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (*fd < 0) return errno;
   if (fstat(*fd, &status) != 0 || !(S_ISREG(status.st_mode) || S_ISCHR(status.st_mode))) {
-    file_close(*fd);
+    close_file(*fd);
     return EINVAL;
   }
   facts->is_device = S_ISCHR(status.st_mode);
@@ -54,7 +54,7 @@ int file_create_nameless(const char *path, int *fd, char *temporary) {
   if (*fd < 0) return errno;
   if (fchmod(*fd, 0600) == 0) return 0; /* whatever the umask says */
   const int error = errno;
-  file_close(*fd);
+  close_file(*fd);
   file_remove(temporary);
   return error;
 }
@@ -72,7 +72,7 @@ void file_remove(const char *path) {
   if (path[0]) unlink(path);
 }
 
-void file_close(int fd) {
+void close_file(int fd) {
   if (fd >= 0) close(fd);
 }
 
@@ -104,7 +104,7 @@ static int finish_mapping(void *mapped, size_t size_bytes, void **out) {
   return 0;
 }
 
-int file_map(int fd, uint64_t offset, size_t size_bytes, bool writable, void *at, void **mapped) {
+int map_file(int fd, uint64_t offset, size_t size_bytes, bool writable, void *at, void **mapped) {
   const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
   const int flags = MAP_SHARED | (at ? MAP_FIXED : 0);
   return finish_mapping(mmap(at, size_bytes, protection, flags, fd, (off_t)offset), size_bytes, mapped);

@@ -21,12 +21,12 @@ int file_create_nameless(const char *path, int *fd, char *temporary);
 /* Gives that file its name; EEXIST if it is taken. */
 int file_publish(int fd, const char *temporary, const char *path);
 void file_remove(const char *path); /* a path that is empty or names nothing is left alone */
-void file_close(int fd);
+void close_file(int fd);
 /* Sets the size and reserves every page, so that touching one never fails. ENOMEM or ENOSPC before anything is used up. */
 int file_reserve(int fd, uint64_t size_bytes);
 
 /* Maps shared. `at` NULL: anywhere. Children of fork() do not inherit it. */
-int file_map(int fd, uint64_t offset, size_t size_bytes, bool writable, void *at, void **mapped);
+int map_file(int fd, uint64_t offset, size_t size_bytes, bool writable, void *at, void **mapped);
 /* Addresses without memory, aligned; touching them faults. */
 int address_reserve(size_t size_bytes, size_t alignment, void **reserved);
 /* Replaces what is mapped, at once: by zeroes of this process's own, or by addresses that fault. */
