@@ -66,12 +66,12 @@ emx_status pages_discard(pages *pages, size_t offset, size_t size_bytes);
 
 /* Pages of a file or device (provider_file.c). Takes over `fd`, and locks it: EMX_E_BUSY while another tier, of this or
  * another process, has it. `what` names it in messages. */
-emx_status file_take(pages *pages, int fd, const char *what);
+emx_status file_pages_take(pages *pages, int fd, const char *what);
 /* Maps the first `capacity_bytes` of what was taken; commit sets blocks of it aside. */
-emx_status file_map(pages *pages, size_t capacity_bytes, size_t alignment, bool synchronous);
-void file_close(pages *pages);
-size_t file_resident(const pages *pages);
-emx_status file_commit(pages *pages, size_t offset, size_t size_bytes);
-emx_status file_decommit(pages *pages, size_t offset, size_t size_bytes);
+emx_status file_pages_map(pages *pages, size_t capacity_bytes, size_t alignment, bool synchronous);
+void file_pages_close(pages *pages);
+size_t file_pages_resident(const pages *pages);
+emx_status file_pages_commit(pages *pages, size_t offset, size_t size_bytes);
+emx_status file_pages_decommit(pages *pages, size_t offset, size_t size_bytes);
 
 #endif

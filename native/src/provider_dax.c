@@ -38,7 +38,7 @@ static emx_status open_taken(const emx_tier_config *config, pages *pages) {
   if (status != EMX_OK) return status;
   pages->numa_node = info.numa_node;
   const size_t alignment = info.alignment_bytes > PAGES_ALIGNMENT ? (size_t)info.alignment_bytes : PAGES_ALIGNMENT;
-  return file_map(pages, capacity_bytes, alignment, true);
+  return file_pages_map(pages, capacity_bytes, alignment, true);
 }
 
 static emx_status dax_open(const emx_tier_config *config, pages *pages) {
@@ -48,9 +48,9 @@ static emx_status dax_open(const emx_tier_config *config, pages *pages) {
     return fail(EMX_E_INVALID, "got no path; expected the device's (/dev/daxX.Y), or that of a file in its place");
   const int error_number = backing_open(config->path, false, &fd, &made);
   if (error_number != 0) return fail_system(error_number, "cannot open '%s' for reading and writing", config->path);
-  emx_status status = file_take(pages, fd, config->path);
+  emx_status status = file_pages_take(pages, fd, config->path);
   if (status == EMX_OK) status = open_taken(config, pages);
-  if (status != EMX_OK) file_close(pages);
+  if (status != EMX_OK) file_pages_close(pages);
   return status;
 }
 
@@ -60,14 +60,14 @@ static bool is_device(const pages *pages) {
 }
 
 static emx_status dax_commit(pages *pages, size_t offset, size_t size_bytes) {
-  return is_device(pages) ? EMX_OK : file_commit(pages, offset, size_bytes);
+  return is_device(pages) ? EMX_OK : file_pages_commit(pages, offset, size_bytes);
 }
 
 const provider provider_dax = {
     .name = "dax",
     .unavailable = unavailable,
     .open = dax_open,
-    .close = file_close,
-    .resident = file_resident,
+    .close = file_pages_close,
+    .resident = file_pages_resident,
     .commit = dax_commit,
 };

@@ -8,7 +8,7 @@
 #include "prim/memory.h"
 #include "provider.h"
 
-emx_status file_take(pages *pages, int fd, const char *what) {
+emx_status file_pages_take(pages *pages, int fd, const char *what) {
   const int error_number = backing_lock(fd);
   if (error_number == 0) {
     pages->fd = fd;
@@ -19,14 +19,14 @@ emx_status file_take(pages *pages, int fd, const char *what) {
   return fail(EMX_E_BUSY, "%s is in use by another tier, here or in another process; close that first", what);
 }
 
-size_t file_resident(const pages *pages) {
+size_t file_pages_resident(const pages *pages) {
   backing_info info;
   if (backing_inspect(pages->fd, &info) != 0) return 0;
   return info.allocated_bytes < pages->capacity_bytes ? (size_t)info.allocated_bytes : pages->capacity_bytes;
 }
 
 static emx_status check_file_system(const pages *pages, const backing_info *info) {
-  const size_t resident = file_resident(pages), wanted = pages->capacity_bytes - resident;
+  const size_t resident = file_pages_resident(pages), wanted = pages->capacity_bytes - resident;
   if (!info->is_file || wanted <= info->free_bytes) return EMX_OK;
   return fail(EMX_E_NO_MEMORY, "got a capacity of %zu bytes, of which %zu are to be taken from the file system; it has %llu free",
               pages->capacity_bytes, wanted, (unsigned long long)info->free_bytes);
@@ -47,7 +47,7 @@ static emx_status map(pages *pages, bool synchronous) {
   return EMX_OK;
 }
 
-emx_status file_map(pages *pages, size_t capacity_bytes, size_t alignment, bool synchronous) {
+emx_status file_pages_map(pages *pages, size_t capacity_bytes, size_t alignment, bool synchronous) {
   backing_info info;
   const int error_number = backing_inspect(pages->fd, &info);
   if (error_number != 0) return fail_system(error_number, "cannot inspect the file");
@@ -61,13 +61,13 @@ emx_status file_map(pages *pages, size_t capacity_bytes, size_t alignment, bool 
   return status == EMX_OK ? map(pages, synchronous) : status;
 }
 
-void file_close(pages *pages) {
+void file_pages_close(pages *pages) {
   pages_release(pages);
   if (pages->fd >= 0) backing_close(pages->fd);
   pages->fd = -1;
 }
 
-emx_status file_commit(pages *pages, size_t offset, size_t size_bytes) {
+emx_status file_pages_commit(pages *pages, size_t offset, size_t size_bytes) {
   const emx_status status = pages->in_memory ? pages_check_growth(pages, size_bytes) : EMX_OK;
   if (status != EMX_OK) return status;
   const int error_number = backing_reserve(pages->fd, offset, size_bytes);
@@ -75,7 +75,7 @@ emx_status file_commit(pages *pages, size_t offset, size_t size_bytes) {
   return EMX_OK;
 }
 
-emx_status file_decommit(pages *pages, size_t offset, size_t size_bytes) {
+emx_status file_pages_decommit(pages *pages, size_t offset, size_t size_bytes) {
   const int error_number = backing_punch(pages->fd, offset, size_bytes);
   if (error_number != 0) return fail_system(error_number, "cannot give %zu bytes of the file back", size_bytes);
   return EMX_OK;

@@ -1,4 +1,5 @@
 /* shm: memory that other processes can map: a memfd of this tier's own, a file at a path, or a descriptor passed in. */
+#include <errno.h>
 #include <stdio.h>
 
 #include "fail.h"
@@ -37,14 +38,14 @@ static emx_status open_memfd(const emx_tier_config *config, pages *pages) {
   if (error_number != 0) return fail_system(error_number, "cannot create a memfd of %zu bytes", capacity_bytes);
   (void)backing_seal(pages->fd); /* where it can't be had, whoever maps the tier is trusted not to cut it short */
   pages->fresh_is_zero = true;
-  return file_map(pages, capacity_bytes, PAGES_ALIGNMENT, false);
+  return file_pages_map(pages, capacity_bytes, PAGES_ALIGNMENT, false);
 }
 
 static emx_status open_taken(const emx_tier_config *config, pages *pages, int fd, const char *what) {
   size_t capacity_bytes = 0;
-  emx_status status = file_take(pages, fd, what);
+  emx_status status = file_pages_take(pages, fd, what);
   if (status == EMX_OK) status = fit_size(config, pages, what, &capacity_bytes);
-  return status == EMX_OK ? file_map(pages, capacity_bytes, PAGES_ALIGNMENT, false) : status;
+  return status == EMX_OK ? file_pages_map(pages, capacity_bytes, PAGES_ALIGNMENT, false) : status;
 }
 
 static emx_status open_fd(const emx_tier_config *config, pages *pages) {
@@ -64,6 +65,8 @@ static emx_status open_path(const emx_tier_config *config, pages *pages) {
   bool made;
   int fd;
   const int error_number = backing_open(config->path, true, &fd, &made);
+  if (error_number == ELOOP)
+    return fail(EMX_E_INVALID, "got '%s', which is a symbolic link; expected the file itself", config->path);
   if (error_number != 0) return fail_system(error_number, "cannot open '%s' for reading and writing", config->path);
   const emx_status status = open_taken(config, pages, fd, config->path);
   if (status != EMX_OK && made) backing_remove(config->path);
@@ -77,7 +80,7 @@ static emx_status shm_open_tier(const emx_tier_config *config, pages *pages) {
   const emx_status status = config->path != NULL ? open_path(config, pages)
                             : config->fd >= 0    ? open_fd(config, pages)
                                                  : open_memfd(config, pages);
-  if (status != EMX_OK) file_close(pages);
+  if (status != EMX_OK) file_pages_close(pages);
   return status;
 }
 
@@ -85,8 +88,8 @@ const provider provider_shm = {
     .name = "shm",
     .unavailable = unavailable,
     .open = shm_open_tier,
-    .close = file_close,
-    .resident = file_resident,
-    .commit = file_commit,
-    .decommit = file_decommit,
+    .close = file_pages_close,
+    .resident = file_pages_resident,
+    .commit = file_pages_commit,
+    .decommit = file_pages_decommit,
 };
