@@ -4,6 +4,8 @@
 #include "context_internal.h"
 #include "fail.h"
 
+static const uint64_t MOST_BYTES = UINT64_C(1) << 46; /* half of what a process can address on x86-64 and arm64 */
+
 emx_status tier_failed(const tier *tier, emx_status status) {
   char detail[400];
   strncpy(detail, emx_error_detail(), sizeof detail - 1);
@@ -43,6 +45,9 @@ static emx_status check_config(const emx_context *context, const emx_tier_config
     return fail(EMX_E_INVALID, "got provider %u for tier '%s'; expected one of emx_provider", config->provider, config->name);
   const char *reason = (*found)->unavailable();
   if (reason != NULL) return fail(EMX_E_UNAVAILABLE, "tier '%s': provider %s: %s", config->name, (*found)->name, reason);
+  if (config->capacity_bytes > MOST_BYTES)
+    return fail(EMX_E_NO_MEMORY, "got a capacity of %llu bytes for tier '%s'; expected at most %llu: there are no more addresses",
+                (unsigned long long)config->capacity_bytes, config->name, (unsigned long long)MOST_BYTES);
   if (atomic_load(&context->num_tiers) == EMX_MAX_TIERS)
     return fail(EMX_E_INVALID, "the context has %d tiers, the most there can be; open another one for tier '%s'",
                 EMX_MAX_TIERS, config->name);

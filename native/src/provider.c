@@ -24,13 +24,11 @@ emx_status pages_require_capacity(const emx_tier_config *config) {
 
 size_t pages_round_up(size_t size_bytes) {
   const size_t page = memory_page_bytes();
-  return size_bytes > SIZE_MAX - page ? 0 : (size_bytes + page - 1) / page * page;
+  return (size_bytes + page - 1) / page * page;
 }
 
 emx_status pages_reserve(pages *pages, size_t capacity_bytes, size_t alignment) {
   void *base;
-  if (capacity_bytes == 0 || capacity_bytes > SIZE_MAX / 2)
-    return fail(EMX_E_NO_MEMORY, "the capacity asked for is more than there are addresses; ask for less");
   const int error_number = memory_reserve(capacity_bytes, alignment, &base);
   if (error_number != 0) return fail_system(error_number, "cannot reserve %zu bytes of addresses", capacity_bytes);
   pages->base = base;

@@ -50,7 +50,7 @@ extern const provider provider_anon, provider_shm, provider_numa, provider_dax, 
 
 /* What providers have in common. */
 emx_status pages_require_capacity(const emx_tier_config *config); /* EMX_E_INVALID when it is 0 */
-size_t pages_round_up(size_t size_bytes);                         /* to whole pages; 0 on overflow */
+size_t pages_round_up(size_t size_bytes);                         /* to whole pages */
 emx_status pages_reserve(pages *pages, size_t capacity_bytes, size_t alignment);
 void pages_release(pages *pages);
 

@@ -31,11 +31,14 @@ static emx_status fit_size(const emx_tier_config *config, pages *pages, const ch
 }
 
 static emx_status open_memfd(const emx_tier_config *config, pages *pages) {
-  const emx_status status = pages_require_capacity(config);
+  emx_status status = pages_require_capacity(config);
   const size_t capacity_bytes = pages_round_up(config->capacity_bytes);
+  int fd;
   if (status != EMX_OK) return status;
-  const int error_number = memory_create_file("emucxl-tier", capacity_bytes, &pages->fd);
+  const int error_number = memory_create_file("emucxl-tier", capacity_bytes, &fd);
   if (error_number != 0) return fail_system(error_number, "cannot create a memfd of %zu bytes", capacity_bytes);
+  status = file_pages_take(pages, fd, "the memfd");
+  if (status != EMX_OK) return status;
   (void)backing_seal(pages->fd); /* where it can't be had, whoever maps the tier is trusted not to cut it short */
   pages->fresh_is_zero = true;
   return file_pages_map(pages, capacity_bytes, PAGES_ALIGNMENT, false);

@@ -1,4 +1,4 @@
-"""emucxl's C interface for tests of the core: every call as it is, with failures as exceptions and nothing else added."""
+"""emucxl's C interface for tests of the core: every call as it is, with failures as exceptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from emucxl import abi, native
+from emucxl import abi, errors, native
 
 MIB = 1 << 20
 
@@ -126,3 +126,13 @@ class NativeContext:
             entry.pointer, entry.offset, entry.size_bytes = pointer, offset, len(buffer)
             entry.buffer = ctypes.addressof(buffer)
         return batch
+
+
+def fill(context: NativeContext, tier: int, size_bytes: int) -> list[int]:
+    """Allocates blocks of one size, aligned to it, until the tier is full."""
+    pointers = []
+    while True:
+        try:
+            pointers.append(context.alloc(tier, size_bytes, size_bytes))
+        except errors.TierFullError:
+            return pointers
