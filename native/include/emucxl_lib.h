@@ -1,7 +1,7 @@
 /* The interface that was published with arXiv 2404.08311: fifteen calls over two nodes, local and remote memory.
  *
- * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel module and
- * no root; new programs may want emucxl.h, on which this one is built. Where it departs from the published library, that
+ * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel module, no
+ * root; new programs may want emucxl.h, on which this one is built. Where it departs from the published library, that
  * one crashed, leaked, overran or went by chance; docs/memory/c.md lists each difference.
  *
  * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1, get_size and stats
