@@ -23,6 +23,13 @@ static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void
   return EMX_OK;
 }
 
+static emx_status free_in(tier *tier, void *pointer) {
+  const emx_status status = heap_free(tier->heap, pointer);
+  if (status != EMX_OK) return tier_failed(tier, status);
+  tier_show_sometimes(tier);
+  return EMX_OK;
+}
+
 emx_status emx_alloc(emx_context *context, emx_tier number, size_t size_bytes, size_t alignment, void **pointer) {
   tier *tier = NULL;
   emx_status status = require_output(pointer);
@@ -38,10 +45,7 @@ emx_status emx_free(emx_context *context, void *pointer) {
     return fail(EMX_E_BAD_POINTER, "got %p, which is in no tier of this context; expected what emx_alloc gave", pointer);
   status = context_check_unpinned(context, pointer);
   if (status != EMX_OK) return status;
-  status = heap_free(tier->heap, pointer);
-  if (status != EMX_OK) return tier_failed(tier, status);
-  tier_show_sometimes(tier);
-  return EMX_OK;
+  return free_in(tier, pointer);
 }
 
 /* The live block whose base is `pointer`, which no copy in flight uses. */
@@ -63,10 +67,12 @@ static emx_status move(emx_context *context, tier *from, const heap_block *block
   if (status == EMX_OK) status = alloc_in(to, new_size, 0, &target);
   if (status != EMX_OK) return status;
   tier_copy(context, to, target, from, block->base, size_bytes);
-  status = heap_free(from->heap, block->base);
-  if (status != EMX_OK) { /* freed by another thread in the meantime: a race of the program, told rather than hidden */
-    heap_free(to->heap, target);
-    return tier_failed(from, status);
+  status = context_check_access(context, from, block->base, size_bytes, false); /* fenced or poisoned meanwhile? */
+  if (status == EMX_OK) status = check_region(to);
+  if (status == EMX_OK) status = free_in(from, block->base); /* fails if another thread freed it: a race of the program */
+  if (status != EMX_OK) {
+    (void)heap_free(to->heap, target);
+    return status;
   }
   *moved = target;
   return EMX_OK;

@@ -11,26 +11,41 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emucxl import abi, errors
+from emucxl import abi, errors, native
 from support.native_context import MIB, NativeContext, fill, provider_unavailable
 
 CAPACITY = 8 * MIB
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass
-class Backing:
-    """What a provider needs: the fields of its tier's config, kept alive by `resources`."""
+class JoinConfig(abi.SizedStructure):
+    _fields_ = (
+        ("struct_bytes", c_uint32),
+        ("flags", c_uint32),
+        ("lease_ns", c_uint64),
+        ("quota_bytes", c_uint64),
+    )
 
-    fields: dict[str, Any]
-    resources: contextlib.ExitStack
+
+class PoolConfig(abi.SizedStructure):
+    _fields_ = (
+        ("struct_bytes", c_uint32),
+        ("flags", c_uint32),
+        ("size_bytes", c_uint64),
+        ("extent_bytes", c_uint64),
+        ("max_regions", c_uint32),
+    )
+
+
+# Each gives the fields of a tier's config, and has what they need closed by `resources`.
 
 
 def anon(tmp_path: Path, resources: contextlib.ExitStack) -> dict[str, Any]:
@@ -68,6 +83,33 @@ def null(tmp_path: Path, resources: contextlib.ExitStack) -> dict[str, Any]:
     return {"provider": abi.PROVIDER_NULL}
 
 
+POOL_SIGNATURES: native.Signatures = {
+    "emx_pool_create": (c_int, [c_char_p, POINTER(PoolConfig), POINTER(c_void_p)]),
+    "emx_pool_close": (None, [c_void_p]),
+    "emx_pool_join": (c_int, [c_void_p, c_char_p, c_void_p, POINTER(c_void_p)]),
+    "emx_host_carve": (c_int, [c_void_p, c_char_p, c_uint64, c_void_p, POINTER(c_void_p)]),
+    "emx_host_leave": (None, [c_void_p]),
+    "emx_pool_open": (c_int, [c_char_p, c_uint32, POINTER(c_void_p)]),
+    "emx_pool_reclaim": (c_int, [c_void_p, c_uint32, c_void_p]),
+    "emx_region_close": (None, [c_void_p]),
+    "emx_region_poison": (c_int, [c_void_p, c_uint64, c_uint64]),
+}
+
+
+def region(tmp_path: Path, resources: contextlib.ExitStack, join: JoinConfig | None = None) -> dict[str, Any]:
+    library = abi.load()
+    native.declare(library, POOL_SIGNATURES)
+    pool, host, carved = c_void_p(), c_void_p(), c_void_p()
+    path = os.fsencode(tmp_path / "pool")
+    native.check(library.emx_pool_create(path, PoolConfig(size_bytes=2 * CAPACITY), byref(pool)))
+    resources.callback(library.emx_pool_close, pool)
+    native.check(library.emx_pool_join(pool, b"tester", join and byref(join), byref(host)))
+    resources.callback(library.emx_host_leave, host)
+    native.check(library.emx_host_carve(host, b"tier", CAPACITY, None, byref(carved)))
+    resources.callback(library.emx_region_close, carved)
+    return {"provider": abi.PROVIDER_REGION, "region": carved.value}
+
+
 MAKERS: tuple[Callable[[Path, contextlib.ExitStack], dict[str, Any]], ...] = (
     anon,
     shm_memfd,
@@ -76,6 +118,7 @@ MAKERS: tuple[Callable[[Path, contextlib.ExitStack], dict[str, Any]], ...] = (
     numa,
     dax_file,
     null,
+    region,
 )
 SHARED = (shm_memfd, shm_file, shm_fd, dax_file)
 
@@ -336,7 +379,7 @@ def memory_cgroup() -> Path | None:
 GROUP_PROGRAM = """
 import mmap, os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
-from emucxl import abi, errors
+from emucxl import abi, errors, native
 from support.native_context import MIB, NativeContext
 context = NativeContext()
 try:
@@ -597,6 +640,55 @@ def test_a_device_has_no_more_than_its_size(tmp_path: Path) -> None:
         add_dax(device, CAPACITY + 1)
     add_dax(device, CAPACITY)
     add_dax(device)
+
+
+# ---- regions of a pool -------------------------------------------------------------------------------------------
+
+
+def test_poison_of_the_pool_is_met_through_the_tier(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as resources:
+        fields = region(tmp_path, resources)
+        context = resources.enter_context(NativeContext())
+        tier = context.add_tier("pooled", 0, **fields)
+        assert context.info(tier).capacity_bytes == CAPACITY
+        pointer = context.alloc(tier, MIB)
+        offset = pointer - context.info(tier).base
+        native.check(context.library.emx_region_poison(fields["region"], offset + 4096, 1))
+        context.write(pointer, 0, bytes(4096))
+        for call in (
+            lambda: context.read(pointer, 4000, 200),
+            lambda: context.write(pointer, 4096, b"x"),
+            lambda: context.resize(pointer, 5 * MIB),
+        ):
+            with pytest.raises(errors.PoisonedError):
+                call()
+
+
+def test_a_host_that_was_fenced_can_use_its_tier_no_more(tmp_path: Path) -> None:
+    no_heartbeat = JoinConfig(flags=1, lease_ns=200_000_000)
+    with contextlib.ExitStack() as resources:
+        fields = region(tmp_path, resources, no_heartbeat)
+        context = resources.enter_context(NativeContext())
+        tier = context.add_tier("pooled", 0, **fields)
+        pointer = context.alloc(tier, MIB)
+        time.sleep(0.4)
+        looker = c_void_p()  # somebody else who notices that the lease ran out
+        native.check(context.library.emx_pool_open(os.fsencode(tmp_path / "pool"), 0, byref(looker)))
+        resources.callback(context.library.emx_pool_close, looker)
+        native.check(context.library.emx_pool_reclaim(looker, 0, None))
+        for call in (
+            lambda: context.read(pointer, 0, 8),
+            lambda: context.write(pointer, 0, b"x"),
+            lambda: context.alloc(tier, 8),
+            lambda: context.resize(pointer, 2 * MIB),
+        ):
+            with pytest.raises(errors.FencedError):
+                call()
+
+
+def test_a_tier_needs_a_region() -> None:
+    with NativeContext() as context, pytest.raises(errors.ArgumentError, match="got no region"):
+        context.add_tier("pooled", CAPACITY, provider=abi.PROVIDER_REGION)
 
 
 # ---- others ------------------------------------------------------------------------------------------------------
