@@ -2,8 +2,8 @@
  *
  *     cc kv_hits.c kv_store.c -lemucxl -o kv_hits && ./kv_hits
  *
- * Of the GETs, 90 % go to the first x % of the keys and then 10 % to the others; with x = 0, all go anywhere. Arguments:
- * the x to run (default: 0, 10, ... 90). The numbers come from the C library's rand(), as they did for the publication:
+ * Of the GETs, 90 % go to the first x % of the keys and then 10 % to the others; with x = 0, all go anywhere. Give the
+ * x to run (default: 0, 10, ... 90). The numbers come from the C library's rand(), as they did for the publication:
  * with another C library they differ. */
 #include <stdlib.h>
 #include <string.h>

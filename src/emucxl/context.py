@@ -178,6 +178,12 @@ class Context(ContextBase):
         with self.held() as handle:
             native.check(self._library.emx_context_check(handle))
 
+    def calibrate(self) -> None:
+        """Gives the real clock's model this machine's calibration, unless it has one. `add_tier` does so by itself."""
+        with self._lock, self.held() as handle:
+            if self._clock == "real" and not self._calibrated:
+                self._calibrate(handle)
+
     @contextmanager
     def held(self) -> Iterator[int]:
         """The native handle, kept open inside the block: `close` raises InUseError meanwhile."""
