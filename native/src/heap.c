@@ -1,211 +1,384 @@
-/* The heap, in its simplest form: live blocks in an array sorted by address, first fit between them, one lock. */
+/* The calls of heap.h. */
 #include "heap.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "fail.h"
+#include "heap_cache.h"
+#include "prim/memory.h"
 
-enum { PAGE = 4096, EXTENT = 2 << 20, GRAIN = 16 };
+/* ---- made and ended --------------------------------------------------------------------------------------------- */
 
-typedef struct entry {
-  size_t offset, size, span; /* span: taken from the capacity */
-} entry;
+static void *place(const heap *heap, size_t *used, size_t size_bytes) {
+  void *at = (char *)heap->metadata + *used;
+  *used += (size_bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+  return at;
+}
 
-struct heap {
-  pthread_mutex_t lock;
-  char *base;
-  size_t capacity;
-  heap_source source;
-  entry *entries;
-  size_t num_entries, max_entries;
-  unsigned char *committed, *poisoned; /* per extent, per line */
-  _Atomic uint64_t poisoned_bytes;
-  heap_stats stats;
-};
+/* Addresses for all that could ever be needed; only what is used gets memory. As many bytes of records as the heap has
+ * are plenty: the smallest objects need a seventh of that. */
+static size_t lay_out(heap *heap) {
+  const size_t num_pages = heap->num_pages, most = (size_t)UINT32_MAX * RECORD_ALIGNMENT;
+  const size_t record_bytes = heap->capacity_bytes < most - (1 << 20) ? heap->capacity_bytes + (1 << 20) : most;
+  size_t used = 0;
+  heap->runs = place(heap, &used, (num_pages + 1) * sizeof(run));
+  void *starts = place(heap, &used, bitmap_bytes(num_pages));
+  heap->dirty = place(heap, &used, bits_words(num_pages) * sizeof(bits_word));
+  heap->committed = place(heap, &used, bits_words(num_pages) * sizeof(bits_word));
+  heap->records = place(heap, &used, record_bytes);
+  heap->max_records = record_bytes / RECORD_ALIGNMENT;
+  heap->used_records = 1; /* NO_SLAB is 0 */
+  bitmap_place(&heap->starts, num_pages, starts);
+  return used;
+}
 
-emx_status heap_create(void *base, size_t capacity, const heap_source *source, heap **created) {
-  heap *h = calloc(1, sizeof *h);
-  if (!h) return fail(EMX_E_NO_MEMORY, "no memory for the heap's metadata");
-  h->base = base, h->capacity = capacity, h->source = *source;
-  h->committed = calloc(capacity / EXTENT + 1, 1);
-  pthread_mutex_init(&h->lock, NULL);
-  *created = h;
+static emx_status map_metadata(heap *heap) {
+  heap->metadata_bytes = lay_out(heap); /* how much; the addresses come when there is a place */
+  int error = memory_reserve(heap->metadata_bytes, PAGE_BYTES, &heap->metadata);
+  if (error == 0 && (error = memory_enable(heap->metadata, heap->metadata_bytes)) != 0)
+    memory_release(heap->metadata, heap->metadata_bytes);
+  if (error != 0) return fail_system(error, "cannot map %zu bytes for a heap's metadata", heap->metadata_bytes);
+  lay_out(heap);
   return EMX_OK;
 }
 
-void heap_destroy(heap *h) {
-  if (!h) return;
-  pthread_mutex_destroy(&h->lock);
-  free(h->entries), free(h->committed), free(h->poisoned), free(h);
+static emx_status check_range(const void *base, size_t capacity_bytes) {
+  if ((uintptr_t)base % MAX_ALIGNMENT != 0)
+    return fail(EMX_E_INVALID, "got a heap's base %p; expected a multiple of 2 MiB", base);
+  if (capacity_bytes == 0 || capacity_bytes % PAGE_BYTES != 0 || capacity_bytes / PAGE_BYTES >= NO_PAGE)
+    return fail(EMX_E_INVALID, "got a heap of %zu bytes; expected whole pages of 4096, less than 16 TiB", capacity_bytes);
+  return EMX_OK;
 }
 
-static size_t up(size_t n, size_t a) { return (n + a - 1) / a * a; }
-
-/* The first entry at or after `offset`. */
-static size_t position(const heap *h, size_t offset) {
-  size_t low = 0, high = h->num_entries;
-  while (low < high) {
-    size_t middle = (low + high) / 2;
-    if (h->entries[middle].offset < offset) low = middle + 1; else high = middle;
+emx_status heap_create(void *base, size_t capacity_bytes, const heap_source *source, heap **created) {
+  emx_status status = check_range(base, capacity_bytes);
+  if (status != EMX_OK) return status;
+  heap *made = aligned_alloc(64, sizeof *made);
+  if (!made) return fail(EMX_E_NO_MEMORY, "no memory for a heap's metadata (%zu bytes)", sizeof *made);
+  memset(made, 0, sizeof *made);
+  made->base = base;
+  made->capacity_bytes = capacity_bytes;
+  made->num_pages = capacity_bytes / PAGE_BYTES;
+  made->source = *source;
+  if ((status = map_metadata(made)) != EMX_OK) {
+    free(made);
+    return status;
   }
-  return low;
+  classes_prepare(made);
+  pages_prepare(made);
+  pthread_mutex_init(&made->lock, NULL);
+  registry_add(made);
+  *created = made;
+  return EMX_OK;
 }
 
-static bool bad_range(const heap *h, size_t start, size_t end) {
-  if (!h->poisoned) return false;
-  for (size_t line = start / 64; line * 64 < end; ++line) if (h->poisoned[line]) return true;
-  return false;
+void heap_destroy(heap *heap) {
+  if (!heap) return;
+  registry_remove(heap);
+  pthread_mutex_destroy(&heap->lock);
+  memory_release(heap->metadata, heap->metadata_bytes);
+  if (heap->poison_memory) memory_release(heap->poison_memory, heap->poison_memory_bytes);
+  free(heap);
 }
 
-static bool bad_pages(const heap *h, size_t start, size_t end) {
-  return bad_range(h, start / PAGE * PAGE, up(end, PAGE));
+/* ---- allocation ------------------------------------------------------------------------------------------------- */
+
+static void count_alloc(counters *counters, size_t size_bytes) {
+  count(&counters->allocated_bytes, size_bytes);
+  count(&counters->num_allocated, 1);
 }
 
-static size_t fit(const heap *h, size_t span, size_t alignment, size_t *index) {
-  size_t start = 0;
-  for (size_t i = 0;; ++i) {
-    size_t limit = i < h->num_entries ? h->entries[i].offset : h->capacity;
-    for (size_t at = up(start, alignment); at + span <= limit; at += alignment < PAGE ? PAGE : alignment)
-      if (!bad_pages(h, at, at + span)) { *index = i; return at; }
-    if (i == h->num_entries) return SIZE_MAX;
-    start = h->entries[i].offset + h->entries[i].span;
+static void count_free(counters *counters, size_t size_bytes) {
+  count(&counters->allocated_bytes, -(uint64_t)size_bytes);
+  count(&counters->num_freed, 1);
+}
+
+static emx_status tier_full(heap *heap, size_t size_bytes) {
+  pthread_mutex_lock(&heap->lock);
+  const size_t reserved = heap->reserved_pages * PAGE_BYTES, retired = heap->retired_pages * PAGE_BYTES;
+  pthread_mutex_unlock(&heap->lock);
+  return fail(EMX_E_TIER_FULL,
+              "asked for %zu bytes; of a capacity of %zu, %zu are reserved and %zu retired, and what is left has no such "
+              "run; free some, or give the tier more capacity",
+              size_bytes, heap->capacity_bytes, reserved, retired);
+}
+
+/* `base` is aligned to 16 and has room for `size_bytes` rounded up to 16. Small sizes are worth no call. */
+static inline void zero_object(char *base, size_t size_bytes) {
+  char *end = base + ((size_bytes + 15) & ~(size_t)15);
+  if (end - base > 128) {
+    memset(base, 0, size_bytes);
+    return;
   }
+  memset(base, 0, 16);
+  memset(end - 16, 0, 16);
+  if (end - base <= 32) return;
+  memset(base + 16, 0, 16);
+  memset(end - 32, 0, 16);
+  if (end - base <= 64) return;
+  memset(base + 32, 0, 32);
+  memset(end - 64, 0, 32);
 }
 
-static emx_status commit(heap *h, size_t start, size_t end) {
-  for (size_t extent = start / EXTENT; extent * EXTENT < end; ++extent) {
-    if (h->committed[extent]) continue;
-    size_t offset = extent * EXTENT, size = h->capacity - offset < EXTENT ? h->capacity - offset : EXTENT;
-    if (h->source.commit) {
-      emx_status status = h->source.commit(h->source.state, offset, size);
-      if (status) return status;
+/* An object that is taken becomes a block. */
+static inline void *hand_out(free_object object, size_t size_bytes, counters *counters) {
+  atomic_store_explicit(object.size, (uint16_t)size_bytes, memory_order_relaxed);
+  count_alloc(counters, size_bytes);
+  return free_object_address(object);
+}
+
+static inline void zero_if_dirty(const heap *heap, free_object object, size_t size_bytes) {
+  if (object.address_and_dirty & 1 && LIKELY(heap->source.touchable)) zero_object(free_object_address(object), size_bytes);
+}
+
+/* Past the caches; empties them before it says "full". */
+__attribute__((noinline)) static emx_status alloc_object_slowly(heap *heap, unsigned class, size_t size_bytes,
+                                                                void **pointer) {
+  for (bool drained = false;; drained = true) {
+    free_object object;
+    emx_status status;
+    pthread_mutex_lock(&heap->lock);
+    const bool taken = slab_take(heap, class, &object, 1, &status) == 1;
+    if (taken) *pointer = hand_out(object, size_bytes, &heap->counters);
+    pthread_mutex_unlock(&heap->lock);
+    if (taken) {
+      zero_if_dirty(heap, object, size_bytes);
+      return EMX_OK;
     }
-    h->committed[extent] = 1;
+    if (status != EMX_E_TIER_FULL) return status;
+    if (drained) return tier_full(heap, size_bytes);
+    caches_drain(heap);
   }
+}
+
+static inline emx_status alloc_object(heap *heap, unsigned class, size_t size_bytes, void **pointer) {
+  cache *cache = cache_of(heap);
+  if (UNLIKELY(!cache)) return alloc_object_slowly(heap, class, size_bytes, pointer);
+  cache_enter(cache);
+  magazine *magazine = &cache->magazines[class];
+  if (UNLIKELY(magazine->num_objects == 0) && !cache_refill(heap, cache, class)) {
+    cache_leave(cache);
+    return alloc_object_slowly(heap, class, size_bytes, pointer);
+  }
+  const free_object object = magazine->objects[--magazine->num_objects];
+  *pointer = hand_out(object, size_bytes, &cache->counters);
+  cache_leave(cache);
+  zero_if_dirty(heap, object, size_bytes);
   return EMX_OK;
 }
 
-static emx_status alloc_locked(heap *h, size_t size, size_t alignment, void **pointer) {
-  size_t index, span = up(size, GRAIN), at = fit(h, span, alignment, &index);
-  if (at == SIZE_MAX)
-    return fail(EMX_E_TIER_FULL, "asked for %zu bytes; %llu of %zu are reserved; free some, or make the tier larger",
-                size, (unsigned long long)h->stats.reserved_bytes, h->capacity);
-  if (h->num_entries == h->max_entries) {
-    size_t max = h->max_entries ? 2 * h->max_entries : 64;
-    entry *grown = realloc(h->entries, max * sizeof *grown);
-    if (!grown) return fail(EMX_E_NO_MEMORY, "no memory for the heap's metadata");
-    h->entries = grown, h->max_entries = max;
+static emx_status alloc_run(heap *heap, size_t size_bytes, size_t alignment_pages, void **pointer) {
+  const size_t num_pages = pages_of(size_bytes);
+  size_t page;
+  for (bool drained = false;; drained = true) {
+    pthread_mutex_lock(&heap->lock);
+    const emx_status status = pages_alloc(heap, num_pages, alignment_pages, RUN_BLOCK, &page);
+    if (status == EMX_OK) {
+      atomic_store_explicit(&heap->runs[page].size_bytes, size_bytes, memory_order_relaxed);
+      count_alloc(&heap->counters, size_bytes);
+    }
+    pthread_mutex_unlock(&heap->lock);
+    if (status == EMX_OK) break;
+    if (status != EMX_E_TIER_FULL) return status;
+    if (drained) return tier_full(heap, size_bytes);
+    caches_drain(heap);
   }
-  emx_status status = commit(h, at, at + span);
-  if (status) return status;
-  memmove(h->entries + index + 1, h->entries + index, (h->num_entries - index) * sizeof(entry));
-  h->entries[index] = (entry){at, size, span};
-  h->num_entries++;
-  if (h->source.touchable) memset(h->base + at, 0, span);
-  h->stats.allocated_bytes += size, h->stats.reserved_bytes += span;
-  h->stats.num_allocations++, h->stats.total_allocations++;
-  if (h->stats.peak_reserved_bytes < h->stats.reserved_bytes) h->stats.peak_reserved_bytes = h->stats.reserved_bytes;
-  *pointer = h->base + at;
+  zero_pages(heap, page, num_pages);
+  *pointer = page_address(heap, page);
   return EMX_OK;
 }
 
-emx_status heap_alloc(heap *h, size_t size, size_t alignment, void **pointer) {
-  if (!size) return fail(EMX_E_INVALID, "got size 0; expected at least 1 byte");
-  if (alignment < GRAIN && (alignment & (alignment - 1)) == 0) alignment = GRAIN;
-  if ((alignment & (alignment - 1)) || alignment > EXTENT)
-    return fail(EMX_E_INVALID, "got alignment %zu; expected a power of two up to 2 MiB", alignment);
-  if (size > h->capacity)
-    return fail(EMX_E_TIER_FULL, "asked for %zu bytes; the tier has a capacity of %zu", size, h->capacity);
-  pthread_mutex_lock(&h->lock);
-  emx_status status = alloc_locked(h, size, alignment, pointer);
-  pthread_mutex_unlock(&h->lock);
-  return status;
-}
-
-static entry *find(const heap *h, const void *pointer) {
-  size_t offset = (size_t)((uintptr_t)pointer - (uintptr_t)h->base);
-  if (offset >= h->capacity) return NULL;
-  size_t index = position(h, offset + 1);
-  if (!index) return NULL;
-  entry *e = &h->entries[index - 1];
-  return offset < e->offset + e->size ? e : NULL;
-}
-
-emx_status heap_free(heap *h, void *pointer) {
-  pthread_mutex_lock(&h->lock);
-  entry *e = find(h, pointer);
-  emx_status status = EMX_OK;
-  if (!e || h->base + e->offset != (char *)pointer) {
-    status = fail(EMX_E_BAD_POINTER, "%p is not the start of a live allocation", pointer);
-  } else {
-    h->stats.allocated_bytes -= e->size, h->stats.reserved_bytes -= e->span, h->stats.num_allocations--;
-    memmove(e, e + 1, (size_t)(h->entries + h->num_entries - e - 1) * sizeof *e);
-    h->num_entries--;
+/* Large sizes, large alignments, and arguments that make no sense. */
+__attribute__((noinline)) static emx_status alloc_rare(heap *heap, size_t size_bytes, size_t alignment, void **pointer) {
+  if (size_bytes == 0) return fail(EMX_E_INVALID, "got a size of 0 bytes; expected at least 1");
+  if ((alignment & (alignment - 1)) != 0 || alignment > MAX_ALIGNMENT)
+    return fail(EMX_E_INVALID, "got alignment %zu; expected a power of two up to 2 MiB, or 0 for 16", alignment);
+  if (size_bytes > heap->capacity_bytes) return tier_full(heap, size_bytes);
+  if (alignment < MIN_ALIGNMENT) alignment = MIN_ALIGNMENT;
+  if (size_bytes <= MAX_OBJECT_BYTES && alignment <= PAGE_BYTES) {
+    /* Slabs start on pages, so objects are as aligned as their size. */
+    unsigned class = class_of((size_bytes + alignment - 1) & ~(alignment - 1));
+    while (heap->classes[class].object_bytes % alignment != 0) ++class; /* powers of two are classes */
+    return alloc_object(heap, class, size_bytes, pointer);
   }
-  pthread_mutex_unlock(&h->lock);
-  return status;
+  return alloc_run(heap, size_bytes, alignment <= PAGE_BYTES ? 1 : alignment / PAGE_BYTES, pointer);
 }
 
-emx_status heap_query(const heap *h, const void *pointer, heap_block *block) {
-  heap *mutable = (heap *)h;
-  pthread_mutex_lock(&mutable->lock);
-  entry *e = find(h, pointer);
-  if (e) *block = (heap_block){h->base + e->offset, e->size};
-  pthread_mutex_unlock(&mutable->lock);
-  return e ? EMX_OK : fail(EMX_E_BAD_POINTER, "%p is not in a live allocation", pointer);
+emx_status heap_alloc(heap *heap, size_t size_bytes, size_t alignment, void **pointer) {
+  if (LIKELY(size_bytes - 1 < MAX_OBJECT_BYTES && (alignment == 0 || alignment == MIN_ALIGNMENT)))
+    return alloc_object(heap, class_of(size_bytes), size_bytes, pointer);
+  return alloc_rare(heap, size_bytes, alignment, pointer);
 }
 
-bool heap_resize_in_place(heap *h, void *pointer, size_t size) {
-  pthread_mutex_lock(&h->lock);
-  entry *e = find(h, pointer);
-  bool fits = e && size && h->base + e->offset == (char *)pointer && size <= e->span;
-  if (fits) {
-    if (size > e->size && h->source.touchable) memset((char *)pointer + e->size, 0, size - e->size);
-    h->stats.allocated_bytes += size - e->size;
-    e->size = size;
+/* ---- lookup ----------------------------------------------------------------------------------------------------- */
+
+typedef struct live_block {
+  heap_block block;
+  size_t head;
+  run_kind kind;
+  object object; /* in slabs */
+} live_block;
+
+static inline bool find_live(const heap *heap, const void *pointer, live_block *found) {
+  const size_t offset = offset_in(heap, pointer);
+  if (offset >= heap->capacity_bytes) return false;
+  const size_t head = found->head = head_of(heap, offset >> PAGE_SHIFT);
+  if (UNLIKELY(head == BITS_NONE)) return false; /* only ever of a bitmap that changes under our eyes */
+  const uint64_t tag = run_tag(heap, head);
+  uint64_t within;
+  switch (found->kind = tag_kind(tag)) {
+    case RUN_BLOCK:
+      within = offset - (head << PAGE_SHIFT);
+      found->block.size_bytes = atomic_load_explicit(&heap->runs[head].size_bytes, memory_order_relaxed);
+      break;
+    case RUN_SLAB:
+    case RUN_SLAB_POISONED:
+      if (!object_in(heap, offset, head, tag, &found->object)) return false;
+      within = found->object.offset;
+      found->block.size_bytes = atomic_load_explicit(found->object.size, memory_order_relaxed);
+      break;
+    default: return false;
   }
-  pthread_mutex_unlock(&h->lock);
-  return fits;
+  found->block.base = (char *)pointer - within;
+  return within < found->block.size_bytes;
 }
 
-void heap_get_stats(const heap *h, heap_stats *stats) {
-  heap *mutable = (heap *)h;
-  pthread_mutex_lock(&mutable->lock);
-  *stats = h->stats;
-  stats->poisoned_bytes = h->poisoned_bytes;
-  pthread_mutex_unlock(&mutable->lock);
+static emx_status bad_pointer(const void *pointer, const live_block *found, bool is_live) {
+  if (is_live)
+    return fail(EMX_E_BAD_POINTER, "got %p, which is %zu bytes into an allocation; expected its base, %p", pointer,
+                (size_t)((const char *)pointer - (char *)found->block.base), found->block.base);
+  return fail(EMX_E_BAD_POINTER, "got %p, which is in no live allocation: never was, or freed already", pointer);
 }
 
-emx_status heap_trim(heap *h) { (void)h; return EMX_OK; }
-
-emx_status heap_check(heap *h) {
-  pthread_mutex_lock(&h->lock);
-  emx_status status = EMX_OK;
-  for (size_t i = 0, end = 0; i < h->num_entries; end = h->entries[i].offset + h->entries[i].span, ++i)
-    if (h->entries[i].offset < end) status = fail(EMX_E_CORRUPT, "block %zu overlaps the one before", i);
-  pthread_mutex_unlock(&h->lock);
-  return status;
-}
-
-emx_status heap_poison(heap *h, const void *address, size_t size) {
-  size_t offset = (size_t)((uintptr_t)address - (uintptr_t)h->base);
-  if (offset >= h->capacity || size > h->capacity - offset)
-    return fail(EMX_E_OUT_OF_BOUNDS, "%zu bytes at %p leave the tier", size, address);
-  pthread_mutex_lock(&h->lock);
-  if (!h->poisoned) h->poisoned = calloc(h->capacity / 64, 1);
-  for (size_t line = offset / 64; line * 64 < offset + size; ++line)
-    if (!h->poisoned[line]) h->poisoned[line] = 1, h->poisoned_bytes += 64;
-  pthread_mutex_unlock(&h->lock);
+emx_status heap_query(const heap *heap, const void *pointer, heap_block *block) {
+  live_block found;
+  if (UNLIKELY(!find_live(heap, pointer, &found))) return bad_pointer(pointer, &found, false);
+  *block = found.block;
   return EMX_OK;
 }
 
-bool heap_first_poison(const heap *h, const void *address, size_t size, const void **bad_line) {
-  if (!atomic_load_explicit(&h->poisoned_bytes, memory_order_relaxed)) return false;
-  size_t offset = (size_t)((uintptr_t)address - (uintptr_t)h->base);
-  for (size_t line = offset / 64; line * 64 < offset + size; ++line)
-    if (h->poisoned[line]) { *bad_line = h->base + line * 64; return true; }
-  return false;
+/* ---- freeing ---------------------------------------------------------------------------------------------------- */
+
+/* Runs, objects of poisoned slabs, threads without a cache, and pointers that are wrong. */
+__attribute__((noinline)) static emx_status free_slowly(heap *heap, void *pointer) {
+  live_block found;
+  pthread_mutex_lock(&heap->lock);
+  const bool is_live = find_live(heap, pointer, &found), is_base = is_live && found.block.base == pointer;
+  if (is_base) {
+    count_free(&heap->counters, found.block.size_bytes);
+    if (found.kind == RUN_BLOCK) {
+      pages_free(heap, found.head);
+    } else {
+      atomic_store_explicit(found.object.size, 0, memory_order_relaxed);
+      slab_give(heap, (free_object){(uintptr_t)pointer | 1, found.object.size});
+    }
+  }
+  pthread_mutex_unlock(&heap->lock);
+  return is_base ? EMX_OK : bad_pointer(pointer, &found, is_live);
+}
+
+/* An object of a slab without poison, whose base `pointer` is. */
+static inline bool find_plain_object(const heap *heap, const void *pointer, object *found) {
+  const size_t offset = offset_in(heap, pointer);
+  if (UNLIKELY(offset >= heap->capacity_bytes)) return false;
+  const size_t head = head_of(heap, offset >> PAGE_SHIFT);
+  const uint64_t tag = LIKELY(head != BITS_NONE) ? run_tag(heap, head) : 0;
+  return tag_kind(tag) == RUN_SLAB && object_in(heap, offset, head, tag, found) && found->offset == 0;
+}
+
+emx_status heap_free(heap *heap, void *pointer) {
+  cache *cache = cache_of(heap);
+  if (UNLIKELY(!cache)) return free_slowly(heap, pointer);
+  cache_enter(cache); /* before the lookup, so that poison that comes in between finds the object in the cache */
+  object found;
+  const bool plain = find_plain_object(heap, pointer, &found);
+  const uint16_t size = LIKELY(plain) ? atomic_load_explicit(found.size, memory_order_relaxed) : 0;
+  if (UNLIKELY(size == 0)) {
+    cache_leave(cache);
+    return free_slowly(heap, pointer);
+  }
+  magazine *magazine = &cache->magazines[found.class];
+  if (UNLIKELY(magazine->num_objects == magazine->max_objects)) cache_make_room(heap, cache, found.class);
+  magazine->objects[magazine->num_objects++] = (free_object){(uintptr_t)pointer | 1, found.size};
+  atomic_store_explicit(found.size, 0, memory_order_relaxed);
+  count_free(&cache->counters, size);
+  cache_leave(cache);
+  return EMX_OK;
+}
+
+/* ---- resizing --------------------------------------------------------------------------------------------------- */
+
+static void zero_range(const heap *heap, char *from, char *to) {
+  if (heap->source.touchable && from < to) memset(from, 0, (size_t)(to - from));
+}
+
+static bool resize_object(heap *heap, const live_block *found, size_t size_bytes) {
+  if (size_bytes > heap->classes[found->object.class].object_bytes) return false;
+  cache *cache = cache_of(heap);
+  counters *counters = cache ? &cache->counters : &heap->counters;
+  if (cache) cache_enter(cache);
+  else pthread_mutex_lock(&heap->lock);
+  atomic_store_explicit(found->object.size, (uint16_t)size_bytes, memory_order_relaxed);
+  count(&counters->allocated_bytes, size_bytes - found->block.size_bytes);
+  if (cache) cache_leave(cache);
+  else pthread_mutex_unlock(&heap->lock);
+  char *base = found->block.base;
+  zero_range(heap, base + found->block.size_bytes, base + size_bytes);
+  return true;
+}
+
+static bool resize_run(heap *heap, const live_block *found, size_t size_bytes) {
+  const size_t page = found->head, old_bytes = found->block.size_bytes;
+  const size_t now = pages_of(old_bytes), wanted = pages_of(size_bytes);
+  pthread_mutex_lock(&heap->lock);
+  if (wanted < now) pages_shrink(heap, page, wanted);
+  const bool done = wanted <= now || pages_extend(heap, page, wanted);
+  if (done) {
+    atomic_store_explicit(&heap->runs[page].size_bytes, size_bytes, memory_order_relaxed);
+    count(&heap->counters.allocated_bytes, size_bytes - old_bytes);
+  }
+  pthread_mutex_unlock(&heap->lock);
+  if (!done) return false;
+  char *base = found->block.base;
+  const size_t old_end = now * PAGE_BYTES;
+  zero_range(heap, base + old_bytes, base + (size_bytes < old_end ? size_bytes : old_end));
+  if (wanted > now) zero_pages(heap, page + now, wanted - now);
+  return true;
+}
+
+bool heap_resize_in_place(heap *heap, void *pointer, size_t size_bytes) {
+  live_block found;
+  if (size_bytes == 0 || size_bytes > heap->capacity_bytes) return false;
+  if (!find_live(heap, pointer, &found) || found.block.base != pointer) return false;
+  return found.kind == RUN_BLOCK ? resize_run(heap, &found, size_bytes) : resize_object(heap, &found, size_bytes);
+}
+
+/* ---- the rest --------------------------------------------------------------------------------------------------- */
+
+/* Read while others count, a free may be seen before its allocation. */
+static uint64_t not_below_zero(uint64_t sum) { return (int64_t)sum < 0 ? 0 : sum; }
+
+void heap_get_stats(const heap *heap, heap_stats *stats) {
+  pthread_mutex_t *lock = (pthread_mutex_t *)&heap->lock;
+  *stats = (heap_stats){0};
+  registry_lock();
+  pthread_mutex_lock(lock);
+  add_counters(stats, &heap->counters);
+  for (const cache *cache = heap->caches; cache; cache = cache->next) add_counters(stats, &cache->counters);
+  stats->reserved_bytes = heap->reserved_pages * PAGE_BYTES;
+  stats->peak_reserved_bytes = heap->peak_reserved_pages * PAGE_BYTES;
+  pthread_mutex_unlock(lock);
+  registry_unlock();
+  stats->poisoned_bytes = atomic_load_explicit(&heap->poisoned_pages, memory_order_relaxed) * PAGE_BYTES;
+  stats->allocated_bytes = not_below_zero(stats->allocated_bytes);
+  stats->num_allocations = not_below_zero(stats->num_allocations);
+}
+
+emx_status heap_trim(heap *heap) {
+  caches_drain(heap);
+  pthread_mutex_lock(&heap->lock);
+  const emx_status status = pages_trim(heap);
+  pthread_mutex_unlock(&heap->lock);
+  return status;
 }
