@@ -20,10 +20,12 @@ def provider_unavailable(provider: int) -> str | None:
 class NativeContext:
     """An emx_context; pointers are integers."""
 
-    def __init__(self, clock: int = abi.CLOCK_REAL) -> None:
+    def __init__(self, clock: int = abi.CLOCK_REAL, calibration: abi.Calibration | None = None) -> None:
         self.library = abi.load()
         self.handle = ctypes.c_void_p()
         config = abi.ContextConfig(clock=clock)
+        if calibration is not None:
+            config.calibration = ctypes.pointer(calibration)
         native.check(self.library.emx_context_open(ctypes.byref(config), ctypes.byref(self.handle)))
 
     def __enter__(self) -> Self:
