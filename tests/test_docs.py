@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import interlace
+from emucxl.cli.main import app as emucxl_app
 from interlace.cli.main import app
 from interlace.environment import cache_directory
 from interlace.models.sources import ALIASES
@@ -21,6 +22,7 @@ from support.engine_fakes import FakeRanks
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+APPS = {"interlace": app, "emucxl": emucxl_app}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
@@ -40,7 +42,7 @@ def programs() -> list[Any]:
 
 
 def commands() -> list[Any]:
-    """Every `interlace ...` and `make ...` line of the shell blocks."""
+    """Every line of the shell blocks."""
     lines = [
         (page.name, line.strip())
         for page in PAGES
@@ -100,16 +102,17 @@ def test_commands_and_their_options_exist(line: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
-    starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") == "interlace"]
+    starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") in APPS]
     if not starts:
         pytest.skip("not a command of this project")
-    check_command(words[starts[0] + 1 :])
+    own = words[starts[0] :]
+    check_command(APPS[own[0].removeprefix(".venv/bin/")], own[1 : own.index("|") if "|" in own else None])
 
 
-def check_command(words: list[str]) -> None:
+def check_command(app: typer.Typer, words: list[str]) -> None:
     """Follows `words` down the command tree; whatever starts with a dash must be an option there."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands") and not words[0].startswith("-"):
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"no command {words[0]}"
         command = command.commands[words[0]]
         words = words[1:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,19 +24,22 @@ def top(
         float, typer.Option("--interval", help="Seconds between samples.", min=0.05, max=3600)
     ] = 1.0,
     pool: Annotated[
-        list[Path] | None, typer.Option(help="Also show the pool in this file or device; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Also show this pool, beside those in /dev/shm; may be repeated.", metavar="NAME|PATH"
+        ),
     ] = None,
 ) -> None:
     """Show the contexts, links and pools of this user's processes, refreshed every second. Ctrl-C ends."""
     from emucxl import monitor
 
-    paths = pool or []
+    named = pool or []
     before = monitor.sample()
     if not (once or as_json) and sys.stdout.isatty():
-        _live(before, interval_s, paths)
+        _live(before, interval_s, named)
         return
     time.sleep(interval_s)
-    view = observe(before, monitor.sample(), paths)
+    view = observe(before, monitor.sample(), named)
     if as_json:
         console.show_json(view)
         return
@@ -46,14 +48,16 @@ def top(
     console.show(*tables(view))
 
 
-def observe(before: Sample, now: Sample, pool_paths: list[Path]) -> dict[str, Any]:
+def observe(before: Sample, now: Sample, named_pools: list[str]) -> dict[str, Any]:
     """What the second of two samples holds, with the rates between them; a newcomer's are not known yet."""
+    from emucxl.cli.top_pools import pools
+
     elapsed_ns = max(1, now.time_ns - before.time_ns)
     return {
         "interval_s": elapsed_ns / 1e9,
         "contexts": _contexts(before, now, elapsed_ns),
         "links": _links(before, now, elapsed_ns),
-        "pools": _pools(pool_paths),
+        "pools": pools(named_pools),
     }
 
 
@@ -90,13 +94,7 @@ def _rate(old: object | None, new: object, name: str, elapsed_ns: int) -> float 
     return None if old is None else (getattr(new, name) - getattr(old, name)) / elapsed_ns
 
 
-def _pools(paths: list[Path]) -> list[dict[str, Any]]:
-    from emucxl.cli.top_pools import pools
-
-    return pools(paths)
-
-
-def _live(before: Sample, interval_s: float, paths: list[Path]) -> None:
+def _live(before: Sample, interval_s: float, named: list[str]) -> None:
     from rich.console import Console, Group
     from rich.live import Live
 
@@ -104,10 +102,10 @@ def _live(before: Sample, interval_s: float, paths: list[Path]) -> None:
     from emucxl.cli.top_tables import tables
 
     with Live(console=Console(highlight=False), screen=True, auto_refresh=False) as display:
-        view = observe(before, before, paths)
+        view = observe(before, before, named)
         while True:
             display.update(Group(*tables(view)), refresh=True)
             time.sleep(interval_s)
             now = monitor.sample()
-            view = observe(before, now, paths)
+            view = observe(before, now, named)
             before = now

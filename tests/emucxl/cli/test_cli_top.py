@@ -138,13 +138,14 @@ def test_what_is_new_has_no_rates_yet() -> None:
     assert tier["read_gbps"] is None
 
 
-def test_what_is_no_context_is_passed_over(tmp_path: Path) -> None:
+def test_what_is_no_context_is_passed_over() -> None:
     """A memfd of that name that is too short, or says it is something else."""
     fds = [os.memfd_create(monitor.CONTEXT_NAME), os.memfd_create(monitor.LINK_NAME)]
-    before = monitor.sample()
     os.write(fds[0], b"short")
     os.write(fds[1], bytes(8192))
-    assert (monitor.sample().contexts, monitor.sample().links) == (before.contexts, before.links)
+    ids = {f"{os.fstat(fd).st_dev}:{os.fstat(fd).st_ino}" for fd in fds}
+    now = monitor.sample()
+    assert not ids & {view.id for view in (*now.contexts, *now.links)}
     for fd in fds:
         os.close(fd)
 
@@ -173,3 +174,35 @@ def test_at_a_terminal_it_goes_on_until_ctrl_c(worker: Any) -> None:
     _, errors = process.communicate(timeout=30)
     assert str(worker.pid).encode() in seen
     assert (process.returncode, errors) == (130, b"")
+
+
+def test_pools_are_shown_with_their_hosts_and_leases(invoke: Any, tmp_path: Path) -> None:
+    from emucxl.pool import Pool
+
+    path = tmp_path / "a.pool"
+    pool = Pool.create(path, 4 << 20, extent_bytes=1 << 20)
+    try:
+        host = pool.join("trainer", lease_s=30.0, quota_bytes=3 << 20)
+        region = host.carve("weights", 2 << 20)
+        view = json.loads(invoke("top", "--json", "--interval", "0.05", "--pool", str(path)).stdout)
+        (found,) = (found for found in view["pools"] if found["path"] == str(path))
+        assert (found["size_bytes"], found["held_bytes"], found["free_bytes"]) == (4 << 20, 2 << 20, 2 << 20)
+        (shown,) = found["hosts"]
+        assert (shown["name"], shown["state"], shown["pid"]) == ("trainer", "active", os.getpid())
+        assert (shown["lease_s"], shown["owned_bytes"], shown["quota_bytes"]) == (30.0, 2 << 20, 3 << 20)
+        assert [region["tag"] for region in found["regions"]] == ["weights"]
+        text = invoke("top", "--once", "--interval", "0.05", "--pool", str(path)).stdout
+        assert "trainer" in text
+        assert "30.0 s" in text
+        assert region.size_bytes == 2 << 20
+    finally:
+        pool.close()
+
+
+def test_a_pool_that_can_not_be_read_is_shown_with_the_reason(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.pool").write_bytes(b"nothing" * 4096)
+    for name in ("bad.pool", "nonesuch.pool"):
+        path = str(tmp_path / name)
+        view = json.loads(invoke("top", "--json", "--interval", "0.05", "--pool", path).stdout)
+        assert [set(pool) for pool in view["pools"] if pool["path"] == path] == [{"path", "error"}]
+        assert path in invoke("top", "--once", "--interval", "0.05", "--pool", path).stdout.replace("\n", "")
