@@ -21,6 +21,7 @@
 #include "emucxl/pool.h"
 #include "emucxl/context.h"
 #include "emucxl/copy.h"
+#include "emucxl/measure.h"
 #include "emucxl/coherence.h"
 
 #endif
