@@ -157,30 +157,25 @@ class Cache:
         self._handle: c_void_p | None = None
         self._context: Context | None = None
         self._library = _library()
-        self._range = _export(memory)
         self._mode = Coherence(mode)
-        config = _Config(
-            mode=self._mode,
-            base=ctypes.addressof(self._range),
-            size_bytes=len(self._range),
-            capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
-            seed=_unsigned("seed", seed),
-            detect_stale=detect_stale,
-            whole_line_writes=whole_line_writes,
-            hit_latency_ns=hit_latency_ns,
-        )
-        if context is not None:
-            self._price(config, context, timing, link)
-        elif timing is not None or link is not None or hit_latency_ns:
-            raise ArgumentError(
-                "got a timing, link or hit latency without a context; expected one with the clock to charge"
+        self._range = _export(memory)
+        try:
+            config = _Config(
+                mode=self._mode,
+                base=ctypes.addressof(self._range),
+                size_bytes=len(self._range),
+                capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
+                seed=_unsigned("seed", seed),
+                detect_stale=detect_stale,
+                whole_line_writes=whole_line_writes,
+                hit_latency_ns=hit_latency_ns,
             )
-        handle = c_void_p()
-        status = self._library.emx_cache_open(byref(config), byref(handle))
-        if status:
-            error = native.error_of(status)
-            self._release_context()
-            raise error
+            self._price(config, context, timing, link)
+            handle = c_void_p()
+            native.check(self._library.emx_cache_open(byref(config), byref(handle)))
+        except BaseException:
+            self._release()
+            raise
         self._handle = handle
 
     @property
@@ -259,8 +254,7 @@ class Cache:
         if handle is None:
             return
         self._library.emx_cache_close(handle)
-        self._range = (c_char * 0)()
-        self._release_context()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -279,8 +273,18 @@ class Cache:
         return f"<Cache, {self._mode.name.lower()}, {state}>"
 
     def _price(
-        self, config: _Config, context: Context, timing: Timing | Preset | str | None, link: Link | None
+        self,
+        config: _Config,
+        context: Context | None,
+        timing: Timing | Preset | str | None,
+        link: Link | None,
     ) -> None:
+        if context is None:
+            if timing is not None or link is not None or config.hit_latency_ns:
+                raise ArgumentError(
+                    "got a timing, link or hit latency without a context; expected the context whose clock to charge"
+                )
+            return
         from emucxl.context import resolve_timing
 
         resolved = resolve_timing(timing)
@@ -293,7 +297,9 @@ class Cache:
         config.context = context.retain()
         self._context = context
 
-    def _release_context(self) -> None:
+    def _release(self) -> None:
+        """Lets go of what the cache kept alive."""
+        self._range = (c_char * 0)()
         context, self._context = self._context, None
         if context is not None:
             context.release()
