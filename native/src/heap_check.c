@@ -91,7 +91,8 @@ static void check_free_run(survey *survey, size_t page, bool after_free) {
   const size_t end = page + heap->runs[page].num_pages;
   EXPECT(survey, !after_free, "the free runs at and before page %zu touch", page);
   EXPECT(survey, poison_find_page(heap, page, end) == end, "the free run at page %zu has poison", page);
-  for (size_t at = page; heap->source.commit && (at = bits_find(heap->dirty, at, end, true)) < end; ++at)
+  const bool dirty_was_used = heap->source.commit && heap->source.fresh_is_zero; /* else what never was is dirty too */
+  for (size_t at = page; dirty_was_used && (at = bits_find(heap->dirty, at, end, true)) < end; ++at)
     EXPECT(survey, bits_test(heap->committed, at), "page %zu is dirty, and not committed", at);
   survey->free_runs++;
   survey->free_pages += end - page;
