@@ -650,6 +650,7 @@ def test_poison_of_the_pool_is_met_through_the_tier(tmp_path: Path) -> None:
         fields = region(tmp_path, resources)
         context = resources.enter_context(NativeContext())
         tier = context.add_tier("pooled", 0, **fields)
+        other = context.add_tier("other")
         assert context.info(tier).capacity_bytes == CAPACITY
         pointer = context.alloc(tier, MIB)
         offset = pointer - context.info(tier).base
@@ -658,7 +659,7 @@ def test_poison_of_the_pool_is_met_through_the_tier(tmp_path: Path) -> None:
         for call in (
             lambda: context.read(pointer, 4000, 200),
             lambda: context.write(pointer, 4096, b"x"),
-            lambda: context.resize(pointer, 5 * MIB),
+            lambda: context.migrate(pointer, other),
         ):
             with pytest.raises(errors.PoisonedError):
                 call()
