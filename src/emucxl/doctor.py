@@ -162,9 +162,9 @@ def _timing(is_broken: bool) -> Facts:
 
 def _calibration() -> Facts | None:
     """What was measured of this machine before, or None; measures nothing."""
-    from emucxl import calibration
+    from emucxl.calibration import cached
 
-    found = calibration.cached()
+    found = cached()
     return None if found is None else asdict(found)
 
 

@@ -1,4 +1,4 @@
-"""`emucxl calibrate`: measures what this machine does by itself, keeps it, and checks the delays that build on it."""
+"""`emucxl calibrate`: measures what this machine does by itself, keeps it, and measures the delays that build on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ import typer
 from emucxl.cli import console
 
 if TYPE_CHECKING:
-    from emucxl.calibration import Calibration
+    from rich.console import RenderableType
+
+    from emucxl.calibration import Accuracy, Calibration
+
+UNITS = {"ns": "ns", "gbps": "GB/s"}
+WHAT = {
+    "read_latency_ns": "64 bytes read from memory that is in no cache",
+    "write_latency_ns": "64 bytes written",
+    "read_bandwidth_gbps": "read by one thread",
+    "write_bandwidth_gbps": "written by one thread",
+    "clock_overhead_ns": "reading the clock once",
+    "sleep_overshoot_ns": "how late a sleep ends, 99th percentile",
+    "exit_overhead_ns": "what a call takes besides its delay",
+}
 
 
 def calibrate(
@@ -22,23 +35,66 @@ def calibrate(
     ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure this machine's own latency and bandwidth, which modelled delays build on, and keep the figures."""
+    """Measure this machine's own latency and bandwidth, keep them, and tell how exact the delays are."""
+    from emucxl import calibration
 
     with console.progress("calibrating") as progress:
-        found = _measure(budget_s, progress)
+        found = calibration.keep(_measure(budget_s, progress))
+        progress(1.0, "verifying")
+        accuracies = found.report()
     if as_json:
-        console.show_json({"calibration": asdict(found)})
+        console.show_json(
+            {
+                "calibration": asdict(found),
+                "kept_at": str(calibration.cache_path()),
+                "verification": [
+                    asdict(accuracy) | {"error": accuracy.error, "kind": "modelled"}
+                    for accuracy in accuracies
+                ],
+            }
+        )
+    else:
+        console.show(*_renderables(found, accuracies), f"Kept in {calibration.cache_path()}")
 
 
 def _measure(budget_s: float, progress: Callable[[float, str], None]) -> Calibration:
-    """Measures in a thread, while this one tells how far it should be."""
+    """Measures in this thread, while another one tells how far it should be."""
     from emucxl import calibration
 
-    found: list[Calibration] = []
-    worker = threading.Thread(target=lambda: found.append(calibration.measure(budget_s)))
-    worker.start()
-    start = time.monotonic()
-    while worker.is_alive():
-        worker.join(0.2)
-        progress(min(1.0, (time.monotonic() - start) / budget_s), "latency and bandwidth")
-    return found[0]
+    done = threading.Event()
+
+    def tell() -> None:
+        start = time.monotonic()
+        while not done.wait(0.1):
+            progress(min(1.0, (time.monotonic() - start) / budget_s), "measuring")
+
+    if not console.is_progress_shown():  # no thread that could disturb
+        return calibration.measure(budget_s)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    try:
+        return calibration.measure(budget_s)
+    finally:
+        done.set()
+        teller.join()
+
+
+def _renderables(found: Calibration, accuracies: tuple[Accuracy, ...]) -> list[RenderableType]:
+    from rich.table import Table
+
+    figures = Table(title="This machine, measured", title_justify="left", title_style="bold")
+    figures.add_column("what")
+    figures.add_column("figure", justify="right")
+    for name, value in asdict(found).items():
+        figures.add_row(WHAT.get(name, name), f"{value:,.1f} {UNITS[name.rpartition('_')[2]]}")
+    table = Table(title="Modelled reads of 64 bytes, measured", title_justify="left", title_style="bold")
+    for column in ("target", "median", "99th percentile", "error of the median"):
+        table.add_column(column, justify="right")
+    for accuracy in accuracies:
+        table.add_row(
+            f"{accuracy.target_ns:,.0f} ns",
+            f"{accuracy.p50_ns:,.0f} ns",
+            f"{accuracy.p99_ns:,.0f} ns",
+            f"{accuracy.error:+.2%}",
+        )
+    return [figures, table]

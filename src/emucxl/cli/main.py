@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from emucxl.cli import bench, calibrate, console, doctor, presets, top
+from emucxl.cli import bench, calibrate, console, doctor, pool, presets, top
 from emucxl.errors import EmucxlError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -64,6 +64,7 @@ app.command()(doctor.doctor)
 app.command()(presets.presets)
 app.command()(calibrate.calibrate)
 app.command()(top.top)
+app.add_typer(pool.app, name="pool")
 app.command()(bench.bench)
 
 

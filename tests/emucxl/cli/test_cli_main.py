@@ -16,7 +16,7 @@ COMMANDS = ("doctor", "presets", "calibrate", "top", "bench")
 def test_help_lists_every_command(invoke: Any) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in COMMANDS:
+    for command in (*COMMANDS, "pool"):
         assert command in result.stdout
 
 
