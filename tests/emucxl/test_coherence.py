@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from emucxl.coherence import LINE_BYTES, Cache, Coherence
 from emucxl.errors import ArgumentError, ClosedError, OutOfBoundsError, SegmentError
 from emucxl.shared_memory import SharedSegment
+from support.c_programs import compile_program, compiler, run_program
 
 MODES = list(Coherence)
 
@@ -482,3 +484,13 @@ def test_hosts_that_share_lines_but_no_bytes_lose_nothing(
         for cache in caches:
             cache.flush()
         assert segment.buffer == expected
+
+
+# ---- threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
+def test_threads_of_two_hosts_lose_no_byte_of_shared_lines(tmp_path: Path, sanitize: str) -> None:
+    program = compile_program(Path("stress_coherence.c"), tmp_path, sanitize)
+    assert run_program(program, 5000) == "no byte lost\n"
