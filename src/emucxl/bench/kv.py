@@ -99,7 +99,7 @@ def _report(
     return Report(
         name=NAME,
         title=f"Two-tier key-value store: {NUM_GETS:,} GETs, 90 % of them of the first x % of 1000 keys, 300 local",
-        columns=("local hits in % of the GETs; x =", *map(str, xs)),
+        columns=("local hits in % of GETs; x =", *map(str, xs)),
         rows=tuple(_rows(xs, outcomes, limits)),
         notes=_notes(is_comparable),
         results={
@@ -136,7 +136,7 @@ def _rows(
     xs: Sequence[int], outcomes: dict[str, dict[str, list[Outcome]]], limits: dict[str, list[float]]
 ) -> Iterator[tuple[str, ...]]:
     gap = ("",) * len(xs)
-    yield ("hot keys first, then the others, as published:", *gap)
+    yield ("hot keys first, as published:", *gap)
     for name, found in outcomes["published"].items():
         if name in PUBLISHED:
             yield (f"  {name}, published", *(f"{PUBLISHED[name][XS.index(x)]:.2f}" for x in xs))
@@ -146,7 +146,7 @@ def _rows(
     for name, found in outcomes["mixed"].items():
         yield (f"  {name}", *(f"{outcome.percent:.2f}" for outcome in found))
     yield ("  limit (knows what will come)", *(f"{percent:.2f}" for percent in limits["mixed"]))
-    yield ("modelled ns per GET, published order:", *gap)
+    yield ("modelled ns per GET, as published:", *gap)
     for name, found in outcomes["published"].items():
         yield (f"  {name}, modelled", *(f"{outcome.modelled_ns_per_get:.0f}" for outcome in found))
 
