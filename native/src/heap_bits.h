@@ -28,6 +28,10 @@ static inline uint64_t bits_up_to(unsigned bit) { return ~0ull >> (63 - bit); } 
 
 static inline size_t bits_words(size_t num_bits) { return (num_bits + 63) / 64; }
 static inline bool bits_test(const bits_word *bits, size_t index) { return bits_load(&bits[index / 64]) >> index % 64 & 1; }
+static inline void bits_put(bits_word *bits, size_t index, bool value) {
+  const uint64_t old = bits_load(&bits[index / 64]), bit = 1ull << index % 64;
+  bits_store(&bits[index / 64], value ? old | bit : old & ~bit);
+}
 void bits_fill(bits_word *bits, size_t from, size_t to, bool value); /* [from, to) */
 /* The first bit of [from, to) that has `value`; `to` if none does. */
 size_t bits_find(const bits_word *bits, size_t from, size_t to, bool value);

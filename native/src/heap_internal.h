@@ -35,7 +35,6 @@ enum {
   PAGE_BYTES = 1 << PAGE_SHIFT,
   LINE_BYTES = 64,                /* of poison */
   EXTENT_PAGES = 512,             /* 2 MiB: a huge page, and the step of commits */
-  EXCHANGE_PAGES = 4096,          /* dirty ranges of 16 MiB are given back rather than zeroed, where the source can */
   MIN_ALIGNMENT = 16,
   MAX_ALIGNMENT = 2 << 20,
   NUM_BINS = 480,                 /* free runs by length: 16 to each power of two */
@@ -216,8 +215,8 @@ void pages_retire_free(heap *heap, size_t page); /* a page of a free run */
 emx_status pages_trim(heap *heap);
 unsigned bin_of(size_t num_pages); /* of a free run */
 
-/* heap_zero.c. Needs no lock: of memory that is handed out and not yet known to anybody. */
-void zero_pages(heap *heap, size_t page, size_t num_pages);
+/* Zeroes what is dirty. Needs no lock: the pages are handed out, and not yet known to anybody. */
+void pages_zero(const heap *heap, size_t page, size_t num_pages);
 
 /* heap_slab.c. The lock is held. */
 void classes_prepare(heap *heap);

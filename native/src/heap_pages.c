@@ -1,6 +1,8 @@
 /* Runs of pages. Free ones are binned by length (a two-level segregated fit): any run of the first bin at or above the
  * wanted length will do, which a few bitmap words tell. A run's neighbours are found through the bitmap of run starts, so
  * that freeing coalesces at once and needs nothing at a run's end. */
+#include <string.h>
+
 #include "heap_internal.h"
 
 unsigned bin_of(size_t num_pages) {
@@ -149,6 +151,8 @@ static emx_status commit(heap *heap, size_t page, size_t num_pages) {
   return EMX_OK;
 }
 
+/* Used only to trim. Zeroing a large dirty run by exchanging its pages for fresh ones takes 4 to 10 times as long as
+ * memset, faults included (docs/memory/heap.md). */
 static emx_status decommit(heap *heap, size_t from, size_t to) {
   const heap_source *source = &heap->source;
   const emx_status status = source->decommit(source->state, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
@@ -156,17 +160,6 @@ static emx_status decommit(heap *heap, size_t from, size_t to) {
   bits_fill(heap->committed, from, to, false);
   bits_fill(heap->dirty, from, to, false);
   return EMX_OK;
-}
-
-/* What was used may be exchanged for zero pages of the system. Where that fails it is zeroed by hand later. */
-static void exchange_dirty(heap *heap, size_t page, size_t num_pages) {
-  if (!heap->source.decommit || !heap->source.touchable || num_pages < EXCHANGE_PAGES) return;
-  const size_t end = page + num_pages;
-  for (size_t from = page; (from = bits_find(heap->dirty, from, end, true)) < end;) {
-    const size_t to = bits_find(heap->dirty, from, end, false);
-    if (to - from >= EXCHANGE_PAGES && decommit(heap, from, to) != EMX_OK) return;
-    from = to;
-  }
 }
 
 /* ---- the calls -------------------------------------------------------------------------------------------------- */
@@ -188,7 +181,6 @@ emx_status pages_alloc(heap *heap, size_t num_pages, size_t alignment_pages, run
   if (found == BITS_NONE && alignment > alignment_pages) found = find_run(heap, num_pages, alignment = alignment_pages);
   if (found == BITS_NONE) return EMX_E_TIER_FULL;
   const size_t at = align_up(found, alignment);
-  exchange_dirty(heap, at, num_pages);
   const emx_status status = commit(heap, at, num_pages);
   if (status != EMX_OK) return status;
   carve(heap, found, at, num_pages, kind);
@@ -226,6 +218,16 @@ void pages_shrink(heap *heap, size_t page, size_t num_pages) {
 void pages_retire_free(heap *heap, size_t page) {
   carve(heap, head_of(heap, page), page, 1, RUN_RETIRED);
   heap->retired_pages++;
+}
+
+void pages_zero(const heap *heap, size_t page, size_t num_pages) {
+  if (!heap->source.touchable) return;
+  const size_t end = page + num_pages;
+  for (size_t from = page; (from = bits_find(heap->dirty, from, end, true)) < end;) {
+    const size_t to = bits_find(heap->dirty, from, end, false);
+    memset(page_address(heap, from), 0, (to - from) << PAGE_SHIFT);
+    from = to;
+  }
 }
 
 emx_status pages_trim(heap *heap) {

@@ -188,8 +188,8 @@ void slab_give(heap *heap, free_object object) {
   if (tag_kind(tag) == RUN_SLAB_POISONED && is_poisoned(heap, slab, index)) {
     slab->num_retired++;
   } else {
-    bits_fill(free_bits(slab), index, index + 1, true);
-    bits_fill(dirty_bits(heap, slab), index, index + 1, object.address_and_dirty & 1);
+    bits_put(free_bits(slab), index, true);
+    bits_put(dirty_bits(heap, slab), index, object.address_and_dirty & 1);
     if (slab->num_free++ == 0) list_insert(heap, slab);
   }
   end_if_unused(heap, slab);
@@ -204,7 +204,7 @@ void slab_retire_page(heap *heap, size_t head, size_t page) {
     size_t first, end;
     pages_under(heap, slab, index, &first, &end);
     if (first > page || end <= page || !bits_test(free_bits(slab), index)) continue;
-    bits_fill(free_bits(slab), index, index + 1, false);
+    bits_put(free_bits(slab), index, false);
     slab->num_retired++;
     slab->num_free--;
   }
