@@ -9,12 +9,12 @@
 #include "stopwatch.h"
 
 #define FIELD_BYTES (128ull << 20) /* random lines of this are in no cache, nor are their addresses in a TLB */
-#define CHUNK_BYTES (1ull << 20)
+#define CHUNK_BYTES (256ull << 10) /* some 20 us: short enough to run undisturbed on a busy machine too */
 #define PROBE_NS 2000.0            /* the delay that is played to see what calls take besides */
 #define LEAST_BUDGET_NS 100000000ull
 #define MOST_BUDGET_NS 10000000000ull
 #define NUM_LINES 2048
-#define NUM_ROUNDS_MAX 1000
+#define NUM_ROUNDS_MAX 4000
 
 typedef struct bench {
   emx_context *context;
@@ -155,7 +155,7 @@ emx_status emx_calibrate(uint64_t budget_ns, emx_calibration *calibration) {
     return fail(EMX_E_INVALID, "got a budget of %llu ns; expected %llu to %llu", (unsigned long long)budget_ns,
                 LEAST_BUDGET_NS, MOST_BUDGET_NS);
   bench bench;
-  emx_calibration result = {.struct_bytes = sizeof result};
+  emx_calibration result = {.struct_bytes = sizeof result, .num_cores = clock_usable_cores()};
   emx_status status = open_bench(&bench);
   if (status == EMX_OK) status = measure(&bench, budget_ns, &result);
   if (bench.context != NULL) emx_context_close(bench.context);

@@ -58,7 +58,7 @@ static void note_windows(emx_lane *lane, uint64_t now_ns) {
   }
 }
 
-uint64_t lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
+lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
   note_windows(lane, now_ns);
   uint64_t busy_ns = occupancy_ns(lane, rate, size_bytes);
   uint64_t free_ns = load(&lane->free_ns), start_ns, release_ns;
@@ -71,7 +71,7 @@ uint64_t lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, u
   add(&lane->bytes[direction], size_bytes);
   add(&lane->transfers[direction], 1);
   add(&lane->busy_ns[direction], busy_ns);
-  return release_ns;
+  return (lane_slot){start_ns, release_ns};
 }
 
 double lane_utilisation(emx_lane *lane, uint64_t now_ns) {

@@ -18,8 +18,12 @@ typedef uint64_t lane_rate;
 
 lane_rate lane_rate_of(double bandwidth_gbps);
 
-/* Queues `size_bytes` that arrive at `now_ns`; returns when the last of them has passed. */
-uint64_t lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns);
+/* Queues `size_bytes` that arrive at `now_ns`; tells when the first of them passes, and when the last has. */
+typedef struct lane_slot {
+  uint64_t start_ns, release_ns;
+} lane_slot;
+
+lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns);
 
 /* The share of the recent past (one to two windows up to `now_ns`) in which the lane was busy, 0 to 1. Clocks that run
  * behind others on the same lane see it as busy as soon as the others queued a window ahead of them. */

@@ -198,7 +198,7 @@ emx_status emx_link_reserve(emx_link *link, emx_direction direction, uint64_t si
                             uint64_t *release_ns) {
   if (link == NULL || release_ns == NULL || (direction != EMX_READ && direction != EMX_WRITE))
     return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a link and EMX_READ or EMX_WRITE", direction);
-  *release_ns = lane_reserve(link_lane(link, direction), link->rates[direction], direction, size_bytes, now_ns);
+  *release_ns = lane_reserve(link_lane(link, direction), link->rates[direction], direction, size_bytes, now_ns).release_ns;
   return EMX_OK;
 }
 

@@ -7,8 +7,8 @@
 #include "link.h"
 #include "timing.h"
 
-/* 20 us of the queue: long enough that a turn's bookkeeping (some 100 ns) does not show, short enough that one who comes
- * in between hardly notices. */
+/* 20 to 40 us of the queue: long enough that its bookkeeping (some 100 ns) does not show, short enough that one who comes
+ * in between hardly notices. A power of two, so that transfers of the usual sizes are made of whole pieces. */
 #define PIECE_NS 20000.0
 #define LEAST_PIECE_BYTES 4096.0
 #define MOST_PIECE_BYTES 65536.0
@@ -32,7 +32,7 @@ static size_t piece_of(const emx_timing *timing, const emx_link *link) {
   double gbps = link != NULL ? slower(link_bandwidth_gbps(link, EMX_READ), link_bandwidth_gbps(link, EMX_WRITE))
                              : slower(timing->read_bandwidth_gbps, timing->write_bandwidth_gbps);
   double bytes = gbps > 0 ? gbps * PIECE_NS : MOST_PIECE_BYTES;
-  return (size_t)fmin(fmax(bytes, LEAST_PIECE_BYTES), MOST_PIECE_BYTES) & ~(size_t)63;
+  return (size_t)exp2(ceil(log2(fmin(fmax(bytes, LEAST_PIECE_BYTES), MOST_PIECE_BYTES))));
 }
 
 static emx_status check(const emx_timing *timing, const emx_calibration *calibration, bool real_clock) {
@@ -88,14 +88,18 @@ uint64_t path_latency_ns(path *path, emx_direction direction, uint64_t now_ns) {
   return (uint64_t)llround(path->latency_ns[direction] * factor + path->constant_ns);
 }
 
-uint64_t path_reserve(path *path, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
-  uint64_t release_ns = now_ns;
+static lane_slot later(lane_slot left, lane_slot right) {
+  return (lane_slot){left.start_ns > right.start_ns ? left.start_ns : right.start_ns,
+                     left.release_ns > right.release_ns ? left.release_ns : right.release_ns};
+}
+
+lane_slot path_reserve(path *path, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
+  lane_slot own = {now_ns, now_ns};
   if (path->own_rates[direction] != 0)
-    release_ns = lane_reserve(&path->own[direction], path->own_rates[direction], direction, size_bytes, now_ns);
-  if (path->link == NULL) return release_ns;
-  uint64_t link_ns =
-      lane_reserve(link_lane(path->link, direction), link_rate(path->link, direction), direction, size_bytes, now_ns);
-  return link_ns > release_ns ? link_ns : release_ns;
+    own = lane_reserve(&path->own[direction], path->own_rates[direction], direction, size_bytes, now_ns);
+  if (path->link == NULL) return own;
+  emx_lane *shared = link_lane(path->link, direction);
+  return later(own, lane_reserve(shared, link_rate(path->link, direction), direction, size_bytes, now_ns));
 }
 
 size_t path_piece_bytes(const path *path) { return path->piece_bytes; }

@@ -72,11 +72,12 @@ static emx_status check_latency(const char *name, double wanted_ns, double machi
               name, wanted_ns, machine_ns, machine_ns + 1);
 }
 
-static emx_status check_bandwidth(const char *name, double wanted_gbps, double machine_gbps) {
+static emx_status check_bandwidth(const char *name, double wanted_gbps, double thread_gbps, uint32_t num_cores) {
+  double machine_gbps = thread_gbps * (num_cores > 0 ? num_cores : 1);
   if (wanted_gbps <= machine_gbps) return EMX_OK;
   return fail(EMX_E_TOO_FAST,
-              "got %s %.2f GB/s; one thread of this machine moves %.2f: ask for at most that, for 0 (the machine's own), or "
-              "use a virtual clock",
+              "got %s %.2f GB/s; the cores of this machine together move %.2f: ask for at most that, for 0 (the machine's "
+              "own), or use a virtual clock",
               name, wanted_gbps, machine_gbps);
 }
 
@@ -91,8 +92,10 @@ emx_status emx_check_timing(const emx_calibration *calibration, const emx_timing
   if (status == EMX_OK) status = check_latency("read_latency_ns", read_ns, calibration->read_latency_ns);
   if (status == EMX_OK) status = check_latency("write_latency_ns", write_ns, calibration->write_latency_ns);
   if (status == EMX_OK)
-    status = check_bandwidth("read_bandwidth_gbps", timing->read_bandwidth_gbps, calibration->read_bandwidth_gbps);
+    status = check_bandwidth("read_bandwidth_gbps", timing->read_bandwidth_gbps, calibration->read_bandwidth_gbps,
+                             calibration->num_cores);
   if (status == EMX_OK)
-    status = check_bandwidth("write_bandwidth_gbps", timing->write_bandwidth_gbps, calibration->write_bandwidth_gbps);
+    status = check_bandwidth("write_bandwidth_gbps", timing->write_bandwidth_gbps, calibration->write_bandwidth_gbps,
+                             calibration->num_cores);
   return status;
 }

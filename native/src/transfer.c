@@ -10,7 +10,12 @@ typedef struct progress {
   uint64_t chain_ns; /* when the piece before has passed every queue: the next one arrives then */
   uint64_t end_ns;   /* when everything so far has arrived */
   size_t unpaced_bytes; /* queued since we last let the clock catch up */
+  bool contended;       /* the first piece of this turn waited for others, about as long as it takes itself */
 } progress;
+
+/* Pieces that one of several takes in its turn: its turn is over before another's, so that a sleep that ends late (by some
+ * ten microseconds) ends before its next turn. */
+#define PIECES_PER_TURN 4
 
 static bool overlaps(const transfer *transfer) {
   uintptr_t to = (uintptr_t)transfer->destination, from = (uintptr_t)transfer->source;
@@ -34,12 +39,15 @@ static uint64_t later(uint64_t left_ns, uint64_t right_ns) { return left_ns > ri
 static void reserve(const transfer *transfer, const uint64_t latency_ns[2], size_t size_bytes, progress *progress) {
   uint64_t arrival_ns = progress->chain_ns;
   path *const paths[2] = {[EMX_READ] = transfer->read_path, [EMX_WRITE] = transfer->write_path};
+  bool waited = false;
   for (int direction = EMX_READ; direction <= EMX_WRITE; direction++) {
     if (paths[direction] == NULL) continue;
-    uint64_t release_ns = path_reserve(paths[direction], (emx_direction)direction, size_bytes, arrival_ns);
-    progress->chain_ns = later(progress->chain_ns, release_ns);
-    progress->end_ns = later(progress->end_ns, release_ns + latency_ns[direction]);
+    lane_slot slot = path_reserve(paths[direction], (emx_direction)direction, size_bytes, arrival_ns);
+    progress->chain_ns = later(progress->chain_ns, slot.release_ns);
+    progress->end_ns = later(progress->end_ns, slot.release_ns + latency_ns[direction]);
+    waited |= 2 * (slot.start_ns - arrival_ns) > slot.release_ns - slot.start_ns;
   }
+  if (progress->unpaced_bytes == 0) progress->contended = waited;
 }
 
 static void latencies(const transfer *transfer, uint64_t now_ns, uint64_t latency_ns[2]) {
@@ -63,7 +71,8 @@ static void run_in_pieces(const transfer *transfer, uint64_t start_ns, progress 
   if (at_once) move(transfer, 0, transfer->size_bytes);
   for (size_t offset = 0; offset < transfer->size_bytes;) {
     size_t left_bytes = transfer->size_bytes - offset, size_bytes = left_bytes < piece_bytes ? left_bytes : piece_bytes;
-    if (progress->unpaced_bytes + size_bytes > piece_bytes && progress->unpaced_bytes > 0) {
+    size_t turn_bytes = progress->contended ? PIECES_PER_TURN * piece_bytes : piece_bytes;
+    if (progress->unpaced_bytes + size_bytes > turn_bytes && progress->unpaced_bytes > 0) {
       wait_roughly_until(progress->chain_ns);
       progress->unpaced_bytes = 0;
     }
@@ -81,7 +90,7 @@ static bool same_paths(const transfer *left, const transfer *right) {
 static uint64_t run_on_real_clock(const model_clock *clock, const transfer *transfers, size_t num_transfers,
                                   uint64_t *started_ns) {
   uint64_t start_ns = *started_ns = emx_now_ns();
-  progress progress = {start_ns, start_ns, 0};
+  progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
   for (size_t i = 0; i < num_transfers; i++) {
     if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress.chain_ns = start_ns;
     if (is_priced(&transfers[i]))
@@ -95,7 +104,7 @@ static uint64_t run_on_real_clock(const model_clock *clock, const transfer *tran
 }
 
 uint64_t transfer_price(const transfer *transfers, size_t num_transfers, uint64_t start_ns) {
-  progress progress = {start_ns, start_ns, 0};
+  progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
   for (size_t i = 0; i < num_transfers; i++) {
     if (!is_priced(&transfers[i]) || transfers[i].size_bytes == 0) continue;
     uint64_t latency_ns[2];

@@ -74,7 +74,7 @@ class LinkStats(ctypes.Structure):
 class Calibration(SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
-        ("reserved", c_uint32),
+        ("num_cores", c_uint32),
         ("read_latency_ns", c_double),
         ("write_latency_ns", c_double),
         ("read_bandwidth_gbps", c_double),

@@ -32,7 +32,11 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Calibration:
-    """All of it is measured."""
+    """All of it is measured.
+
+    `num_cores` are those that the process may run on: a tier's bandwidth may be more than one thread's, which several
+    threads can then use up.
+    """
 
     read_latency_ns: float
     """Of a 64-byte access to memory that is in no cache, through the library; the median."""
@@ -46,6 +50,7 @@ class Calibration:
     """How late a sleep ends; 99th percentile."""
     exit_overhead_ns: float
     """What a call takes besides its delay."""
+    num_cores: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -109,6 +114,7 @@ def measure_latency(calibration: Calibration, target_ns: float, num_samples: int
     with Context(calibration=calibration) as context:
         tier = context.add_tier("target", 1 << 26, timing=Timing(target_ns, target_ns))
         with tier.alloc(1 << 25) as buffer:
+            buffer.fill(1)  # no page is touched for the first time while we measure
             samples = time_reads(context.handle, buffer.address, 64, num_samples)
     samples.sort()
     p99 = samples[min(len(samples) - 1, round(0.99 * (len(samples) - 1)))]

@@ -126,5 +126,6 @@ def _check_curve(curve: Sequence[CurvePoint]) -> None:
     for left, right in pairwise(curve):
         if right.utilisation <= left.utilisation or right.latency_factor < left.latency_factor:
             raise ArgumentError(
-                f"got the curve points {left} and {right}; expected ascending utilisations, and factors that do not fall"
+                f"got the curve points {left} and {right}; expected utilisations that ascend, and factors that "
+                "do not fall"
             )

@@ -93,7 +93,7 @@ EMX_API void emx_wait_until(uint64_t deadline_ns);
 /* What this machine does by itself, measured through the same calls that the model will delay. */
 typedef struct emx_calibration {
   uint32_t struct_bytes;
-  uint32_t reserved;
+  uint32_t num_cores;                               /* that this process may run on */
   double read_latency_ns, write_latency_ns;         /* a 64-byte access to memory that is in no cache, median */
   double read_bandwidth_gbps, write_bandwidth_gbps; /* one thread, undisturbed (90th percentile) */
   double clock_overhead_ns;                         /* of reading the clock once */
@@ -103,7 +103,8 @@ typedef struct emx_calibration {
 
 /* Measures for about `budget_ns` (100 ms to 10 s). */
 EMX_API emx_status emx_calibrate(uint64_t budget_ns, emx_calibration *calibration);
-/* EMX_E_TOO_FAST, naming the figure and the smallest that would do, unless this machine can play `timing`. */
+/* EMX_E_TOO_FAST, naming the figure and what would do, unless this machine can play `timing`: no latency below its own, no
+ * bandwidth above that of all its cores together (one thread alone never gets more than its own). */
 EMX_API emx_status emx_check_timing(const emx_calibration *calibration, const emx_timing *timing);
 
 #ifdef __cplusplus

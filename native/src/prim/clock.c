@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -77,4 +78,11 @@ uint64_t clock_ticks_in_order(void) {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   return clock_ticks();
 #endif
+}
+
+uint32_t clock_usable_cores(void) {
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return 1;
+  int count = CPU_COUNT(&usable);
+  return count > 0 ? (uint32_t)count : 1;
 }

@@ -1,4 +1,4 @@
-/* The machine's clock, and ways to let time pass. No policy: how long to sleep or spin is the caller's to decide. */
+/* The machine's clock and cores, and ways to let time pass. No policy: how long to sleep or spin is the caller's to decide. */
 #ifndef EMX_PRIM_CLOCK_H
 #define EMX_PRIM_CLOCK_H
 
@@ -16,6 +16,9 @@ uint64_t clock_ticks(void);
 double clock_ticks_per_ns(void);
 /* The same, read after everything before it is done and before anything after it begins. */
 uint64_t clock_ticks_in_order(void);
+
+/* How many cores this process may run on. */
+uint32_t clock_usable_cores(void);
 
 /* Tells the core that this is a spinning loop. */
 static inline void clock_relax(void) {
