@@ -231,7 +231,7 @@ static emx_status format_existing(emx_pool *pool, const char *path, const emx_po
   const uint64_t fitting = extents_that_fit(facts.size_bytes, config->extent_bytes, config->max_regions);
   const uint64_t wanted = (config->size_bytes + config->extent_bytes - 1) / config->extent_bytes;
   if (fitting == 0 || wanted > fitting)
-    return fail(EMX_E_INVALID, "%s has %" PRIu64 " bytes, room for %" PRIu64 " extents of %" PRIu64 " bytes; expected at least %"
+    return fail(EMX_E_INVALID, "%s has %" PRIu64 " bytes, room for %" PRIu64 " extents of %" PRIu64 " bytes beside the tables; expected at least %"
                 PRIu64, path, facts.size_bytes, fitting, config->extent_bytes, wanted ? wanted : 1);
   lay_out(&pool->header, config->extent_bytes, wanted ? wanted : fitting, config->max_regions);
   if (!facts.is_device) { /* an ordinary file may have holes */
