@@ -19,14 +19,14 @@ static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void
   status = heap_alloc(tier->heap, size_bytes, alignment, &made);
   if (status != EMX_OK) return tier_failed(tier, status);
   *pointer = made;
-  tier_show_sometimes(tier);
+  tier_show_sometimes(tier, size_bytes);
   return EMX_OK;
 }
 
 static emx_status free_in(tier *tier, void *pointer) {
   const emx_status status = heap_free(tier->heap, pointer);
   if (status != EMX_OK) return tier_failed(tier, status);
-  tier_show_sometimes(tier);
+  tier_show_sometimes(tier, 0);
   return EMX_OK;
 }
 

@@ -108,3 +108,5 @@ bool system_nodes_with_memory(char *text, size_t capacity) {
   text[strcspn(text, "\n")] = '\0';
   return true;
 }
+
+uint32_t system_process_id(void) { return (uint32_t)getpid(); }

@@ -19,4 +19,6 @@ uint64_t system_memory_of_node(int node);
 /* Nodes that have memory, as the kernel writes them ("0-1,4"); false where it does not say. */
 bool system_nodes_with_memory(char *text, size_t capacity);
 
+uint32_t system_process_id(void);
+
 #endif
