@@ -426,6 +426,78 @@ def test_memory_that_is_not_there_reads_as_zero_and_forgets(context: NativeConte
     assert context.read(context.migrate(nowhere, 0), 0, 100) == bytes(100)
 
 
+# ---- prices ------------------------------------------------------------------------------------------------------
+
+READ_NS, WRITE_NS = 1000, 400
+
+
+@pytest.fixture
+def priced() -> Iterator[NativeContext]:
+    """On the virtual clock: tier 0, "far", with latencies and no bound of bandwidth; tier 1, "local", unmodelled."""
+    with NativeContext(clock=abi.CLOCK_VIRTUAL) as opened:
+        opened.add_tier("far", timing=abi.Timing(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS))
+        opened.add_tier("local")
+        yield opened
+        opened.check()
+
+
+def cost_ns(context: NativeContext, call: Callable[[], object]) -> int:
+    before = context.now_ns
+    call()
+    return context.now_ns - before
+
+
+def test_each_access_costs_its_latency(priced: NativeContext) -> None:
+    far, local = priced.alloc(0, 1000), priced.alloc(1, 1000)
+    assert cost_ns(priced, lambda: priced.read(far, 0, 64)) == READ_NS
+    assert cost_ns(priced, lambda: priced.write(far, 0, b"x" * 64)) == WRITE_NS
+    assert cost_ns(priced, lambda: priced.memset(far, 0, 1, 1000)) == WRITE_NS
+    assert cost_ns(priced, lambda: priced.copy(local, 0, far, 0, 100)) == READ_NS
+    assert cost_ns(priced, lambda: priced.copy(far, 0, local, 0, 100)) == WRITE_NS
+    assert cost_ns(priced, lambda: priced.copy(far, 0, far, 500, 100)) == max(READ_NS, WRITE_NS)
+    assert cost_ns(priced, lambda: priced.read(local, 0, 1000)) == 0
+    assert priced.stats(0).delayed_ns == 2 * READ_NS + 3 * WRITE_NS + 2 * max(READ_NS, WRITE_NS)
+    assert priced.stats(1).delayed_ns == 0
+
+
+def test_a_move_is_a_read_and_a_write(priced: NativeContext) -> None:
+    pointer = priced.alloc(0, 100)
+    assert cost_ns(priced, lambda: priced.resize(pointer, 100)) == 0, "in place"
+    moved = []
+    assert cost_ns(priced, lambda: moved.append(priced.migrate(pointer, 1))) == READ_NS
+    assert cost_ns(priced, lambda: priced.migrate(moved[0], 0)) == WRITE_NS
+
+
+def test_a_batch_pays_each_tiers_latency_once(priced: NativeContext) -> None:
+    pointers = [priced.alloc(number % 2, 64) for number in range(40)]
+    assert cost_ns(priced, lambda: priced.read_batch([(pointer, 0, 64) for pointer in pointers])) == READ_NS
+    assert priced.stats(0).delayed_ns == READ_NS
+    assert (priced.stats(0).read_accesses, priced.stats(1).read_accesses) == (20, 20)
+
+
+def test_what_is_refused_or_empty_costs_nothing(priced: NativeContext) -> None:
+    pointer = priced.alloc(0, 100)
+
+    def refused() -> None:
+        for call in (lambda: priced.read(pointer, 90, 20), lambda: priced.write(8, 0, b"x")):
+            with pytest.raises(errors.MemoryAccessError):
+                call()
+
+    assert cost_ns(priced, refused) == 0
+    assert cost_ns(priced, lambda: priced.read(pointer, 100, 0)) == 0
+    assert cost_ns(priced, lambda: priced.write_batch([(pointer, 0, b"")])) == 0
+    assert priced.stats(0).delayed_ns == 0
+
+
+def test_memory_that_is_not_there_is_priced_all_the_same() -> None:
+    with NativeContext(clock=abi.CLOCK_VIRTUAL) as context:
+        timing = abi.Timing(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS)
+        tier = context.add_tier("nowhere", 1 << 40, provider=abi.PROVIDER_NULL, timing=timing)
+        pointer = context.alloc(tier, 1 << 35)
+        assert cost_ns(context, lambda: context.memset(pointer, 0, 0, 1 << 35)) == WRITE_NS
+        assert cost_ns(context, lambda: context.read(pointer, 1 << 34, 4096)) == READ_NS
+
+
 # ---- poison ------------------------------------------------------------------------------------------------------
 
 
