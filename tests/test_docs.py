@@ -24,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 APPS = {"interlace": app, "emucxl": emucxl_app}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTS = re.compile(
+    r"^```python\n(.*?)^```\n\n<!-- output -->\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
 TABLE_OF_GENERATE = ["model", "ranks", "prompt", "generated", "time to first token", "peak memory per rank"]
@@ -87,6 +90,20 @@ def test_programs_run(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = getattr(interlace, name)
         monkeypatch.setattr(interlace, name, on_fake_ranks(engine), raising=False)
     exec(compile(program, "documentation", "exec"), {"__name__": "__main__"})
+
+
+def printing_programs() -> list[Any]:
+    return [
+        pytest.param(*found, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, found in enumerate(PRINTS.findall(page.read_text()))
+    ]
+
+
+@pytest.mark.parametrize(("program", "output"), printing_programs())
+def test_programs_print_what_is_shown(program: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program, "documentation", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == output
 
 
 def on_fake_ranks(engine: Any) -> Any:

@@ -16,7 +16,6 @@ Facts = dict[str, Any]
 SYSTEM = Path("/sys")
 PROC = Path("/proc")
 DEVICES = Path("/dev")
-PRESETS_FOR_CXL = ("cxl-direct", "cxl-switched")
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}  # the number of the system call
 _MEMBARRIER_PRIVATE_EXPEDITED = 1 << 3
 
@@ -193,18 +192,17 @@ def real_tiers(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _cxl_text(report: dict[str, Any]) -> str:
-    presets = f"modelled, with a preset ({', '.join(PRESETS_FOR_CXL)}) or a timing of your own"
     devices = [device["path"] for device in report["cxl"]["dax_devices"] if device["may_open"]]
     if devices:
-        return f"real, through {', '.join(devices)}, if that is CXL memory; else {presets}"
+        return f"real, through {', '.join(devices)}, if that is CXL memory"
     if report["numa"]["memory_only_nodes"]:
         nodes = ", ".join(map(str, report["numa"]["memory_only_nodes"]))
-        return f"real, on NUMA node {nodes}, which has memory and no cores; else {presets}"
+        return f"real, on NUMA node {nodes}, which has memory and no cores"
     if report["cxl"]["memory_devices"]:
         return (
-            f"{presets}: there are CXL devices, but no /dev/dax* to open and no NUMA node of theirs is online"
+            "modelled: there are CXL devices, but no /dev/dax* to open, and no NUMA node of theirs is online"
         )
-    return f"{presets}: there is no CXL device (/sys/bus/cxl/devices), no /dev/dax*, no memory-only NUMA node"
+    return "modelled: there is no CXL device, no /dev/dax* and no memory-only NUMA node"
 
 
 def _number(path: Path) -> int:

@@ -26,6 +26,7 @@ WHAT = {
     "clock_overhead_ns": "reading the clock once",
     "sleep_overshoot_ns": "how late a sleep ends, 99th percentile",
     "exit_overhead_ns": "what a call takes besides its delay",
+    "num_cores": "cores it was measured on",
 }
 
 
@@ -54,7 +55,9 @@ def calibrate(
             }
         )
     else:
-        console.show(*_renderables(found, accuracies), f"Kept in {calibration.cache_path()}")
+        console.show(
+            *_renderables(found, accuracies), f"Kept in {console.short_path(str(calibration.cache_path()))}"
+        )
 
 
 def _measure(budget_s: float, progress: Callable[[float, str], None]) -> Calibration:
@@ -86,7 +89,8 @@ def _renderables(found: Calibration, accuracies: tuple[Accuracy, ...]) -> list[R
     figures.add_column("what")
     figures.add_column("figure", justify="right")
     for name, value in asdict(found).items():
-        figures.add_row(WHAT.get(name, name), f"{value:,.1f} {UNITS[name.rpartition('_')[2]]}")
+        unit = UNITS.get(name.rpartition("_")[2])
+        figures.add_row(WHAT.get(name, name), str(value) if unit is None else f"{value:,.1f} {unit}")
     table = Table(title="Modelled reads of 64 bytes, measured", title_justify="left", title_style="bold")
     for column in ("target", "median", "99th percentile", "error of the median"):
         table.add_column(column, justify="right")

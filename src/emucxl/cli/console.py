@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,3 +66,11 @@ def show_json(value: Any) -> None:
 def megabytes(size_bytes: float) -> str:
     """Bytes in units of 1e6, or 1e9 from there on."""
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def short_path(path: str) -> str:
+    """From the current directory, or from the home directory, where it lies there."""
+    for parent, name in ((Path.cwd(), "."), (Path.home(), "~")):
+        if Path(path).is_relative_to(parent):
+            return f"{name}{os.sep}{Path(path).relative_to(parent)}"
+    return path

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -103,7 +101,7 @@ def _timing(facts: dict[str, Any]) -> Lines:
 
 def _library(facts: dict[str, Any]) -> Lines:
     yield "version", facts["version"]
-    yield "path", _short_path(facts["path"])
+    yield "path", console.short_path(facts["path"])
     yield "size", f"{facts['size_bytes']:,} bytes"
     yield "ABI", str(facts["abi_version"])
 
@@ -120,11 +118,3 @@ LINES = {
 
 def _size(size_bytes: int | None) -> str:
     return "unknown" if size_bytes is None else console.megabytes(size_bytes)
-
-
-def _short_path(path: str) -> str:
-    """From the current directory, or from the home directory, where it lies there."""
-    for parent, name in ((Path.cwd(), "."), (Path.home(), "~")):
-        if Path(path).is_relative_to(parent):
-            return f"{name}{os.sep}{Path(path).relative_to(parent)}"
-    return path

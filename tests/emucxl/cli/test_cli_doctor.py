@@ -116,7 +116,7 @@ def test_a_machine_without_any_of_it_says_what_is_missing(
     monkeypatch.setattr(doctor, "SYSTEM", tmp_path)
     monkeypatch.setattr(doctor, "DEVICES", tmp_path)
     found = report(invoke)
-    assert found["tiers"]["cxl"].startswith("modelled, with a preset")
+    assert found["tiers"]["cxl"].startswith("modelled: there is no CXL device")
     assert "no memory-only NUMA node" in found["tiers"]["cxl"]
     assert (found["numa"]["nodes"], found["cxl"]["driver"]) == ([], False)
     assert invoke("doctor").exit_code == 0
