@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emucxl import Context
 from emucxl.coherence import LINE_BYTES, Cache, Coherence
-from emucxl.errors import ArgumentError, ClosedError, OutOfBoundsError, SegmentError
+from emucxl.errors import ArgumentError, ClosedError, InUseError, OutOfBoundsError, SegmentError
+from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
+from emucxl.timing import Timing
 from support.c_programs import compile_program, compiler, run_program
 
 MODES = list(Coherence)
@@ -262,6 +266,74 @@ def test_thousands_of_lines_are_found_again(segment: SharedSegment) -> None:
             assert int.from_bytes(host.read(4, line * LINE_BYTES), "little") == expected
         host.flush()
         assert host.stats().dirty_bytes == 0
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+MEMORY = Timing(read_latency_ns=500, write_latency_ns=300, read_bandwidth_gbps=1, write_bandwidth_gbps=2)
+
+
+def cost_ns(context: Context, access: Callable[[], object]) -> int:
+    before_ns = context.now_ns
+    access()
+    return context.now_ns - before_ns
+
+
+def test_misses_and_flushes_are_priced_and_hits_cost_the_caches_latency(segment: SharedSegment) -> None:
+    with (
+        Context("virtual") as context,
+        Cache(segment, context=context, timing=MEMORY, hit_latency_ns=3) as host,
+    ):
+        assert cost_ns(context, lambda: host.read(8)) == 500 + 64
+        assert cost_ns(context, lambda: host.read(8)) == 3
+        assert cost_ns(context, lambda: host.read(256)) == 500 + 3 * 64  # one access: the latency counts once
+        assert cost_ns(context, lambda: host.write(b"x", 1000)) == 500 + 64  # its line is fetched first
+        assert cost_ns(context, lambda: host.write(bytes(64), 2048)) == 3  # all of its line: nothing to fetch
+        assert cost_ns(context, host.flush) == 300 + 2 * 32
+        assert cost_ns(context, host.flush) == cost_ns(context, host.invalidate) == 0
+        assert cost_ns(context, lambda: host.load_u64(0)) == 508
+        assert host.stats().delayed_ns == context.now_ns
+
+
+def test_uncached_accesses_are_priced_each_time(segment: SharedSegment) -> None:
+    with (
+        Context("virtual") as context,
+        Cache(segment, Coherence.UNCACHED, context=context, timing=MEMORY) as host,
+    ):
+        for _ in range(3):
+            assert cost_ns(context, lambda: host.read(100)) == 600
+            assert cost_ns(context, lambda: host.write(bytes(100))) == 350
+
+
+def test_hosts_queue_on_the_link_they_share(segment: SharedSegment) -> None:
+    with (
+        Link.create(read_bandwidth_gbps=1, write_bandwidth_gbps=1) as link,
+        Context("virtual") as first,
+        Context("virtual") as second,
+        Cache(segment, context=first, link=link) as left,
+        Cache(segment, context=second, link=link) as right,
+    ):
+        left.read(4096)
+        right.read(4096)
+        assert (first.now_ns, second.now_ns) == (4096, 8192)
+
+
+def test_on_the_real_clock_a_miss_takes_its_time(segment: SharedSegment) -> None:
+    timing = Timing(read_latency_ns=200_000, write_latency_ns=200_000)
+    with Context() as context, Cache(segment, context=context, timing=timing) as host:
+        before_ns = time.monotonic_ns()
+        for line in range(50):
+            host.read(1, line * LINE_BYTES)
+        assert time.monotonic_ns() - before_ns >= 50 * 190_000
+
+
+def test_a_context_stays_open_while_a_cache_charges_it(segment: SharedSegment) -> None:
+    context = Context("virtual")
+    with Cache(segment, context=context), pytest.raises(InUseError):
+        context.close()
+    with pytest.raises(ArgumentError, match="got hit_latency_ns -1"):
+        Cache(segment, context=context, hit_latency_ns=-1)
+    context.close()
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
