@@ -102,6 +102,7 @@ emx_status reclaim(emx_pool *pool, uint32_t flags, emx_reclaim_report *report);
 /* Frees the region if nobody may hold it any more. */
 void region_settle(emx_pool *pool, uint32_t slot);
 void region_bury(emx_pool *pool, uint32_t slot); /* finishes a dying region */
+void region_drop_dead_owner(emx_pool *pool, uint32_t slot);
 void host_clean(emx_pool *pool, uint32_t slot, uint64_t epoch, emx_reclaim_report *report);
 
 /* pool_region.c */

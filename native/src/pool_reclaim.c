@@ -71,15 +71,19 @@ static void region_repair(emx_pool *pool, uint32_t slot) {
 }
 
 /* An owner that was killed while it grew the region left extents beyond its size. */
-static void drop_owner(emx_pool *pool, uint32_t slot, uint32_t host_slot, uint64_t epoch) {
+static void drop_owner(emx_pool *pool, uint32_t slot, uint64_t owner) {
   region_record *record = &pool->regions[slot];
-  const uint64_t owner = shared_load(&record->owner), word = shared_load(&record->word);
-  if (!owner_valid(owner) || owner_slot(owner) != host_slot || owner_epoch(owner) != epoch) return;
+  const uint64_t word = shared_load(&record->word);
   if (region_state(word) == REGION_LIVE && region_gen(word) == owner_gen(owner)) {
     const uint32_t kept = extents_for(pool, shared_load(&record->size_bytes));
     extents_give_back(pool, slot, (uint32_t)owner_gen(owner), kept, &record->owner, owner);
   }
   shared_swap(&record->owner, owner, 0);
+}
+
+void region_drop_dead_owner(emx_pool *pool, uint32_t slot) {
+  const uint64_t owner = shared_load(&pool->regions[slot].owner);
+  if (owner_valid(owner) && !owner_holds(pool, owner, owner_gen(owner))) drop_owner(pool, slot, owner);
 }
 
 /* ---- hosts ------------------------------------------------------------------------------------------------------ */
@@ -92,7 +96,7 @@ void host_clean(emx_pool *pool, uint32_t slot, uint64_t epoch, emx_reclaim_repor
     shared_word *holder = &pool->regions[i].holders[slot];
     const uint64_t held = shared_load(holder);
     region_repair(pool, i); /* before the owner goes: what it was growing is found by it */
-    drop_owner(pool, i, slot, epoch);
+    region_drop_dead_owner(pool, i);
     if (held && holder_epoch(held) == epoch) shared_swap(holder, held, 0);
     region_settle(pool, i);
   }

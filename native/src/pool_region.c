@@ -105,7 +105,8 @@ static bool find_live(const emx_pool *pool, const char *tag, uint32_t *slot, uin
 
 /* Takes a region that has no owner, if this host's quota allows. */
 static emx_status adopt(emx_host *host, region_record *record, uint32_t gen) {
-  const emx_pool *pool = host->pool;
+  emx_pool *pool = host->pool;
+  region_drop_dead_owner(pool, (uint32_t)(record - pool->regions)); /* with what it was adding to the region */
   const uint64_t owner = shared_load(&record->owner);
   if (owner == owner_word(host, gen)) return EMX_OK;
   if (owner_holds(pool, owner, gen))

@@ -67,6 +67,16 @@ def test_host_killed_while_it_reclaims_leaves_nothing(kill_pool: Path, path: Pat
     assert int(said.split()[0]) > 500
 
 
+def test_host_stopped_at_any_step_goes_on_without_harm(kill_pool: Path, path: Path) -> None:
+    """Meanwhile another one opens, grows or carves what it was at work on, or cleans up. Most of it is waiting."""
+
+    def run(variant: int) -> int:
+        return int(run_program(kill_pool, f"{path}-{variant}", "stop", variant).split()[0])
+
+    with ThreadPoolExecutor(3) as threads:
+        assert min(threads.map(run, range(3))) > 200
+
+
 def test_hosts_killed_at_random_instants_corrupt_nobody(kill_pool: Path, path: Path) -> None:
     assert run_program(kill_pool, path, "random", 300, 1) == "300 kills\n"
 

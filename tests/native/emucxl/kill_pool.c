@@ -3,6 +3,7 @@
  *
  *   kill_pool PATH steps            a host dies at each step of every operation; another one reclaims
  *   kill_pool PATH double STRIDE    so does the one that reclaims, at each of its steps, after every STRIDEth death
+ *   kill_pool PATH stop VARIANT     a host is stopped at each step while another one does what may collide, and goes on
  *   kill_pool PATH random KILLS SEED   several hosts compete, and die at random instants
  *
  * Prints what it did; exits with 1 and a line on standard error at the first thing that is wrong.
@@ -22,9 +23,10 @@ enum { EXTENT = 4096, EXTENTS = 64, WORKERS = 3, TAGS = 6 };
 
 static const char *path;
 static long kill_step, steps;
+static int kill_signal = SIGKILL;
 
 void pool_step(void) {
-  if (++steps == kill_step) kill(getpid(), SIGKILL);
+  if (++steps == kill_step) kill(getpid(), kill_signal);
 }
 
 #define REQUIRE(condition)                                                                                     \
@@ -188,7 +190,7 @@ static bool dies(operation run, long at_step) {
   return WIFSIGNALED(status);
 }
 
-static void do_reclaim_in_child(emx_pool *pool, emx_host *host) {
+static void do_reclaim(emx_pool *pool, emx_host *host) {
   (void)host;
   REQUIRE(emx_pool_reclaim(pool, 0, NULL) == EMX_OK);
 }
@@ -274,7 +276,7 @@ static void run_double(long stride) {
       for (bool second_died = true; second_died && died; second++) {
         survivor self = make_survivor();
         died = dies(OPERATIONS[i].run, first);
-        if (died) second_died = dies(do_reclaim_in_child, second);
+        if (died) second_died = dies(do_reclaim, second);
         total += died + (died && second_died);
         verify(&self);
         end(&self);
@@ -282,6 +284,107 @@ static void run_double(long stride) {
       if (!died) break;
     }
   printf("%ld kills\n", total);
+}
+
+/* ---- two hosts, step by step ------------------------------------------------------------------------------------- */
+
+/* Lives with whatever the other host does to the region meanwhile. */
+static void do_live(emx_pool *pool, emx_host *host) {
+  emx_region *region;
+  (void)pool;
+  if (emx_host_carve(host, "duel", 3 * EXTENT, NULL, &region) == EMX_OK) {
+    (void)emx_region_resize(region, 5 * EXTENT);
+    (void)emx_region_resize(region, 2 * EXTENT);
+    emx_region_close(region);
+  }
+  if (emx_host_open(host, "duel", true, &region) == EMX_OK) REQUIRE(emx_region_release(region) == EMX_OK);
+  if (emx_host_open(host, "orphan", true, &region) == EMX_OK) {
+    (void)emx_region_resize(region, 2 * EXTENT);
+    emx_region_close(region);
+  }
+}
+
+/* Who has it open can reach all of it, whatever the other one did. */
+static void require_whole(emx_region *region) {
+  emx_region_info info;
+  REQUIRE(emx_region_get_info(region, &info) == EMX_OK);
+  REQUIRE(emx_region_check_access(region, 0, info.size_bytes, false) == EMX_OK);
+}
+
+typedef struct counterpart {
+  emx_region *duel, *orphan;
+} counterpart;
+
+static counterpart interfere(const survivor *self, long variant) {
+  counterpart held = {0};
+  if (variant == 0) {
+    (void)emx_host_open(self->host, "duel", true, &held.duel);
+    if (emx_host_open(self->host, "orphan", true, &held.orphan) == EMX_OK) (void)emx_region_resize(held.orphan, 4 * EXTENT);
+  } else if (variant == 1) {
+    if (emx_host_carve(self->host, "duel", 2 * EXTENT, NULL, &held.duel) == EMX_OK) REQUIRE(is_filled(held.duel, 0));
+  } else {
+    if (emx_host_open(self->host, "duel", false, &held.duel) == EMX_OK) emx_region_close(held.duel);
+    held.duel = NULL;
+    do_reclaim(self->pool, self->host);
+  }
+  if (held.duel) require_whole(held.duel);
+  return held;
+}
+
+/* `death`: the step at which a host that adopts "orphan" and grows it died before; 0: none did. */
+static bool stops(operation run, long at_step, long variant, long death) {
+  survivor self = make_survivor();
+  if (death) REQUIRE(dies(do_adopt, death));
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    emx_pool *pool;
+    emx_host *host;
+    kill_signal = SIGSTOP;
+    REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
+    kill_step = at_step;
+    steps = 0;
+    REQUIRE(emx_pool_join(pool, "slow", &QUIET, &host) == EMX_OK);
+    run(pool, host);
+    emx_host_leave(host);
+    emx_pool_close(pool);
+    _exit(0);
+  }
+  int status;
+  REQUIRE(waitpid(child, &status, WUNTRACED) == child);
+  const bool stopped = WIFSTOPPED(status);
+  counterpart held = {0};
+  if (stopped) {
+    held = interfere(&self, variant);
+    kill(child, SIGCONT);
+    REQUIRE(waitpid(child, &status, 0) == child);
+  }
+  REQUIRE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  if (held.duel) require_whole(held.duel);
+  if (held.orphan) require_whole(held.orphan);
+  REQUIRE(emx_pool_check(self.pool) == EMX_OK);
+  emx_region_close(held.duel);
+  if (held.orphan) {
+    REQUIRE(emx_region_resize(held.orphan, 6 * EXTENT) == EMX_OK);
+    require_whole(held.orphan);
+    REQUIRE(emx_region_resize(held.orphan, EXTENT) == EMX_OK);
+  }
+  emx_region_close(held.orphan);
+  emx_region *orphan;
+  REQUIRE(emx_host_open(self.host, "orphan", true, &orphan) == EMX_OK);
+  REQUIRE(emx_region_resize(orphan, EXTENT) == EMX_OK);
+  emx_region_close(orphan);
+  verify(&self);
+  end(&self);
+  return stopped;
+}
+
+static void run_stop(long variant) {
+  long total = 0;
+  for (long step = 1; stops(do_live, step, variant, 0); step++) total++;
+  for (long death = 20; death < 38; death++)
+    for (long step = 1; stops(do_reclaim, step, variant, death); step++) total++;
+  printf("%ld stops\n", total);
 }
 
 /* ---- several hosts at once -------------------------------------------------------------------------------------- */
@@ -423,6 +526,7 @@ int main(int argc, char **argv) {
   path = argv[1];
   if (strcmp(argv[2], "steps") == 0) run_steps();
   else if (strcmp(argv[2], "double") == 0) run_double(atol(argv[3]));
+  else if (strcmp(argv[2], "stop") == 0) run_stop(atol(argv[3]));
   else run_random(atol(argv[3]), strtoull(argv[4], NULL, 0));
   return 0;
 }
