@@ -1,7 +1,8 @@
 """What contexts and links show of themselves while they run, in this user's processes.
 
 A context keeps its figures in a memfd named "emucxl-context" (native/include/emucxl/monitor.h), a link in one named
-"emucxl-link" (link_layout.h). They are found through /proc/PID/fd, so a process that is killed leaves nothing behind.
+"emucxl-link", or in a file of its own (link_layout.h). They are found through /proc/PID/fd, so a process that is killed
+leaves nothing behind.
 They are read, not mapped: a process may end at any moment without harm.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import time
 from collections.abc import Iterator
 from ctypes import c_double, c_uint32, c_uint64
@@ -20,6 +22,7 @@ CONTEXT_NAME, LINK_NAME = "emucxl-context", "emucxl-link"
 PROVIDERS = ("anon", "shm", "numa", "dax", "null", "region")  # by emx_provider
 _CONTEXT_MAGIC, _CONTEXT_VERSION = 0x31786E6F4D786D65, 1
 _LINK_MAGIC, _LINK_VERSION = 0x316B6E696C786D65, 1
+_LINK_FILE_BYTES = 4096
 _MAX_TIERS, _SHARDS = 16, 16
 
 
@@ -185,19 +188,27 @@ def sample(proc: Path = Path("/proc")) -> Sample:
 
 
 def _find(proc: Path) -> dict[str, _Found]:
-    """The memfds of contexts and links by inode: a fork's child, or whom a link was passed to, holds the same one."""
-    wanted = {f"/memfd:{name} (deleted)": name for name in (CONTEXT_NAME, LINK_NAME)}
+    """What may be contexts and links, by inode: a fork's child, or whom a link was passed to, holds the same one."""
     found: dict[str, _Found] = {}
     for pid, descriptor, target in _descriptors(proc):
-        name = wanted.get(target)
-        if name is None:
-            continue
         try:
             status = os.stat(proc / str(pid) / "fd" / str(descriptor))
         except OSError:
             continue
-        found.setdefault(f"{status.st_dev}:{status.st_ino}", _Found(name)).holders.append((pid, descriptor))
+        name = _kind(target, status)
+        if name is not None:
+            key = f"{status.st_dev}:{status.st_ino}"
+            found.setdefault(key, _Found(name)).holders.append((pid, descriptor))
     return found
+
+
+def _kind(target: str, status: os.stat_result) -> str | None:
+    """Whether a descriptor may be a context's or a link's; what is in it tells for sure."""
+    for name in (CONTEXT_NAME, LINK_NAME):
+        if target == f"/memfd:{name} (deleted)":
+            return name
+    is_small_file = stat.S_ISREG(status.st_mode) and status.st_size == _LINK_FILE_BYTES
+    return LINK_NAME if is_small_file and not target.startswith("/memfd:") else None
 
 
 def _descriptors(proc: Path) -> Iterator[tuple[int, int, str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -331,3 +332,25 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_threads_find_every_value_while_entries_move(make_tiers: Any, policy: str) -> None:
+    store = KVStore(*make_tiers(), policy, Limit(entries=5), Limit(entries=100))
+    wrong: list[object] = []
+
+    def use(thread: int) -> None:
+        for step in range(300):
+            key = b"%d %d" % (thread, step % 7)
+            store.put(key, b"%d" % step)
+            if store.get(key) != b"%d" % step:
+                wrong.append(key)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.check()
+    assert (wrong, len(store)) == ([], 28)
+    store.close()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from typing import Any
 
@@ -114,3 +116,26 @@ def test_it_is_a_queue_whatever_fails(steps: list[bytes | None], failing: set[in
 
 def _allocated(tier: Any) -> int:
     return tier.allocated_bytes if isinstance(tier, FakeTier) else tier.stats().allocated_bytes
+
+
+def test_threads_lose_no_value_and_see_none_twice(make_tiers: Any) -> None:
+    queue = Queue(make_tiers()[0])
+    taken: list[bytes] = []
+
+    def produce(first: int) -> None:
+        for number in range(first, first + 300):
+            queue.enqueue(number.to_bytes(4, "little"))
+
+    def consume() -> None:
+        while len(taken) < 900:
+            with contextlib.suppress(NotFoundError):
+                taken.append(queue.dequeue())
+
+    threads = [threading.Thread(target=produce, args=(first,)) for first in (0, 300, 600)]
+    threads += [threading.Thread(target=consume) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    queue.check()
+    assert sorted(int.from_bytes(value, "little") for value in taken) == list(range(900))

@@ -129,6 +129,15 @@ def test_a_link_is_seen_with_its_traffic() -> None:
         assert found["read_gbps"] == 0
 
 
+def test_a_link_in_a_file_is_seen_and_other_files_are_not(tmp_path: Path) -> None:
+    from emucxl.links import Link, LinkConfig
+
+    (tmp_path / "other").write_bytes(bytes(4096))
+    with Link.open(tmp_path / "link", LinkConfig(3.0)), open(tmp_path / "other"):
+        mine = [link for link in monitor.sample().links if os.getpid() in link.pids]
+    assert [link.read_bandwidth_gbps for link in mine] == [3.0]
+
+
 def test_what_is_new_has_no_rates_yet() -> None:
     before = monitor.sample()
     with Context() as context:
