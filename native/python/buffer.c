@@ -46,7 +46,7 @@ static emx_context *begin_move(buffer_object *buffer) {
   if (handle == NULL) return NULL;
   if (buffer->uses > 0) {
     PyErr_Format(errors.in_use,
-                 "the buffer is in use %zd times, by views, arrays, tensors, copies in flight or calls of other threads; "
+                 "the buffer has uses in progress: %zd (views, arrays, tensors, copies in flight, calls of other threads); "
                  "release them first",
                  buffer->uses);
     return NULL;
@@ -234,10 +234,7 @@ PyObject *tier_alloc(PyObject *self, PyObject *const *arguments, Py_ssize_t num_
 static PyObject *buffer_free(PyObject *self, PyObject *unused) {
   buffer_object *buffer = (buffer_object *)self;
   (void)unused;
-  if (buffer->pointer == NULL || context_handle_or_null(buffer->tier->context) == NULL) {
-    buffer->pointer = NULL;
-    Py_RETURN_NONE;
-  }
+  if (buffer->pointer == NULL || context_handle_or_null(buffer->tier->context) == NULL) Py_RETURN_NONE;
   emx_context *handle = begin_move(buffer);
   if (handle == NULL) return NULL;
   emx_status status;
@@ -346,21 +343,17 @@ static void buffer_dealloc(PyObject *self) {
 
 static int buffer_get(PyObject *self, Py_buffer *view, int flags) {
   buffer_object *buffer = (buffer_object *)self;
+  PyObject *export = export_make(buffer);
   view->obj = NULL;
-  if (buffer_live(buffer) == NULL) return -1;
-  if (!buffer->tier->touchable) {
-    PyErr_SetString(errors.unavailable, "a buffer in a tier without memory (Null) has no bytes to view");
-    return -1;
-  }
-  if (PyBuffer_FillInfo(view, self, buffer->pointer, (Py_ssize_t)buffer->size_bytes, 0, flags) < 0) return -1;
-  buffer_retain(buffer);
-  return 0;
+  if (export == NULL) return -1;
+  const int result = PyBuffer_FillInfo(view, export, buffer->pointer, (Py_ssize_t)buffer->size_bytes, 0, flags);
+  Py_DECREF(export);
+  return result;
 }
 
-static void buffer_give_back(PyObject *self, Py_buffer *view) {
-  (void)view;
-  buffer_release((buffer_object *)self);
-}
+/* Never called: views belong to exports. It is there because numpy.frombuffer takes a type that has none for one whose
+ * views need not be kept, and then keeps the object alone. */
+static void buffer_give_back(PyObject *self, Py_buffer *view) { (void)self, (void)view; }
 
 static PyObject *buffer_dlpack_device(PyObject *self, PyObject *unused) {
   (void)self, (void)unused;

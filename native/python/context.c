@@ -55,8 +55,8 @@ static PyObject *context_close(PyObject *self, PyObject *unused) {
   }
   if (context->uses > 0) {
     PyErr_Format(errors.in_use,
-                 "the context is in use %zd times, by views, arrays or tensors of its buffers, copy engines, or calls of "
-                 "other threads; release them first",
+                 "the context has uses in progress: %zd (views, arrays and tensors of its buffers, copy engines, calls of "
+                 "other threads); release them first",
                  context->uses);
     return NULL;
   }

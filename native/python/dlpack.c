@@ -37,7 +37,7 @@ typedef struct exported {
   int64_t shape, stride;
 } exported;
 
-/* The owner is a memoryview of the buffer, or the copy: letting go of it is all there is to do. Consumers call this in any
+/* The owner is an export of the buffer, or the copy: letting go of it is all there is to do. Consumers call this in any
  * thread, with or without the GIL, and as late as at exit, when nothing can be let go of any more. */
 static void let_go(void *memory, PyObject *owner) {
   if (!Py_IsInitialized()) return;
@@ -61,11 +61,11 @@ static void destroy_capsule(PyObject *capsule) {
     delete_versioned(&exported->versioned);
 }
 
-/* What keeps the memory: a view of the buffer, or (priced as a read) a copy of its bytes. */
+/* What keeps the memory: an export of the buffer, or (priced as a read) a copy of its bytes. */
 static PyObject *make_owner(buffer_object *buffer, bool copy, void **data) {
   if (!copy) {
     *data = buffer->pointer;
-    return PyMemoryView_FromObject((PyObject *)buffer);
+    return export_make(buffer);
   }
   PyObject *bytes = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)buffer->size_bytes);
   PyObject *none = bytes != NULL ? PyObject_CallMethod((PyObject *)buffer, "read_into", "O", bytes) : NULL;

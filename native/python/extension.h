@@ -1,7 +1,8 @@
 /* What the files of emucxl._buffer share.
  *
- * Three types: Buffer, an allocation; TierBase and ContextBase, what of emucxl.Tier and emucxl.Context the calls on buffers
- * need. A buffer keeps its tier alive, a tier its context; the context's memory goes with the last of them.
+ * The types: Buffer, an allocation; Export, a view's hold on one; TierBase and ContextBase, what of emucxl.Tier and
+ * emucxl.Context the calls on buffers need. An export keeps its buffer alive, a buffer its tier, a tier its context; the
+ * context's memory goes with the last of them.
  *
  * Thread safety: the fields below are read and written with the GIL held. What runs without it (large and modelled calls)
  * counts as a use of its buffer and context meanwhile, so that nothing it works on is freed, moved or closed.
@@ -45,7 +46,7 @@ typedef struct buffer_object {
   PyObject *weak_references;
 } buffer_object;
 
-extern PyTypeObject *buffer_type, *tier_type, *context_type;
+extern PyTypeObject *buffer_type, *export_type, *tier_type, *context_type;
 
 /* ---- the native core -------------------------------------------------------------------------------------------- */
 
@@ -120,6 +121,8 @@ emx_context *buffer_live(const buffer_object *buffer);
 bool buffer_check_range(const buffer_object *buffer, size_t offset, size_t size_bytes);
 void buffer_retain(buffer_object *buffer);
 void buffer_release(buffer_object *buffer);
+/* An object that counts as a use of a live buffer for as long as it lives. */
+PyObject *export_make(buffer_object *buffer);
 
 /* TierBase.alloc(size_bytes, alignment=0) */
 PyObject *tier_alloc(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords);
@@ -130,6 +133,7 @@ PyObject *context_write_batch(PyObject *self, PyObject *accesses);
 PyObject *buffer_dlpack(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords);
 
 PyTypeObject *make_buffer_type(PyObject *module);
+PyTypeObject *make_export_type(PyObject *module);
 PyTypeObject *make_tier_type(PyObject *module);
 PyTypeObject *make_context_type(PyObject *module);
 

@@ -1,7 +1,7 @@
 /* The module: its binding to libemucxl, its errors, and how its calls take arguments. */
 #include "extension.h"
 
-PyTypeObject *buffer_type, *tier_type, *context_type;
+PyTypeObject *buffer_type, *export_type, *tier_type, *context_type;
 calls native;
 unsigned forks;
 error_classes errors;
@@ -179,7 +179,8 @@ static int module_exec(PyObject *module) {
   }
   context_type = make_context_type(module);
   tier_type = context_type != NULL ? make_tier_type(module) : NULL;
-  buffer_type = tier_type != NULL ? make_buffer_type(module) : NULL;
+  export_type = tier_type != NULL ? make_export_type(module) : NULL;
+  buffer_type = export_type != NULL ? make_buffer_type(module) : NULL;
   if (buffer_type == NULL) return -1;
   if (PyModule_AddType(module, context_type) < 0 || PyModule_AddType(module, tier_type) < 0 ||
       PyModule_AddType(module, buffer_type) < 0)
