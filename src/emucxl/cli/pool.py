@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -314,18 +313,3 @@ def _size(count: int) -> str:
             number = count / (1 << shift)
             return f"{number:.2f}".rstrip("0").rstrip(".") + (f" {unit}iB" if unit else " B")
     return "0 B"
-
-
-def summaries(paths: list[Path]) -> list[dict[str, Any]]:
-    """Of every pool in /dev/shm and at `paths`, what `show` tells, or why it cannot be opened."""
-    from emucxl.errors import EmucxlError
-    from emucxl.pool import Pool, named_pools, pool_path
-
-    found: list[dict[str, Any]] = []
-    for path in [*map(pool_path, named_pools()), *(path.absolute() for path in paths)]:
-        try:
-            with Pool.open(path, read_only=True) as pool:
-                found.append(description(pool))
-        except EmucxlError as error:
-            found.append({"path": str(path), "error": str(error)})
-    return found
