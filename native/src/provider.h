@@ -29,7 +29,7 @@ typedef struct pages {
   bool counts;         /* its capacity is promised out of the system's memory */
   const emx_region *region;
   _Atomic size_t unchecked_bytes; /* committed since the system's memory was looked at last */
-  struct pages *next;  /* of those that count */
+  struct pages *next;  /* of those that count, or of those on regions */
 } pages;
 
 struct provider {

@@ -687,6 +687,17 @@ def test_a_host_that_was_fenced_can_use_its_tier_no_more(tmp_path: Path) -> None
                 call()
 
 
+def test_a_region_carries_one_tier_at_a_time(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as resources:
+        fields = region(tmp_path, resources)
+        with NativeContext() as context, NativeContext() as other:
+            context.add_tier("pooled", 0, **fields)
+            with pytest.raises(errors.InUseError, match="region 'tier' is in use by another tier"):
+                other.add_tier("again", 0, **fields)
+            context.close()
+            other.add_tier("again", 0, **fields)
+
+
 def test_a_tier_needs_a_region() -> None:
     with NativeContext() as context, pytest.raises(errors.ArgumentError, match="got no region"):
         context.add_tier("pooled", CAPACITY, provider=abi.PROVIDER_REGION)
