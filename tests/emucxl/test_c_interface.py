@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -135,6 +136,26 @@ def test_a_file_stands_in_for_a_device(tmp_path: Path) -> None:
     done = run_in(program, {"EMUCXL_REMOTE_DAX": str(device)})
     assert done.returncode == 0, done.stderr
     assert "read back: written locally" in done.stdout
+
+
+# ---- the documentation ----------------------------------------------------------------------------------------------
+
+PRINTING = re.compile(r"^```c\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_programs_of_the_documentation_print_what_is_shown(number: int, tmp_path: Path) -> None:
+    shown = PRINTING.findall((EXAMPLES.parents[1] / "docs" / "memory" / "c.md").read_text())
+    assert len(shown) == 2
+    source, output = shown[number]
+    (tmp_path / "shown.c").write_text(source)
+    printed = run_program(compile_program(tmp_path / "shown.c", tmp_path))
+    assert ADDRESS.sub("0x", printed) == ADDRESS.sub("0x", output)
+
+
+def test_the_percentages_in_the_documentation_are_the_published_ones() -> None:
+    assert PUBLISHED in (EXAMPLES.parents[1] / "docs" / "memory" / "c.md").read_text()
 
 
 # ---- whole programs -------------------------------------------------------------------------------------------------
