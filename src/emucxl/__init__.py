@@ -18,44 +18,75 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from emucxl.buffer import Buffer
+    from emucxl.calibration import Calibration
+    from emucxl.coherence import Cache, Coherence
     from emucxl.context import Allocation, Context
+    from emucxl.copy_engine import Completion, Copy, CopyEngine
     from emucxl.errors import EmucxlError
+    from emucxl.links import Link
+    from emucxl.pool import Pool
+    from emucxl.presets import Preset, preset
     from emucxl.providers import Anon, Dax, Null, Numa, RegionMemory, Shm
     from emucxl.shared_memory import SharedSegment
     from emucxl.tiers import Tier, TierInfo, TierStats
+    from emucxl.timing import CurvePoint, Timing
 
 _HOMES = {
     "Allocation": "context",
     "Anon": "providers",
     "Buffer": "buffer",
+    "Cache": "coherence",
+    "Calibration": "calibration",
+    "Coherence": "coherence",
+    "Completion": "copy_engine",
     "Context": "context",
+    "Copy": "copy_engine",
+    "CopyEngine": "copy_engine",
+    "CurvePoint": "timing",
     "Dax": "providers",
     "EmucxlError": "errors",
+    "Link": "links",
     "Null": "providers",
     "Numa": "providers",
+    "Pool": "pool",
+    "Preset": "presets",
     "RegionMemory": "providers",
     "SharedSegment": "shared_memory",
     "Shm": "providers",
     "Tier": "tiers",
     "TierInfo": "tiers",
     "TierStats": "tiers",
+    "Timing": "timing",
+    "preset": "presets",
 }
 
 __all__ = [
     "Allocation",
     "Anon",
     "Buffer",
+    "Cache",
+    "Calibration",
+    "Coherence",
+    "Completion",
     "Context",
+    "Copy",
+    "CopyEngine",
+    "CurvePoint",
     "Dax",
     "EmucxlError",
+    "Link",
     "Null",
     "Numa",
+    "Pool",
+    "Preset",
     "RegionMemory",
     "SharedSegment",
     "Shm",
     "Tier",
     "TierInfo",
     "TierStats",
+    "Timing",
+    "preset",
 ]
 
 
