@@ -25,7 +25,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "be
 APPS = {"interlace": app, "emucxl": emucxl_app}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(
-    r"^```python\n(.*?)^```\n\n<!-- output -->\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```python\n((?:(?!```).*\n)*)```\n\n<!-- output -->\n\n```text\n((?:(?!```).*\n)*)```$", re.MULTILINE
 )
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
