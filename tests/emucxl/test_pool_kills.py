@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support.c_programs import FLAGS, INCLUDES, NATIVE, PROGRAMS, SANITIZER_OPTIONS, compiler, run_program
+from support.c_programs import FLAGS, INCLUDES, NATIVE, PROGRAMS, compiler, run_program
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
@@ -95,6 +95,10 @@ def test_thousands_of_hosts_killed_at_random_instants_corrupt_nobody(
     assert run_program(kill_pool, path, "random", 5000, seed, timeout_s=280) == "5000 kills\n"
 
 
+def test_threads_share_a_host_until_it_is_fenced(tmp_path: Path, path: Path) -> None:
+    run_program(build(tmp_path, "threads_pool", "-fsanitize=thread"), path, 20)
+
+
 def fuzz(program: Path, path: Path, rounds: int, seeds: range) -> tuple[int, int]:
     """How many damaged pools were refused, and how many could be used. Most of it is waiting, so seeds run at once."""
 
@@ -102,7 +106,6 @@ def fuzz(program: Path, path: Path, rounds: int, seeds: range) -> tuple[int, int
         said = run_program(program, f"{path}-{seed}", rounds, seed, timeout_s=280).split()
         return int(said[0]), int(said[2])
 
-    assert SANITIZER_OPTIONS
     with ThreadPoolExecutor(len(seeds)) as threads:
         counts = list(threads.map(run, seeds))
     return sum(count[0] for count in counts), sum(count[1] for count in counts)
