@@ -29,12 +29,12 @@ def measured() -> Calibration:
 
 
 def test_measuring_finds_figures_of_a_machine(measured: Calibration) -> None:
-    assert 1 < measured.read_latency_ns
-    assert 1 < measured.write_latency_ns
+    assert measured.read_latency_ns > 1
+    assert measured.write_latency_ns > 1
     assert 0 < measured.read_bandwidth_gbps < 10_000
     assert 0 < measured.write_bandwidth_gbps < 10_000
-    assert 0 < measured.clock_overhead_ns
-    assert 0 < measured.sleep_overshoot_ns
+    assert measured.clock_overhead_ns > 0
+    assert measured.sleep_overshoot_ns > 0
     assert measured.num_cores >= 1
 
 

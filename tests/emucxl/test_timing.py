@@ -242,5 +242,5 @@ def test_every_preset_can_be_modelled_and_tells_its_source(context: emucxl.Conte
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones() -> None:
-    with pytest.raises(NotFoundError, match="'nearby'.*'cxl-direct'"):
+    with pytest.raises(NotFoundError, match=r"'nearby'.*'cxl-direct'"):
         preset("nearby")
