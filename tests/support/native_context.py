@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -138,3 +138,19 @@ def fill(context: NativeContext, tier: int, size_bytes: int) -> list[int]:
             pointers.append(context.alloc(tier, size_bytes, size_bytes))
         except errors.TierFullError:
             return pointers
+
+
+def three_tiers() -> Iterator[NativeContext]:
+    """Tiers 0, "local", and 1, "far": unmodelled memory of this process; tier 2, "nowhere": addresses alone."""
+    with NativeContext() as opened:
+        opened.add_tier("local")
+        opened.add_tier("far")
+        opened.add_tier("nowhere", provider=abi.PROVIDER_NULL)
+        yield opened
+        opened.check()
+
+
+def status_of(call: Callable[..., int], *arguments: object) -> type[errors.EmucxlError] | None:
+    """The exception that a call's status stands for, or None for EMX_OK."""
+    status = call(*arguments)
+    return type(native.error_of(status)) if status else None
