@@ -92,9 +92,9 @@ def test_long_runs(programs: Path, seed: int) -> None:
         seed=100 + seed,
         threads=threads,
         rounds=2,
-        operations=10000,
-        check_every=1 if threads == 1 else 500,
+        operations=4000,
+        check_every=4 if threads == 1 else 500,
         poison=(0, 5)[seed % 2],
         decommit=seed // 2 % 2,
-        capacity=(1, 4, 64)[seed % 3] * MIB,
+        capacity=(1, 4, 32)[seed % 3] * MIB,
     )

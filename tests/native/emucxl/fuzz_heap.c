@@ -65,22 +65,28 @@ static size_t random_size(worker *worker) {
 
 /* ---- patterns --------------------------------------------------------------------------------------------------- */
 
-static unsigned char pattern_at(uint64_t pattern, size_t index) {
-  return (unsigned char)((pattern + index / 8) * 0x9e3779b97f4a7c15u >> 56 | 1);
-}
+static uint64_t word_at(const block *block, size_t offset) { return (block->pattern + offset) * 0x9e3779b97f4a7c15u | 1; }
+static size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
+/* From the word that `from` is in to the end. */
 static void fill(const block *block, size_t from) {
-  if (!option.touchable) return;
-  for (size_t i = from; i < block->size; ++i) block->base[i] = pattern_at(block->pattern, i);
+  for (size_t i = from & ~(size_t)7; option.touchable && i < block->size; i += 8) {
+    const uint64_t word = word_at(block, i);
+    memcpy(block->base + i, &word, least(8, block->size - i));
+  }
 }
 
 static void verify(const block *block, size_t size) {
-  if (!option.touchable) return;
-  for (size_t i = 0; i < size; ++i) REQUIRE(block->base[i] == pattern_at(block->pattern, i));
+  for (size_t i = 0; option.touchable && i < size; i += 8) {
+    const uint64_t word = word_at(block, i);
+    REQUIRE(memcmp(block->base + i, &word, least(8, size - i)) == 0);
+  }
 }
 
 static void verify_zero(const unsigned char *from, const unsigned char *to) {
-  for (; option.touchable && from < to; ++from) REQUIRE(*from == 0);
+  static const unsigned char zeros[4096];
+  for (; option.touchable && from < to; from += least(sizeof zeros, (size_t)(to - from)))
+    REQUIRE(memcmp(from, zeros, least(sizeof zeros, (size_t)(to - from))) == 0);
 }
 
 /* ---- operations ------------------------------------------------------------------------------------------------- */
