@@ -118,6 +118,12 @@ static emx_status fill(carving *carve, emx_region **made) {
   return EMX_OK;
 }
 
+/* Why somebody else changed the region's word: a rival struck it out, or this host was taken for dead. */
+static emx_status explain_loss(const carving *carve) {
+  const emx_status status = host_require_active(carve->host);
+  return status ? status : fail(EMX_E_EXISTS, "another host carves \"%s\" at this moment", carve->tag);
+}
+
 static emx_status carve_locked(carving *carve, emx_region **carved) {
   emx_status status = host_require_active(carve->host);
   if (status) return status;
@@ -126,10 +132,9 @@ static emx_status carve_locked(carving *carve, emx_region **carved) {
   if (!status) status = take_slot(carve);
   if (status) return status;
   write_record(carve);
-  const emx_status taken = fail(EMX_E_EXISTS, "another host carves \"%s\" at this moment", carve->tag);
-  if (!advance(carve, REGION_NAMED)) return abandon(carve, host_require_active(carve->host) ? EMX_E_FENCED : taken);
+  if (!advance(carve, REGION_NAMED)) return abandon(carve, explain_loss(carve));
   status = beat_rivals(carve);
-  if (!status && !advance(carve, REGION_FILLING)) status = taken;
+  if (!status && !advance(carve, REGION_FILLING)) status = explain_loss(carve);
   if (!status) status = fill(carve, carved);
   if (status) return abandon(carve, status);
   region_list(*carved);

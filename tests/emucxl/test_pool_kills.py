@@ -82,9 +82,9 @@ def test_hosts_killed_at_random_instants_corrupt_nobody(kill_pool: Path, path: P
 
 
 @pytest.mark.slow
-def test_two_hosts_killed_at_any_two_steps_leave_nothing(kill_pool: Path, path: Path) -> None:
-    said = run_program(kill_pool, path, "double", 1, timeout_s=280)
-    assert int(said.split()[0]) > 20_000
+def test_thousands_of_pairs_of_kills_leave_nothing(kill_pool: Path, path: Path) -> None:
+    said = run_program(kill_pool, path, "double", 2, timeout_s=280)
+    assert int(said.split()[0]) > 10_000
 
 
 @pytest.mark.slow
