@@ -316,9 +316,13 @@ static PyObject *buffer_enter(PyObject *self, PyObject *unused) {
   return Py_NewRef(self);
 }
 
-static PyObject *buffer_exit(PyObject *self, PyObject *unused) {
-  (void)unused;
-  return buffer_free(self, NULL);
+/* When an error leaves the block, it is the one to tell of: a buffer with views then goes with the last of them. */
+static PyObject *buffer_exit(PyObject *self, PyObject *arguments) {
+  const bool has_failed = PyTuple_Size(arguments) > 0 && PyTuple_GetItem(arguments, 0) != Py_None;
+  PyObject *result = buffer_free(self, NULL);
+  if (result != NULL || !has_failed || !PyErr_ExceptionMatches(errors.in_use)) return result;
+  PyErr_Clear();
+  Py_RETURN_NONE;
 }
 
 static int buffer_traverse(PyObject *self, visitproc visit, void *arg) {

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from emucxl import abi, native
 from emucxl._buffer import ContextBase
 from emucxl.buffer import Buffer, bind
-from emucxl.errors import ArgumentError, NotFoundError
+from emucxl.errors import ArgumentError, InUseError, NotFoundError
 from emucxl.providers import Anon, Provider
 from emucxl.tiers import Tier, is_touchable
 
@@ -197,7 +197,10 @@ class Context(ContextBase):
         return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
-        self.close()
+        """Closes it. When an error leaves the block and views are still in use, that error is the one to tell of: the
+        context then goes with the last view."""
+        with suppress(*([InUseError] if kind is not None else [])):
+            self.close()
 
     def __repr__(self) -> str:
         if self.closed:

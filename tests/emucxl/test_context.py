@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from emucxl import abi
+from emucxl.calibration import Calibration
 from emucxl.context import Context, resolve_timing
 from emucxl.errors import (
     ArgumentError,
@@ -26,9 +27,13 @@ from emucxl.errors import (
     PoisonedError,
     SystemMemoryError,
     TierFullError,
+    TooFastError,
 )
+from emucxl.links import Link
+from emucxl.presets import preset
 from emucxl.providers import Anon, Null, Shm
 from emucxl.tiers import Tier
+from emucxl.timing import Timing
 
 MIB = 1 << 20
 
@@ -210,15 +215,83 @@ def test_a_shared_tier_has_a_descriptor_that_another_process_can_map(context: Co
     offset = buffer.address - tier.info.base_address
     fd = tier.info.fd
     assert fd is not None
-    reader = f"import mmap; m = mmap.mmap({fd}, {tier.capacity_bytes}); print(m[{offset}:{offset + 5}].decode(), end='')"
+    reader = (
+        f"import mmap; print(mmap.mmap({fd}, {tier.capacity_bytes})[{offset}:{offset + 5}].decode(), end='')"
+    )
     done = subprocess.run([sys.executable, "-c", reader], pass_fds=[fd], capture_output=True, timeout=30)
     assert done.stdout == b"hello"
 
 
-def test_a_timing_of_a_wrong_type_is_refused(context: Context) -> None:
+def test_a_timing_is_given_by_itself_by_its_preset_or_by_name(context: Context) -> None:
+    far = Timing(1000, 2000, 1.0, 1.0)
+    assert context.add_tier("far", MIB, timing=far).timing == far
+    named = context.add_tier("named", MIB, timing="cxl-direct")
+    assert named.timing == preset("cxl-direct").timing
+    assert context.add_tier("preset", MIB, timing=preset("cxl-direct")).timing == named.timing
+    assert all(tier.modelled for tier in context.tiers.values())
     assert resolve_timing(None) is None
     with pytest.raises(TypeError, match="expected a Timing, a Preset"):
         context.add_tier("local", MIB, timing=300)  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="'cxl-direct'"):
+        context.add_tier("local", MIB, timing="cxl")
+    assert "local" not in context.tiers
+
+
+def test_modelled_accesses_move_the_virtual_clock_and_are_counted(context: Context) -> None:
+    buffer = context.add_tier("far", MIB, timing=Timing(1000, 2000)).alloc(4096)
+    for call, expected_ns in [
+        (lambda: buffer.read(64), 1000),
+        (lambda: buffer.read_into(bytearray(64)), 1000),
+        (lambda: buffer.write(bytes(64)), 2000),
+        (lambda: buffer.fill(1), 2000),
+        (lambda: context.read_batch([(buffer, 0, bytearray(8)), (buffer, 64, bytearray(8))]), 1000),
+        (lambda: memoryview(buffer).release(), 0),
+        (lambda: buffer.read(0), 0),
+    ]:
+        before_ns = context.now_ns
+        call()
+        assert context.now_ns - before_ns == expected_ns
+    assert buffer.tier.stats().delayed_ns == 7000
+
+
+def test_a_link_is_shared_by_the_tiers_that_are_on_it(context: Context) -> None:
+    with Link.create(1.0) as link:
+        tiers = [context.add_tier(name, MIB, link=link) for name in ("a", "b")]
+    assert all(tier.link is link and tier.modelled for tier in tiers)
+    before_ns = context.now_ns
+    for tier in tiers:
+        tier.alloc(100_000).read()
+    assert context.now_ns - before_ns == pytest.approx(200_000, rel=0.01)
+    with pytest.raises(ClosedError, match="the link is closed"):
+        context.add_tier("late", MIB, link=link)
+
+
+def test_the_real_clock_needs_a_calibration_and_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Calibration] = []
+    calibration = Calibration(100, 100, 50, 50, 20, 50_000, 50, num_cores=2)
+
+    def of_this_machine() -> Calibration:
+        asked.append(calibration)
+        return calibration
+
+    monkeypatch.setattr("emucxl.calibration.of_this_machine", of_this_machine)
+    slow = Timing(1_000_000, 1_000_000)
+    with Context() as context:
+        context.add_tier("local", MIB)
+        assert not asked
+        buffer = context.add_tier("far", MIB, timing=slow).alloc(64)
+        context.add_tier("farther", MIB, timing=slow)
+        assert len(asked) == 1
+        before_ns = context.now_ns
+        buffer.read()
+        assert context.now_ns - before_ns >= 900_000
+        with pytest.raises(TooFastError):
+            context.add_tier("faster than memory", MIB, timing=Timing(10, 10))
+    with Context(calibration=calibration) as context:
+        context.add_tier("far", MIB, timing=slow)
+    with Context("virtual") as context:
+        context.add_tier("far", MIB, timing=slow)
+    assert len(asked) == 1
 
 
 def test_an_unknown_clock_is_refused() -> None:
@@ -331,6 +404,17 @@ def test_a_context_in_use_is_not_closed() -> None:
         assert handle == context.handle
         with pytest.raises(InUseError):
             context.close()
+    context.close()
+
+
+def test_an_error_inside_a_block_is_not_hidden_by_the_views_it_leaves() -> None:
+    with pytest.raises(ZeroDivisionError), Context() as context:  # noqa: PT012
+        tier = context.add_tier("local", MIB)
+        with tier.alloc(100) as buffer:
+            view = memoryview(buffer)
+            _ = 1 // 0
+    assert not context.closed
+    view.release()
     context.close()
 
 
