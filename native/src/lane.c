@@ -17,7 +17,8 @@ static uint64_t sum_saturated(uint64_t left, uint64_t right) {
 }
 
 lane_rate lane_rate_of(double bandwidth_gbps) {
-  return bandwidth_gbps > 0 ? (lane_rate)llround(ldexp(1.0, 32) / bandwidth_gbps) : 0;
+  /* Rounded up, so that transfers which take whole nanoseconds are not cut down to one less. */
+  return bandwidth_gbps > 0 ? (lane_rate)ceil(ldexp(1.0, 32) / bandwidth_gbps) : 0;
 }
 
 /* Whole nanoseconds of a transfer. The fraction is left on the lane, until it makes one more. */

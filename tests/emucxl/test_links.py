@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -47,7 +48,7 @@ def link() -> Iterator[Link]:
     full_duplex=st.booleans(),
 )
 def test_reservations_follow_the_formula(steps: list[tuple[str, int, int]], full_duplex: bool) -> None:
-    rates = {"read": round(2**32 / 3), "write": round(2**32 / 0.7)}
+    rates = {"read": math.ceil(2**32 / 3), "write": math.ceil(2**32 / 0.7)}
     free_ns, fraction = {"read": 0, "write": 0}, {"read": 0, "write": 0}
     with Link.create(3, 0.7, full_duplex=full_duplex) as link:
         for direction, size, now_ns in steps:

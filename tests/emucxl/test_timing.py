@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -30,10 +31,10 @@ class Lane:
     fraction: int = 0
     busy: list[tuple[int, int]] = field(default_factory=list)
 
-    def reserve(self, size_bytes: int, now_ns: int, bandwidth_gbps: float | None = None) -> int:
+    def reserve(self, size_bytes: int, now_ns: int) -> int:
         if not self.bandwidth_gbps:
             return now_ns
-        cost = round(2**32 / (bandwidth_gbps or self.bandwidth_gbps)) * size_bytes + self.fraction
+        cost = math.ceil(2**32 / self.bandwidth_gbps) * size_bytes + self.fraction
         self.fraction = cost % 2**32
         start_ns = max(now_ns, self.free_ns)
         self.free_ns = start_ns + (cost >> 32)
