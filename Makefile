@@ -6,8 +6,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find native -type f) CMakeLists.txt
+PREFIX ?= /usr/local
+BUILD_C ?= build/c
 
-.PHONY: help run chat test test-slow test-all check format native venv docs bench clean
+.PHONY: help run chat test test-slow test-all check format native venv docs bench install-c clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -66,6 +68,13 @@ $(VENV)/.docs: $(VENV)/.dev
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+install-c:  ## install the memory library for C programs (PREFIX=/usr/local, DESTDIR=)
+	@command -v cmake > /dev/null || { echo "CMake 3.18 or newer is needed: install it, or pip install cmake"; exit 1; }
+	cmake -S . -B $(BUILD_C) -DCMAKE_BUILD_TYPE=Release
+	cmake --build $(BUILD_C) --target emucxl_c --parallel
+	DESTDIR='$(DESTDIR)' cmake --install $(BUILD_C) --component c --prefix '$(abspath $(PREFIX))'
+	@test -n '$(DESTDIR)' || ldconfig 2> /dev/null || true # as root; others set LD_LIBRARY_PATH
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import interlace
+from emucxl.cli.main import app as emucxl_app
 from interlace.cli.main import app
 from interlace.environment import cache_directory
 from interlace.models.sources import ALIASES
@@ -21,7 +22,11 @@ from support.engine_fakes import FakeRanks
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+APPS = {"interlace": app, "emucxl": emucxl_app}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTS = re.compile(
+    r"^```python\n((?:(?!```).*\n)*)```\n\n<!-- output -->\n\n```text\n((?:(?!```).*\n)*)```$", re.MULTILINE
+)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|tmp|Users|opt)/")
 TABLE_OF_GENERATE = ["model", "ranks", "prompt", "generated", "time to first token", "peak memory per rank"]
@@ -40,7 +45,7 @@ def programs() -> list[Any]:
 
 
 def commands() -> list[Any]:
-    """Every `interlace ...` and `make ...` line of the shell blocks."""
+    """Every line of the shell blocks."""
     lines = [
         (page.name, line.strip())
         for page in PAGES
@@ -87,6 +92,20 @@ def test_programs_run(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(program, "documentation", "exec"), {"__name__": "__main__"})
 
 
+def printing_programs() -> list[Any]:
+    return [
+        pytest.param(*found, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, found in enumerate(PRINTS.findall(page.read_text()))
+    ]
+
+
+@pytest.mark.parametrize(("program", "output"), printing_programs())
+def test_programs_print_what_is_shown(program: str, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program, "documentation", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out == output
+
+
 def on_fake_ranks(engine: Any) -> Any:
     def make(model: str, **options: Any) -> Any:
         return engine(model, ranks=FakeRanks(max_model_len=512), **options)
@@ -100,16 +119,17 @@ def test_commands_and_their_options_exist(line: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
-    starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") == "interlace"]
+    starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") in APPS]
     if not starts:
         pytest.skip("not a command of this project")
-    check_command(words[starts[0] + 1 :])
+    own = words[starts[0] :]
+    check_command(APPS[own[0].removeprefix(".venv/bin/")], own[1 : own.index("|") if "|" in own else None])
 
 
-def check_command(words: list[str]) -> None:
+def check_command(app: typer.Typer, words: list[str]) -> None:
     """Follows `words` down the command tree; whatever starts with a dash must be an option there."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands") and not words[0].startswith("-"):
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, f"no command {words[0]}"
         command = command.commands[words[0]]
         words = words[1:]

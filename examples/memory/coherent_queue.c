@@ -6,8 +6,8 @@
  *     ./coherent_queue hardware all              all of them left out: nothing is missed
  *
  * Two processes stand for the hosts. Each sees the shared memory through a cache of its own. Arguments: the mode
- * (hardware, software, uncached), what to leave out (nothing, all, or one of the six below), and how many seconds to wait
- * for the other host (default 5). */
+ * (hardware, software, uncached), what to leave out (nothing, all, or one of the six below), and how many seconds to
+ * wait for the other host (default 5). */
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>

@@ -40,7 +40,6 @@ static emx_status check_config(const emx_context_config *config) {
 
 emx_status emx_context_open(const emx_context_config *config, emx_context **opened) {
   if (opened == NULL) return fail(EMX_E_INVALID, "got NULL for where the context goes; expected its address");
-  *opened = NULL;
   emx_status status = config != NULL ? check_config(config) : EMX_OK;
   if (status != EMX_OK) return status;
   emx_context *context = take_memory();
@@ -78,10 +77,9 @@ void emx_context_close(emx_context *context) {
   keep_memory(context);
 }
 
-emx_status context_require(const emx_context *context) {
+emx_status context_refuse(const emx_context *context) {
   if (context == NULL) return fail(EMX_E_INVALID, "got NULL for the context; expected one of emx_context_open");
-  if (context->magic != CONTEXT_OPEN) return fail(EMX_E_CLOSED, "the context was closed; open another one");
-  return EMX_OK;
+  return fail(EMX_E_CLOSED, "the context was closed; open another one");
 }
 
 uint64_t emx_context_now_ns(const emx_context *context) {
@@ -103,15 +101,9 @@ emx_status context_find(const emx_context *context, const void *pointer, tier **
   return status == EMX_OK ? EMX_OK : tier_failed(tier, status);
 }
 
-emx_status context_check_access(const emx_context *context, const tier *tier, const void *address, size_t size_bytes,
-                                bool write) {
-  (void)context;
-  const void *bad;
-  if (heap_first_poison(tier->heap, address, size_bytes, &bad))
-    return fail(EMX_E_POISONED,
-                "tier '%s': the access of %zu bytes meets poison %zu bytes in (the 64-byte line at %p); expected good "
-                "memory: migrate is refused too, so free the allocation and build its bytes anew",
-                tier->name, size_bytes, bad > address ? (size_t)((const char *)bad - (const char *)address) : 0, bad);
-  if (tier->region == NULL) return EMX_OK;
-  return emx_region_check_access(tier->region, (uint64_t)((const char *)address - tier->pages.base), size_bytes, write);
+emx_status tier_poisoned(const tier *tier, const void *address, size_t size_bytes, const void *bad) {
+  return fail(EMX_E_POISONED,
+              "tier '%s': the access of %zu bytes meets poison %zu bytes in (the 64-byte line at %p); expected good "
+              "memory: free the allocation and build its bytes anew",
+              tier->name, size_bytes, bad > address ? (size_t)((const char *)bad - (const char *)address) : 0, bad);
 }

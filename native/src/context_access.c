@@ -61,6 +61,11 @@ static uint64_t run(emx_context *context, const transfer *moved) {
   return 0;
 }
 
+/* A host may be fenced while it moves bytes, and what it read then is not what it asked for: the pool is asked again. */
+static emx_status settle(const emx_context *context, const tier *tier, const char *address, size_t size_bytes, bool write) {
+  return tier->region == NULL ? EMX_OK : context_check_access(context, tier, address, size_bytes, write);
+}
+
 emx_status emx_read(emx_context *context, const void *pointer, size_t offset, void *buffer, size_t size_bytes) {
   side side;
   emx_status status = context_require(context);
@@ -69,7 +74,7 @@ emx_status emx_read(emx_context *context, const void *pointer, size_t offset, vo
   if (status != EMX_OK || size_bytes == 0) return status;
   const transfer moved = read_transfer(&side, buffer, size_bytes);
   tier_count(side.tier, EMX_READ, size_bytes, run(context, &moved));
-  return EMX_OK;
+  return settle(context, side.tier, side.address, size_bytes, false);
 }
 
 static emx_status write_or_fill(emx_context *context, void *pointer, size_t offset, const void *buffer, int value,
@@ -79,7 +84,7 @@ static emx_status write_or_fill(emx_context *context, void *pointer, size_t offs
   if (status != EMX_OK || size_bytes == 0) return status;
   const transfer moved = write_transfer(&side, buffer, value, size_bytes);
   tier_count(side.tier, EMX_WRITE, size_bytes, run(context, &moved));
-  return EMX_OK;
+  return settle(context, side.tier, side.address, size_bytes, true);
 }
 
 emx_status emx_write(emx_context *context, void *pointer, size_t offset, const void *buffer, size_t size_bytes) {
@@ -114,7 +119,8 @@ emx_status emx_copy(emx_context *context, void *destination, size_t destination_
   if (status == EMX_OK) status = check_side(context, source, source_offset, size_bytes, false, &from);
   if (status != EMX_OK || size_bytes == 0) return status;
   tier_copy(context, to.tier, to.address, from.tier, from.address, size_bytes);
-  return EMX_OK;
+  status = settle(context, to.tier, to.address, size_bytes, true);
+  return status == EMX_OK ? settle(context, from.tier, from.address, size_bytes, false) : status;
 }
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
@@ -161,6 +167,13 @@ static void count_batch(const batch *batch, size_t num_accesses, emx_direction d
   }
 }
 
+static emx_status settle_batch(const emx_context *context, const batch *batch, size_t num_accesses, bool write) {
+  emx_status status = EMX_OK;
+  for (size_t i = 0; i < num_accesses && status == EMX_OK; i++)
+    status = settle(context, batch->sides[i].tier, batch->sides[i].address, batch->transfers[i].size_bytes, write);
+  return status;
+}
+
 static emx_status access_batch(emx_context *context, const emx_access *accesses, size_t num_accesses, bool write) {
   transfer few_transfers[SMALL_BATCH];
   side few_sides[SMALL_BATCH];
@@ -176,8 +189,10 @@ static emx_status access_batch(emx_context *context, const emx_access *accesses,
     batch.sides = (side *)(batch.transfers + num_accesses);
   }
   status = check_batch(context, accesses, num_accesses, write, &batch);
-  if (status == EMX_OK)
+  if (status == EMX_OK) {
     count_batch(&batch, num_accesses, write ? EMX_WRITE : EMX_READ, run_batch(context, &batch, num_accesses));
+    status = settle_batch(context, &batch, num_accesses, write);
+  }
   free(memory);
   return status;
 }

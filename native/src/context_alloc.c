@@ -15,21 +15,25 @@ static emx_status check_region(const tier *tier) {
 static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void **pointer) {
   emx_status status = check_region(tier);
   if (status != EMX_OK) return status;
-  status = heap_alloc(tier->heap, size_bytes, alignment, pointer);
-  if (status != EMX_OK) {
-    *pointer = NULL;
-    return tier_failed(tier, status);
-  }
-  tier_show_sometimes(tier);
+  void *made = NULL;
+  status = heap_alloc(tier->heap, size_bytes, alignment, &made);
+  if (status != EMX_OK) return tier_failed(tier, status);
+  *pointer = made;
+  tier_show_sometimes(tier, size_bytes);
+  return EMX_OK;
+}
+
+static emx_status free_in(tier *tier, void *pointer) {
+  const emx_status status = heap_free(tier->heap, pointer);
+  if (status != EMX_OK) return tier_failed(tier, status);
+  tier_show_sometimes(tier, 0);
   return EMX_OK;
 }
 
 emx_status emx_alloc(emx_context *context, emx_tier number, size_t size_bytes, size_t alignment, void **pointer) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = require_output(pointer);
-  if (status != EMX_OK) return status;
-  *pointer = NULL;
-  status = context_get_tier(context, number, &tier);
+  if (status == EMX_OK) status = context_get_tier(context, number, &tier);
   return status == EMX_OK ? alloc_in(tier, size_bytes, alignment, pointer) : status;
 }
 
@@ -41,10 +45,7 @@ emx_status emx_free(emx_context *context, void *pointer) {
     return fail(EMX_E_BAD_POINTER, "got %p, which is in no tier of this context; expected what emx_alloc gave", pointer);
   status = context_check_unpinned(context, pointer);
   if (status != EMX_OK) return status;
-  status = heap_free(tier->heap, pointer);
-  if (status != EMX_OK) return tier_failed(tier, status);
-  tier_show_sometimes(tier);
-  return EMX_OK;
+  return free_in(tier, pointer);
 }
 
 /* The live block whose base is `pointer`, which no copy in flight uses. */
@@ -61,22 +62,24 @@ static emx_status find_movable(emx_context *context, const void *pointer, tier *
 /* Copies the first `size_bytes` of a block to a new block of `to`, `new_size` large, and frees the old one. */
 static emx_status move(emx_context *context, tier *from, const heap_block *block, tier *to, size_t new_size, void **moved) {
   const size_t size_bytes = block->size_bytes < new_size ? block->size_bytes : new_size;
-  void *target;
+  void *target = NULL;
   emx_status status = context_check_access(context, from, block->base, size_bytes, false);
   if (status == EMX_OK) status = alloc_in(to, new_size, 0, &target);
   if (status != EMX_OK) return status;
   tier_copy(context, to, target, from, block->base, size_bytes);
-  status = heap_free(from->heap, block->base);
-  if (status != EMX_OK) { /* freed by another thread in the meantime: a race of the program, told rather than hidden */
-    heap_free(to->heap, target);
-    return tier_failed(from, status);
+  status = context_check_access(context, from, block->base, size_bytes, false); /* fenced or poisoned meanwhile? */
+  if (status == EMX_OK) status = check_region(to);
+  if (status == EMX_OK) status = free_in(from, block->base); /* fails if another thread freed it: a race of the program */
+  if (status != EMX_OK) {
+    (void)heap_free(to->heap, target);
+    return status;
   }
   *moved = target;
   return EMX_OK;
 }
 
 emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, void **moved) {
-  tier *tier;
+  tier *tier = NULL;
   heap_block block;
   emx_status status = require_output(moved);
   if (status == EMX_OK) status = find_movable(context, pointer, &tier, &block);
@@ -92,7 +95,7 @@ emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, vo
 }
 
 emx_status emx_migrate(emx_context *context, void *pointer, emx_tier number, void **moved) {
-  tier *from, *to;
+  tier *from = NULL, *to = NULL;
   heap_block block;
   emx_status status = require_output(moved);
   if (status == EMX_OK) status = context_get_tier(context, number, &to);
@@ -106,7 +109,7 @@ emx_status emx_migrate(emx_context *context, void *pointer, emx_tier number, voi
 }
 
 emx_status emx_query(const emx_context *context, const void *pointer, emx_allocation *allocation) {
-  tier *tier;
+  tier *tier = NULL;
   heap_block block;
   emx_status status = context_require(context);
   if (status == EMX_OK && allocation == NULL) status = fail(EMX_E_INVALID, "got NULL for where the answer goes");
@@ -122,7 +125,7 @@ emx_status emx_query(const emx_context *context, const void *pointer, emx_alloca
 }
 
 emx_status emx_poison(emx_context *context, emx_tier number, const void *address, size_t size_bytes) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   const size_t offset = (size_t)((uintptr_t)address - (uintptr_t)tier->pages.base);

@@ -62,8 +62,12 @@ struct emx_context {
 
 #define CONTEXT_OPEN 0x656d7831u
 
+emx_status context_refuse(const emx_context *context) __attribute__((cold));
+
 /* EMX_E_INVALID for NULL, EMX_E_CLOSED for a context that was closed. */
-emx_status context_require(const emx_context *context);
+static inline emx_status context_require(const emx_context *context) {
+  return __builtin_expect(context != NULL && context->magic == CONTEXT_OPEN, 1) ? EMX_OK : context_refuse(context);
+}
 
 /* The tier whose range of addresses `pointer` is in, or NULL. */
 static inline tier *context_tier_of(const emx_context *context, const void *pointer) {
@@ -80,10 +84,20 @@ emx_status context_find(const emx_context *context, const void *pointer, tier **
 /* The tier of a number; EMX_E_INVALID if there is none. Checks the context too. */
 emx_status context_get_tier(const emx_context *context, emx_tier number, tier **tier);
 
+/* EMX_E_POISONED, and where. */
+emx_status tier_poisoned(const tier *tier, const void *address, size_t size_bytes, const void *bad) __attribute__((cold));
+
 /* EMX_OK if [address, address + size_bytes), which lies in a live block of `tier`, may be read or written now: not
  * poisoned, and the pool's region (if it is one) still this host's. Cheap where there is neither. */
-emx_status context_check_access(const emx_context *context, const tier *tier, const void *address, size_t size_bytes,
-                                bool write);
+static inline emx_status context_check_access(const emx_context *context, const tier *tier, const void *address,
+                                              size_t size_bytes, bool write) {
+  const void *bad;
+  (void)context;
+  if (__builtin_expect(heap_first_poison(tier->heap, address, size_bytes, &bad), 0))
+    return tier_poisoned(tier, address, size_bytes, bad);
+  if (__builtin_expect(tier->region == NULL, 1)) return EMX_OK;
+  return emx_region_check_access(tier->region, (uint64_t)((const char *)address - tier->pages.base), size_bytes, write);
+}
 
 /* Pins the block at `base` (heap_block.base, as context_find gives it) against free, resize and migrate; as often as it is
  * pinned it must be unpinned. EMX_E_NO_MEMORY at worst. */
@@ -99,9 +113,9 @@ void tier_copy(emx_context *context, tier *to, void *destination, tier *from, co
 
 /* Adds an access, or a modelled duration, to a tier's statistics. */
 void tier_count(tier *tier, emx_direction direction, size_t size_bytes, uint64_t delayed_ns);
-/* Shows the heap's figures in the monitor: now, or after every few calls of a thread. */
+/* Shows the heap's figures in the monitor: now, or after some calls of a thread, of which one allocated `size_bytes`. */
 void tier_show(tier *tier);
-void tier_show_sometimes(tier *tier);
+void tier_show_sometimes(tier *tier, size_t size_bytes);
 
 /* Prefixes the detail of a failure with the tier's name; returns `status`. */
 emx_status tier_failed(const tier *tier, emx_status status) __attribute__((cold));

@@ -1,15 +1,15 @@
 /* Statistics of tiers, kept in the page that `emucxl top` reads. */
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "context_internal.h"
 #include "fail.h"
+#include "prim/backing.h"
 #include "prim/memory.h"
+#include "prim/system_memory.h"
 
-enum { CALLS_BETWEEN_SHOWS = 64 };
+enum { SHOW_AT = 256 };
 
-static void add(uint64_t *counter, uint64_t value) { __atomic_fetch_add(counter, value, __ATOMIC_RELAXED); }
 static uint64_t load(const uint64_t *counter) { return __atomic_load_n(counter, __ATOMIC_RELAXED); }
 static void store(uint64_t *counter, uint64_t value) { __atomic_store_n(counter, value, __ATOMIC_RELAXED); }
 
@@ -18,7 +18,7 @@ emx_status monitor_open(emx_context *context, uint32_t clock) {
   context->monitor_fd = -1;
   if (memory_create_file(EMX_MONITOR_NAME, sizeof(emx_monitor_page), &context->monitor_fd) == 0 &&
       memory_map_anywhere(sizeof(emx_monitor_page), context->monitor_fd, &base) != 0) {
-    close(context->monitor_fd);
+    backing_close(context->monitor_fd);
     context->monitor_fd = -1;
   }
   if (base == NULL) base = calloc(1, sizeof(emx_monitor_page));
@@ -26,7 +26,7 @@ emx_status monitor_open(emx_context *context, uint32_t clock) {
   emx_monitor_page *page = context->monitor = base;
   page->version = EMX_MONITOR_VERSION;
   page->page_bytes = sizeof *page;
-  page->pid = (uint32_t)getpid();
+  page->pid = system_process_id();
   page->clock = clock;
   __atomic_store_n(&page->magic, EMX_MONITOR_MAGIC, __ATOMIC_RELEASE);
   return EMX_OK;
@@ -37,7 +37,7 @@ void monitor_close(emx_context *context) {
     free(context->monitor);
   } else {
     memory_release(context->monitor, sizeof *context->monitor);
-    close(context->monitor_fd);
+    backing_close(context->monitor_fd);
   }
   context->monitor = NULL;
 }
@@ -50,19 +50,69 @@ void monitor_add_tier(emx_context *context, tier *tier) {
   tier_show(tier);
 }
 
-/* Threads take shards in turn: as long as there are no more of them than shards, none waits for another's line. */
-static emx_monitor_counters *own_shard(tier *tier) {
-  static _Atomic unsigned threads;
-  static _Thread_local unsigned own __attribute__((tls_model("initial-exec")));
-  if (__builtin_expect(own == 0, 0)) own = 1 + atomic_fetch_add(&threads, 1) % EMX_MONITOR_SHARDS;
-  return &tier->monitor->shards[own - 1];
+/* ---- shards ----------------------------------------------------------------------------------------------------- */
+
+/* All but the last shard belong to one thread each, which adds without an atomic operation; threads beyond these, and a
+ * fork's child, share the last one and add atomically. A bit is set while its shard has an owner: who takes it over sees
+ * what the owner before added. */
+enum { SHARED_SHARD = EMX_MONITOR_SHARDS - 1, UNASSIGNED = 0 };
+
+static _Atomic uint32_t owned_shards;
+static _Thread_local unsigned own_shard __attribute__((tls_model("initial-exec"))); /* its number + 1, or UNASSIGNED */
+static pthread_key_t thread_end;
+static pthread_once_t prepared = PTHREAD_ONCE_INIT;
+
+static void give_up_shard(void *unused) {
+  (void)unused;
+  const unsigned shard = own_shard - 1;
+  own_shard = SHARED_SHARD + 1; /* for what other destructors of the thread still do */
+  if (shard != SHARED_SHARD) atomic_fetch_and_explicit(&owned_shards, ~(UINT32_C(1) << shard), memory_order_release);
+}
+
+/* The parent's threads go on writing to the pages that the child has, too. */
+static void after_fork_in_child(void) {
+  own_shard = SHARED_SHARD + 1;
+  atomic_store(&owned_shards, UINT32_MAX);
+}
+
+static void prepare(void) {
+  pthread_key_create(&thread_end, give_up_shard);
+  pthread_atfork(NULL, NULL, after_fork_in_child);
+}
+
+static unsigned assign_shard(void) {
+  pthread_once(&prepared, prepare);
+  uint32_t owned = atomic_load(&owned_shards);
+  for (unsigned shard = 0; shard < SHARED_SHARD;) {
+    const uint32_t bit = UINT32_C(1) << shard;
+    if ((owned & bit) != 0) {
+      shard++;
+    } else if (atomic_compare_exchange_weak_explicit(&owned_shards, &owned, owned | bit, memory_order_acquire,
+                                                     memory_order_relaxed)) {
+      own_shard = shard + 1;
+      if (pthread_setspecific(thread_end, &owned_shards) != 0) give_up_shard(NULL); /* any value: it has the end called */
+      return own_shard;
+    }
+  }
+  return own_shard = SHARED_SHARD + 1;
+}
+
+static inline void add(uint64_t *counter, uint64_t value, bool is_shared) {
+  if (is_shared) {
+    __atomic_fetch_add(counter, value, __ATOMIC_RELAXED);
+  } else {
+    store(counter, load(counter) + value);
+  }
 }
 
 void tier_count(tier *tier, emx_direction direction, size_t size_bytes, uint64_t delayed_ns) {
-  emx_monitor_counters *shard = own_shard(tier);
-  add(direction == EMX_READ ? &shard->read_bytes : &shard->write_bytes, size_bytes);
-  add(direction == EMX_READ ? &shard->read_accesses : &shard->write_accesses, 1);
-  if (delayed_ns > 0) add(&shard->delayed_ns, delayed_ns);
+  unsigned own = own_shard;
+  if (__builtin_expect(own == UNASSIGNED, 0)) own = assign_shard();
+  const bool is_shared = own == SHARED_SHARD + 1;
+  emx_monitor_counters *shard = &tier->monitor->shards[own - 1];
+  add(direction == EMX_READ ? &shard->read_bytes : &shard->write_bytes, size_bytes, is_shared);
+  add(direction == EMX_READ ? &shard->read_accesses : &shard->write_accesses, 1, is_shared);
+  if (delayed_ns > 0) add(&shard->delayed_ns, delayed_ns, is_shared);
 }
 
 void monitor_sum(const tier *tier, emx_tier_stats *stats) {
@@ -84,7 +134,11 @@ void tier_show(tier *tier) {
   store(&tier->monitor->num_allocations, stats.num_allocations);
 }
 
-void tier_show_sometimes(tier *tier) {
-  static _Thread_local unsigned calls __attribute__((tls_model("initial-exec")));
-  if (++calls % CALLS_BETWEEN_SHOWS == 1) tier_show(tier);
+/* A lock or two each time: so every 256 small calls, or at once for a megabyte. */
+void tier_show_sometimes(tier *tier, size_t size_bytes) {
+  static _Thread_local size_t weight __attribute__((tls_model("initial-exec"))) = SHOW_AT - 1;
+  weight += 1 + size_bytes / 4096;
+  if (weight < SHOW_AT) return;
+  weight = 0;
+  tier_show(tier);
 }

@@ -4,6 +4,8 @@
 #include "context_internal.h"
 #include "fail.h"
 
+static const uint64_t MOST_BYTES = UINT64_C(1) << 46; /* half of what a process can address on x86-64 and arm64 */
+
 emx_status tier_failed(const tier *tier, emx_status status) {
   char detail[400];
   strncpy(detail, emx_error_detail(), sizeof detail - 1);
@@ -43,24 +45,20 @@ static emx_status check_config(const emx_context *context, const emx_tier_config
     return fail(EMX_E_INVALID, "got provider %u for tier '%s'; expected one of emx_provider", config->provider, config->name);
   const char *reason = (*found)->unavailable();
   if (reason != NULL) return fail(EMX_E_UNAVAILABLE, "tier '%s': provider %s: %s", config->name, (*found)->name, reason);
+  if (config->capacity_bytes > MOST_BYTES)
+    return fail(EMX_E_NO_MEMORY, "got a capacity of %llu bytes for tier '%s'; expected at most %llu: there are no more addresses",
+                (unsigned long long)config->capacity_bytes, config->name, (unsigned long long)MOST_BYTES);
   if (atomic_load(&context->num_tiers) == EMX_MAX_TIERS)
     return fail(EMX_E_INVALID, "the context has %d tiers, the most there can be; open another one for tier '%s'",
                 EMX_MAX_TIERS, config->name);
   return EMX_OK;
 }
 
-static bool is_modelled(const emx_tier_config *config) {
-  static const emx_timing none;
-  return config->link != NULL || memcmp(&config->timing, &none, sizeof none) != 0;
-}
-
 /* Opens the tier's parts one after the other; undoes them all when one fails. */
 static emx_status open_parts(emx_context *context, const emx_tier_config *config, tier *tier) {
-  emx_status status = EMX_OK;
   pages *pages = &tier->pages;
-  if (is_modelled(config))
-    status = path_create(&config->timing, config->link, context->has_calibration ? &context->calibration : NULL,
-                         !context->clock.is_virtual, &tier->path);
+  emx_status status = path_create(&config->timing, config->link, context->has_calibration ? &context->calibration : NULL,
+                                  !context->clock.is_virtual, &tier->path);
   if (status != EMX_OK) return status;
   status = pages->provider->open(config, pages);
   if (status == EMX_OK) {
@@ -90,7 +88,7 @@ static void publish(emx_context *context, tier *tier, const emx_tier_config *con
 }
 
 static emx_status add_locked(emx_context *context, const emx_tier_config *config, emx_tier *number) {
-  const provider *provider;
+  const provider *provider = NULL;
   emx_status status = check_config(context, config, &provider);
   if (status != EMX_OK) return status;
   tier *tier = &context->tiers[atomic_load(&context->num_tiers)];
@@ -135,7 +133,7 @@ emx_status context_get_tier(const emx_context *context, emx_tier number, tier **
 }
 
 emx_status emx_tier_get_info(const emx_context *context, emx_tier number, emx_tier_info *info) {
-  tier *tier;
+  tier *tier = NULL;
   const emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   if (info == NULL) return fail(EMX_E_INVALID, "got NULL for where the tier's info goes");
@@ -153,7 +151,7 @@ emx_status emx_tier_get_info(const emx_context *context, emx_tier number, emx_ti
 }
 
 emx_status emx_tier_get_stats(const emx_context *context, emx_tier number, emx_tier_stats *stats) {
-  tier *tier;
+  tier *tier = NULL;
   const emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   if (stats == NULL) return fail(EMX_E_INVALID, "got NULL for where the tier's stats go");
@@ -174,7 +172,7 @@ emx_status emx_tier_get_stats(const emx_context *context, emx_tier number, emx_t
 }
 
 emx_status emx_tier_trim(emx_context *context, emx_tier number) {
-  tier *tier;
+  tier *tier = NULL;
   emx_status status = context_get_tier(context, number, &tier);
   if (status != EMX_OK) return status;
   status = heap_trim(tier->heap);

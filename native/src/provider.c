@@ -4,7 +4,8 @@
 #include "prim/memory.h"
 
 static const provider *const providers[] = {
-    [EMX_PROVIDER_ANON] = &provider_anon, [EMX_PROVIDER_NULL] = &provider_null,
+    [EMX_PROVIDER_ANON] = &provider_anon, [EMX_PROVIDER_SHM] = &provider_shm,   [EMX_PROVIDER_NUMA] = &provider_numa,
+    [EMX_PROVIDER_DAX] = &provider_dax,   [EMX_PROVIDER_NULL] = &provider_null, [EMX_PROVIDER_REGION] = &provider_region,
 };
 
 const provider *provider_of(uint32_t number) {
@@ -23,13 +24,11 @@ emx_status pages_require_capacity(const emx_tier_config *config) {
 
 size_t pages_round_up(size_t size_bytes) {
   const size_t page = memory_page_bytes();
-  return size_bytes > SIZE_MAX - page ? 0 : (size_bytes + page - 1) / page * page;
+  return (size_bytes + page - 1) / page * page;
 }
 
 emx_status pages_reserve(pages *pages, size_t capacity_bytes, size_t alignment) {
   void *base;
-  if (capacity_bytes == 0 || capacity_bytes > SIZE_MAX / 2)
-    return fail(EMX_E_NO_MEMORY, "the capacity asked for is more than there are addresses; ask for less");
   const int error_number = memory_reserve(capacity_bytes, alignment, &base);
   if (error_number != 0) return fail_system(error_number, "cannot reserve %zu bytes of addresses", capacity_bytes);
   pages->base = base;
@@ -38,6 +37,7 @@ emx_status pages_reserve(pages *pages, size_t capacity_bytes, size_t alignment) 
 }
 
 void pages_release(pages *pages) {
+  pages_withdraw(pages);
   if (pages->base != NULL) memory_release(pages->base, pages->capacity_bytes);
   pages->base = NULL;
 }

@@ -45,4 +45,9 @@ typedef struct transfer {
  * virtual clock is left where it was (the copy engine moves it when the batch is waited for). */
 uint64_t transfer_run(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t *done_ns);
 
+/* The two halves of that on the virtual clock, for who prices at another time than it moves: when a batch that begins at
+ * `start_ns` has arrived, and moving its bytes. */
+uint64_t transfer_price(const transfer *transfers, size_t num_transfers, uint64_t start_ns);
+void transfer_move(const transfer *transfers, size_t num_transfers);
+
 #endif

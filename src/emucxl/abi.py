@@ -74,7 +74,7 @@ class LinkStats(ctypes.Structure):
 class Calibration(SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
-        ("reserved", c_uint32),
+        ("num_cores", c_uint32),
         ("read_latency_ns", c_double),
         ("write_latency_ns", c_double),
         ("read_bandwidth_gbps", c_double),
@@ -149,6 +149,7 @@ class Access(ctypes.Structure):
 CONTEXT_SIGNATURES: native.Signatures = {
     "emx_context_open": (c_int, [POINTER(ContextConfig), POINTER(c_void_p)]),
     "emx_context_close": (None, [c_void_p]),
+    "emx_context_set_calibration": (c_int, [c_void_p, POINTER(Calibration)]),
     "emx_context_now_ns": (c_uint64, [c_void_p]),
     "emx_context_advance": (None, [c_void_p, c_uint64]),
     "emx_context_check": (c_int, [c_void_p]),

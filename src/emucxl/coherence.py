@@ -4,7 +4,8 @@ A `Cache` stands between one host (a process, or a part of one) and memory that 
 `Coherence.SOFTWARE` what a host wrote stays in its cache until it flushes, and what it read is read again, however old,
 until it invalidates: a program that lacks a flush or an invalidate fails here, on any machine, every time.
 
-Only accesses through the cache are modelled; a view of the memory itself sees the memory.
+Only accesses through the cache are modelled; a view of the memory itself sees the memory. With a context, they also
+take the time that the model says (or its virtual clock moves on by it).
 
 Thread safety: every call may run in any number of threads, except `close`, which must be the last.
 """
@@ -24,6 +25,11 @@ from emucxl.errors import ArgumentError, ClosedError
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    from emucxl.context import Context
+    from emucxl.links import Link
+    from emucxl.presets import Preset
+    from emucxl.timing import Timing
 
 LINE_BYTES = 64
 
@@ -123,8 +129,14 @@ class Cache:
         whole_line_writes: a write makes all of its line dirty, as in a processor, so that two hosts that write to one
             line overwrite each other's bytes. Without it, only the bytes that were written are written back.
 
+        context: what the accesses cost (modelled) is charged to its clock; it cannot be closed before the cache.
+        timing: of the memory: what a line costs that is fetched or written back, and an uncached access.
+        link: that this traffic queues on.
+        hit_latency_ns: of an access that finds all its lines.
+
     Raises:
         ArgumentError: an argument makes no sense.
+        TooFastError: this machine is slower than `timing`.
         UnavailableError: the native core cannot be loaded.
     """
 
@@ -137,22 +149,33 @@ class Cache:
         seed: int = 0,
         detect_stale: bool = False,
         whole_line_writes: bool = False,
+        context: Context | None = None,
+        timing: Timing | Preset | str | None = None,
+        link: Link | None = None,
+        hit_latency_ns: float = 0.0,
     ) -> None:
         self._handle: c_void_p | None = None
+        self._context: Context | None = None
         self._library = _library()
-        self._range = _export(memory)
         self._mode = Coherence(mode)
-        config = _Config(
-            mode=self._mode,
-            base=ctypes.addressof(self._range),
-            size_bytes=len(self._range),
-            capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
-            seed=_unsigned("seed", seed),
-            detect_stale=detect_stale,
-            whole_line_writes=whole_line_writes,
-        )
-        handle = c_void_p()
-        native.check(self._library.emx_cache_open(byref(config), byref(handle)))
+        self._range = _export(memory)
+        try:
+            config = _Config(
+                mode=self._mode,
+                base=ctypes.addressof(self._range),
+                size_bytes=len(self._range),
+                capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
+                seed=_unsigned("seed", seed),
+                detect_stale=detect_stale,
+                whole_line_writes=whole_line_writes,
+                hit_latency_ns=hit_latency_ns,
+            )
+            self._price(config, context, timing, link)
+            handle = c_void_p()
+            native.check(self._library.emx_cache_open(byref(config), byref(handle)))
+        except BaseException:
+            self._release()
+            raise
         self._handle = handle
 
     @property
@@ -231,7 +254,7 @@ class Cache:
         if handle is None:
             return
         self._library.emx_cache_close(handle)
-        self._range = (c_char * 0)()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -248,6 +271,38 @@ class Cache:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"before {self.size_bytes:,} bytes"
         return f"<Cache, {self._mode.name.lower()}, {state}>"
+
+    def _price(
+        self,
+        config: _Config,
+        context: Context | None,
+        timing: Timing | Preset | str | None,
+        link: Link | None,
+    ) -> None:
+        if context is None:
+            if timing is not None or link is not None or config.hit_latency_ns:
+                raise ArgumentError(
+                    "got a timing, link or hit latency without a context; expected the context whose clock to charge"
+                )
+            return
+        from emucxl.context import resolve_timing
+
+        resolved = resolve_timing(timing)
+        if resolved is not None:
+            config.timing = resolved.to_abi()
+        if link is not None:
+            config.link = link.handle
+        if resolved is not None or link is not None:
+            context.calibrate()
+        config.context = context.retain()
+        self._context = context
+
+    def _release(self) -> None:
+        """Lets go of what the cache kept alive."""
+        self._range = (c_char * 0)()
+        context, self._context = self._context, None
+        if context is not None:
+            context.release()
 
     def _open(self) -> c_void_p:
         if self._handle is None:

@@ -22,6 +22,7 @@ PROGRAMS = ROOT / "tests" / "native" / "emucxl"
 FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-fno-omit-frame-pointer", "-D_GNU_SOURCE")
 INCLUDES = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}")
 LIBRARIES = ("-lpthread", "-lm")
+WHOLE_CORE = ("*.c", "prim/*.c")
 
 # A report ends the program, and so fails the test. Timeouts are the caller's.
 SANITIZER_OPTIONS = {
@@ -41,15 +42,19 @@ def compile_program(
     tmp_path: Path,
     sanitize: str = "address,undefined",
     flags: Sequence[str] = (),
+    core: Sequence[str] = WHOLE_CORE,
 ) -> Path:
-    """The program of `source` (one file, or a name in tests/native/emucxl), linked with the whole core.
+    """The program of `source` (one file, or a name in tests/native/emucxl), linked with the core.
 
-    `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone.
+    `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone. `core` are
+    patterns below native/src, for programs that need less than all of it.
     """
     source = source if source.exists() else PROGRAMS / source
     program = tmp_path / "-".join([source.stem, *(sanitize.split(",") if sanitize else ["plain"])])
-    command = [*_command(sanitize), *flags, str(source), *map(str, core_objects(sanitize)), *LIBRARIES]
-    _run([*command, "-o", str(program)])
+    archive = core_archive(sanitize, core)
+    if not program.exists() or program.stat().st_mtime < max(map(_modified, (source, archive))):
+        command = [*_command(sanitize), *flags, str(source), str(archive), *LIBRARIES]
+        _run([*command, "-o", str(program)])
     return program
 
 
@@ -67,15 +72,26 @@ def run_program(program: Path, *arguments: object, timeout_s: float = 120.0) -> 
     return done.stdout
 
 
-def core_objects(sanitize: str) -> list[Path]:
-    """The core's objects under `sanitize`, compiled where this session has not done so yet."""
+def core_archive(sanitize: str, core: Sequence[str] = WHOLE_CORE) -> Path:
+    """The core's objects under `sanitize`, compiled where this session has not done so yet.
+
+    An archive: a program links what it uses, and may bring its own stand-in for the rest.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return list(threads.map(lambda source: _object_of(source, sanitize), _core_sources()))
+        objects = list(threads.map(lambda source: _object_of(source, sanitize), _sources(core)))
+    key = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
+    archive = _objects_directory() / f"core-{key}.a"
+    if not archive.exists():
+        _run(["ar", "rcs", str(archive), *map(str, objects)])
+    return archive
 
 
-def _core_sources() -> list[Path]:
-    sources = NATIVE / "src"
-    return sorted([*sources.glob("*.c"), *(sources / "prim").glob("*.c")])
+def _sources(patterns: Sequence[str]) -> list[Path]:
+    return sorted(path for pattern in patterns for path in (NATIVE / "src").glob(pattern))
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _object_of(source: Path, sanitize: str) -> Path:

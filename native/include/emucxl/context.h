@@ -6,6 +6,9 @@
  * What is priced: emx_read, emx_write, emx_memset, emx_copy, emx_migrate, emx_resize (when it moves), their batched forms,
  * and the copy engine. What is not: loads and stores through the pointers themselves, which run at this machine's speed.
  *
+ * Thread safety: as emucxl.h says. After fork, the child may read and write what the parent allocated in shared tiers (SHM,
+ * DAX), and allocates and frees nothing there: both processes would hand out the same bytes.
+ *
  * Invariants
  *   1. Memory that is handed out is zero.
  *   2. A tier never holds more than its capacity, and is never made with more than the system can give.
@@ -43,6 +46,8 @@ typedef struct emx_context_config {
 EMX_API emx_status emx_context_open(const emx_context_config *config, emx_context **context); /* config may be NULL */
 /* Frees every allocation and tier. Copy engines of the context must be closed before. */
 EMX_API void emx_context_close(emx_context *context);
+/* The calibration of a context that was opened without one; EMX_E_EXISTS if it has one. Copied. */
+EMX_API emx_status emx_context_set_calibration(emx_context *context, const emx_calibration *calibration);
 
 /* The context's clock. Advancing it stands for computing: the virtual clock jumps, the real one is waited for. */
 EMX_API uint64_t emx_context_now_ns(const emx_context *context);
@@ -52,7 +57,7 @@ EMX_API void emx_context_advance(emx_context *context, uint64_t duration_ns);
 
 typedef enum emx_provider {
   EMX_PROVIDER_ANON = 0, /* this process's own memory */
-  EMX_PROVIDER_SHM = 1,  /* a memfd, or the file at `path`: other processes can map it */
+  EMX_PROVIDER_SHM = 1,  /* a memfd, the file at `path`, or `fd`: other processes can map it */
   EMX_PROVIDER_NUMA = 2, /* memory of `numa_node`, verified by asking the kernel */
   EMX_PROVIDER_DAX = 3,  /* the device at `path` (/dev/daxX.Y), or an ordinary file that stands in for it */
   EMX_PROVIDER_NULL = 4, /* addresses without memory: everything but touching the bytes works */
@@ -64,8 +69,8 @@ typedef struct emx_tier_config {
   uint32_t provider;        /* emx_provider */
   const char *name;         /* unique in the context */
   uint64_t capacity_bytes;  /* rounded up to whole pages; 0: all that the device, file or region has */
-  const char *path;         /* SHM: a file, made if missing, or NULL for a memfd; DAX: the device */
-  int32_t fd;               /* SHM: a descriptor to map instead, or -1 */
+  const char *path;         /* SHM: a file, made if missing, and left when the tier is closed; DAX: the device; else NULL */
+  int32_t fd;               /* SHM: a descriptor to map instead, which stays the caller's; or -1 */
   int32_t numa_node;        /* NUMA */
   emx_region *region;       /* REGION: stays the caller's, and must outlive the tier */
   emx_link *link;           /* shared link that the tier's traffic queues on, or NULL; kept alive by the tier */
@@ -78,7 +83,7 @@ typedef struct emx_tier_info {
   int32_t numa_node;       /* where the pages are, or -1 when that is unknown */
   uint64_t capacity_bytes;
   void *base;              /* of the tier's range of addresses */
-  int32_t fd;              /* that other processes can map, or -1 */
+  int32_t fd;              /* that other processes can map from offset 0, as `base` is here; the tier's own; or -1 */
   uint32_t modelled;       /* 1: the timing is not all zero, or there is a link */
   emx_timing timing;
 } emx_tier_info;
@@ -117,21 +122,26 @@ typedef struct emx_allocation {
   emx_tier tier;
 } emx_allocation;
 
-/* `size_bytes` >= 1 zeroed bytes. `alignment` is 0 (16 bytes) or a power of two up to 2 MiB. */
+/* `size_bytes` >= 1 zeroed bytes. `alignment` is 0 (16 bytes) or a power of two up to 2 MiB. EMX_E_TIER_FULL when the tier's
+ * capacity is used up, EMX_E_NO_MEMORY when the system ran out before that. */
 EMX_API emx_status emx_alloc(emx_context *context, emx_tier tier, size_t size_bytes, size_t alignment, void **pointer);
-/* `pointer` is the base of a live allocation; NULL does nothing. */
+/* `pointer` is the base of a live allocation; NULL does nothing. EMX_E_BUSY, here and in the two calls below, while a copy
+ * engine uses the allocation. */
 EMX_API emx_status emx_free(emx_context *context, void *pointer);
-/* Same tier, new size. The common bytes stay, new ones are zero. On failure the old allocation is as it was. */
+/* Same tier, new size >= 1. The common bytes stay, new ones are zero. What moves is aligned to 16 bytes, whatever was asked
+ * for at first. On failure the old allocation is as it was. */
 EMX_API emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, void **moved);
-/* Same size and bytes, another tier. On failure the old allocation is as it was. */
+/* Same size and bytes, another tier; in the tier where it is already, it stays. Aligned as by emx_resize. On failure the
+ * old allocation is as it was. */
 EMX_API emx_status emx_migrate(emx_context *context, void *pointer, emx_tier tier, void **moved);
 /* The live allocation that `pointer` points into, its end excluded. EMX_E_BAD_POINTER if there is none. */
 EMX_API emx_status emx_query(const emx_context *context, const void *pointer, emx_allocation *allocation);
 
 /* ---- priced accesses -------------------------------------------------------------------------------------------- */
 
-/* `pointer` points into a live allocation; `offset` and `size_bytes` are checked against its end. `size_bytes` 0 does
- * nothing and costs nothing. */
+/* `pointer` points into a live allocation; `offset` counts from it, and the range is checked against the allocation's end.
+ * `size_bytes` 0 is checked too, does nothing and costs nothing; `buffer` may then be NULL. Where there is no memory
+ * behind the addresses (EMX_PROVIDER_NULL), reads and copies find zeros, and what is written is forgotten. */
 EMX_API emx_status emx_read(emx_context *context, const void *pointer, size_t offset, void *buffer, size_t size_bytes);
 EMX_API emx_status emx_write(emx_context *context, void *pointer, size_t offset, const void *buffer, size_t size_bytes);
 EMX_API emx_status emx_memset(emx_context *context, void *pointer, size_t offset, int value, size_t size_bytes);
@@ -155,7 +165,7 @@ EMX_API emx_status emx_write_batch(emx_context *context, const emx_access *acces
 
 /* ---- poison ----------------------------------------------------------------------------------------------------- */
 
-/* Marks the 64-byte lines of a range of a tier as bad, as a device reports them. Priced accesses to them fail with
+/* Marks the 64-byte lines that a range of a tier touches as bad, as a device reports them. Priced accesses to them fail with
  * EMX_E_POISONED; the pages are retired when their allocation is freed, and their bytes leave the capacity. */
 EMX_API emx_status emx_poison(emx_context *context, emx_tier tier, const void *address, size_t size_bytes);
 

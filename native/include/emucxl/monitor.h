@@ -20,7 +20,7 @@ extern "C" {
 #define EMX_MONITOR_VERSION 1
 #define EMX_MONITOR_SHARDS 16
 
-/* What some of the threads did; a tier's figures are the sums over its shards. One cache line each. */
+/* What one thread did, or, in the last shard, all those that have none of their own; a tier's figures are the sums over its shards. One cache line each. */
 typedef struct emx_monitor_counters {
   uint64_t read_bytes, write_bytes;
   uint64_t read_accesses, write_accesses;
@@ -33,7 +33,7 @@ typedef struct emx_monitor_tier {
   uint32_t provider; /* emx_provider */
   uint32_t modelled;
   uint64_t capacity_bytes;
-  /* These lag: they are refreshed every few allocations, and by emx_tier_get_stats. */
+  /* These lag: they are refreshed every 256 small allocations, at once for a megabyte, and by emx_tier_get_stats. */
   uint64_t allocated_bytes, reserved_bytes, num_allocations;
   uint64_t unused[7];
   emx_monitor_counters shards[EMX_MONITOR_SHARDS];

@@ -2,8 +2,8 @@
  *
  * An access of `size` bytes that begins at `now` ends at
  *     release = max over its queues q of (max(now, free_q) + size / bandwidth_q)
- *               + latency * curve(utilisation) + switch_hops * hop_latency
- * The queues are the tier's own and, where it has one, its link's. A queue's state lies in shared memory, so that all who
+ *               + latency * curve(utilisation) + switch_hops * hop_latency + link latency
+ * The queues are the tier's own (one for reads, one for writes) and, where it has one, its link's. A queue's state lies in shared memory, so that all who
  * use a link (tiers, threads, processes) wait for each other.
  *
  * Whatever these functions produce is *modelled*; say so wherever it is shown.
@@ -32,7 +32,7 @@ typedef struct emx_curve_point {
 
 /* The timing of a tier. All zero: the tier is not modelled, and its accesses take what the machine takes. */
 typedef struct emx_timing {
-  double read_latency_ns;      /* of one small access, unloaded, all included: what a program would see */
+  double read_latency_ns;      /* of one small access, unloaded, all included: what a program would see. 0: the machine's own */
   double write_latency_ns;
   double read_bandwidth_gbps;  /* of the tier's own queue; 0: unlimited */
   double write_bandwidth_gbps;
@@ -44,13 +44,16 @@ typedef struct emx_timing {
 
 /* ---- links ------------------------------------------------------------------------------------------------------ */
 
+/* A link follows one kind of clock: that of the first tier that uses it. On the real clock its users wait for each other as
+ * they would on hardware. On virtual clocks each context brings its own time, and waits for whatever was queued before it
+ * *in the order of the calls*, up to times that lie ahead of its own: use a fresh link for each simulation. */
 typedef struct emx_link emx_link;
 
 typedef struct emx_link_config {
   uint32_t struct_bytes;
   uint32_t full_duplex;        /* 1: reads and writes queue apart, as on PCIe; 0: they share one queue */
-  double read_bandwidth_gbps;  /* > 0 */
-  double write_bandwidth_gbps; /* > 0 */
+  double read_bandwidth_gbps;  /* 0.001 to 100,000 */
+  double write_bandwidth_gbps;
   double latency_ns;           /* >= 0, added to every transfer */
 } emx_link_config;
 
@@ -90,9 +93,9 @@ EMX_API void emx_wait_until(uint64_t deadline_ns);
 /* What this machine does by itself, measured through the same calls that the model will delay. */
 typedef struct emx_calibration {
   uint32_t struct_bytes;
-  uint32_t reserved;
+  uint32_t num_cores;                               /* that this process may run on */
   double read_latency_ns, write_latency_ns;         /* a 64-byte access to memory that is in no cache, median */
-  double read_bandwidth_gbps, write_bandwidth_gbps; /* one thread */
+  double read_bandwidth_gbps, write_bandwidth_gbps; /* one thread, undisturbed (90th percentile) */
   double clock_overhead_ns;                         /* of reading the clock once */
   double sleep_overshoot_ns;                        /* how late a sleep ends, 99th percentile */
   double exit_overhead_ns;                          /* from the end of a delay to the caller */
@@ -100,7 +103,8 @@ typedef struct emx_calibration {
 
 /* Measures for about `budget_ns` (100 ms to 10 s). */
 EMX_API emx_status emx_calibrate(uint64_t budget_ns, emx_calibration *calibration);
-/* EMX_E_TOO_FAST, naming the figure and the smallest that would do, unless this machine can play `timing`. */
+/* EMX_E_TOO_FAST, naming the figure and what would do, unless this machine can play `timing`: no latency below its own, no
+ * bandwidth above that of all its cores together (one thread alone never gets more than its own). */
 EMX_API emx_status emx_check_timing(const emx_calibration *calibration, const emx_timing *timing);
 
 #ifdef __cplusplus

@@ -70,7 +70,7 @@ int memory_map_anywhere(size_t size_bytes, int fd, void **base) {
 }
 
 int memory_create_file(const char *name, size_t size_bytes, int *fd) {
-  const int made = memfd_create(name, MFD_CLOEXEC);
+  const int made = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (made < 0) return errno;
   if (ftruncate(made, (off_t)size_bytes) != 0) {
     const int error_number = errno;

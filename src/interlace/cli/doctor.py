@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,12 +45,4 @@ def _print_report(report: dict[str, Any]) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value) if value else "none"
-    return _short_path(value) if value.startswith(os.sep) else str(value)
-
-
-def _short_path(path: str) -> str:
-    """From the current directory, or from the home directory, where it lies there."""
-    for parent, name in ((Path.cwd(), "."), (Path.home(), "~")):
-        if Path(path).is_relative_to(parent):
-            return f"{name}{os.sep}{Path(path).relative_to(parent)}"
-    return path
+    return console.short_path(value) if value.startswith(os.sep) else str(value)

@@ -1,0 +1,66 @@
+/* The fast way: what a thread does with its own cache. */
+#ifndef EMX_HEAP_CACHE_H
+#define EMX_HEAP_CACHE_H
+
+#include "heap_internal.h"
+#include "prim/barrier.h"
+
+/* Where a thread finds its cache of a heap. Heaps are numbered, so that 16 at a time never share an entry. */
+enum { NUM_RECENT_CACHES = 16 };
+
+typedef struct recent_cache {
+  uint64_t heap_id;
+  cache *cache;
+} recent_cache;
+
+extern _Thread_local recent_cache recent_caches[NUM_RECENT_CACHES]
+    __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+/* This thread's cache of the heap, made if need be; NULL while the thread ends, or when there is no memory for one. */
+cache *cache_attach(heap *heap);
+
+static inline cache *cache_of(heap *heap) {
+  const recent_cache *recent = &recent_caches[heap->id % NUM_RECENT_CACHES];
+  return LIKELY(recent->heap_id == heap->id) ? recent->cache : cache_attach(heap);
+}
+
+void cache_wait(cache *cache);
+
+/* The owner's half of the lock: a store, a load, and later a store. Visible inside: all that others did to the cache
+ * while it was stopped. */
+static inline void cache_enter(cache *cache) {
+  for (;;) {
+    atomic_store_explicit(&cache->inside, 1, memory_order_relaxed);
+    barrier_light();
+    if (LIKELY(!atomic_load_explicit(&cache->stopped, memory_order_acquire))) return;
+    cache_wait(cache);
+  }
+}
+
+static inline void cache_leave(cache *cache) { atomic_store_explicit(&cache->inside, 0, memory_order_release); }
+
+/* Inside, without the lock: fills an empty magazine. False: there is nothing to be had without draining caches. */
+bool cache_refill(heap *heap, cache *cache, unsigned class);
+/* Inside, without the lock: makes room in a full magazine. */
+void cache_make_room(heap *heap, cache *cache, unsigned class);
+
+/* The others' half. Nothing is inside any of the heap's caches from stop to resume; the registry is held meanwhile.
+ * Visible after it: all that the owners did. Not for a thread that is inside itself, or that holds a heap's lock. */
+void caches_stop(heap *heap);
+void caches_resume(heap *heap);
+void caches_empty(heap *heap); /* stopped, lock held: back into the slabs */
+void caches_drain(heap *heap); /* stop, lock, empty, unlock, resume */
+
+/* All caches of the heap and its own: of living and ended threads. The registry is held. */
+void registry_lock(void);
+void registry_unlock(void);
+void registry_add(heap *heap);
+void registry_remove(heap *heap); /* frees its caches */
+
+/* Cache calls that registry and fork need. The registry is held. */
+void caches_signal_stop(heap *heap, bool stop);
+void caches_await(heap *heap);
+cache *cache_create(const heap *heap);
+void cache_retire(heap *heap, cache *cache); /* its thread ended: empties and frees it */
+
+#endif

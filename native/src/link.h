@@ -1,0 +1,22 @@
+/* Links as paths see them. A link is counted: whoever retains it releases it, and the last one unmaps it. */
+#ifndef EMX_LINK_H
+#define EMX_LINK_H
+
+#include "lane.h"
+
+/* Keeps the link for a path. Its queues follow either the real clock or virtual ones, from the first user on:
+ * EMX_E_INVALID for the other kind, whose times would mean nothing here. */
+emx_status link_join(emx_link *link, bool real_clock);
+void link_release(emx_link *link);
+
+emx_lane *link_lane(emx_link *link, emx_direction direction);
+lane_rate link_rate(const emx_link *link, emx_direction direction);
+double link_latency_ns(const emx_link *link);
+double link_bandwidth_gbps(const emx_link *link, emx_direction direction);
+
+/* Bandwidths that the arithmetic of lanes can carry. */
+#define LEAST_BANDWIDTH_GBPS 0.001
+#define MOST_BANDWIDTH_GBPS 100000.0
+#define MOST_LATENCY_NS 1e10
+
+#endif

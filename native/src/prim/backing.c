@@ -1,0 +1,106 @@
+#include "prim/backing.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "prim/memory.h"
+#include "prim/system_memory.h"
+
+static uint64_t device_figure(const struct stat *stat, const char *name, uint64_t missing) {
+  char path[128], text[64];
+  snprintf(path, sizeof path, "/sys/dev/char/%u:%u/%s", major(stat->st_rdev), minor(stat->st_rdev), name);
+  if (system_read_text(path, text, sizeof text) <= 0 || text[0] < '0' || text[0] > '9') return missing;
+  return strtoull(text, NULL, 0);
+}
+
+static void inspect_device(const struct stat *stat, backing_info *info) {
+  info->size_bytes = device_figure(stat, "size", 0);
+  info->alignment_bytes = device_figure(stat, "align", (uint64_t)2 << 20);
+  info->numa_node = (int)device_figure(stat, "target_node", (uint64_t)-1);
+}
+
+int backing_inspect(int fd, backing_info *info) {
+  struct stat stat;
+  if (fstat(fd, &stat) != 0) return errno;
+  *info = (backing_info){
+      .size_bytes = (uint64_t)stat.st_size,
+      .allocated_bytes = (uint64_t)stat.st_blocks * 512,
+      .free_bytes = UINT64_MAX,
+      .alignment_bytes = memory_page_bytes(),
+      .owner = stat.st_uid,
+      .numa_node = -1,
+      .is_file = S_ISREG(stat.st_mode),
+      .is_device = S_ISCHR(stat.st_mode),
+      .is_writable = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR,
+  };
+  if (info->is_device) inspect_device(&stat, info);
+  struct statfs system;
+  if (!info->is_file || fstatfs(fd, &system) != 0) return 0;
+  info->in_memory = system.f_type == TMPFS_MAGIC;
+  if (system.f_blocks > 0) info->free_bytes = (uint64_t)system.f_bavail * (uint64_t)system.f_bsize;
+  return 0;
+}
+
+int backing_open(const char *path, bool create, int *fd, bool *made) {
+  *made = false;
+  *fd = open(path, O_RDWR | O_CLOEXEC | (create ? O_NOFOLLOW : 0));
+  if (*fd >= 0) return 0;
+  if (!create || errno != ENOENT) return errno;
+  *fd = open(path, O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0600);
+  if (*fd < 0) return errno == EEXIST ? EAGAIN : errno; /* somebody made it in between: in use */
+  *made = true;
+  return 0;
+}
+
+int backing_reopen(int fd, int *own) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  *own = open(path, O_RDWR | O_CLOEXEC);
+  return *own >= 0 ? 0 : errno;
+}
+
+int backing_lock(int fd) {
+  return flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
+}
+
+int backing_resize(int fd, uint64_t size_bytes) { return ftruncate(fd, (off_t)size_bytes) == 0 ? 0 : errno; }
+
+int backing_reserve(int fd, uint64_t offset, uint64_t size_bytes) {
+  /* Piece by piece: a signal undoes no more than the piece it interrupts. */
+  const uint64_t piece_bytes = (uint64_t)32 << 20;
+  while (size_bytes > 0) {
+    const uint64_t now = size_bytes < piece_bytes ? size_bytes : piece_bytes;
+    if (fallocate(fd, 0, (off_t)offset, (off_t)now) != 0) {
+      if (errno == EINTR) continue;
+      return errno;
+    }
+    offset += now;
+    size_bytes -= now;
+  }
+  return 0;
+}
+
+int backing_punch(int fd, uint64_t offset, uint64_t size_bytes) {
+  while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size_bytes) != 0)
+    if (errno != EINTR) return errno;
+  return 0;
+}
+
+int backing_seal(int fd) {
+  return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0 ? 0 : errno;
+}
+
+void backing_close(int fd) { close(fd); }
+
+void backing_remove(const char *path) { (void)unlink(path); }
+
+uint32_t backing_user(void) { return (uint32_t)geteuid(); }

@@ -1,0 +1,24 @@
+/* What the system has, as the kernel's text files tell it. */
+#ifndef EMX_PRIM_SYSTEM_MEMORY_H
+#define EMX_PRIM_SYSTEM_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* A short text file, cut to `capacity` - 1 bytes and terminated; the number of bytes, or -1. */
+long system_read_text(const char *path, char *text, size_t capacity);
+
+/* Bytes that this process can still get before the kernel has to kill: the least of MemAvailable and of what each memory
+ * cgroup (v1 or v2) that the process is in has left. UINT64_MAX where nothing of this can be read. */
+uint64_t system_memory_available(void);
+
+/* Free bytes of a NUMA node, and page cache that can be dropped; UINT64_MAX if that is unknown. */
+uint64_t system_memory_of_node(int node);
+
+/* Nodes that have memory, as the kernel writes them ("0-1,4"); false where it does not say. */
+bool system_nodes_with_memory(char *text, size_t capacity);
+
+uint32_t system_process_id(void);
+
+#endif

@@ -1,0 +1,76 @@
+"""What goes where: answers to standard output; errors, and progress at a terminal, to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+WIDTH_WHEN_PIPED = 120
+
+
+def show_error(error: BaseException) -> None:
+    """One line, whatever the message."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def is_progress_shown() -> bool:
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[float, str], None]]:
+    """A bar on standard error, at a terminal; the block tells it the fraction that is done, and what it does now."""
+    if not is_progress_shown():
+        yield lambda fraction, what: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(title, total=1.0, what="")
+        yield lambda fraction, what: display.update(task, completed=fraction, what=what)
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables and texts to standard output; without rich's padding at the ends of lines where it is piped."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        Console(highlight=False).print(*renderables, sep="\n")
+        return
+    console = Console(width=WIDTH_WHEN_PIPED, highlight=False)
+    with console.capture() as captured:
+        console.print(*renderables, sep="\n")
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def show_json(value: Any) -> None:
+    """Print `value` as the only JSON object of standard output."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def megabytes(size_bytes: float) -> str:
+    """Bytes in units of 1e6, or 1e9 from there on."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def short_path(path: str) -> str:
+    """From the current directory, or from the home directory, where it lies there."""
+    for parent, name in ((Path.cwd(), "."), (Path.home(), "~")):
+        if Path(path).is_relative_to(parent):
+            return f"{name}{os.sep}{Path(path).relative_to(parent)}"
+    return path

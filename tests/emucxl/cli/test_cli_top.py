@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emucxl import monitor
+from emucxl.cli.top import observe
+from emucxl.context import Context
+
+WORKER = """
+import sys, time
+from emucxl.context import Context
+with Context() as context:
+    tier = context.add_tier("far", 1 << 20)
+    buffer = tier.alloc(4096)
+    print("ready", flush=True)
+    while True:
+        buffer.write(bytes(4096))
+        buffer.read()
+        tier.stats()
+        time.sleep(0.002)
+"""
+
+
+@pytest.fixture
+def worker() -> Iterator[subprocess.Popen[str]]:
+    """A process that keeps writing to and reading from a tier."""
+    process = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_context_of_another_process_is_seen_with_its_rates(invoke: Any, worker: Any) -> None:
+    view = json.loads(invoke("top", "--json", "--interval", "0.3").stdout)
+    assert list(view) == ["interval_s", "contexts", "links", "pools"]
+    context = next(context for context in view["contexts"] if context["pid"] == worker.pid)
+    (tier,) = context["tiers"]
+    assert (context["clock"], tier["name"], tier["provider"], tier["modelled"]) == (
+        "real",
+        "far",
+        "anon",
+        False,
+    )
+    assert (tier["capacity_bytes"], tier["allocated_bytes"], tier["num_allocations"]) == (1 << 20, 4096, 1)
+    assert tier["read_gbps"] > 0
+    assert tier["write_gbps"] > 0
+
+
+def test_once_prints_tables(invoke: Any, worker: Any) -> None:
+    text = invoke("top", "--once", "--interval", "0.1").stdout
+    assert "Contexts" in text
+    assert str(worker.pid) in text
+    assert "unmodelled" in text
+
+
+def test_without_a_terminal_it_prints_one_view_and_ends(shell: Any) -> None:
+    done = shell("$EMUCXL top --interval 0.1 | cat")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_a_process_that_is_killed_leaves_nothing_to_see(worker: Any) -> None:
+    assert worker.pid in [context.pid for context in monitor.sample().contexts]
+    worker.kill()
+    worker.wait()
+    assert worker.pid not in [context.pid for context in monitor.sample().contexts]
+
+
+def test_processes_that_end_while_it_looks_do_no_harm() -> None:
+    ending = [subprocess.Popen([sys.executable, "-c", "pass"]) for _ in range(6)]
+    while any(process.poll() is None for process in ending):
+        monitor.sample()
+    for process in ending:
+        process.wait()
+
+
+def test_a_fork_s_child_does_not_show_its_parent_s_context_twice() -> None:
+    with Context() as context:
+        context.add_tier("mine", 1 << 20)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import time; print(flush=True); time.sleep(30)"],
+            stdout=subprocess.PIPE,
+            pass_fds=_memfds(),
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        mine = [view for view in monitor.sample().contexts if any(tier.name == "mine" for tier in view.tiers)]
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert [view.pid for view in mine] == [os.getpid()]
+
+
+def _memfds() -> tuple[int, ...]:
+    links = {int(name): f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")}
+    return tuple(
+        fd for fd, path in links.items() if os.path.lexists(path) and "emucxl-context" in os.readlink(path)
+    )
+
+
+def test_a_link_is_seen_with_its_traffic() -> None:
+    from emucxl.links import Link
+
+    with Context() as context, Link.create(read_bandwidth_gbps=0.4, write_bandwidth_gbps=0.2) as link:
+        tier = context.add_tier("far", 8 << 20, link=link)
+        buffer = tier.alloc(1 << 20)
+        before = monitor.sample()
+        for _ in range(30):
+            buffer.write(bytes(1 << 20))
+        view = observe(before, monitor.sample(), [])
+        found = next(found for found in view["links"] if os.getpid() in found["pids"])
+        assert (found["kind"], found["clock"], found["write_bytes"]) == ("modelled", "real", 30 << 20)
+        assert 0.1 < found["write_gbps"] < 0.21
+        assert 0.5 < found["write_utilisation"] <= 1.0
+        assert found["read_gbps"] == 0
+
+
+def test_a_link_in_a_file_is_seen_and_other_files_are_not(tmp_path: Path) -> None:
+    from emucxl.links import Link, LinkConfig
+
+    (tmp_path / "other").write_bytes(bytes(4096))
+    with Link.open(tmp_path / "link", LinkConfig(3.0)), open(tmp_path / "other"):
+        mine = [link for link in monitor.sample().links if os.getpid() in link.pids]
+    assert [link.read_bandwidth_gbps for link in mine] == [3.0]
+
+
+def test_what_is_new_has_no_rates_yet() -> None:
+    before = monitor.sample()
+    with Context() as context:
+        context.add_tier("new", 1 << 20)
+        view = observe(before, monitor.sample(), [])
+    tier = next(tier for context in view["contexts"] for tier in context["tiers"] if tier["name"] == "new")
+    assert tier["read_gbps"] is None
+
+
+def test_what_is_no_context_is_passed_over() -> None:
+    """A memfd of that name that is too short, or says it is something else."""
+    fds = [os.memfd_create(monitor.CONTEXT_NAME), os.memfd_create(monitor.LINK_NAME)]
+    os.write(fds[0], b"short")
+    os.write(fds[1], bytes(8192))
+    ids = {f"{os.fstat(fd).st_dev}:{os.fstat(fd).st_ino}" for fd in fds}
+    now = monitor.sample()
+    assert not ids & {view.id for view in (*now.contexts, *now.links)}
+    for fd in fds:
+        os.close(fd)
+
+
+def test_at_a_terminal_it_goes_on_until_ctrl_c(worker: Any) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emucxl", "top", "--interval", "0.1"],
+        stdin=follower,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+    )
+    os.close(follower)
+    seen = b""
+    deadline = time.monotonic() + 30
+    while seen.count(b"Contexts") < 3 and time.monotonic() < deadline:
+        seen += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    try:
+        while os.read(leader, 65536):
+            pass
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(leader)
+    _, errors = process.communicate(timeout=30)
+    assert str(worker.pid).encode() in seen
+    assert (process.returncode, errors) == (130, b"")
+
+
+def test_pools_are_shown_with_their_hosts_and_leases(invoke: Any, tmp_path: Path) -> None:
+    from emucxl.pool import Pool
+
+    path = tmp_path / "a.pool"
+    pool = Pool.create(path, 4 << 20, extent_bytes=1 << 20)
+    try:
+        host = pool.join("trainer", lease_s=30.0, quota_bytes=3 << 20)
+        region = host.carve("weights", 2 << 20)
+        view = json.loads(invoke("top", "--json", "--interval", "0.05", "--pool", str(path)).stdout)
+        (found,) = (found for found in view["pools"] if found["path"] == str(path))
+        assert (found["size_bytes"], found["held_bytes"], found["free_bytes"]) == (4 << 20, 2 << 20, 2 << 20)
+        (shown,) = found["hosts"]
+        assert (shown["name"], shown["state"], shown["pid"]) == ("trainer", "active", os.getpid())
+        assert (shown["lease_s"], shown["owned_bytes"], shown["quota_bytes"]) == (30.0, 2 << 20, 3 << 20)
+        assert [region["tag"] for region in found["regions"]] == ["weights"]
+        text = invoke("top", "--once", "--interval", "0.05", "--pool", str(path)).stdout
+        assert "trainer" in text
+        assert "30.0 s" in text
+        assert region.size_bytes == 2 << 20
+    finally:
+        pool.close()
+
+
+def test_a_pool_that_can_not_be_read_is_shown_with_the_reason(invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "bad.pool").write_bytes(b"nothing" * 4096)
+    for name in ("bad.pool", "nonesuch.pool"):
+        path = str(tmp_path / name)
+        view = json.loads(invoke("top", "--json", "--interval", "0.05", "--pool", path).stdout)
+        assert [set(pool) for pool in view["pools"] if pool["path"] == path] == [{"path", "error"}]
+        assert path in invoke("top", "--once", "--interval", "0.05", "--pool", path).stdout.replace("\n", "")

@@ -1,0 +1,123 @@
+"""Hosts that die at every step of every operation, and pools whose tables are damaged: the C programs do the work."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from support.c_programs import FLAGS, INCLUDES, NATIVE, PROGRAMS, compiler, run_program
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
+
+# All that a pool is made of; compiled anew here because the steps are compiled in.
+SOURCES = sorted([*(NATIVE / "src").glob("pool*.c"), *(NATIVE / "src" / "prim").glob("process.c")])
+OTHERS = [NATIVE / "src" / "status.c", NATIVE / "src" / "prim" / "file.c"]
+
+
+def build(directory: Path, name: str, *flags: str) -> Path:
+    program = directory / name
+    command = [
+        str(compiler()),
+        *FLAGS,
+        *INCLUDES,
+        *flags,
+        *map(str, [*SOURCES, *OTHERS, PROGRAMS / f"{name}.c"]),
+    ]
+    done = subprocess.run(
+        [*command, "-lpthread", "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.fixture(scope="module")
+def kill_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("kills"), "kill_pool", "-DEMX_POOL_STEPS")
+
+
+@pytest.fixture(scope="module")
+def fuzz_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("fuzz"), "fuzz_pool", "-fsanitize=address,undefined")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """In shared memory where it is there: the harness writes a pool per kill."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path / "pool"
+        return
+    place = memory / f"emucxl-test-{tmp_path.parent.name}-{tmp_path.name}"
+    yield place
+    for left in memory.glob(f"{place.name}*"):
+        left.unlink()
+
+
+def test_host_killed_at_any_step_leaves_nothing(kill_pool: Path, path: Path) -> None:
+    said = run_program(kill_pool, path, "steps")
+    assert int(said.splitlines()[-1].split()[0]) > 400
+
+
+def test_host_killed_while_it_reclaims_leaves_nothing(kill_pool: Path, path: Path) -> None:
+    said = run_program(kill_pool, path, "double", 37)
+    assert int(said.split()[0]) > 500
+
+
+def test_host_stopped_at_any_step_goes_on_without_harm(kill_pool: Path, path: Path) -> None:
+    """Meanwhile another one opens, grows or carves what it was at work on, or cleans up. Most of it is waiting."""
+
+    def run(variant: int) -> int:
+        return int(run_program(kill_pool, f"{path}-{variant}", "stop", variant).split()[0])
+
+    with ThreadPoolExecutor(3) as threads:
+        assert min(threads.map(run, range(3))) > 200
+
+
+def test_hosts_killed_at_random_instants_corrupt_nobody(kill_pool: Path, path: Path) -> None:
+    assert run_program(kill_pool, path, "random", 300, 1) == "300 kills\n"
+
+
+@pytest.mark.slow
+def test_thousands_of_pairs_of_kills_leave_nothing(kill_pool: Path, path: Path) -> None:
+    said = run_program(kill_pool, path, "double", 2, timeout_s=280)
+    assert int(said.split()[0]) > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3])
+def test_thousands_of_hosts_killed_at_random_instants_corrupt_nobody(
+    kill_pool: Path, path: Path, seed: int
+) -> None:
+    assert run_program(kill_pool, path, "random", 5000, seed, timeout_s=280) == "5000 kills\n"
+
+
+def test_threads_share_a_host_until_it_is_fenced(tmp_path: Path, path: Path) -> None:
+    run_program(build(tmp_path, "threads_pool", "-fsanitize=thread"), path, 20)
+
+
+def fuzz(program: Path, path: Path, rounds: int, seeds: range) -> tuple[int, int]:
+    """How many damaged pools were refused, and how many could be used. Most of it is waiting, so seeds run at once."""
+
+    def run(seed: int) -> tuple[int, int]:
+        said = run_program(program, f"{path}-{seed}", rounds, seed, timeout_s=280).split()
+        return int(said[0]), int(said[2])
+
+    with ThreadPoolExecutor(len(seeds)) as threads:
+        counts = list(threads.map(run, seeds))
+    return sum(count[0] for count in counts), sum(count[1] for count in counts)
+
+
+def test_damaged_pool_gives_errors_and_never_crashes(fuzz_pool: Path, path: Path) -> None:
+    refused, used = fuzz(fuzz_pool, path, 40, range(8))
+    assert refused > 20
+    assert used > 20
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_pools_give_errors_and_never_crash(fuzz_pool: Path, path: Path) -> None:
+    refused, used = fuzz(fuzz_pool, path, 250, range(100, 116))
+    assert refused + used == 4_000

@@ -1,0 +1,175 @@
+"""Tiers of the system's memory: refused with figures, never killed, and on the node that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emucxl import abi, errors
+from support.native_context import MIB, NativeContext, provider_unavailable
+from support.provider_cases import (
+    CAPACITY,
+    first_node,
+)
+
+ROOT = Path(__file__).parents[2]
+
+# ---- memory of the system ----------------------------------------------------------------------------------------
+
+MEMORY = [
+    pytest.param({"provider": abi.PROVIDER_ANON}, id="anon"),
+    pytest.param({"provider": abi.PROVIDER_SHM}, id="shm"),
+    pytest.param({"provider": abi.PROVIDER_NUMA}, id="numa"),
+]
+
+
+def available_bytes() -> int:
+    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+@pytest.fixture(params=MEMORY)
+def memory(request: pytest.FixtureRequest) -> dict[str, Any]:
+    fields = dict(request.param)
+    if (reason := provider_unavailable(fields["provider"])) is not None:
+        pytest.skip(reason)
+    if fields["provider"] == abi.PROVIDER_NUMA:
+        fields["numa_node"] = first_node()
+    return fields
+
+
+def test_more_than_the_system_has_is_refused_with_figures(memory: dict[str, Any]) -> None:
+    with NativeContext() as context:
+        with pytest.raises(errors.SystemMemoryError, match=r"got a capacity of \d+ bytes; expected at most"):
+            context.add_tier("huge", available_bytes() + (1 << 30), **memory)
+        assert context.library.emx_tier_count(context.handle) == 0
+
+
+def test_tiers_are_not_promised_the_same_memory_twice(memory: dict[str, Any]) -> None:
+    most = available_bytes() * 6 // 10
+    with NativeContext() as first, NativeContext() as second:
+        first.add_tier("first", most, **memory)
+        with pytest.raises(errors.SystemMemoryError, match="promised to other tiers of this process"):
+            second.add_tier("second", most)
+        first.close()
+        second.add_tier("second", most)
+
+
+def memory_cgroup() -> Path | None:
+    """A memory cgroup with a bound of 512 MiB, or None where this process may not make one."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers == "memory":
+            parent, limit = Path("/sys/fs/cgroup/memory" + name), "memory.limit_in_bytes"
+        elif controllers == "":
+            parent, limit = Path("/sys/fs/cgroup" + name), "memory.max"
+        else:
+            continue
+        group = parent / f"emucxl-test-{os.getpid()}-{threading.get_ident()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(512 * MIB))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        return group
+    return None
+
+
+GROUP_PROGRAM = """
+import mmap, os, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+from emucxl import abi, errors, native
+from support.native_context import MIB, NativeContext
+context = NativeContext()
+try:
+    context.add_tier("too large", 600 * MIB)
+    sys.exit("600 MiB in a group of 512 were not refused")
+except errors.SystemMemoryError:
+    pass
+for number, fields in enumerate(({"provider": abi.PROVIDER_ANON}, {"provider": abi.PROVIDER_SHM})):
+    context = NativeContext()
+    context.add_tier("fits", 300 * MIB, **fields)
+    hog = mmap.mmap(-1, 250 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for offset in range(0, 250 * MIB, 4096):
+        hog[offset] = 1
+    blocks = 0
+    try:
+        while True:
+            context.memset(context.alloc(0, 4 * MIB), 0, 1, 4 * MIB)
+            blocks += 1
+    except errors.SystemMemoryError as error:
+        assert "something else took what there was" in str(error), error
+    assert 10 <= blocks < 70, blocks
+    context.check()
+    context.close()
+    hog.close()
+print("refused, not killed")
+"""
+
+
+def test_growth_into_memory_that_is_gone_is_refused_and_not_killed() -> None:
+    group = memory_cgroup()
+    if group is None:
+        pytest.skip("this process may not make a memory cgroup")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", GROUP_PROGRAM, str(group)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "refused, not killed\n"), done.stderr
+    finally:
+        group.rmdir()
+
+
+# ---- numa --------------------------------------------------------------------------------------------------------
+
+
+def pages_by_node(base: int) -> dict[int, int]:
+    """What the kernel says of the mapping at `base`, by another way than the library asks."""
+    pages: dict[int, int] = {}
+    for line in Path("/proc/self/numa_maps").read_text().splitlines():
+        start = int(line.split()[0], 16)
+        if base <= start < base + CAPACITY:
+            for node, count in re.findall(r" N(\d+)=(\d+)", line):
+                pages[int(node)] = pages.get(int(node), 0) + int(count)
+    return pages
+
+
+def test_pages_are_on_the_node_before_they_are_touched(memory: dict[str, Any]) -> None:
+    if memory["provider"] != abi.PROVIDER_NUMA:
+        return
+    with NativeContext() as context:
+        tier = context.add_tier("numa", CAPACITY, **memory)
+        info = context.info(tier)
+        assert info.numa_node == memory["numa_node"]
+        context.alloc(tier, 4 * MIB)
+        pages = pages_by_node(info.base)
+        assert set(pages) == {info.numa_node}
+        assert sum(pages.values()) >= 2  # huge ones, or 1,024 small ones
+
+
+@pytest.mark.parametrize("node", [-1, 900, 5000])
+def test_a_node_that_is_not_there_is_unavailable(node: int) -> None:
+    with NativeContext() as context:
+        pattern = rf"got NUMA node {node}; expected one that has memory: \d" if available_numa() else "numa"
+        with pytest.raises(errors.UnavailableError, match=pattern):
+            context.add_tier("numa", CAPACITY, provider=abi.PROVIDER_NUMA, numa_node=node)
+
+
+def available_numa() -> bool:
+    return provider_unavailable(abi.PROVIDER_NUMA) is None
