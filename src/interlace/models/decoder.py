@@ -214,9 +214,9 @@ class Forward:
 
     def embed(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)
-        part.hidden = decoder.kernels.gather_rows(
-            decoder.embed, part.batch.token_ids, decoder.shard.vocab.start
-        )
+        rows = decoder.kernels.gather_rows(decoder.embed, part.batch.token_ids, decoder.shard.vocab.start)
+        # Taken here, on the compute lane, as every partial sum: all ranks must take them in one order.
+        part.hidden = self._new_partial(part).copy_(rows)
         part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
 
     def attention(self, step: Step) -> None:
