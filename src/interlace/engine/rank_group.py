@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from interlace.engine.follow import BATCH, QUIT, REPORT
 from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.launch import FAILURE_REPORT_S
 from interlace.engine.runner import RankInfo, Runner, roll_call
+from interlace.engine.weaver import Weaver
 from interlace.errors import EngineError, InterlaceError, RankFailed
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -43,6 +44,7 @@ class RankGroup:
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, others: Ranks | None) -> None:
         self.runner, self.tokenizer, self._others = runner, tokenizer, others
+        self.weaver = Weaver(runner.config, runner.communicator.size)
         self._failure: InterlaceError | None = None
         self._closed = False
 
@@ -61,10 +63,14 @@ class RankGroup:
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Run `batch` on every rank. Returns the logits it asks for, (num_logits, vocab_size) float32.
 
+        The weaver decides where to split it, unless the batch brings a split.
+
         Raises:
             RankFailed: a rank died or stopped answering. The group is of no more use, and says so when called again.
         """
         with self._in_step():
+            if batch.split is None:
+                batch = replace(batch, split=self.weaver.split(batch))
             if self.runner.communicator.size > 1:
                 self.runner.communicator.broadcast_bytes(BATCH + batch.to_bytes())
             return self.runner.execute(batch)
