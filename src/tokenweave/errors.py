@@ -4,6 +4,7 @@ TokenweaveError
 ├── PlanError               a plan is malformed, or an executor was given a step it has no handler for
 ├── NativeError             the native library is missing, too old, or refused a call
 ├── KernelError             arguments a kernel cannot take
+├── TuneError               a wave table cannot be measured or read
 ├── CommunicatorError       arguments or a set-up that a communicator cannot take
 │   └── CollectiveMismatch  the ranks called different collectives at the same step
 ├── RankError               a rank of the group died or aborted the job; `.rank` names it
@@ -25,6 +26,10 @@ class NativeError(TokenweaveError):
 
 class KernelError(TokenweaveError):
     """Arguments a kernel cannot take."""
+
+
+class TuneError(TokenweaveError):
+    """A wave table cannot be measured or read."""
 
 
 class CommunicatorError(TokenweaveError):

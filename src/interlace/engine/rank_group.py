@@ -44,7 +44,7 @@ class RankGroup:
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, others: Ranks | None) -> None:
         self.runner, self.tokenizer, self._others = runner, tokenizer, others
-        self.weaver = Weaver(runner.config, runner.communicator.size)
+        self.weaver = Weaver.of(runner)
         self._failure: InterlaceError | None = None
         self._closed = False
 

@@ -1,27 +1,149 @@
-"""Weaver: rank 0's decision, once for each batch, whether its tokens are cut in two and where."""
+"""Weaver: rank 0's decision, once for each batch, whether its tokens are cut in two and where.
+
+The plan of each candidate is priced by the simulator, from this machine's wave table if `interlace tune` measured one
+and otherwise from FLOPs and bytes. Prices take milliseconds and batches come in thousands, so a decision is kept and
+holds for batches alike: of about as many tokens, with about as much attention, about as far ahead.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 from typing import TYPE_CHECKING
 
-from tokenweave.split import alignment_of, middle
+import numpy as np
+
+from interlace.engine.stages import row_tile, table_key
+from interlace.environment import cache_directory
+from tokenweave import native
+from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
+from tokenweave.kernels import NativeKernels
+from tokenweave.plan import plan_forward
+from tokenweave.split import GUARD, Choice, alignment_of, candidates, choose_split, middle
+from tokenweave.wave_table import load_table
 
 if TYPE_CHECKING:
-    from interlace.engine.config import EngineConfig
-    from interlace.models.batch import ForwardBatch
+    from pathlib import Path
 
-ROW_TILE = 12  # rows of a tile of the native matrix products: ROW_TILE in native/kernels/kernels.h
+    from interlace.engine.runner import Runner
+    from interlace.models.batch import ForwardBatch
+    from tokenweave.communicators import Communicator
+    from tokenweave.kernels import Kernels
+    from tokenweave.plan import Plan
+    from tokenweave.wave_table import TableKey, WaveTable
+
+PRICED_LAYERS = 2  # of a plan that is simulated; the others are like the last
+MAX_DECISIONS = 4096
+PEAK_S = 0.05  # how long each peak is measured where there is no table
+TORCH_PEAKS = Peaks(20e9, 5e9)  # for the reference kernels, which are for checking and not for speed
 
 
 class Weaver:
-    """Thread safety: one caller at a time."""
+    """Splits batches, or leaves them whole.
 
-    def __init__(self, config: EngineConfig, size: int) -> None:
-        self._mode = config.weave if size > 1 else "never"
-        self._alignment = alignment_of(ROW_TILE, size)
+    Thread safety: one caller at a time.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        alignment: int,
+        num_layers: int = 1,
+        costs: CostModel | None = None,
+        *,
+        shared_core: bool,
+    ) -> None:
+        """`mode`: never, always or auto, which is never without `costs`. `shared_core`: see `simulate`."""
+        self.costs, self.alignment, self.shared_core = costs, alignment, shared_core
+        self.mode = "never" if mode == "auto" and costs is None else mode
+        self._num_layers = num_layers
+        self._decisions: dict[tuple[int, ...], int | None] = {}
+
+    @classmethod
+    def of(cls, runner: Runner) -> Weaver:
+        """The weaver of rank 0's `runner`. Reads the machine's wave table, if it can matter."""
+        config, communicator, kernels = runner.config, runner.communicator, runner.kernels
+        alignment = alignment_of(row_tile(kernels), communicator.size)
+        own = runner.ranks[communicator.rank]
+        ranks_here = sum(info.host == own.host for info in runner.ranks)
+        shared_core = ranks_here * (kernels.threads + 1) > len(os.sched_getaffinity(0))
+        if communicator.size == 1 or config.weave != "auto":
+            mode = config.weave if communicator.size > 1 else "never"
+            return cls(mode, alignment, shared_core=shared_core)
+        link = link_of(communicator)
+        if runner.lanes is None or (link is None and shared_core):
+            return cls("never", alignment, shared_core=shared_core)  # there is nothing to hide
+        key = table_key(runner.model_config, communicator.size, kernels, runner.dtype)
+        table = load_table(table_directory(), key) or default_table(key, kernels)
+        costs = CostModel(table, link)
+        return cls("auto", alignment, runner.model_config.num_layers, costs, shared_core=shared_core)
 
     def split(self, batch: ForwardBatch) -> int | None:
-        """The row to split `batch` at; None: leave it whole."""
-        if self._mode != "always" or batch.num_tokens < 2:
+        """The row to split `batch` at; None: leave it whole. Costs microseconds but for the first batch of its kind."""
+        if self.mode == "never" or batch.num_tokens < 2:
             return None
-        return middle(batch.num_tokens, self._alignment)
+        if self.mode == "always":
+            return middle(batch.num_tokens, self.alignment)
+        load = load_of(batch)
+        kind = self._kind(load)
+        if kind not in self._decisions:
+            if len(self._decisions) >= MAX_DECISIONS:
+                self._decisions.clear()
+            self._decisions[kind] = self.choose(load).split
+        split = self._decisions[kind]
+        return split if split is None or split < batch.num_tokens else None
+
+    def choose(self, load: Load, guard: float = GUARD) -> Choice:
+        """The predicted best split, priced anew."""
+        num_tokens, costs = load.num_tokens, self.costs
+        assert costs is not None
+        layers = min(PRICED_LAYERS, self._num_layers)
+        hideable_s = costs.hideable_s(num_tokens, shared_core=self.shared_core)
+
+        def plan_of(split: int | None) -> Plan:
+            return plan_forward(layers, num_tokens, split)
+
+        return choose_split(
+            plan_of,
+            lambda split: costs.cost_of(plan_of(split), load),
+            candidates(num_tokens, self.alignment) if hideable_s > 0 else (),
+            shared_core=self.shared_core,
+            guard=guard,
+            num_layers=self._num_layers if layers >= 2 else None,
+        )
+
+    def _kind(self, load: Load) -> tuple[int, ...]:
+        """What batches have in common that share a decision: token count, attention, and where the attention lies."""
+        num_tokens = load.num_tokens
+        starts, lengths = load.query_start, load.seq_lens.astype(np.int64)
+        num_new = starts[1:] - starts[:-1]
+        pairs = num_new * (2 * lengths - num_new + 1)  # twice the pairs of a query and a key that it sees
+        total = int(pairs.sum())
+        place = 8 * int(pairs @ starts[:-1]) // (total * num_tokens)
+        width = self.alignment * max(1, num_tokens // (64 * self.alignment))
+        return width, num_tokens // width, int(4 * math.log2(total)), place, len(load.logit_rows).bit_length()
+
+
+def load_of(batch: ForwardBatch) -> Load:
+    """What `batch` asks for."""
+    return Load(batch.query_start.numpy(), batch.seq_lens.numpy(), batch.logit_rows.numpy())
+
+
+def link_of(communicator: Communicator) -> LinkSpeed | None:
+    """The link that the ranks' transfers wait for; None: they move through memory."""
+    link: LinkSpeed | None = getattr(communicator, "link_speed", None)
+    return link
+
+
+def table_directory() -> Path:
+    """Where `interlace tune` leaves its tables."""
+    return cache_directory() / "tune"
+
+
+def default_table(key: TableKey, kernels: Kernels) -> WaveTable:
+    """Prices from FLOPs and bytes, and from what this machine's cores and memory reach, which is measured now."""
+    if not isinstance(kernels, NativeKernels):
+        return analytic_table(key, TORCH_PEAKS)
+    product = "bf16_gflops" if key.dtype == "bfloat16" else "fma_gflops"
+    peaks = (native.measure_limit(limit, kernels.threads, PEAK_S) for limit in (product, "read_gbps"))
+    return analytic_table(key, Peaks(*(1e9 * peak for peak in peaks)), row_tile(kernels))

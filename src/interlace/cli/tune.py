@@ -1,0 +1,153 @@
+"""`interlace tune`: measure this machine's wave table for a model, once; the engine finds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interlace.cli import console
+from interlace.errors import EngineError
+
+if TYPE_CHECKING:
+    from interlace.models.config import ModelConfig
+    from tokenweave.tune import Progress
+    from tokenweave.wave_table import WaveTable
+
+DENSE = 48  # tokens of the chart that shows the waves
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="An alias, a directory, a .gguf file or a hub id.")],
+    tp: Annotated[int, typer.Option(help="Ranks, all on this host.")] = 2,
+    dtype: Annotated[str, typer.Option(help="As the engine's.", metavar="auto|float32|bfloat16")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Per rank; absent: the cores, shared out.")] = None,
+    kernels: Annotated[str, typer.Option(help="As the engine's.", metavar="auto|native|reference")] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the largest forward pass.")] = 4096,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as one JSON object.")] = False,
+) -> None:
+    """Time a model's layers at many token counts, so that the engine knows where to split a batch.
+
+    Reads the model's configuration and none of its weights. What is measured is kept, and the engine reads it.
+    """
+    if tp < 1 or max_tokens < 1 or not 0 < seconds < float("inf"):
+        raise EngineError(
+            f"got tp={tp}, max_tokens={max_tokens}, seconds={seconds}; expected positive numbers"
+        )
+    config = _config_of(model)
+    start = time.perf_counter()
+    with _progress(console.is_progress_shown()) as progress:
+        table = _measure(config, tp, dtype, threads, kernels, max_tokens, seconds, progress)
+    path = table.save(_directory())
+    if as_json:
+        console.show_json({**table.to_json(), "path": str(path)})
+        return
+    print(f"{model} on {tp} rank{'s' if tp > 1 else ''}: {_summary(table)}\n")
+    print("\n".join(_charts(table)))
+    print(f"\nmeasured in {time.perf_counter() - start:.0f} s; kept in {path}")
+
+
+def _config_of(model: str) -> ModelConfig:
+    from interlace.models.sources import load_model
+
+    return load_model(model, quiet=not console.is_progress_shown()).config
+
+
+def _directory() -> Any:
+    from interlace.engine.weaver import table_directory
+
+    return table_directory()
+
+
+def _measure(
+    config: ModelConfig,
+    tp: int,
+    dtype: str,
+    threads: int | None,
+    kernels: str,
+    max_tokens: int,
+    seconds: float,
+    progress: Progress | None,
+) -> WaveTable:
+    import torch
+
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.connect import kernels_for
+    from interlace.engine.runner import resolve_dtype
+    from interlace.engine.stages import HostStages, row_tile, table_key
+    from tokenweave.tune import measure_table
+
+    checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels)
+    own = kernels_for(checked, tp)
+    found = resolve_dtype(checked.dtype, own)
+    torch.set_num_threads(own.threads)
+    with HostStages(config, tp, own.name, own.threads, found, max_tokens) as stages:
+        return measure_table(
+            stages,
+            table_key(config, tp, own, found),
+            max_tokens=max_tokens,
+            row_tile=row_tile(own),
+            budget_s=seconds,
+            progress=progress,
+        )
+
+
+@contextmanager
+def _progress(shown: bool) -> Iterator[Progress | None]:
+    """A bar on standard error."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, refresh_per_second=console.SPINNER_HZ
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda done, what: bar.update(task, completed=done, description=what)
+
+
+def _summary(table: WaveTable) -> str:
+    key = table.key
+    return (
+        f"{key.kernels} kernels, {key.dtype}, {key.threads} thread{'s' if key.threads > 1 else ''} a rank, "
+        f"\nthe slowest rank's times while all compute"
+    )
+
+
+def _charts(table: WaveTable) -> Iterator[str]:
+    from interlace.cli.chart import chart
+
+    points = list(zip(table.mlp.tokens, table.mlp.seconds, strict=True))
+    dense = [(float(tokens), 1e6 * seconds) for tokens, seconds in points if tokens <= DENSE]
+    yield f"MLP of one layer, µs, against tokens up to {DENSE}: every step up is one more wave"
+    yield from chart(dense)
+    yield ""
+    yield "one layer without its attention, µs per token, against tokens (logarithmic)"
+    whole = [
+        (float(tokens), 1e6 * (seconds + table.projections(tokens)) / tokens) for tokens, seconds in points
+    ]
+    yield from chart([point for point in whole if point[0] >= 12], log_x=True)
+    yield ""
+    yield f"{'tokens':>8}{'projections':>13}{'attention':>11}{'MLP':>9}{'reduction':>11}   ms"
+    for tokens in (1, 12, 16, 64, 256, 1024, 2048, 4096):
+        if tokens <= table.mlp.tokens[-1]:
+            yield _row(table, tokens)
+
+
+def _row(table: WaveTable, tokens: int) -> str:
+    from tokenweave.cost import CostModel, Load
+    from tokenweave.plan import Op
+
+    projections = table.projections(tokens)
+    attention = CostModel(table).stage_s(Op.ATTENTION, Load.prefill(tokens)) - projections
+    cells = (projections, attention, table.mlp(tokens), table.reduce(tokens))
+    return f"{tokens:>8,}" + "".join(
+        f"{1e3 * cell:>{width}.3f}" for cell, width in zip(cells, (13, 11, 9, 11), strict=True)
+    )

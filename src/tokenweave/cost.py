@@ -1,0 +1,232 @@
+"""Prices: what the steps of a plan take, from a wave table and a link. The simulator's and the split policy's input.
+
+A REDUCE_NORM step has four phases: the core hands over the partial sum, the link carries what the reduce-scatter sends,
+the core adds and normalises, the link carries the all-gather. Without a link only the core's are left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenweave.plan import Op, Plan, Step
+from tokenweave.simulate import Cost, Phase, Resource
+from tokenweave.wave_table import (
+    AttentionTimes,
+    Curve,
+    Floats,
+    RankShape,
+    TableKey,
+    WaveTable,
+    pairs_seen,
+)
+
+Ints = npt.NDArray[np.int32]
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# What the analytic default assumes where nothing was measured.
+GEMM_EFFICIENCY = 0.75  # of the peak, in matrix products
+ATTENTION_EFFICIENCY = 0.3
+CALL_S = 15e-6  # of calling one stage
+SWITCH_S = 40e-6  # of handing a step from lane to lane
+ANALYTIC_TOKENS = tuple(sorted({*range(1, 49), *(12 * 2**power for power in range(2, 12))}))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    """What each rank sends over. Modelled, or measured by whoever made it."""
+
+    bytes_per_s: float
+    latency_s: float = 0.0
+
+    def seconds(self, size_bytes: float) -> float:
+        return self.latency_s + size_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a batch, or a part of one, asks for. Sequence `s` owns the rows `query_start[s]:query_start[s + 1]`, the
+    last of its `seq_lens[s]` tokens."""
+
+    query_start: Ints  # (num_seqs + 1,)
+    seq_lens: Ints  # (num_seqs,)
+    logit_rows: Ints  # (num_logits,) ascending
+
+    @classmethod
+    def prefill(cls, num_tokens: int) -> Load:
+        """One sequence from position 0, with the logits of its last token."""
+        ends = np.array([0, num_tokens], dtype=np.int32)
+        return cls(ends, ends[1:], ends[1:] - 1)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.query_start[-1])
+
+    def part(self, rows: range) -> Load:
+        """The load of these rows alone. A sequence that goes on behind them has fewer keys there."""
+        starts, ends = self.query_start[:-1], self.query_start[1:]
+        inside = (ends > rows.start) & (starts < rows.stop)
+        first, last = np.maximum(starts[inside], rows.start), np.minimum(ends[inside], rows.stop)
+        wanted = (self.logit_rows >= rows.start) & (self.logit_rows < rows.stop)
+        return Load(
+            np.concatenate([first, last[-1:]]) - rows.start,
+            self.seq_lens[inside] - (ends[inside] - last),
+            self.logit_rows[wanted] - rows.start,
+        )
+
+    @cached_property
+    def num_new(self) -> Floats:
+        """(num_seqs,)"""
+        return np.diff(self.query_start).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices the steps of the slowest rank: its stages set the pace of all."""
+
+    table: WaveTable
+    link: LinkSpeed | None = None
+
+    def cost_of(self, plan: Plan, load: Load) -> Cost:
+        """The price of each step of `plan` over the batch that `load` describes."""
+        loads = [load.part(rows) for rows in plan.parts]
+        is_woven = plan.split is not None
+        prices: dict[tuple[Op, int | None], tuple[Phase, ...]] = {}
+
+        def cost(step: Step) -> tuple[Phase, ...]:
+            key = (step.op, step.part)
+            if key not in prices:
+                if step.part is None:
+                    prices[key] = ()
+                else:
+                    factor = self._factor(step.op, load, loads) if is_woven else 1.0
+                    prices[key] = self._phases(step.op, loads[step.part], is_woven, factor)
+            return prices[key]
+
+        return cost
+
+    def _factor(self, op: Op, whole: Load, parts: list[Load]) -> float:
+        """Cutting a stage in two never makes it cheaper: where the table says so, that is noise in it."""
+        apart_s = sum(self.stage_s(op, part) for part in parts)
+        return max(1.0, self.stage_s(op, whole) / apart_s) if apart_s > 0 else 1.0
+
+    def stage_s(self, op: Op, load: Load) -> float:
+        """Seconds on the core of one stage."""
+        table, num_tokens = self.table, load.num_tokens
+        match op:
+            case Op.EMBED:
+                return table.embed(num_tokens)
+            case Op.ATTENTION:
+                keys = load.seq_lens.astype(np.float64)
+                pairs = pairs_seen(load.num_new, keys, table.key.sliding_window)
+                return table.projections(num_tokens) + table.attention(load.num_new, pairs)
+            case Op.MLP:
+                return table.mlp(num_tokens)
+            case Op.LOGITS:
+                return table.logits(len(load.logit_rows))
+            case Op.REDUCE_NORM:
+                return table.reduce(num_tokens)
+            case Op.GATHER:
+                return 0.0
+
+    def link_s(self, num_tokens: int) -> float:
+        """Seconds on the link of a reduce-scatter, and of an all-gather, over `num_tokens` rows."""
+        if self.link is None:
+            return 0.0
+        key = self.table.key
+        size = len(key.ranks)
+        sent_bytes = num_tokens * key.hidden_size * DTYPE_BYTES[key.dtype] * (size - 1) / size
+        return self.link.seconds(sent_bytes)
+
+    def hideable_s(self, num_tokens: int, *, shared_core: bool) -> float:
+        """Seconds of one reduction that another part's computation could hide."""
+        return 2 * self.link_s(num_tokens) + (0.0 if shared_core else self.table.reduce(num_tokens))
+
+    def _phases(self, op: Op, load: Load, is_woven: bool, factor: float) -> tuple[Phase, ...]:
+        core = Phase(Resource.CORE, factor * self.stage_s(op, load))
+        if op is not Op.REDUCE_NORM:
+            return (core,)
+        link = Phase(Resource.LINK, self.link_s(load.num_tokens))
+        handed_over = Phase(Resource.CORE, self.table.switch_s if is_woven else 0.0)
+        return (handed_over, link, core, link)
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What one rank's threads reach at most."""
+
+    flops_per_s: float  # in products of the table's dtype
+    bytes_per_s: float  # read
+
+
+def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
+    """A table from FLOPs and bytes, for when none was measured. Rows are counted in whole tiles of `row_tile`."""
+    stages = [_Stages(key, rank, peaks, row_tile) for rank in key.ranks]
+
+    def curve(stage: Callable[[_Stages, int], float]) -> Curve:
+        return Curve(ANALYTIC_TOKENS, tuple(max(stage(rank, n) for rank in stages) for n in ANALYTIC_TOKENS))
+
+    pair_s = max(4 * rank.heads * key.head_dim for rank in key.ranks) / (
+        ATTENTION_EFFICIENCY * peaks.flops_per_s
+    )
+    key_s = max(2 * rank.kv_heads * key.head_dim for rank in key.ranks) * DTYPE_BYTES[key.dtype]
+    return WaveTable(
+        key=key,
+        projections=curve(_Stages.projections),
+        attention=AttentionTimes(
+            (1, 16), (1e-6, 5e-6), (max(pair_s, key_s / peaks.bytes_per_s), pair_s)
+        ),  # a single token reads every key for itself
+        mlp=curve(_Stages.mlp),
+        embed=curve(_Stages.embed),
+        logits=curve(_Stages.logits),
+        reduce=curve(_Stages.reduce),
+        switch_s=SWITCH_S,
+        is_measured=False,
+    )
+
+
+class _Stages:
+    """One rank's stages, priced by the slower of arithmetic and memory."""
+
+    def __init__(self, key: TableKey, rank: RankShape, peaks: Peaks, row_tile: int) -> None:
+        self.key, self.rank, self.peaks, self.row_tile = key, rank, peaks, row_tile
+        self.item_bytes = DTYPE_BYTES[key.dtype]
+
+    def projections(self, num_tokens: int) -> float:
+        key, query = self.key, self.rank.heads * self.key.head_dim
+        qkv = query + 2 * self.rank.kv_heads * key.head_dim
+        return self._gemms(num_tokens, [(key.hidden_size, qkv), (query, key.hidden_size)])
+
+    def mlp(self, num_tokens: int) -> float:
+        key, columns = self.key, self.rank.columns
+        gemms = [(key.hidden_size, 2 * columns), (columns, key.hidden_size)]
+        if not key.num_experts:
+            return self._gemms(num_tokens, gemms)
+        chosen = num_tokens * key.experts_per_token
+        busy = min(key.num_experts, chosen)
+        return busy * self._gemms(math.ceil(chosen / key.num_experts), gemms)
+
+    def embed(self, num_tokens: int) -> float:
+        return CALL_S + 3 * num_tokens * self.key.hidden_size * self.item_bytes / self.peaks.bytes_per_s
+
+    def logits(self, num_tokens: int) -> float:
+        return self._gemms(num_tokens, [(self.key.hidden_size, self.rank.vocab_rows)])
+
+    def reduce(self, num_tokens: int) -> float:
+        """Each rank reads every rank's part of its rows, updates its residual, and writes and is written all rows."""
+        size, row_bytes = len(self.key.ranks), self.key.hidden_size * self.item_bytes
+        own_bytes = num_tokens / size * (size * row_bytes + 2 * 4 * self.key.hidden_size + row_bytes)
+        return CALL_S + (own_bytes + num_tokens * row_bytes) / self.peaks.bytes_per_s
+
+    def _gemms(self, num_tokens: int, shapes: list[tuple[int, int]]) -> float:
+        rows = math.ceil(num_tokens / self.row_tile) * self.row_tile
+        seconds = CALL_S
+        for k, n in shapes:
+            flops_s = 2 * rows * k * n / (GEMM_EFFICIENCY * self.peaks.flops_per_s)
+            seconds += max(flops_s, k * n * self.item_bytes / self.peaks.bytes_per_s)
+        return seconds

@@ -1,0 +1,173 @@
+"""Tuning: measures a wave table, by timing stages that the caller supplies at many token counts.
+
+Rounds are interleaved: each round times everything once, so that a slow phase of the machine falls on all alike. A time
+is the best of its rounds, as what disturbs a measurement only ever adds to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from tokenweave.errors import TuneError
+from tokenweave.execute import Handler
+from tokenweave.lanes import LaneExecutor
+from tokenweave.plan import Lane, Op, plan_forward
+from tokenweave.wave_table import CURVES, AttentionTimes, Curve, TableKey, WaveTable
+
+Progress = Callable[[float, str], None]  # the fraction that is done, and what is being measured
+
+DENSE_TILES = 4  # every count up to here, in row tiles: where waves matter most
+GROWTH = 2**0.25  # from each count to the next above those
+QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+CONTEXT = 1024  # keys before the new tokens, in the second of two measurements of attention
+MANY = 8  # sequences of up to FEW_QUERIES new tokens that are timed together
+FEW_QUERIES = 16
+MIN_ROUNDS, MAX_ROUNDS = 3, 12
+SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
+MAX_REPEATS = 16
+
+
+class Stages(Protocol):
+    """All ranks of a model on this host, each ready to run any stage of a layer at any number of tokens."""
+
+    def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        """Seconds that each rank took on average, all of them beginning together. `stage` is one of CURVES."""
+
+    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+        """The same of attention alone: the last `num_new` of the `num_keys` tokens of each sequence."""
+
+    def pairs(self, num_new: int, num_keys: int) -> float:
+        """Pairs of a new token and a key that it sees, in one sequence."""
+
+
+def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
+    """Token counts to measure at: every one at first, then the last of a wave and the first of the next, ever farther
+    apart."""
+    if max_tokens < 1 or row_tile < 1:
+        raise TuneError(f"got max_tokens={max_tokens}, row_tile={row_tile}; expected at least 1 of each")
+    dense = DENSE_TILES * row_tile
+    found = {*range(1, min(dense, max_tokens) + 1), max_tokens}
+    at = float(dense)
+    while (at := at * GROWTH) < max_tokens:
+        count = round(at / row_tile) * row_tile
+        found |= {count} if count > 8 * dense else {count, count + 1}
+    return tuple(sorted(count for count in found if count <= max_tokens))
+
+
+@dataclass
+class _Sample:
+    """One cell of the table while it is measured."""
+
+    run: Callable[[int], tuple[float, ...]]
+    repeats: int = 1
+    best_s: tuple[float, ...] = ()
+
+    def take(self) -> None:
+        seconds = self.run(self.repeats)
+        self.best_s = tuple(map(min, self.best_s, seconds)) if self.best_s else seconds
+        if max(seconds) > 0:
+            self.repeats = max(1, min(MAX_REPEATS, int(SAMPLE_S / max(seconds))))
+
+    @property
+    def seconds(self) -> float:
+        """The slowest rank's best."""
+        return max(self.best_s)
+
+
+def measure_table(
+    stages: Stages,
+    key: TableKey,
+    *,
+    max_tokens: int,
+    row_tile: int,
+    budget_s: float = 60.0,
+    progress: Progress | None = None,
+) -> WaveTable:
+    """Measure every cell, round after round, for about `budget_s` seconds or at least three rounds."""
+    grid = token_grid(max_tokens, row_tile)
+    cells: dict[tuple[str, int, int], _Sample] = {}
+    for stage in CURVES:
+        for count in _counts(stage, grid):
+            cells[stage, count, 0] = _Sample(partial(stages.time, stage, count))
+    queries = [count for count in QUERIES if count <= max_tokens]
+    for count in queries:
+        for keys in (count, count + CONTEXT):
+            cells["attention", count, keys] = _Sample(partial(_time_attention, stages, count, keys))
+    _run_rounds(cells, budget_s, progress)
+    return _table(stages, key, cells, queries)
+
+
+def _time_attention(stages: Stages, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+    """One sequence's share: few new tokens are timed in many sequences, as decodes come."""
+    num_seqs = MANY if num_new <= FEW_QUERIES else 1
+    times = stages.time_attention(num_seqs, num_new, num_keys, repeats)
+    return tuple(seconds / num_seqs for seconds in times)
+
+
+def _counts(stage: str, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Logits are wanted of few rows as a rule, and what is not a matrix product has no waves: fewer points do."""
+    if stage == "logits":
+        return tuple(count for count in grid if count in (1, 2, 4, 8, 12, 13, 16, 24, 32, 48)) or grid[:1]
+    if stage in ("embed", "reduce"):
+        return tuple(
+            count
+            for place, count in enumerate(grid)
+            if count & (count - 1) == 0 or count == grid[-1] or (count > 48 and place % 2)
+        )
+    return grid
+
+
+def _run_rounds(
+    cells: Mapping[tuple[str, int, int], _Sample], budget_s: float, progress: Progress | None
+) -> None:
+    start, rounds, longest_s = time.monotonic(), 0, 0.0
+    while rounds < MAX_ROUNDS:
+        began = time.monotonic()
+        if rounds >= MIN_ROUNDS and began - start + longest_s > budget_s:
+            break
+        for place, ((stage, count, _), cell) in enumerate(cells.items()):
+            cell.take()
+            if progress is not None and place % 8 == 0:
+                by_rounds = (rounds + place / len(cells)) / MAX_ROUNDS
+                by_time = (time.monotonic() - start) / budget_s if rounds >= MIN_ROUNDS else 0.0
+                progress(min(1.0, max(by_rounds, by_time)), f"{stage}, {count:,} tokens")
+        rounds += 1
+        longest_s = max(longest_s, time.monotonic() - began)
+    if progress is not None:
+        progress(1.0, "")
+
+
+def _table(
+    stages: Stages, key: TableKey, cells: Mapping[tuple[str, int, int], _Sample], queries: list[int]
+) -> WaveTable:
+    curves: dict[str, Curve] = {}
+    for name in CURVES:
+        points = sorted((count, cell.seconds) for (stage, count, _), cell in cells.items() if stage == name)
+        curves[name] = Curve(*(tuple(axis) for axis in zip(*points, strict=True)))
+    attention = AttentionTimes.fit(
+        (
+            count,
+            (stages.pairs(count, count), cells["attention", count, count].seconds),
+            (stages.pairs(count, count + CONTEXT), cells["attention", count, count + CONTEXT].seconds),
+        )
+        for count in queries
+    )
+    projections, mlp, embed, logits, reduce = (curves[name] for name in CURVES)
+    return WaveTable(key, projections, attention, mlp, embed, logits, reduce, switch_s=measure_switch_s())
+
+
+def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:
+    """Seconds that the lane executor adds to each transfer of a woven plan: a plan whose steps do nothing."""
+    plan = plan_forward(num_layers, 2, 1)
+    nothing: dict[Op, Handler] = {op: lambda step: None for op in Op}
+    best_s = float("inf")
+    with LaneExecutor() as executor:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            executor.run(plan, nothing)
+            best_s = min(best_s, time.perf_counter() - start)
+    return best_s / len(plan.on(Lane.TRANSFER))

@@ -1,0 +1,215 @@
+"""The wave table: how long the stages of one model's layers take on this machine, against the number of tokens.
+
+A matrix product works through its rows in tiles, so its time grows in steps ("waves"): the table has a point on each
+side of a step where steps matter. It is kept as JSON, one file for each machine and shape, and is read again silently.
+
+Times are those of the slowest rank, measured while all ranks of the host computed. What one attention takes depends on
+its context too: see `AttentionTimes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokenweave.errors import TuneError
+
+FORMAT = 1
+CURVES = ("projections", "mlp", "embed", "logits", "reduce")
+_log = logging.getLogger("tokenweave")
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RankShape:
+    """What one rank has of a model."""
+
+    heads: int
+    kv_heads: int
+    columns: int  # of the MLP, of each expert alike
+    vocab_rows: int
+
+
+@dataclass(frozen=True)
+class TableKey:
+    """What the times of a table depend on. Tables with equal keys are interchangeable."""
+
+    machine: str  # processor and cores
+    kernels: str  # backend and instruction set
+    library: str  # its version
+    dtype: str
+    threads: int  # of each rank
+    hidden_size: int
+    head_dim: int
+    num_experts: int
+    experts_per_token: int
+    sliding_window: int
+    """Keys a token sees; 0: all."""
+    ranks: tuple[RankShape, ...]
+
+    @property
+    def file_name(self) -> str:
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{len(self.ranks)}-ranks-{self.hidden_size}-{self.dtype}-{digest[:16]}.json"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds at some token counts, ascending; straight lines between them, and on from the last in proportion."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in pairwise(self.tokens))
+        if not self.tokens or len(self.tokens) != len(self.seconds) or self.tokens[0] < 1 or not ascending:
+            raise TuneError(
+                f"got a curve at {self.tokens}; expected ascending token counts and a time for each"
+            )
+        if not all(0 <= value < float("inf") for value in self.seconds):
+            raise TuneError(f"got times {self.seconds}; expected finite numbers of seconds from 0 on")
+
+    def __call__(self, num_tokens: int) -> float:
+        """Exact at the measured counts; 0 for no tokens."""
+        tokens, seconds = self.tokens, self.seconds
+        if num_tokens <= 0:
+            return 0.0
+        after = bisect_left(tokens, num_tokens)
+        if after == len(tokens):
+            return seconds[-1] * num_tokens / tokens[-1]
+        if tokens[after] == num_tokens or after == 0:
+            return seconds[after]
+        share = (num_tokens - tokens[after - 1]) / (tokens[after] - tokens[after - 1])
+        return seconds[after - 1] + share * (seconds[after] - seconds[after - 1])
+
+
+@dataclass(frozen=True)
+class AttentionTimes:
+    """Attention over cached keys: for so many new tokens of a sequence, a time plus a time for each pair.
+
+    A pair is a new token and a key that it sees.
+    """
+
+    queries: tuple[int, ...]
+    floor_s: tuple[float, ...]
+    pair_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        Curve(self.queries, self.floor_s)
+        Curve(self.queries, self.pair_s)
+
+    @classmethod
+    def fit(cls, samples: Iterable[tuple[int, tuple[float, float], tuple[float, float]]]) -> AttentionTimes:
+        """From (new tokens, (pairs, seconds), (more pairs, seconds)): the line through both points of each."""
+        lines = [(queries, *_line(few, many)) for queries, few, many in sorted(samples)]
+        return cls(*(tuple(column) for column in zip(*lines, strict=True)))
+
+    def __call__(self, num_new: Floats, pairs: Floats) -> float:
+        """The time of a batch of sequences with `num_new` new tokens and `pairs` pairs each, both (num_seqs,)."""
+        floor_s = np.interp(num_new, self.queries, self.floor_s)
+        pair_s = np.interp(num_new, self.queries, self.pair_s)
+        return float((floor_s + pair_s * pairs).sum())
+
+
+def _line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
+    """Floor and slope, neither negative: where noise would have it so, the other alone passes through a point."""
+    slope = (many[1] - few[1]) / (many[0] - few[0])
+    if slope <= 0:
+        return many[1], 0.0  # noise only adds: the smaller time is the better
+    floor = few[1] - slope * few[0]
+    return (floor, slope) if floor >= 0 else (0.0, many[1] / many[0])
+
+
+def pairs_seen(num_new: Floats, num_keys: Floats, window: int = 0) -> Floats:
+    """Keys seen, summed over the `num_new` last of `num_keys` tokens, of which each sees at most `window` (0: all)."""
+    whole: Floats = num_new * num_keys - num_new * (num_new - 1) / 2
+    if not window:
+        return whole
+    # The i-th token from the end sees num_keys - i keys: what is above the window is a triangle cut at both ends.
+    above = np.maximum(num_keys - window, 0)
+    below = np.maximum(num_keys - num_new - window, 0)
+    unseen: Floats = (above * (above + 1) - below * (below + 1)) / 2
+    return whole - unseen
+
+
+@dataclass(frozen=True)
+class WaveTable:
+    """Times of one layer's stages. `is_measured` is False where they were worked out from FLOPs and bytes."""
+
+    key: TableKey
+    projections: (
+        Curve  # query, key, value, rotary embedding and output projection: attention but for the keys
+    )
+    attention: AttentionTimes
+    mlp: Curve
+    embed: Curve
+    logits: Curve  # against the number of rows whose logits are wanted
+    reduce: Curve  # all-reduce, residual add and norm, without a link
+    switch_s: float  # what handing a step from lane to lane adds to each transfer of a woven plan
+    is_measured: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> WaveTable:
+        """Raises TuneError unless `found` is what `to_json` gives."""
+        if found.get("format") != FORMAT:
+            raise TuneError(f"it has format {found.get('format')!r}; expected {FORMAT}")
+        try:
+            key = {**found["key"], "ranks": tuple(RankShape(**rank) for rank in found["key"]["ranks"])}
+            curves = {
+                name: Curve(*(tuple(found[name][axis]) for axis in ("tokens", "seconds"))) for name in CURVES
+            }
+            attention = {name: tuple(values) for name, values in found["attention"].items()}
+            return cls(
+                key=TableKey(**key),
+                attention=AttentionTimes(**attention),
+                switch_s=float(found["switch_s"]),
+                is_measured=bool(found["is_measured"]),
+                **curves,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TuneError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+    def save(self, directory: Path) -> Path:
+        """Write it below `directory`, whole or not at all; returns the file."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / self.key.file_name
+        handle, name = tempfile.mkstemp(dir=directory, prefix=".", suffix=".json")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(self.to_json(), file, indent=1)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+        return path
+
+
+def load_table(directory: Path, key: TableKey) -> WaveTable | None:
+    """The table of `key` below `directory`; None where there is none. One that cannot be used is ignored, and told."""
+    path = directory / key.file_name
+    try:
+        table = WaveTable.from_json(json.loads(path.read_text()))
+        if table.key != key:
+            raise TuneError("it is of another machine or model")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TuneError, AttributeError) as error:
+        _log.warning("ignoring the wave table %s: %s; `interlace tune` measures it again", path.name, error)
+        return None
+    return table

@@ -1,0 +1,86 @@
+"""Measuring a table, on stages whose times are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.wave_tables import key_of
+from tokenweave.errors import TuneError
+from tokenweave.tune import MIN_ROUNDS, measure_switch_s, measure_table, token_grid
+from tokenweave.wave_table import pairs_seen
+
+
+class FakeStages:
+    """Two ranks, the second slower. Every third sample is disturbed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def seconds(self, num_tokens: int) -> float:
+        return 1e-6 * -(-num_tokens // 12)
+
+    def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        self.calls += 1
+        noise = 1.0 if self.calls % 3 else 5.0
+        return self.seconds(num_tokens) * noise, 2 * self.seconds(num_tokens) * noise
+
+    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+        return (num_seqs * (1e-6 + 1e-9 * self.pairs(num_new, num_keys)),) * 2
+
+    def pairs(self, num_new: int, num_keys: int) -> float:
+        return float(pairs_seen(np.array([float(num_new)]), np.array([float(num_keys)]))[0])
+
+
+def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
+    stages, seen = FakeStages(), []
+    table = measure_table(
+        stages,
+        key_of(),
+        max_tokens=400,
+        row_tile=12,
+        budget_s=0.0,
+        progress=lambda done, what: seen.append((done, what)),
+    )
+    for tokens in table.mlp.tokens:
+        assert table.mlp(tokens) == pytest.approx(2 * stages.seconds(tokens))
+    assert table.mlp(12) < table.mlp(13)
+    new, keys = np.array([64.0]), np.array([700.0])
+    assert table.attention(new, pairs_seen(new, keys)) == pytest.approx(1e-6 + 1e-9 * stages.pairs(64, 700))
+    assert table.is_measured
+    assert table.switch_s > 0
+    fractions = [done for done, _ in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_the_budget_ends_the_rounds() -> None:
+    stages = FakeStages()
+    measure_table(stages, key_of(), max_tokens=12, row_tile=12, budget_s=0.0)
+    per_round = stages.calls / MIN_ROUNDS
+    assert per_round == int(per_round)
+
+
+@given(max_tokens=st.integers(1, 9000), row_tile=st.integers(1, 64))
+def test_the_grid_has_every_small_count_both_sides_of_waves_and_the_end(
+    max_tokens: int, row_tile: int
+) -> None:
+    grid = token_grid(max_tokens, row_tile)
+    assert grid[0] == 1
+    assert grid[-1] == max_tokens
+    assert list(grid) == sorted(set(grid))
+    assert set(range(1, min(max_tokens, 4 * row_tile) + 1)) <= set(grid)
+    for count in grid:
+        if count > 4 * row_tile and count < max_tokens:
+            assert count % row_tile in (0, 1 % row_tile)
+
+
+def test_a_grid_of_nothing_is_refused() -> None:
+    with pytest.raises(TuneError, match="max_tokens=0"):
+        token_grid(0, 12)
+
+
+def test_handing_a_step_over_takes_microseconds() -> None:
+    assert 1e-7 < measure_switch_s(num_layers=4, rounds=2) < 1e-2
