@@ -33,15 +33,16 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GEMM_EFFICIENCY = 0.75  # of the peak, in matrix products
 ATTENTION_EFFICIENCY = 0.3
 CALL_S = 15e-6  # of calling one stage
-SWITCH_S = 40e-6  # of handing a step from lane to lane
+SWITCH_S = 30e-6  # of handing a step from lane to lane
+WAKE_S = 60e-6  # of waking up after a wait for a link
 ANALYTIC_TOKENS = tuple(sorted({*range(1, 49), *(12 * 2**power for power in range(2, 12))}))
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSpeed:
-    """What each rank sends over. Modelled, or measured by whoever made it."""
+    """The port of each rank, as in `tokenweave.link`; here its figures may be measured ones too."""
 
-    bytes_per_s: float
+    bytes_per_s: float  # each way, at the same time
     latency_s: float = 0.0
 
     def seconds(self, size_bytes: float) -> float:
@@ -141,7 +142,7 @@ class CostModel:
         key = self.table.key
         size = len(key.ranks)
         sent_bytes = num_tokens * key.hidden_size * DTYPE_BYTES[key.dtype] * (size - 1) / size
-        return self.link.seconds(sent_bytes)
+        return self.link.seconds(sent_bytes) + self.table.wake_s
 
     def hideable_s(self, num_tokens: int, *, shared_core: bool) -> float:
         """Seconds of one reduction that another part's computation could hide."""
@@ -186,6 +187,7 @@ def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
         logits=curve(_Stages.logits),
         reduce=curve(_Stages.reduce),
         switch_s=SWITCH_S,
+        wake_s=WAKE_S,
         is_measured=False,
     )
 

@@ -6,6 +6,7 @@ is the best of its rounds, as what disturbs a measurement only ever adds to it.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ FEW_QUERIES = 16
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
 SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
 MAX_REPEATS = 16
+NAP_S = 5e-4  # about what one waits for a link
 
 
 class Stages(Protocol):
@@ -157,7 +159,9 @@ def _table(
         for count in queries
     )
     projections, mlp, embed, logits, reduce = (curves[name] for name in CURVES)
-    return WaveTable(key, projections, attention, mlp, embed, logits, reduce, switch_s=measure_switch_s())
+    return WaveTable(
+        key, projections, attention, mlp, embed, logits, reduce, measure_switch_s(), measure_wake_s()
+    )
 
 
 def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:
@@ -171,3 +175,13 @@ def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:
             executor.run(plan, nothing)
             best_s = min(best_s, time.perf_counter() - start)
     return best_s / len(plan.on(Lane.TRANSFER))
+
+
+def measure_wake_s(rounds: int = 50) -> float:
+    """Seconds by which a short sleep ends late: the median, as here the late ones are the rule."""
+    late_s = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        time.sleep(NAP_S)
+        late_s.append(time.perf_counter() - start - NAP_S)
+    return max(0.0, statistics.median(late_s))

@@ -159,6 +159,7 @@ class WaveTable:
     logits: Curve  # against the number of rows whose logits are wanted
     reduce: Curve  # all-reduce, residual add and norm, without a link
     switch_s: float  # what handing a step from lane to lane adds to each transfer of a woven plan
+    wake_s: float  # what waking up adds to a wait for a link
     is_measured: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -179,6 +180,7 @@ class WaveTable:
                 key=TableKey(**key),
                 attention=AttentionTimes(**attention),
                 switch_s=float(found["switch_s"]),
+                wake_s=float(found["wake_s"]),
                 is_measured=bool(found["is_measured"]),
                 **curves,
             )

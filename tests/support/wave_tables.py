@@ -39,6 +39,7 @@ def linear_table(size: int = 2, token_s: float = 20e-6, reduce_s: float = 1e-6) 
         logits=curve(20e-6),
         reduce=curve(reduce_s),
         switch_s=10e-6,
+        wake_s=0.0,
     )
 
 
@@ -57,5 +58,10 @@ def tables() -> st.SearchStrategy[WaveTable]:
     )
     each = {name: curves() for name in ("projections", "mlp", "embed", "logits", "reduce")}
     return st.builds(
-        WaveTable, key=st.just(key_of()), attention=attention, switch_s=st.floats(0, 1e-3), **each
+        WaveTable,
+        key=st.just(key_of()),
+        attention=attention,
+        switch_s=st.floats(0, 1e-3),
+        wake_s=st.floats(0, 1e-3),
+        **each,
     )

@@ -51,6 +51,7 @@ def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
     assert table.attention(new, pairs_seen(new, keys)) == pytest.approx(1e-6 + 1e-9 * stages.pairs(64, 700))
     assert table.is_measured
     assert table.switch_s > 0
+    assert table.wake_s >= 0
     fractions = [done for done, _ in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0

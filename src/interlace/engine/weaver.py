@@ -18,6 +18,7 @@ from interlace.environment import cache_directory
 from tokenweave import native
 from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
 from tokenweave.kernels import NativeKernels
+from tokenweave.link import LinkSpec
 from tokenweave.plan import plan_forward
 from tokenweave.split import GUARD, Choice, alignment_of, candidates, choose_split, middle
 from tokenweave.wave_table import load_table
@@ -25,9 +26,9 @@ from tokenweave.wave_table import load_table
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from interlace.engine.config import EngineConfig
     from interlace.engine.runner import Runner
     from interlace.models.batch import ForwardBatch
-    from tokenweave.communicators import Communicator
     from tokenweave.kernels import Kernels
     from tokenweave.plan import Plan
     from tokenweave.wave_table import TableKey, WaveTable
@@ -70,13 +71,10 @@ class Weaver:
         if communicator.size == 1 or config.weave != "auto":
             mode = config.weave if communicator.size > 1 else "never"
             return cls(mode, alignment, shared_core=shared_core)
-        link = link_of(communicator)
-        if runner.lanes is None or (link is None and shared_core):
+        if runner.lanes is None or (link_of(config) is None and shared_core):
             return cls("never", alignment, shared_core=shared_core)  # there is nothing to hide
-        key = table_key(runner.model_config, communicator.size, kernels, runner.dtype)
-        table = load_table(table_directory(), key) or default_table(key, kernels)
-        costs = CostModel(table, link)
-        return cls("auto", alignment, runner.model_config.num_layers, costs, shared_core=shared_core)
+        num_layers = runner.model_config.num_layers
+        return cls("auto", alignment, num_layers, costs_of(runner), shared_core=shared_core)
 
     def split(self, batch: ForwardBatch) -> int | None:
         """The row to split `batch` at; None: leave it whole. Costs microseconds but for the first batch of its kind."""
@@ -129,10 +127,19 @@ def load_of(batch: ForwardBatch) -> Load:
     return Load(batch.query_start.numpy(), batch.seq_lens.numpy(), batch.logit_rows.numpy())
 
 
-def link_of(communicator: Communicator) -> LinkSpeed | None:
+def costs_of(runner: Runner) -> CostModel:
+    """Prices of this job's plans: from the machine's wave table if there is one, otherwise from what it could do."""
+    key = table_key(runner.model_config, runner.communicator.size, runner.kernels, runner.dtype)
+    table = load_table(table_directory(), key) or default_table(key, runner.kernels)
+    return CostModel(table, link_of(runner.config))
+
+
+def link_of(config: EngineConfig) -> LinkSpeed | None:
     """The link that the ranks' transfers wait for; None: they move through memory."""
-    link: LinkSpeed | None = getattr(communicator, "link_speed", None)
-    return link
+    if config.link is None:
+        return None
+    spec = LinkSpec.parse(config.link)
+    return LinkSpeed(spec.bytes_per_s, spec.latency_s)
 
 
 def table_directory() -> Path:
