@@ -282,6 +282,8 @@ extern "C" void tw_shm_detach(tw_shm_group* group) {
     delete group;
 }
 
+extern "C" int tw_shm_check(tw_shm_group* group) { return group ? check_aborted(group) : TW_ERROR_INVALID_ARGUMENT; }
+
 extern "C" int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason) {
     if (!group || !reason || failed_rank < -1 || failed_rank >= group->size) return TW_ERROR_INVALID_ARGUMENT;
     abort_group(group, AbortKind::kFailed, failed_rank, reason);

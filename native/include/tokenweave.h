@@ -147,6 +147,15 @@ TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *ga
 TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
                                       size_t offset, float *residual, const void *weight, void *out, int64_t rows,
                                       int64_t h, float eps, int dtype, int one_shot);
+/* The same in three calls, for whoever has something to wait for between them, such as a modelled link:
+ *   begin: returns once the partial sums of all ranks are there; `bytes` of each.
+ *   rows: this rank's rows, or all with one_shot. Waits for nobody.
+ *   end: returns once every row of `out` is there. There is none with one_shot. */
+TW_API int tw_shm_reduce_norm_begin(tw_shm_group *group, size_t bytes, int dtype);
+TW_API int tw_shm_reduce_norm_rows(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
+                                   size_t offset, float *residual, const void *weight, void *out, int64_t rows,
+                                   int64_t h, float eps, int dtype, int one_shot);
+TW_API int tw_shm_reduce_norm_end(tw_shm_group *group, size_t bytes, int dtype);
 /* The rows of a residual that a rank keeps: [first, last). */
 TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t *first, int64_t *last);
 /* data becomes the root's. The root may return before the others have it. */
@@ -157,6 +166,8 @@ TW_API int tw_shm_send_bytes(tw_shm_group *group, const void *data, size_t bytes
 TW_API int tw_shm_receive_begin(tw_shm_group *group, int root, int idle, uint64_t *bytes);
 TW_API int tw_shm_receive_rest(tw_shm_group *group, int root, void *data);
 
+/* What the next call would return if the group has been aborted, else TW_OK. Waits for nobody. */
+TW_API int tw_shm_check(tw_shm_group *group);
 /* Makes every rank's current and later calls return TW_ERROR_ABORTED. failed_rank: whose fault, or -1. */
 TW_API int tw_shm_abort(tw_shm_group *group, int failed_rank, const char *reason);
 /* Why the last call on this handle failed, and returns the rank whose fault it was, or -1. */

@@ -15,13 +15,16 @@ from support import rank_programs
 from support.rank_worker import receive, send
 from tokenweave.communicators import (
     Communicator,
+    LinkedCommunicator,
     NullCommunicator,
     ShmCommunicator,
     segment_bytes,
     thread_group,
 )
+from tokenweave.link import LinkSpec
 
 SLOT_BYTES = 16 * 1024  # small, so that moderate tensors already go in several chunks
+LINK = "2GB/s,10us"  # fast: the suite looks at what comes through, not at how long it takes
 JOIN_S = 100.0
 
 Outcome = Any  # what a rank's program returned, or the exception it raised
@@ -119,6 +122,8 @@ class ProcessRanks:
         self.workers = workers
         self.size = len(workers)
         self.segment: SharedSegment | None = None
+        link = options.pop("link", None)
+        self.ports = [LinkSpec.parse(link).new_port() for _ in workers] if link else []
         fds: tuple[int, ...] = ()
         if kind == "shm":
             self.segment = SharedSegment.create("test", segment_bytes(self.size, options["slot_bytes"]))
@@ -126,7 +131,12 @@ class ProcessRanks:
         else:
             options = {**options, "port": free_port()}
         for rank, worker in enumerate(workers):
-            send(worker.channel, ("join", (kind, rank, self.size, options)), fds)
+            port_fds = (self.ports[rank].fd,) if self.ports else ()
+            send(
+                worker.channel,
+                ("join", (kind, rank, self.size, options, bool(port_fds))),
+                (*fds, *port_fds),
+            )
         for outcome in [worker.result() for worker in workers]:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -149,6 +159,8 @@ class ProcessRanks:
         outcomes = [worker.result() for worker in alive]
         if self.segment is not None:
             self.segment.close()
+        for port in self.ports:
+            port.close()
         assert all(outcome in (None, "gone") for outcome in outcomes), outcomes
 
 
@@ -156,7 +168,19 @@ Ranks = ThreadRanks | ProcessRanks
 
 
 def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
-    """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes" or "torch"."""
+    """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes" or "torch".
+
+    With "linked-" before it, behind modelled links of `link`.
+    """
+    if kind.startswith("linked-"):
+        options.setdefault("link", LINK)
+        kind = kind.removeprefix("linked-")
+    if kind in ("null", "thread", "shm-threads") and "link" in options:
+        port = LinkSpec.parse(options.pop("link")).new_port
+        ranks = make_ranks(kind, size, workers, **options)
+        assert isinstance(ranks, ThreadRanks)
+        ranks.communicators = [LinkedCommunicator(inner, port()) for inner in ranks.communicators]
+        return ranks
     if kind == "null":
         return ThreadRanks([NullCommunicator(**options)])
     if kind == "thread":

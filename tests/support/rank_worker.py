@@ -38,8 +38,20 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]]:
     return pickle.loads(b"".join(parts)), fds
 
 
-def join(kind: str, rank: int, size: int, options: dict[str, Any], fds: list[int]) -> Any:
-    """Joins a group. The segment of a shm group stays open with its communicator."""
+def join(kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bool, fds: list[int]) -> Any:
+    """Joins a group, behind the port that is the last of `fds` if it is linked.
+
+    The segment of a shm group stays open with its communicator.
+    """
+    if is_linked:
+        from emucxl.links import Link
+        from tokenweave.communicators import LinkedCommunicator
+
+        *fds, port_fd = fds
+        port = Link.attach(port_fd)
+        os.close(port_fd)
+        inner, segment = join(kind, rank, size, options, False, fds)
+        return LinkedCommunicator(inner, port), segment
     if kind == "shm":
         from emucxl.shared_memory import SharedSegment
         from tokenweave.communicators import ShmCommunicator, segment_bytes

@@ -27,6 +27,10 @@ GROUPS = [
     *[("shm-threads", size) for size in (1, 2, 3)],
     *[("shm-processes", size) for size in (2, 3)],
     *[("torch", size) for size in (1, 2, 3)],
+    ("linked-null", 1),
+    *[("linked-thread", size) for size in (1, 2, 3)],
+    *[("linked-shm-processes", size) for size in (2, 3)],
+    ("linked-torch", 2),
 ]
 SHAPES = [
     (7,),

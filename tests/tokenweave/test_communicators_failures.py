@@ -14,7 +14,7 @@ from support.rank_groups import SLOT_BYTES, ProcessRanks, Ranks, ThreadRanks, Wo
 from tokenweave.communicators import ShmCommunicator, TorchCommunicator, segment_bytes, thread_group
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
-KINDS = ["thread", "shm-threads", "shm-processes", "torch"]
+KINDS = ["thread", "shm-threads", "shm-processes", "torch", "linked-thread", "linked-shm-processes"]
 PROMPTLY_S = 5.0
 
 MakeRanks = Callable[..., Ranks]

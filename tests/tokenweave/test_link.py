@@ -38,7 +38,9 @@ def test_a_link_is_written_as_it_is_read(text: str) -> None:
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(CommunicatorError, match="expected a bandwidth and a latency, such as '0.25GB/s,5us'"):
+    with pytest.raises(
+        CommunicatorError, match=r"expected a bandwidth and a latency, such as '0.25GB/s,5us'"
+    ):
         LinkSpec.parse(text)
 
 

@@ -52,6 +52,23 @@ ENGINE: dict[str, Any] = {
     "kv_cache_gb": _option(float | None, None, "Engine", help="KV cache per rank, in 1e9 bytes."),
     "num_kv_blocks": _option(int | None, None, "Engine", help="KV cache in blocks of 16 tokens."),
     "max_num_seqs": _option(int, 64, "Engine", help="Sequences in one forward pass."),
+    "link": _option(
+        str | None,
+        None,
+        "Engine",
+        help="Model a slower interconnect between the ranks, say 0.25GB/s,5us.",
+        metavar="GB/s,us",
+    ),
+    "weave": _option(
+        str,
+        "auto",
+        "Engine",
+        help="Compute one part of a batch while the ranks exchange the other.",
+        metavar="auto|always|never",
+    ),
+    "executor": _option(
+        str, "lanes", "Engine", help="sequential: one step after the other.", metavar="lanes|sequential"
+    ),
     "kernels": _option(
         str, "auto", "Engine", help="Arithmetic: native code or torch.", metavar="auto|native|reference"
     ),

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypedDict
 
 from interlace.errors import EngineError
+from tokenweave.errors import CommunicatorError
+from tokenweave.link import LinkSpec
 
 COMMUNICATORS = ("auto", "null", "thread", "shm", "torch")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -90,6 +92,20 @@ class EngineConfig:
             if getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
         self._check_limits()
+        self._check_link()
+
+    @property
+    def link_spec(self) -> LinkSpec | None:
+        """The link between the ranks that is to be modelled."""
+        return None if self.link is None else LinkSpec.parse(self.link)
+
+    def _check_link(self) -> None:
+        try:
+            is_pointless = self.link_spec is not None and self.communicator == "null"
+        except CommunicatorError as error:
+            raise EngineError(f"link: {error}") from None
+        if is_pointless:
+            _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
 
     def _check_limits(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:

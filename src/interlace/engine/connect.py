@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import os
 
+from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import RankSpec
-from tokenweave.communicators import Communicator
+from tokenweave.communicators import Communicator, LinkedCommunicator
 from tokenweave.kernels import Kernels, make_kernels
 
 
 def connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
     """Join the group that `spec` describes, as its rank; `segment` is what a shm group meets in."""
+    inner = _connect(spec, segment)
+    if spec.link_fd is None:
+        return inner
+    return LinkedCommunicator(inner, Link.attach(spec.link_fd))
+
+
+def behind_link(inner: Communicator, config: EngineConfig) -> Communicator:
+    """`inner` behind a port of its own, where `config` has a link modelled."""
+    link = config.link_spec
+    return inner if link is None or inner.size == 1 else LinkedCommunicator(inner, link.new_port())
+
+
+def _connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
     config = spec.engine_config()
     kernels = kernels_for(config, ranks_on_host=spec.size)
     if segment is not None:

@@ -66,6 +66,10 @@ def resolve_communicator(config: EngineConfig) -> str:
             )
         return "torchrun"
     if config.tp == 1:
+        if config.link is not None:
+            raise EngineError(
+                f"got link={config.link!r} with tp=1; one rank has no other to be linked to: raise tp or leave link out"
+            )
         return "null"
     if config.communicator == "null":
         raise EngineError(
@@ -78,7 +82,9 @@ def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
     """Rank 0 here, the others as processes of this host."""
     segment = _shared_segment(config) if kind == "shm" else None
     symmetric_fd = empty_segment_fd("interlace-activations") if kind == "shm" else None
-    specs = _specs(config, kind, segment, symmetric_fd)
+    link = config.link_spec
+    ports = [link.new_port() for _ in range(config.tp)] if link is not None and config.tp > 1 else []
+    specs = _specs(config, kind, segment, symmetric_fd, [port.fd for port in ports])
     processes = RankProcesses(specs[1:])
     try:
         from interlace.engine.connect import connect
@@ -87,15 +93,19 @@ def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
     except BaseException:
         processes.close()
         raise
+    finally:  # the ranks have them by now
+        for port in ports:
+            port.close()
 
 
 def _start_threads(config: EngineConfig) -> RankGroup:
     """Every rank a thread of this process."""
-    from interlace.engine.connect import kernels_for
+    from interlace.engine.connect import behind_link, kernels_for
     from interlace.engine.rank_threads import RankThreads
     from tokenweave.communicators.thread import thread_group
 
-    group = thread_group(config.tp, timeout_s=config.timeout_s)
+    threads = thread_group(config.tp, timeout_s=config.timeout_s)
+    group = [behind_link(communicator, config) for communicator in threads]
     for communicator in group:
         communicator.kernels = kernels_for(config, config.tp)
     return _load(config, group[0], RankThreads(config, group[1:]))
@@ -103,15 +113,16 @@ def _start_threads(config: EngineConfig) -> RankGroup:
 
 def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     """Rank 0 gets its handle; every other rank serves it and then ends the process."""
-    from interlace.engine.connect import kernels_for
+    from interlace.engine.connect import behind_link, kernels_for
     from interlace.engine.follow import follow
     from tokenweave.communicators.torch import TorchCommunicator
     from tokenweave.environment import torchrun_local_world_size
 
     ranks_on_host = torchrun_local_world_size()
-    communicator = TorchCommunicator.from_environment(
+    inner = TorchCommunicator.from_environment(
         kernels=kernels_for(config, ranks_on_host), timeout_s=config.timeout_s
     )
+    communicator = behind_link(inner, config)
     if communicator.rank == 0:
         return _load(config, communicator, None, ranks_on_host)
     follow(config, communicator, ranks_on_host)
@@ -149,7 +160,11 @@ def _shared_segment(config: EngineConfig) -> SharedSegment:
 
 
 def _specs(
-    config: EngineConfig, kind: str, segment: SharedSegment | None, symmetric_fd: int | None
+    config: EngineConfig,
+    kind: str,
+    segment: SharedSegment | None,
+    symmetric_fd: int | None,
+    link_fds: list[int],
 ) -> list[RankSpec]:
     """What each rank is told, rank 0 included."""
     port = _free_port() if kind == "torch" else 0
@@ -162,6 +177,7 @@ def _specs(
             segment_fd=segment.fd if segment else None,
             segment_size_bytes=segment.size_bytes if segment else 0,
             symmetric_fd=symmetric_fd,
+            link_fd=link_fds[rank] if link_fds else None,
             master_port=port,
         )
         for rank in range(config.tp)

@@ -40,6 +40,7 @@ class RankSpec:
     segment_fd: int | None = None  # shm: where the ranks meet
     segment_size_bytes: int = 0
     symmetric_fd: int | None = None  # shm: an empty segment for activations
+    link_fd: int | None = None  # this rank's port, where a link is modelled
     master_port: int = 0  # torch: where they meet, on this host
 
     def engine_config(self) -> EngineConfig:
@@ -99,8 +100,8 @@ class RankProcesses:
 
     def _start(self, spec: RankSpec) -> None:
         ours, theirs = socket.socketpair()
-        segments = (spec.segment_fd, spec.symmetric_fd)
-        fds = [theirs.fileno(), *(fd for fd in segments if fd is not None)]
+        shared = (spec.segment_fd, spec.symmetric_fd, spec.link_fd)
+        fds = [theirs.fileno(), *(fd for fd in shared if fd is not None)]
         process = subprocess.Popen(
             [sys.executable, "-m", "interlace.engine.rank_main", str(theirs.fileno())],
             pass_fds=fds,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenweave.communicators.available import availability
     from tokenweave.communicators.base import Communicator
+    from tokenweave.communicators.linked import LinkedCommunicator
     from tokenweave.communicators.null import NullCommunicator
     from tokenweave.communicators.shm import ShmCommunicator
     from tokenweave.communicators.shm_layout import segment_bytes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Communicator",
+    "LinkedCommunicator",
     "NullCommunicator",
     "ShmCommunicator",
     "ThreadCommunicator",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Communicator": "base",
+    "LinkedCommunicator": "linked",
     "NullCommunicator": "null",
     "ShmCommunicator": "shm",
     "ThreadCommunicator": "thread",

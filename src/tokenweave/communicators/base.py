@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tokenweave.errors import CommunicatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -21,6 +22,15 @@ DTYPES = frozenset(
     {torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.uint8},
 )
 DEFAULT_TIMEOUT_S = 60.0
+ONE_EXCHANGE_BYTES = 64 * 1024  # a sum of less is one exchange of whole tensors: half the latency
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one rank sends and receives in one exchange between all ranks."""
+
+    sent_bytes: int
+    received_bytes: int
 
 
 class Communicator(ABC):
@@ -180,9 +190,30 @@ class Communicator(ABC):
         self.all_reduce(hidden)
         return self.kernels.add_rms_norm(hidden, residual, weight, eps)
 
+    def reduce_norm_phases(
+        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> Generator[Traffic, None, Tensor]:
+        """`all_reduce_rms_norm` piece by piece, for whoever has to wait for a modelled link between the pieces.
+
+        Yields what this rank sends and receives in each exchange, when it could begin: all ranks have come, or this
+        rank's rows are normed. What is exchanged is used only after the generator has been resumed.
+        """
+        self.all_reduce(hidden)
+        first, *second = exchanges_of_sum(self.size, hidden.nbytes)
+        yield first
+        normed = self.kernels.add_rms_norm(hidden, residual, weight, eps)
+        yield from second
+        return normed
+
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """The rows of the residual that are valid on this rank after `all_reduce_rms_norm`."""
         return range(num_tokens)
+
+    def check(self) -> None:  # noqa: B027 - a backend may have nothing to look at
+        """Raises what the next call would, if the group was aborted. Waits for nobody.
+
+        A backend that cannot look without waiting says nothing.
+        """
 
     @abstractmethod
     def abort(self, reason: str) -> None:
@@ -237,6 +268,20 @@ class Communicator(ABC):
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise CommunicatorError(f"got root={root}; expected a rank, 0 to {self.size - 1}")
+
+
+def exchanges_of_sum(size: int, size_bytes: int) -> tuple[Traffic, ...]:
+    """What a sum of tensors of `size_bytes` over `size` ranks moves: all at once, or reduce-scatter and all-gather."""
+    if size_bytes < ONE_EXCHANGE_BYTES:
+        return (Traffic((size - 1) * size_bytes, (size - 1) * size_bytes),)
+    share_bytes = -(-size_bytes * (size - 1) // size)
+    return (Traffic(share_bytes, share_bytes),) * 2
+
+
+def exchanges_of_rows(size: int, num_rows: int, own_rows: int, row_bytes: int) -> tuple[Traffic, Traffic]:
+    """What the reduce-scatter and the all-gather of `num_rows` move on a rank that owns `own_rows` of them."""
+    others, own = (num_rows - own_rows) * row_bytes, (size - 1) * own_rows * row_bytes
+    return Traffic(others, own), Traffic(own, others)
 
 
 def sum_in_rank_order(parts: list[Tensor], out: Tensor) -> None:

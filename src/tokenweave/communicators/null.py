@@ -26,6 +26,9 @@ class NullCommunicator(Communicator):
     def barrier(self) -> None:
         self._check_usable()
 
+    def check(self) -> None:
+        self._check_usable()
+
     def abort(self, reason: str) -> None:
         self._abort_reason = self._abort_reason or reason
 

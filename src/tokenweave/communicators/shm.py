@@ -13,13 +13,19 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
-from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
+from tokenweave.communicators.base import (
+    DEFAULT_TIMEOUT_S,
+    Communicator,
+    Traffic,
+    exchanges_of_rows,
+    exchanges_of_sum,
+)
 from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
 from tokenweave.communicators.symmetric import SymmetricMemory, symmetric_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
@@ -27,7 +33,7 @@ from tokenweave.kernels.calls import DTYPE_CODE
 from tokenweave.kernels.compiled import NativeKernels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from tokenweave.kernels import Kernels
 
@@ -43,6 +49,14 @@ _DTYPES = {  # tw_shm_dtype
     torch.int64: 5,
     torch.uint8: 6,
 }
+
+
+class _FusedCall(NamedTuple):
+    """What tw_shm_all_reduce_rms_norm is called with after the group, and where its answer goes."""
+
+    arguments: tuple[object, ...]
+    out: torch.Tensor
+    is_one_shot: bool
 
 
 class ShmCommunicator(Communicator):
@@ -154,39 +168,56 @@ class ShmCommunicator(Communicator):
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> torch.Tensor:
         """Native, in one call, where there is symmetric memory: see tw_shm_all_reduce_rms_norm."""
+        call = self._fused_call(hidden, residual, weight, eps)
+        if call is None:
+            return super().all_reduce_rms_norm(hidden, residual, weight, eps)
+        self._check_status(self._library.tw_shm_all_reduce_rms_norm(self._open(), *call.arguments))
+        return call.out
+
+    def reduce_norm_phases(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> Generator[Traffic, None, torch.Tensor]:
+        call = self._fused_call(hidden, residual, weight, eps)
+        if call is None:
+            return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
+        num_tokens, hidden_size = hidden.shape
+        meeting = (hidden.nbytes, DTYPE_CODE[hidden.dtype])
+        own = len(self.owned_rows(num_tokens, hidden_size, hidden.dtype))
+        row_bytes = hidden_size * hidden.itemsize
+        scatter, gather = exchanges_of_rows(self.size, num_tokens, own, row_bytes)
+        self._check_status(self._library.tw_shm_reduce_norm_begin(self._open(), *meeting))
+        yield exchanges_of_sum(self.size, hidden.nbytes)[0] if call.is_one_shot else scatter
+        self._check_status(self._library.tw_shm_reduce_norm_rows(self._open(), *call.arguments))
+        if not call.is_one_shot:
+            yield gather
+            self._check_status(self._library.tw_shm_reduce_norm_end(self._open(), *meeting))
+        return call.out
+
+    def check(self) -> None:
+        self._check_status(self._library.tw_shm_check(self._open()))
+
+    def _fused_call(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> _FusedCall | None:
+        """The arguments of the native operation, `hidden` staged if need be; None where it cannot be used."""
         num_tokens, hidden_size = hidden.shape
         fused = self._fused(num_tokens, hidden_size, hidden.dtype)
         if fused is None:
-            return super().all_reduce_rms_norm(hidden, residual, weight, eps)
+            return None
         memory, kernels = fused
         offset = memory.offset_of(hidden)
         if offset is None:  # it does not come from `new_partial`
             hidden = memory.new_partial(num_tokens, hidden_size, hidden.dtype).copy_(hidden)
             offset = memory.offset_of(hidden)
         one_shot = num_tokens <= ONE_SHOT_TOKENS
-        out = (
-            torch.empty_like(hidden)
-            if one_shot
-            else memory.next_answer(num_tokens, hidden_size, hidden.dtype)
+        shape = (num_tokens, hidden_size, hidden.dtype)
+        out = torch.empty_like(hidden) if one_shot else memory.next_answer(*shape)
+        arguments = (
+            *(kernels.pool.handle, memory.address, memory.region_bytes, offset),
+            *(residual.data_ptr(), weight.data_ptr(), out.data_ptr(), num_tokens, hidden_size),
+            *(eps, DTYPE_CODE[hidden.dtype], one_shot),
         )
-        self._check_status(
-            self._library.tw_shm_all_reduce_rms_norm(
-                self._open(),
-                kernels.pool.handle,
-                memory.address,
-                memory.region_bytes,
-                offset,
-                residual.data_ptr(),
-                weight.data_ptr(),
-                out.data_ptr(),
-                num_tokens,
-                hidden_size,
-                eps,
-                DTYPE_CODE[hidden.dtype],
-                one_shot,
-            )
-        )
-        return out
+        return _FusedCall(arguments, out, one_shot)
 
     def _fused(
         self, num_tokens: int, hidden_size: int, dtype: torch.dtype

@@ -31,6 +31,10 @@ class Options(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """The native library with the signatures of the collectives declared."""
     native = load()
+    reduce_norm_rows = [
+        *(c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p),
+        *(c_int64, c_int64, c_float, c_int, c_int),
+    ]
     signatures = {
         "segment_bytes": (c_size_t, [c_int, c_size_t]),
         "attach": (c_int, [c_void_p, c_size_t, c_int, POINTER(Options), POINTER(c_void_p)]),
@@ -40,17 +44,15 @@ def library() -> ctypes.CDLL:
         "all_gather": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t]),
         "gather_columns": (c_int, [c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_size_t), c_int]),
         "broadcast": (c_int, [c_void_p, c_void_p, c_size_t, c_int]),
-        "all_reduce_rms_norm": (
-            c_int,
-            [
-                *(c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p),
-                *(c_int64, c_int64, c_float, c_int, c_int),
-            ],
-        ),
+        "all_reduce_rms_norm": (c_int, reduce_norm_rows),
+        "reduce_norm_begin": (c_int, [c_void_p, c_size_t, c_int]),
+        "reduce_norm_rows": (c_int, reduce_norm_rows),
+        "reduce_norm_end": (c_int, [c_void_p, c_size_t, c_int]),
         "owned_rows": (None, [c_int, c_int, c_int64, POINTER(c_int64), POINTER(c_int64)]),
         "send_bytes": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
         "receive_begin": (c_int, [c_void_p, c_int, c_int, POINTER(c_uint64)]),
         "receive_rest": (c_int, [c_void_p, c_int, c_void_p]),
+        "check": (c_int, [c_void_p]),
         "abort": (c_int, [c_void_p, c_int, c_char_p]),
         "last_error": (c_int, [c_void_p, c_char_p, c_size_t]),
     }

@@ -70,6 +70,11 @@ class _Rendezvous:
             self._failure = self._failure or error
             self._changed.notify_all()
 
+    def check(self) -> None:
+        """Raises the failure, if there is one."""
+        with self._changed:
+            self._raise_failure()
+
     def _wait(
         self, meeting: _Round, rank: int, call: str, awaited: set[int], timeout_s: float | None
     ) -> None:
@@ -115,6 +120,9 @@ class ThreadCommunicator(Communicator):
 
     def barrier(self) -> None:
         self._meet("barrier", None, range(self.size), self.timeout_s)
+
+    def check(self) -> None:
+        self._rendezvous.check()
 
     def abort(self, reason: str) -> None:
         self._rendezvous.fail(RankError(f"rank {self.rank} aborted the job: {reason}", self.rank))
