@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenweave.communicators.null import NullCommunicator
     from tokenweave.communicators.shm import ShmCommunicator
     from tokenweave.communicators.shm_layout import segment_bytes
+    from tokenweave.communicators.symm_mem import SymmMemCommunicator
     from tokenweave.communicators.thread import ThreadCommunicator, thread_group
     from tokenweave.communicators.torch import TorchCommunicator
 
@@ -22,6 +23,7 @@ __all__ = [
     "Communicator",
     "NullCommunicator",
     "ShmCommunicator",
+    "SymmMemCommunicator",
     "ThreadCommunicator",
     "TorchCommunicator",
     "availability",
@@ -33,6 +35,7 @@ _HOMES = {
     "Communicator": "base",
     "NullCommunicator": "null",
     "ShmCommunicator": "shm",
+    "SymmMemCommunicator": "symm_mem",
     "ThreadCommunicator": "thread",
     "TorchCommunicator": "torch",
     "availability": "available",
