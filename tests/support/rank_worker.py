@@ -49,6 +49,10 @@ def join(kind: str, rank: int, size: int, options: dict[str, Any], fds: list[int
         os.close(fds[0])
         communicator = ShmCommunicator(segment, rank, size, **options)
         return communicator, segment
+    if kind == "symm_mem":
+        from support.symmetric_segments import join_interpreted
+
+        return join_interpreted(rank, size, fds[0], options), None
     from tokenweave.communicators import TorchCommunicator
 
     port = options.pop("port")
@@ -75,7 +79,9 @@ def main() -> None:
                 communicator, segment = join(*arguments, fds)
             elif command == "run":
                 name, values = arguments
-                value = getattr(importlib.import_module("support.rank_programs"), name)(communicator, *values)
+                module, _, program = name.rpartition(".")
+                module = importlib.import_module(f"support.{module or 'rank_programs'}")
+                value = getattr(module, program)(communicator, *values)
             elif command == "leave":
                 communicator.close()
                 if segment is not None:

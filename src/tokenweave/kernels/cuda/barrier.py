@@ -54,7 +54,7 @@ def meet(
     else:
         tl.atomic_add(theirs + row + rank, 1, mask=is_told, sem="relaxed", scope="sys")
     ours = tl.load(pads + rank).to(tl.pointer_type(tl.int32)) + row + peers
-    first_missing = await_signals(ours, peers, is_peer, failed, mailbox, timeout_ns, SIZE)
+    first_missing = await_signals(ours, peers, is_peer, failed, mailbox, rank, timeout_ns, SIZE)
     all_came = first_missing == SIZE
     is_taken = tl.where(all_came, peers, SIZE) < SIZE
     if IS_ORDERED:
@@ -66,7 +66,7 @@ def meet(
 
 
 @triton.jit
-def await_signals(ours, peers, is_peer, failed, mailbox, timeout_ns, SIZE: tl.constexpr):
+def await_signals(ours, peers, is_peer, failed, mailbox, rank, timeout_ns, SIZE: tl.constexpr):
     """Polls until every counter is above zero; the first rank whose counter is not, or SIZE.
 
     The polls are atomics because Triton hands an atomic's result to all threads of a CTA: all leave the loop together.
@@ -85,5 +85,8 @@ def await_signals(ours, peers, is_peer, failed, mailbox, timeout_ns, SIZE: tl.co
             is_late = is_aborted | (now_ns() - started_ns > timeout_ns)
             # One thread's view of the clock, told to all; what it sets is seen at the next look.
             has_failed = tl.atomic_max(failed, is_late.to(tl.int32), sem="relaxed", scope="gpu")
-    tl.store(mailbox + FAILED_WORD, first_missing + 1, mask=first_missing < SIZE)
+    # A rank that has failed misses itself: who came too late has been said by the wait that failed first.
+    to_say = tl.where(tl.load(mailbox + FAILED_WORD, volatile=True) == 0, first_missing, SIZE)
+    to_say = tl.where(first_missing == rank, SIZE, to_say)
+    tl.store(mailbox + FAILED_WORD, to_say + 1, mask=to_say < SIZE)
     return first_missing

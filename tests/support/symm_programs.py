@@ -1,0 +1,111 @@
+"""What the ranks of a `symm_mem` group run; each takes the rank's communicator first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.rank_programs import DTYPES
+
+Case = tuple[int, int, str, str]  # num_tokens, hidden_size, dtype, where hidden lies
+
+
+def inputs(
+    size: int, num_tokens: int, hidden_size: int, dtype: str, seed: int
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What every rank brings, the residual and the weight: the same on whoever asks."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_tokens, hidden_size)
+    parts = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(size)]
+    weight = torch.randn(hidden_size, generator=generator).to(DTYPES[dtype])
+    return parts, torch.randn(shape, generator=generator), weight
+
+
+def fused(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, range]]:
+    """One call after the other: the normed rows, the residual, and the rows of it that count."""
+    outcomes = []
+    for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
+        parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
+        hidden = placed(comm, parts[comm.rank], place)
+        normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+        assert normed is hidden
+        outcomes.append((normed.clone(), residual, comm.owned_rows(num_tokens)))
+    return outcomes
+
+
+def placed(comm: Any, rows: Tensor, place: str) -> Tensor:
+    """`rows` in a tensor of their own, in symmetric memory, or in the middle of a symmetric tensor."""
+    if place == "plain":
+        return rows.clone()
+    if place == "strided":
+        return rows.t().contiguous().t()
+    skipped = 2 if place == "rows" else 0
+    whole = comm.symmetric_empty((rows.shape[0] + skipped, rows.shape[1]), rows.dtype)
+    whole[skipped:] = rows
+    return whole[skipped:]
+
+
+def pads(comm: Any) -> list[int]:
+    """This rank's counters, once every rank has left its last call."""
+    comm.barrier()
+    counters: list[int] = comm.pads.tolist()
+    return counters
+
+
+def prepare(comm: Any, timeout_s: float) -> None:
+    """So that calls of up to 9 rows allocate nothing, and wait for `timeout_s` at most."""
+    comm.prepare(64, torch.float32, 9)
+    comm.hurry(timeout_s)
+
+
+def fused_once(comm: Any, num_tokens: int) -> float:
+    """How long the call took."""
+    started_s = time.monotonic()
+    fused(comm, [(num_tokens, 64, "float32", "plain")])
+    return time.monotonic() - started_s
+
+
+def time_to_raise(comm: Any, num_tokens: int) -> tuple[float, str, str]:
+    """How long a call took to raise, what it raised, and what the next one raises."""
+    started_s = time.monotonic()
+    raised = []
+    for _ in range(2):
+        try:
+            fused(comm, [(num_tokens, 64, "float32", "plain")])
+            raised.append("nothing")
+        except Exception as error:
+            raised.append(f"{type(error).__name__}: {error}")
+        if len(raised) == 1:
+            took_s = time.monotonic() - started_s
+    return took_s, raised[0], raised[1]
+
+
+def aborted_while_it_waits(comm: Any, num_tokens: int, after_s: float) -> tuple[float, str, str]:
+    timer = threading.Timer(after_s, comm.abort, ["enough"])
+    timer.start()
+    outcome = time_to_raise(comm, num_tokens)
+    timer.join()
+    return outcome
+
+
+def refused(comm: Any) -> list[str]:
+    """What calls say that cannot be; none of them reaches a peer."""
+    rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
+    wrong = [
+        (rows.int(), residual, weight),
+        (rows.view(40), residual, weight),
+        (rows, residual.bfloat16(), weight),
+        (rows, residual[:4], weight),
+        (rows, residual, torch.zeros(7)),
+    ]
+    messages = []
+    for hidden, beside, scale in wrong:
+        try:
+            comm.all_reduce_rms_norm(hidden, beside, scale, 1e-5)
+        except Exception as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    return messages
