@@ -53,6 +53,11 @@ def join(kind: str, rank: int, size: int, options: dict[str, Any], fds: list[int
         from support.symmetric_segments import join_interpreted
 
         return join_interpreted(rank, size, fds[0], options), None
+    if kind == "symm_gpu":
+        from tokenweave.communicators import SymmMemCommunicator
+
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # all ranks share one
+        return SymmMemCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
     from tokenweave.communicators import TorchCommunicator
 
     port = options.pop("port")

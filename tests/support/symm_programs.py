@@ -27,14 +27,16 @@ def inputs(
 
 def fused(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, range]]:
     """One call after the other: the normed rows, the residual, and the rows of it that count."""
-    outcomes = []
+    outcomes: list[tuple[Tensor, Tensor, range]] = []
     for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
         parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
-        hidden = placed(comm, parts[comm.rank], place)
+        hidden = placed(comm, parts[comm.rank].to(comm.device), place)
+        residual, weight = residual.to(comm.device), weight.to(comm.device)
         normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
         assert normed is hidden
         outcomes.append((normed.clone(), residual, comm.owned_rows(num_tokens)))
-    return outcomes
+    comm.synchronize()
+    return [(normed.cpu(), residual.cpu(), owned) for normed, residual, owned in outcomes]
 
 
 def placed(comm: Any, rows: Tensor, place: str) -> Tensor:

@@ -118,6 +118,11 @@ class SymmMemCommunicator(TorchCommunicator):
         self._raise_if_failed()
         return hidden
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of the fused operation are."""
+        return self._memory.device
+
     def owned_rows(self, num_tokens: int) -> range:
         """All of them up to `one_shot_tokens`; above, this rank's share, `num_tokens / size` neighbours or one more."""
         if num_tokens <= self.one_shot_tokens:
@@ -137,10 +142,10 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int) -> None:
         """Allocates and compiles what calls of up to `max_tokens` rows need: a collective, due before a capture."""
-        weight = torch.ones(hidden_size, dtype=dtype, device=self._memory.device)
+        weight = torch.ones(hidden_size, dtype=dtype, device=self.device)
         for num_tokens in sorted({min(max_tokens, self.one_shot_tokens), max_tokens}):
-            hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self._memory.device)
-            residual = torch.zeros(num_tokens, hidden_size, device=self._memory.device)
+            hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self.device)
+            residual = torch.zeros(num_tokens, hidden_size, device=self.device)
             self.all_reduce_rms_norm(hidden, residual, weight, 1.0)
         self.synchronize()
 
@@ -151,7 +156,7 @@ class SymmMemCommunicator(TorchCommunicator):
             CommunicatorTimeout, RankError: it failed, or another rank has aborted; the results do not count.
         """
         self._check_usable()
-        if self._memory.device.type == "cuda":
+        if self.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             looked_s = time.monotonic()
@@ -177,7 +182,7 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def _meet_through(self, num_ctas: int) -> None:
         """Allocates the counters by which the kernels meet."""
-        device = self._memory.device
+        device = self.device
         self._mailbox = self._memory.mailbox()
         self._letters = self._mailbox.numpy()  # as fast to look at as any array
         self._pads = self._allocate(num_ctas * self.size * torch.int32.itemsize)
@@ -241,7 +246,7 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def _allocate(self, size_bytes: int) -> SymmetricBuffer:
         """Returns when every rank's buffer is there, and zero."""
-        if self._memory.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise CommunicatorError(
                 f"{size_bytes:,} bytes of symmetric memory would have to be allocated while a graph is captured; call "
                 "prepare() for this hidden size, dtype and number of tokens first"
@@ -251,7 +256,7 @@ class SymmMemCommunicator(TorchCommunicator):
         return buffer
 
     def _check_fused(self, hidden: Tensor, residual: Tensor, weight: Tensor) -> None:
-        device = self._memory.device
+        device = self.device
         if hidden.dim() != 2 or hidden.dtype not in DTYPES or hidden.device != device:
             raise CommunicatorError(
                 f"got hidden of {hidden.dtype} {tuple(hidden.shape)} on {hidden.device}; expected (num_tokens, "
