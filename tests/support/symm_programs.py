@@ -111,3 +111,23 @@ def refused(comm: Any) -> list[str]:
         except Exception as error:
             messages.append(f"{type(error).__name__}: {error}")
     return messages
+
+
+def one_device(
+    comm: Any, num_tokens: int, hidden_size: int, dtype: str
+) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """What `OneDevice` gives for one rank, on this process's interpreter: by peers, and in one shot."""
+    from tokenweave.kernels.cuda.one_device import OneDevice
+
+    outcomes = []
+    for path in ("by_peers", "in_one_shot"):
+        ranks = OneDevice(
+            1, num_tokens, hidden_size, DTYPES[dtype], device=str(comm.device), num_ctas=2, rows_per_cta=2
+        )
+        (part,), residual, weight = inputs(1, num_tokens, hidden_size, dtype, 0)
+        ranks.hidden[0].copy_(part)
+        ranks.residual[0].copy_(residual)
+        ranks.weight.copy_(weight)
+        getattr(ranks, path)(0, num_tokens)
+        outcomes.append((ranks.hidden[0], ranks.residual[0], ranks.pads[0].flatten().tolist()))
+    return outcomes

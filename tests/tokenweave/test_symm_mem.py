@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from support.rank_groups import Ranks, Workers, make_ranks
 from support.symm_programs import Case, inputs
 from tokenweave.communicators import SymmMemCommunicator, availability
 from tokenweave.errors import CommunicatorError
+from tokenweave.kernels.cuda import multicast
 from tokenweave.kernels.cuda.reference import TOLERANCE, reference_all_reduce_rms_norm
 from tokenweave.kernels.cuda.sharing import shard
 
@@ -75,12 +77,34 @@ def test_bad_arguments_are_refused_and_harm_nothing(ranks: Ranks) -> None:
         assert isinstance(took_s, float), took_s
 
 
+def test_one_rank_of_one_device_gives_the_reference(ranks: Ranks) -> None:
+    """The ranks of the GPU tests and of the benchmark, as far as they can be had here."""
+    (parts, before, weight), shape = inputs(1, 4, 72, "bfloat16", 0), (4, 72, "bfloat16")
+    expected, summed = reference_all_reduce_rms_norm(parts, before, weight, 1e-5)
+    tolerance = TOLERANCE[torch.bfloat16]
+    for normed, residual, counters in ranks.run("symm_programs.one_device", *shape, ranks=[0])[0]:
+        torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)
+        torch.testing.assert_close(residual, summed)
+        assert counters == [0, 0]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 8, 4097])
 def test_shards_are_neighbours_of_one_length_or_one_more(num_tokens: int, size: int) -> None:
     shards = [shard(num_tokens, rank, size) for rank in range(size)]
     assert [row for rows in shards for row in rows] == list(range(num_tokens))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert availability()["symm_mem"] == "triton is not installed: pip install 'interlace[cuda]'"
+
+
+def test_the_drivers_structures_have_the_sizes_that_cuda_h_gives_them() -> None:
+    allocation, access = multicast._AllocationProperties, multicast._AccessDescription
+    sizes = [ctypes.sizeof(kind) for kind in (allocation, access, multicast._MulticastProperties)]
+    assert sizes == [32, 12, 32]
 
 
 def test_without_a_device_it_says_why_it_cannot_be_had() -> None:

@@ -60,18 +60,17 @@ class TorchSymmetricMemory(SymmetricMemory):
         self._kept: list[tuple[Tensor, Any]] = []
 
     def allocate(self, size_bytes: int) -> SymmetricBuffer:
-        # torch has no public name for it. Each call makes an allocation of its own, mapped as one piece in every rank.
+        # Not its `empty`, which may place several tensors in one allocation: here each is mapped as one piece.
         from torch._C._distributed_c10d import _SymmetricMemory
+        from torch.distributed._symmetric_memory import rendezvous
 
-        local = _SymmetricMemory.empty_strided_p2p(
-            (size_bytes,), (1,), torch.uint8, self.device, self._group_name
-        )
+        local = _SymmetricMemory.empty_strided_p2p((size_bytes,), (1,), torch.uint8, self.device)
         local.zero_()
-        handle = _SymmetricMemory.rendezvous(local, self._group_name)
+        handle = rendezvous(local, self._group_name)
         torch.cuda.synchronize(self.device)
         self._kept.append((local, handle))
         base = handle.buffer_ptrs[handle.rank]
-        offset_bytes = local.data_ptr() - base  # zero, unless torch places several tensors in one allocation
+        offset_bytes = local.data_ptr() - base
         addresses = tuple(address + offset_bytes for address in handle.buffer_ptrs)
         multicast = handle.multicast_ptr + offset_bytes if handle.multicast_ptr else 0
         table = torch.tensor(addresses, dtype=torch.int64, device=self.device)

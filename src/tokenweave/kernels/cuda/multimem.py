@@ -2,7 +2,8 @@
 
 The kernel of the paper: each rank owns a share of the rows; a CTA keeps a row in registers from the load to the store
 and has the next one's sum and residual in flight meanwhile, so that few CTAs keep the links busy.
-Cost for each rank: it reads 1 / SIZE of the tensor over its links and writes as much, however many ranks there are.
+Cost for each rank: it loads 1 / SIZE of the tensor and stores as much, however many ranks there are. Its links carry
+(SIZE + 1) / SIZE of the tensor each way: the switch reads every rank's part, and every rank receives every row.
 
 The order in which a switch adds is its own, so the bits of a sum may differ from the other paths'.
 """

@@ -2,7 +2,8 @@
 
 Each rank reads the rows it owns from all ranks, adds them in rank order, adds its residual, normalises, and stores the
 result in place on every rank. In place is safe: nobody but the owner reads a row, or writes it.
-Cost for each rank: it reads (SIZE - 1) / SIZE of the tensor over its links and writes as much.
+Cost for each rank: it loads (SIZE - 1) / SIZE of the tensor from its peers and stores as much there; as its peers do
+the same, its links carry twice that each way.
 """
 
 from __future__ import annotations
