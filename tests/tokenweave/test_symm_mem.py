@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -94,6 +96,13 @@ def test_shards_are_neighbours_of_one_length_or_one_more(num_tokens: int, size: 
     shards = [shard(num_tokens, rank, size) for rank in range(size)]
     assert [row for rows in shards for row in rows] == list(range(num_tokens))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_the_communicator_can_be_imported_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; from tokenweave.communicators import SymmMemCommunicator"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
