@@ -131,3 +131,38 @@ def one_device(
         getattr(ranks, path)(0, num_tokens)
         outcomes.append((ranks.hidden[0], ranks.residual[0], ranks.pads[0].flatten().tolist()))
     return outcomes
+
+
+def fused_by_a_slow_reader(
+    comm: Any, slow_rank: int, cases: list[Case]
+) -> list[tuple[Tensor, Tensor, range]]:
+    """As `fused`, with one rank that sleeps between the barrier and reading what it was sent."""
+    from tokenweave.kernels.cuda import one_shot
+
+    read = one_shot.load_and_sum
+
+    def read_late(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return read(*arguments)
+
+    one_shot.load_and_sum = read_late if comm.rank == slow_rank else read
+    try:
+        return fused(comm, cases)
+    finally:
+        one_shot.load_and_sum = read
+
+
+def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
+    """What calls raise when the host has forgotten that the rank has failed, so that each launches its kernels."""
+    raised = []
+    for _ in range(3):
+        raised.append(time_to_raise(comm, num_tokens)[1].partition(":")[0])
+        comm._failure = None
+        comm._mailbox.zero_()
+    return raised
+
+
+def signals(comm: Any) -> list[int]:
+    """This rank's counters, as they are."""
+    counters: list[int] = comm.pads.tolist()
+    return counters

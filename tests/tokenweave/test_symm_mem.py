@@ -56,6 +56,18 @@ def test_every_round_gives_the_reference_and_leaves_the_counters_at_zero(ranks: 
         assert counters == [0] * (2 * ranks.size)
 
 
+@pytest.mark.parametrize("slow_rank", [0, 1])
+def test_a_rank_that_reads_late_still_reads_what_it_was_sent(ranks: Ranks, slow_rank: int) -> None:
+    """The fast ranks send the next call's rows meanwhile, into the other half of its slots."""
+    cases: list[Case] = [(1, 64, "float32", "plain")] * 5  # one CTA: the interpreter runs them in turn
+    for outcomes in ranks.run("symm_programs.fused_by_a_slow_reader", slow_rank, cases):
+        assert not isinstance(outcomes, Exception), outcomes
+        for seed, (case, (normed, _, _)) in enumerate(zip(cases, outcomes, strict=True)):
+            parts, before, weight = inputs(ranks.size, *case[:3], seed)
+            expected, _ = reference_all_reduce_rms_norm(parts, before, weight, 1e-5)
+            torch.testing.assert_close(normed, expected)
+
+
 def test_every_rank_has_the_same_bits(ranks: Ranks) -> None:
     first, *others = ranks.run("symm_programs.fused", CASES[:4])
     for other in others:

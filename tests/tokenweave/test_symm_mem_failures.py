@@ -49,6 +49,16 @@ def test_a_rank_that_does_not_come_ends_the_others_waits(
     assert second.startswith("RankError: rank 0 waited 1 s")
 
 
+def test_a_rank_that_has_failed_never_signals_again(make: Callable[..., ProcessRanks]) -> None:
+    """Or its peer would take a later call's signal for the one that it misses."""
+    ranks = make(2, timeout_s=0.3)
+    ((first, *later),) = ranks.run("symm_programs.launch_after_a_failure", 5, ranks=[0])
+    assert first == "CommunicatorTimeout"
+    assert "nothing" not in later
+    (counters,) = ranks.run("symm_programs.signals", ranks=[1])
+    assert counters == [1, 0, 0, 0]  # of the first wait, of CTA 0; CTA 1 came after the failure
+
+
 def test_a_killed_rank_ends_the_others_waits_and_a_new_group_starts_clean(
     make: Callable[..., ProcessRanks],
 ) -> None:
