@@ -13,6 +13,7 @@ from typing import Any
 from emucxl.shared_memory import SharedSegment
 from support import rank_programs
 from support.rank_worker import receive, send
+from support.symmetric_segments import REGION_BYTES
 from tokenweave.communicators import (
     Communicator,
     LinkedCommunicator,
@@ -130,6 +131,9 @@ class ProcessRanks:
             fds = (self.segment.fd,)
         else:
             options = {**options, "port": free_port()}
+        if kind == "symm_mem":
+            self.segment = SharedSegment.create("test", self.size * REGION_BYTES)
+            fds = (self.segment.fd,)
         for rank, worker in enumerate(workers):
             port_fds = (self.ports[rank].fd,) if self.ports else ()
             send(
@@ -168,7 +172,7 @@ Ranks = ThreadRanks | ProcessRanks
 
 
 def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
-    """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes" or "torch".
+    """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes", "torch" or "symm_mem".
 
     With "linked-" before it, behind modelled links of `link`.
     """
@@ -191,7 +195,7 @@ def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
         return ThreadRanks(list(ranks), segment)
     if kind == "shm-processes":
         return ProcessRanks(workers.take(size), "shm", {"slot_bytes": SLOT_BYTES, **options})
-    return ProcessRanks(workers.take(size), "torch", options)
+    return ProcessRanks(workers.take(size), kind, options)
 
 
 def free_port() -> int:

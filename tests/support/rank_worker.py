@@ -61,6 +61,15 @@ def join(kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bo
         os.close(fds[0])
         communicator = ShmCommunicator(segment, rank, size, **options)
         return communicator, segment
+    if kind == "symm_mem":
+        from support.symmetric_segments import join_interpreted
+
+        return join_interpreted(rank, size, fds[0], options), None
+    if kind == "symm_gpu":
+        from tokenweave.communicators import SymmMemCommunicator
+
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # all ranks share one
+        return SymmMemCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
     from tokenweave.communicators import TorchCommunicator
 
     port = options.pop("port")
@@ -87,7 +96,9 @@ def main() -> None:
                 communicator, segment = join(*arguments, fds)
             elif command == "run":
                 name, values = arguments
-                value = getattr(importlib.import_module("support.rank_programs"), name)(communicator, *values)
+                module, _, program = name.rpartition(".")
+                module = importlib.import_module(f"support.{module or 'rank_programs'}")
+                value = getattr(module, program)(communicator, *values)
             elif command == "leave":
                 communicator.close()
                 if segment is not None:

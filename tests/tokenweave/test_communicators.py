@@ -31,6 +31,7 @@ GROUPS = [
     *[("linked-thread", size) for size in (1, 2, 3)],
     *[("linked-shm-processes", size) for size in (2, 3)],
     ("linked-torch", 2),
+    *[("symm_mem", size) for size in (1, 2)],  # its kernels run in Triton's interpreter
 ]
 SHAPES = [
     (7,),
@@ -276,7 +277,12 @@ def test_a_group_of_none_and_a_timeout_of_zero_are_refused() -> None:
 
 
 def test_every_backend_is_available_here() -> None:
-    assert availability() == {"null": None, "thread": None, "shm": None, "torch": None}
+    found = availability()
+    reason = found.pop("symm_mem")
+    assert found == {"null": None, "thread": None, "shm": None, "torch": None}
+    if not torch.cuda.is_available():
+        assert reason is not None
+        assert "there is no CUDA device (this torch is built for" in reason
 
 
 def test_a_launcher_can_size_a_segment_without_torch() -> None:

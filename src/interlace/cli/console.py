@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from emucxl.cli.console import is_progress_shown, megabytes, short_path, show, show_error, show_json
+from emucxl.cli.console import is_progress_shown, megabytes, progress, short_path, show, show_error, show_json
 
-__all__ = ["is_progress_shown", "megabytes", "short_path", "show", "show_error", "show_json", "working"]
+__all__ = [
+    "is_progress_shown",
+    "megabytes",
+    "progress",
+    "short_path",
+    "show",
+    "show_error",
+    "show_json",
+    "working",
+]
 
 SPINNER_HZ = 4.0  # seldom: loading has better use for the cores
 

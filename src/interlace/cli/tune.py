@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +39,7 @@ def tune(
         )
     config = _config_of(model)
     start = time.perf_counter()
-    with _progress(console.is_progress_shown()) as progress:
+    with console.progress("measuring") as progress:
         table = _measure(config, tp, dtype, threads, kernels, max_tokens, seconds, progress)
     path = table.save(_directory())
     if as_json:
@@ -94,23 +93,6 @@ def _measure(
             budget_s=seconds,
             progress=progress,
         )
-
-
-@contextmanager
-def _progress(shown: bool) -> Iterator[Progress | None]:
-    """A bar on standard error."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, refresh_per_second=console.SPINNER_HZ
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda done, what: bar.update(task, completed=done, description=what)
 
 
 def _summary(table: WaveTable) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tokenweave.communicators.null import NullCommunicator
     from tokenweave.communicators.shm import ShmCommunicator
     from tokenweave.communicators.shm_layout import segment_bytes
+    from tokenweave.communicators.symm_mem import SymmMemCommunicator
     from tokenweave.communicators.thread import ThreadCommunicator, thread_group
     from tokenweave.communicators.torch import TorchCommunicator
 
@@ -24,6 +25,7 @@ __all__ = [
     "LinkedCommunicator",
     "NullCommunicator",
     "ShmCommunicator",
+    "SymmMemCommunicator",
     "ThreadCommunicator",
     "TorchCommunicator",
     "availability",
@@ -36,6 +38,7 @@ _HOMES = {
     "LinkedCommunicator": "linked",
     "NullCommunicator": "null",
     "ShmCommunicator": "shm",
+    "SymmMemCommunicator": "symm_mem",
     "ThreadCommunicator": "thread",
     "TorchCommunicator": "torch",
     "availability": "available",

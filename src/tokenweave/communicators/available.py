@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+MIN_CAPABILITY = (
+    8,
+    0,
+)  # bfloat16 conversions; multimem needs (9, 0) and a switch, and is chosen only where it is there
+
 
 def availability() -> dict[str, str | None]:
     """For each backend None when it can be used here, else the reason why not."""
-    return {"null": None, "thread": None, "shm": _shm_reason(), "torch": _torch_reason()}
+    return {
+        "null": None,
+        "thread": None,
+        "shm": _shm_reason(),
+        "torch": _torch_reason(),
+        "symm_mem": symm_mem_reason(),
+    }
 
 
 def _shm_reason() -> str | None:
@@ -27,4 +38,24 @@ def _torch_reason() -> str | None:
         return "this build of torch has no torch.distributed"
     if not distributed.is_gloo_available():
         return "this build of torch has no gloo"
+    return None
+
+
+def symm_mem_reason() -> str | None:
+    """Why the fused kernels for GPUs cannot run here, or None."""
+    from importlib.util import find_spec
+
+    import torch
+    from torch import distributed
+
+    if find_spec("triton") is None:
+        return "triton is not installed: pip install 'interlace[cuda]'"
+    if not distributed.is_available() or find_spec("torch.distributed._symmetric_memory") is None:
+        return "this build of torch has no symmetric memory (2.6 or newer, built with torch.distributed, is needed)"
+    if not torch.cuda.is_available():
+        built = "for CPUs only" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+        return f"there is no CUDA device (this torch is built {built})"
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_CAPABILITY:
+        return f"the device has compute capability {capability}, expected {MIN_CAPABILITY} (Ampere) or newer"
     return None

@@ -84,5 +84,37 @@ def limits(
         console.show(report.gemm(found), report.memory(found))
 
 
+@app.command()
+def split(
+    model: Model = "smollm2",
+    tp: Annotated[int, typer.Option(help="Ranks.")] = 2,
+    link: Annotated[
+        str | None, typer.Option(help="A link to model between them; none: memory.", metavar="GB/s,us|none")
+    ] = "0.25GB/s,5us",
+    tokens: Annotated[str, typer.Option(help="Token counts, with commas; absent: five.")] = "",
+    dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Timed rounds of every split.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Write DIR/<machine>/split.json.", metavar="DIR")] = None,
+    as_json: Json = False,
+) -> None:
+    """The split that the engine chooses against a sweep over all others, and the simulator against the clock."""
+    from emucxl.bench import harness, machine
+    from interlace.cli.bench import split as bench
+    from interlace.engine.config import EngineConfig
+
+    counts = tuple(int(count) for count in tokens.split(",")) if tokens else bench.TOKENS
+    config = EngineConfig(model, tp=tp, dtype=dtype, link=None if link in (None, "none") else link)
+    with console.progress("measuring") as progress:
+        found, is_table_measured = bench.measure(config, counts, rounds, progress)
+    report = bench.report(config, found, is_table_measured)
+    if out is not None:
+        path = harness.write_report(report, False, out / machine.slug() / "split.json")
+        typer.echo(f"written: {path}", err=True)
+    if as_json:
+        console.show_json(harness.record(report, quick=False))
+    else:
+        console.show(harness.table(report))
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))

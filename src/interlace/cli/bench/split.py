@@ -1,0 +1,223 @@
+"""`interlace bench split`: is the chosen split the best one? Measured, against a sweep over aligned splits.
+
+One sequence of T tokens is prefilled at every split of the sweep and without any, the rounds interleaved; every split
+has to give the logits of the whole batch first. Beside the measured times stand the simulator's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emucxl.bench.harness import Progress, Report, Samples, interleaved
+from interlace.errors import BenchError
+from interlace.models.batch import ForwardBatch
+from tokenweave.cost import Load
+from tokenweave.kernels import BLOCK_SIZE
+from tokenweave.plan import plan_forward
+from tokenweave.simulate import simulate
+from tokenweave.split import candidates
+
+if TYPE_CHECKING:
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.rank_group import RankGroup
+    from interlace.engine.weaver import Weaver
+    from tokenweave.cost import CostModel
+
+TOKENS = (640, 1100, 1536, 2560, 3000)
+SWEEP_POINTS = 16  # between an eighth and seven eighths of the tokens, besides the candidates
+
+
+@dataclass(frozen=True)
+class Found:
+    """One number of tokens: measured seconds of every split (None: no split), and what was predicted."""
+
+    num_tokens: int
+    chosen: int | None
+    measured: dict[int | None, Samples]
+    predicted_s: dict[int | None, float]
+
+    @property
+    def best(self) -> int | None:
+        return min(self.measured, key=lambda split: self.measured[split].median)
+
+    @property
+    def over_best(self) -> Samples:
+        """The chosen split's time over the best one's, round by round."""
+        return self.measured[self.chosen].over(self.measured[self.best])
+
+    @property
+    def over_unsplit(self) -> Samples:
+        return self.measured[self.chosen].over(self.measured[None])
+
+    @property
+    def simulator_error(self) -> float:
+        """How far the simulated time of the chosen plan is from the measured one, as a share of it."""
+        return self.predicted_s[self.chosen] / self.measured[self.chosen].median - 1
+
+
+def measure(
+    config: EngineConfig, tokens: tuple[int, ...], rounds: int, progress: Progress | None = None
+) -> tuple[list[Found], bool]:
+    """Load the model on its ranks and sweep; also, whether the prices come from a measured wave table.
+
+    Raises:
+        BenchError: a split changes the logits.
+    """
+    from interlace.engine.launch import start
+    from interlace.engine.weaver import Weaver, costs_of
+
+    most = max(tokens)
+    group = start(
+        replace(
+            config,
+            weave="auto",
+            max_num_batched_tokens=most,
+            max_model_len=most,
+            num_kv_blocks=-(-most // BLOCK_SIZE),
+        )
+    )
+    try:
+        weaver, costs = group.weaver, costs_of(group.runner)
+        group.weaver = Weaver("never", weaver.alignment, shared_core=weaver.shared_core)
+        found = [
+            _sweep(group, weaver, costs, num_tokens, rounds, _part_of(progress, place, len(tokens)))
+            for place, num_tokens in enumerate(tokens)
+        ]
+        return found, costs.table.is_measured
+    finally:
+        group.close()
+
+
+def _sweep(
+    group: RankGroup,
+    weaver: Weaver,
+    costs: CostModel,
+    num_tokens: int,
+    rounds: int,
+    progress: Progress | None,
+) -> Found:
+    batch = prefill(num_tokens, group.model_config.vocab_size)
+    chosen = weaver.split(batch)
+    expected = group.execute(batch).clone()
+    splits = {None, chosen, *sweep(num_tokens, weaver.alignment)}
+    for split in splits - {None}:
+        if not torch.equal(group.execute(replace(batch, split=split)), expected):
+            raise BenchError(
+                f"splitting {num_tokens} tokens at {split} changes the logits; expected equal bits"
+            )
+
+    def timed(split: int | None) -> Callable[[], float]:
+        return lambda: _seconds(lambda: group.execute(replace(batch, split=split)))
+
+    measures = {str(split): timed(split) for split in splits}
+    samples = interleaved(measures, rounds, progress)
+
+    def predict(split: int | None) -> float:
+        plan = plan_forward(group.model_config.num_layers, num_tokens, split)
+        cost = costs.cost_of(plan, Load.prefill(num_tokens))
+        return simulate(plan, cost, shared_core=weaver.shared_core).total_s
+
+    measured = {split: samples[str(split)] for split in splits}
+    return Found(num_tokens, chosen, measured, {split: predict(split) for split in splits})
+
+
+def sweep(num_tokens: int, alignment: int) -> list[int]:
+    """Aligned splits from an eighth to seven eighths of the tokens, and the candidates of the policy."""
+    units = num_tokens // alignment
+    step = max(1, round(units * 3 / 4 / SWEEP_POINTS))
+    spread = range(max(1, units // 8), units - units // 8 + 1, step)
+    found = {unit * alignment for unit in spread} | set(candidates(num_tokens, alignment))
+    return sorted(split for split in found if 0 < split < num_tokens)
+
+
+def prefill(num_tokens: int, vocab_size: int) -> ForwardBatch:
+    """A batch of one sequence from position 0, with the logits of its last token."""
+    rows = torch.arange(num_tokens, dtype=torch.int32)
+    ends = torch.tensor([0, num_tokens], dtype=torch.int32)
+    return ForwardBatch(
+        token_ids=(rows * 7919) % vocab_size,
+        positions=rows,
+        slots=rows,
+        query_start=ends,
+        seq_lens=ends[1:],
+        block_tables=torch.arange(-(-num_tokens // BLOCK_SIZE), dtype=torch.int32)[None],
+        logit_rows=ends[1:] - 1,
+    )
+
+
+def report(config: EngineConfig, found: list[Found], is_table_measured: bool) -> Report:
+    """One row for each number of tokens."""
+    link = f"over a modelled link of {config.link}" if config.link else "without a link"
+    source = "a measured wave table" if is_table_measured else "FLOPs and bytes: no wave table was measured"
+    return Report(
+        name="split",
+        title=f"{config.model}, {config.tp} ranks {link}: the chosen split against a sweep, ms",
+        columns=(
+            "tokens", "not split", "chosen", "its time", "best", "its time",
+            "chosen/best", "chosen/not split", "simulated (modelled)", "simulated/measured",
+        ),
+        rows=tuple(_row(each) for each in found),
+        notes=(f"medians of interleaved rounds (quartiles); predicted from {source}",),
+        results={
+            "link": config.link,
+            "is_table_measured": is_table_measured,
+            "tokens": [_to_json(each) for each in found],
+        },
+    )  # fmt: skip
+
+
+def _row(found: Found) -> tuple[str, ...]:
+    def ms(split: int | None) -> str:
+        return f"{1e3 * found.measured[split].median:,.1f}"
+
+    return (
+        str(found.num_tokens),
+        ms(None),
+        _name(found.chosen),
+        ms(found.chosen),
+        _name(found.best),
+        ms(found.best),
+        found.over_best.text(3),
+        found.over_unsplit.text(3),
+        f"{1e3 * found.predicted_s[found.chosen]:,.1f}",
+        f"{1 + found.simulator_error:.3f}",
+    )
+
+
+def _to_json(found: Found) -> dict[str, Any]:
+    return {
+        "num_tokens": found.num_tokens,
+        "chosen": found.chosen,
+        "best": found.best,
+        "chosen_over_best": found.over_best.to_json("ratio"),
+        "chosen_over_unsplit": found.over_unsplit.to_json("ratio"),
+        "splits": [
+            {
+                "split": split,
+                "measured": found.measured[split].to_json("s"),
+                "simulated_s": found.predicted_s[split],
+            }
+            for split in sorted(found.measured, key=lambda split: split or 0)
+        ],
+    }
+
+
+def _name(split: int | None) -> str:
+    return "none" if split is None else str(split)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _part_of(progress: Progress | None, place: int, count: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, what: progress((place + done) / count, f"split {what}" if what else "")

@@ -1,0 +1,56 @@
+"""What the paths that go through pointers share: a token's row in the registers of one CTA, in float32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def base_pointers(table, offset_bytes, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """Where this rank reaches each rank's memory, `offset_bytes` on: SIZE pointers, multiples of 16 bytes."""
+    pointers = ()
+    for peer in tl.static_range(SIZE):
+        address = tl.load(table + peer) + offset_bytes
+        pointers = pointers + (tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16),)
+    return pointers
+
+
+@triton.jit
+def load_parts(pointers, offset, columns, is_wanted, SIZE: tl.constexpr):
+    """The ranks' rows at `offset`, as they are stored: SIZE tensors (BLOCK,), zero where not wanted.
+
+    Volatile, so that no load comes from the L1 cache, which other devices' stores do not reach.
+    """
+    parts = ()
+    for peer in tl.static_range(SIZE):
+        part = tl.load(pointers[peer] + offset + columns, mask=is_wanted, other=0.0, volatile=True)
+        parts = parts + (part,)
+    return parts
+
+
+@triton.jit
+def sum_in_rank_order(parts, SIZE: tl.constexpr):
+    """The sum of the ranks' rows, in float32: the same bits on whichever rank takes it."""
+    total = parts[0].to(tl.float32)
+    for peer in tl.static_range(1, SIZE):
+        total = total + parts[peer].to(tl.float32)
+    return total
+
+
+@triton.jit
+def load_and_sum(pointers, offset, columns, is_wanted, SIZE: tl.constexpr):
+    """`sum_in_rank_order` of `load_parts`, without holding all parts at once: for rows that would not fit."""
+    first = tl.load(pointers[0] + offset + columns, mask=is_wanted, other=0.0, volatile=True)
+    total = first.to(tl.float32)
+    for peer in tl.static_range(1, SIZE):
+        part = tl.load(pointers[peer] + offset + columns, mask=is_wanted, other=0.0, volatile=True)
+        total = total + part.to(tl.float32)
+    return total
+
+
+@triton.jit
+def normalise(wide, scale, eps, HIDDEN: tl.constexpr):
+    """`wide` over its root mean square, times the weight; both (BLOCK,), zero beyond HIDDEN."""
+    mean_square = tl.sum(wide * wide, 0) / HIDDEN
+    return wide * tl.rsqrt(mean_square + eps) * scale

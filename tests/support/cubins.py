@@ -1,0 +1,83 @@
+"""Kernels compiled for a GPU that need not be there, and what the compiler made of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+HOPPER = GPUTarget("cuda", 90, 32)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # they come with triton
+POINTER_ALIGNMENT_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's code."""
+
+    ptx: str
+    sass: str
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    threads: int
+
+    def count_ptx(self, pattern: str) -> int:
+        return len(re.findall(pattern, self.ptx))
+
+    def count_sass(self, pattern: str) -> int:
+        """Instructions whose opcode and modifiers match `pattern` whole."""
+        return sum(number for opcode, number in self.opcodes.items() if re.fullmatch(pattern, opcode))
+
+    @property
+    def opcodes(self) -> Counter[str]:
+        # "        /*0a30*/              @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"
+        return Counter(
+            re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", self.sass, re.MULTILINE)
+        )
+
+
+def compile_for_hopper(
+    kernel: Any, types: dict[str, str], options: dict[str, Any], directory: Path
+) -> Compiled:
+    """`types` are those of the arguments, by name; `options` what a launch would pass beside them."""
+    options = dict(options)
+    launch = {name: options.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    attributes = {
+        (place,): [["tt.divisibility", POINTER_ALIGNMENT_BYTES]]
+        for place, kind in enumerate(types.values())
+        if kind.startswith("*")
+    }
+    signature = {**types, **dict.fromkeys(options, "constexpr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=options, attrs=attributes)
+    made = triton.compile(source, target=HOPPER, options=launch)
+    cubin = directory / f"{kernel.__name__}.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    usage = _run("cuobjdump", "--dump-resource-usage", str(cubin))
+    return Compiled(
+        ptx=made.asm["ptx"],
+        sass=_run("nvdisasm", "-c", str(cubin)),
+        registers=_number(usage, "REG"),
+        stack_bytes=_number(usage, "STACK"),
+        local_bytes=_number(usage, "LOCAL"),
+        shared_bytes=_number(usage, "SHARED"),
+        threads=32 * launch["num_warps"],
+    )
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _number(usage: str, name: str) -> int:
+    found = re.search(rf"{name}:(\d+) ", usage.partition("Function")[2])
+    assert found is not None, usage
+    return int(found[1])

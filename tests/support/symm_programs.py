@@ -1,0 +1,168 @@
+"""What the ranks of a `symm_mem` group run; each takes the rank's communicator first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.rank_programs import DTYPES
+
+Case = tuple[int, int, str, str]  # num_tokens, hidden_size, dtype, where hidden lies
+
+
+def inputs(
+    size: int, num_tokens: int, hidden_size: int, dtype: str, seed: int
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What every rank brings, the residual and the weight: the same on whoever asks."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_tokens, hidden_size)
+    parts = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(size)]
+    weight = torch.randn(hidden_size, generator=generator).to(DTYPES[dtype])
+    return parts, torch.randn(shape, generator=generator), weight
+
+
+def fused(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, range]]:
+    """One call after the other: the normed rows, the residual, and the rows of it that count."""
+    outcomes: list[tuple[Tensor, Tensor, range]] = []
+    for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
+        parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
+        hidden = placed(comm, parts[comm.rank].to(comm.device), place)
+        residual, weight = residual.to(comm.device), weight.to(comm.device)
+        normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+        assert normed is hidden
+        outcomes.append((normed.clone(), residual, comm.owned_rows(*normed.shape, normed.dtype)))
+    comm.synchronize()
+    return [(normed.cpu(), residual.cpu(), owned) for normed, residual, owned in outcomes]
+
+
+def placed(comm: Any, rows: Tensor, place: str) -> Tensor:
+    """`rows` in a tensor of their own, in symmetric memory, or in the middle of a symmetric tensor."""
+    if place == "plain":
+        return rows.clone()
+    if place == "strided":
+        return rows.t().contiguous().t()
+    skipped = 2 if place == "rows" else 0
+    whole = comm.symmetric_empty((rows.shape[0] + skipped, rows.shape[1]), rows.dtype)
+    whole[skipped:] = rows
+    return whole[skipped:]
+
+
+def pads(comm: Any) -> list[int]:
+    """This rank's counters, once every rank has left its last call."""
+    comm.barrier()
+    counters: list[int] = comm.pads.tolist()
+    return counters
+
+
+def prepare(comm: Any, timeout_s: float) -> None:
+    """So that calls of up to 9 rows allocate nothing, and wait for `timeout_s` at most."""
+    comm.prepare(64, torch.float32, 9)
+    comm.hurry(timeout_s)
+
+
+def fused_once(comm: Any, num_tokens: int) -> float:
+    """How long the call took."""
+    started_s = time.monotonic()
+    fused(comm, [(num_tokens, 64, "float32", "plain")])
+    return time.monotonic() - started_s
+
+
+def time_to_raise(comm: Any, num_tokens: int) -> tuple[float, str, str]:
+    """How long a call took to raise, what it raised, and what the next one raises."""
+    started_s = time.monotonic()
+    raised = []
+    for _ in range(2):
+        try:
+            fused(comm, [(num_tokens, 64, "float32", "plain")])
+            raised.append("nothing")
+        except Exception as error:
+            raised.append(f"{type(error).__name__}: {error}")
+        if len(raised) == 1:
+            took_s = time.monotonic() - started_s
+    return took_s, raised[0], raised[1]
+
+
+def aborted_while_it_waits(comm: Any, num_tokens: int, after_s: float) -> tuple[float, str, str]:
+    timer = threading.Timer(after_s, comm.abort, ["enough"])
+    timer.start()
+    outcome = time_to_raise(comm, num_tokens)
+    timer.join()
+    return outcome
+
+
+def refused(comm: Any) -> list[str]:
+    """What calls say that cannot be; none of them reaches a peer."""
+    rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
+    wrong = [
+        (rows.int(), residual, weight),
+        (rows.view(40), residual, weight),
+        (rows, residual.bfloat16(), weight),
+        (rows, residual[:4], weight),
+        (rows, residual, torch.zeros(7)),
+    ]
+    messages = []
+    for hidden, beside, scale in wrong:
+        try:
+            comm.all_reduce_rms_norm(hidden, beside, scale, 1e-5)
+        except Exception as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    return messages
+
+
+def one_device(
+    comm: Any, num_tokens: int, hidden_size: int, dtype: str
+) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """What `OneDevice` gives for one rank, on this process's interpreter: by peers, and in one shot."""
+    from tokenweave.kernels.cuda.one_device import OneDevice
+
+    outcomes = []
+    for path in ("by_peers", "in_one_shot"):
+        ranks = OneDevice(
+            1, num_tokens, hidden_size, DTYPES[dtype], device=str(comm.device), num_ctas=2, rows_per_cta=2
+        )
+        (part,), residual, weight = inputs(1, num_tokens, hidden_size, dtype, 0)
+        ranks.hidden[0].copy_(part)
+        ranks.residual[0].copy_(residual)
+        ranks.weight.copy_(weight)
+        getattr(ranks, path)(0, num_tokens)
+        outcomes.append((ranks.hidden[0], ranks.residual[0], ranks.pads[0].flatten().tolist()))
+    return outcomes
+
+
+def fused_by_a_slow_reader(
+    comm: Any, slow_rank: int, cases: list[Case]
+) -> list[tuple[Tensor, Tensor, range]]:
+    """As `fused`, with one rank that sleeps between the barrier and reading what it was sent."""
+    from tokenweave.kernels.cuda import one_shot
+
+    read = one_shot.load_and_sum
+
+    def read_late(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return read(*arguments)
+
+    one_shot.load_and_sum = read_late if comm.rank == slow_rank else read
+    try:
+        return fused(comm, cases)
+    finally:
+        one_shot.load_and_sum = read
+
+
+def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
+    """What calls raise when the host has forgotten that the rank has failed, so that each launches its kernels."""
+    raised = []
+    for _ in range(3):
+        raised.append(time_to_raise(comm, num_tokens)[1].partition(":")[0])
+        comm._failure = None
+        comm._mailbox.zero_()
+    return raised
+
+
+def signals(comm: Any) -> list[int]:
+    """This rank's counters, as they are."""
+    counters: list[int] = comm.pads.tolist()
+    return counters
