@@ -18,7 +18,6 @@ from interlace.environment import cache_directory
 from tokenweave import native
 from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
 from tokenweave.kernels import NativeKernels
-from tokenweave.link import LinkSpec
 from tokenweave.plan import plan_forward
 from tokenweave.split import GUARD, Choice, alignment_of, candidates, choose_split, middle
 from tokenweave.wave_table import load_table
@@ -136,10 +135,8 @@ def costs_of(runner: Runner) -> CostModel:
 
 def link_of(config: EngineConfig) -> LinkSpeed | None:
     """The link that the ranks' transfers wait for; None: they move through memory."""
-    if config.link is None:
-        return None
-    spec = LinkSpec.parse(config.link)
-    return LinkSpeed(spec.bytes_per_s, spec.latency_s)
+    spec = config.link_spec
+    return None if spec is None else LinkSpeed(spec.bytes_per_s, spec.latency_s)
 
 
 def table_directory() -> Path:

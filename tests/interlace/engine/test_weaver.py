@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from interlace import LLM, SamplingParams
+from interlace.cli.bench.split import prefill
+from interlace.engine.config import EngineConfig
+from interlace.engine.launch import start
+from interlace.engine.rank_group import RankGroup
+from interlace.engine.stages import table_key
+from interlace.engine.weaver import Weaver, load_of, table_directory
+from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model
+from support.wave_tables import linear_table
+from tokenweave.cost import CostModel, LinkSpeed, Load
+from tokenweave.split import middle
 
 PROMPTS = [list(range(5, 5 + n)) for n in (1, 23, 60)]
+SLOW_LINK = "10MB/s,5us"
+COSTS = CostModel(linear_table(), LinkSpeed(2e8, 5e-6))
+ALIGNMENT = 24
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table of this machine."""
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +45,16 @@ def expected(model: Path) -> list[tuple[int, ...]]:
     return tokens(model, tp=1)
 
 
+@pytest.fixture
+def linked(model: Path) -> Iterator[RankGroup]:
+    config = EngineConfig(
+        str(model), tp=2, communicator="thread", dtype="float32", num_kv_blocks=32, threads=1, link=SLOW_LINK
+    )
+    group = start(config)
+    yield group
+    group.close()
+
+
 def tokens(model: Path, **options: object) -> list[tuple[int, ...]]:
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     options = {"dtype": "float32", "num_kv_blocks": 64, "threads": 1} | options
@@ -29,18 +62,139 @@ def tokens(model: Path, **options: object) -> list[tuple[int, ...]]:
         return [tuple(output.token_ids) for output in llm.generate(PROMPTS, params)]
 
 
+def batch_of(chunks: list[tuple[int, int]]) -> ForwardBatch:
+    """Sequences with (new tokens, keys) each; what they hold does not matter."""
+    ends = np.cumsum([0] + [new for new, _ in chunks]).astype(np.int32)
+    rows = torch.zeros(int(ends[-1]), dtype=torch.int32)
+    lengths = torch.tensor([keys for _, keys in chunks], dtype=torch.int32)
+    starts = torch.from_numpy(ends)
+    return ForwardBatch(rows, rows, rows, starts, lengths, rows[None], starts[1:] - 1)
+
+
 @pytest.mark.parametrize(
-    ("weave", "communicator"),
+    ("weave", "communicator", "link"),
     [
-        ("never", "thread"),
-        ("always", "thread"),
-        ("auto", "thread"),
-        ("always", "shm"),
-        pytest.param("never", "shm", marks=pytest.mark.slow),
-        pytest.param("auto", "shm", marks=pytest.mark.slow),
+        ("never", "thread", None),
+        ("always", "thread", None),
+        ("auto", "thread", None),
+        ("auto", "thread", SLOW_LINK),
+        ("always", "shm", None),
+        pytest.param("never", "shm", None, marks=pytest.mark.slow),
+        pytest.param("auto", "shm", None, marks=pytest.mark.slow),
+        pytest.param("auto", "shm", SLOW_LINK, marks=pytest.mark.slow),
     ],
 )
 def test_greedy_tokens_do_not_depend_on_weaving(
-    model: Path, expected: list[tuple[int, ...]], weave: str, communicator: str
+    model: Path, expected: list[tuple[int, ...]], weave: str, communicator: str, link: str | None
 ) -> None:
-    assert tokens(model, tp=2, communicator=communicator, weave=weave) == expected
+    assert tokens(model, tp=2, communicator=communicator, weave=weave, link=link) == expected
+
+
+def test_a_slow_link_is_woven_around_and_every_rank_runs_the_split(linked: RankGroup) -> None:
+    batch = prefill(200, linked.model_config.vocab_size)
+    split = linked.weaver.split(batch)
+    assert split is not None
+    assert split % ALIGNMENT == 0
+    woven = linked.execute(batch).clone()
+    linked.weaver = Weaver("never", ALIGNMENT, shared_core=True)
+    assert torch.equal(linked.execute(batch), woven)
+
+
+def test_a_split_that_the_batch_brings_is_kept(linked: RankGroup) -> None:
+    plans: list[int | None] = []
+    linked.runner.observe = lambda step, start, end: plans.append(step.part)
+    linked.weaver = Weaver("never", ALIGNMENT, shared_core=True)
+    batch = prefill(40, linked.model_config.vocab_size)
+    linked.execute(ForwardBatch(**{**batch.__dict__, "split": 7}))
+    assert 1 in plans
+
+
+def test_a_measured_table_is_found_and_used_without_a_word(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from interlace.engine.connect import kernels_for
+    from interlace.models.sources import load_model
+
+    config = EngineConfig(
+        str(model), tp=2, communicator="thread", dtype="float32", num_kv_blocks=32, threads=1, link=SLOW_LINK
+    )
+    key = table_key(load_model(str(model)).config, 2, kernels_for(config, 2), torch.float32)
+    table = linear_table()
+    type(table)(**{**table.__dict__, "key": key}).save(table_directory())
+    group = start(config)
+    try:
+        assert group.weaver.costs is not None
+        assert group.weaver.costs.table.is_measured
+        assert not caplog.records
+    finally:
+        group.close()
+
+
+def test_never_always_and_auto_without_prices() -> None:
+    batch = prefill(1000, 100)
+    assert Weaver("never", ALIGNMENT, shared_core=True).split(batch) is None
+    assert Weaver("always", ALIGNMENT, shared_core=True).split(batch) == middle(1000, ALIGNMENT)
+    assert Weaver("auto", ALIGNMENT, shared_core=True).split(batch) is None
+    assert Weaver("always", ALIGNMENT, shared_core=True).split(prefill(1, 100)) is None
+
+
+@pytest.mark.parametrize(("tp", "weave"), [(1, "always"), (1, "auto")])
+def test_a_single_rank_never_weaves(model: Path, tp: int, weave: str) -> None:
+    config = EngineConfig(str(model), tp=tp, dtype="float32", num_kv_blocks=32, threads=1, weave=weave)
+    group = start(config)
+    try:
+        assert group.weaver.mode == "never"
+    finally:
+        group.close()
+
+
+def test_where_transfers_need_the_core_that_computes_nothing_is_woven(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    config = EngineConfig(
+        str(model), tp=2, communicator="thread", dtype="float32", num_kv_blocks=32, threads=1
+    )
+    group = start(config)
+    try:
+        assert group.weaver.mode == "never"
+    finally:
+        group.close()
+
+
+def test_the_same_batches_get_the_same_splits() -> None:
+    batches = [prefill(n, 100) for n in (640, 1100, 1101, 2048, 700, 640, 1100)]
+    one, other = (Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True) for _ in range(2))
+    splits = [one.split(batch) for batch in batches]
+    assert splits == [other.split(batch) for batch in batches]
+    assert all(split is not None for split in splits)
+
+
+def test_a_mixed_batch_is_balanced_by_its_attention_not_by_its_rows() -> None:
+    """64 decodes with long contexts first, then a prompt: the first part needs fewer rows for as much time."""
+    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    plain = weaver.choose(Load.prefill(1000))
+    mixed = weaver.choose(load_of(batch_of([(1, 60_000)] * 64 + [(936, 936)])))
+    assert plain.split is not None
+    assert mixed.split is not None
+    assert mixed.split < plain.split
+
+
+def test_a_known_kind_of_batch_is_decided_in_microseconds() -> None:
+    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    batch = batch_of([(1, 500 + n) for n in range(64)])
+    weaver.split(batch)
+    best_s = 1.0
+    for _ in range(200):
+        start_s = time.perf_counter()
+        weaver.split(batch)
+        best_s = min(best_s, time.perf_counter() - start_s)
+    assert best_s < 100e-6  # 20 on a quiet machine
+
+
+def test_decisions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interlace.engine.weaver.MAX_DECISIONS", 3)
+    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    for tokens in range(100, 2000, 150):
+        weaver.split(prefill(tokens, 100))
+    assert len(weaver._decisions) <= 3
