@@ -1,0 +1,165 @@
+"""The stream executor: a CUDA stream for each lane, and events between them. The host issues work and waits for none.
+
+The compute lane is the caller's own current stream; the others fork from it when a run begins and join it when the run
+ends. So a run can be captured in a CUDA graph, and what is queued after it sees all it did.
+
+Thread safety: one `run` at a time.
+
+Invariants
+1. Work of a step begins on the device only after the work of every step that it waits for, and of whatever was queued
+   on the caller's stream before the run.
+2. A stream waits for an event only where no wait before it, and no order of a stream, implies the same.
+3. Nothing here synchronises the host with the device, and nothing reads the device.
+
+A handler that hands on a tensor to another lane must keep it until the run ends, or call its `record_stream`: to
+torch's allocator a tensor is free as soon as the host lets go of it, and its memory the next tensor's of its stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from tokenweave.execute import Handler, check_handlers
+from tokenweave.plan import Lane, Op, Plan
+
+if TYPE_CHECKING:
+    import torch
+
+Stream = TypeVar("Stream")
+Event = TypeVar("Event")
+START = -1  # the position of what the caller's stream held before the run
+
+
+class StreamBackend(Protocol[Stream, Event]):
+    """Streams and events. `CudaStreams`; in tests one that writes down what it is told."""
+
+    def stream(self, lane: Lane) -> Stream:
+        """The lane's stream, the same for each run; the compute lane's is the caller's current one."""
+
+    def on(self, stream: Stream) -> AbstractContextManager[object]:
+        """Makes what is issued inside go to `stream`."""
+
+    def record(self, stream: Stream) -> Event:
+        """An event that happens when all that is queued on `stream` now is done."""
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Holds what is queued on `stream` from now on until `event` has happened."""
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Where a plan's streams have to wait for each other. Positions are those of the plan, or `START`."""
+
+    waits: tuple[tuple[int, ...], ...]  # of each step, before it runs: steps of other lanes
+    joins: tuple[int, ...]  # of the compute lane, at the end
+
+    @property
+    def recorded(self) -> frozenset[int]:
+        """The steps that somebody waits for: an event is recorded after each of these and no other."""
+        return frozenset(self.joins).union(*self.waits)
+
+    @classmethod
+    def of(cls, plan: Plan) -> Sync:
+        """The fewest waits that imply every edge of `plan`, a fork at the start and a join at the end.
+
+        A lane's clock says up to which step of each lane everything is done once the lane gets to where it is now.
+        """
+        fork = {Lane.COMPUTE: START}
+        clocks: dict[Lane, dict[Lane, int]] = {lane: {} for lane in Lane}
+        clocks[Lane.COMPUTE] = dict(fork)
+        after: dict[int, dict[Lane, int]] = {START: fork}  # the clock that a step leaves
+
+        def needed(lane: Lane, positions: set[int]) -> tuple[int, ...]:
+            """Of `positions`, those that `lane` has to wait for. The latest first, as it may imply others."""
+            clock, waits = clocks[lane], []
+            for other in sorted(positions, reverse=True):
+                of_lane = Lane.COMPUTE if other == START else plan.steps[other].lane
+                if clock.get(of_lane, START - 1) < other:
+                    waits.append(other)
+                    for each, position in after[other].items():
+                        clock[each] = max(clock.get(each, START - 1), position)
+            return tuple(waits)
+
+        waits: list[tuple[int, ...]] = []
+        for position, step in enumerate(plan.steps):
+            waits.append(needed(step.lane, {START, *step.waits_for}))
+            clocks[step.lane][step.lane] = position
+            after[position] = dict(clocks[step.lane])
+        last = {clocks[lane][lane] for lane in Lane if lane in clocks[lane]}
+        return cls(tuple(waits), needed(Lane.COMPUTE, last))
+
+
+class StreamExecutor(Generic[Stream, Event]):
+    """Issues plans to streams, in list order."""
+
+    def __init__(self, backend: StreamBackend[Stream, Event]) -> None:
+        self._backend = backend
+
+    def run(self, plan: Plan, handlers: Mapping[Op, Handler]) -> None:
+        """Issue every step of `plan` to its lane's stream. Returns when all is queued, not when it is done.
+
+        Raises:
+            PlanError: the plan has a step whose operation has no handler; nothing has been issued then.
+            Whatever a handler raised. The caller's stream waits for what was issued before.
+        """
+        check_handlers(plan, handlers)
+        sync, backend = Sync.of(plan), self._backend
+        streams = {lane: backend.stream(lane) for lane in Lane}
+        events: dict[int, Event] = {}
+        issued: dict[Lane, Stream] = {}
+        if START in sync.recorded:
+            events[START] = backend.record(streams[Lane.COMPUTE])
+        try:
+            for position, step in enumerate(plan.steps):
+                stream = streams[step.lane]
+                for other in sync.waits[position]:
+                    backend.wait(stream, events[other])
+                issued[step.lane] = stream
+                with backend.on(stream):
+                    handlers[step.op](step)
+                if position in sync.recorded:
+                    events[position] = backend.record(stream)
+        except BaseException:
+            for lane in issued.keys() - {Lane.COMPUTE}:
+                backend.wait(streams[Lane.COMPUTE], backend.record(issued[lane]))
+            raise
+        for other in sync.joins:
+            backend.wait(streams[Lane.COMPUTE], events[other])
+
+
+class CudaStreams:
+    """torch.cuda's streams on one device. Transfers go before computations where both could run."""
+
+    def __init__(self, device: torch.device | int | None = None) -> None:
+        """`device`: the current one unless given.
+
+        Raises:
+            RuntimeError: this torch, or this machine, has no CUDA.
+        """
+        import torch
+
+        self._cuda = torch.cuda
+        self._device = torch.cuda.current_device() if device is None else device
+        self._streams = {
+            lane: torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
+            for lane in Lane
+            if lane is not Lane.COMPUTE
+        }
+
+    def stream(self, lane: Lane) -> torch.cuda.Stream:
+        if lane is Lane.COMPUTE:
+            return self._cuda.current_stream(self._device)
+        return self._streams[lane]
+
+    def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[object]:
+        return self._cuda.stream(stream)
+
+    def record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event: torch.cuda.Event = stream.record_event()
+        return event
+
+    def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+        stream.wait_event(event)
