@@ -94,7 +94,8 @@ class RankStages:
         self.decoder = decoder
         config, layout, dtype = decoder.config, decoder.heads, decoder.dtype
         self._hidden = torch.randn(max_tokens, config.hidden_size).to(dtype)
-        self._queries = torch.randn(max_tokens, layout.num_heads * layout.head_dim).to(dtype)
+        most_queries = max(max_tokens, MANY * FEW_QUERIES)
+        self._queries = torch.randn(most_queries, layout.num_heads * layout.head_dim).to(dtype)
         self._residual = torch.zeros(max_tokens, config.hidden_size)
         self._ids = torch.arange(max_tokens, dtype=torch.int32) % config.vocab_size
         keys = max(max_tokens + CONTEXT, MANY * (FEW_QUERIES + CONTEXT + BLOCK_SIZE))
