@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emucxl.shared_memory import SharedSegment
+from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from support import rank_programs
 from support.rank_worker import receive, send
 from support.symmetric_segments import REGION_BYTES
@@ -22,6 +23,7 @@ from tokenweave.communicators import (
     segment_bytes,
     thread_group,
 )
+from tokenweave.kernels import make_kernels
 from tokenweave.link import LinkSpec
 
 SLOT_BYTES = 16 * 1024  # small, so that moderate tensors already go in several chunks
@@ -126,9 +128,12 @@ class ProcessRanks:
         link = options.pop("link", None)
         self.ports = [LinkSpec.parse(link).new_port() for _ in workers] if link else []
         fds: tuple[int, ...] = ()
-        if kind == "shm":
+        symmetric_fds: tuple[int, ...] = ()
+        if kind in ("shm", "shm-symmetric"):
             self.segment = SharedSegment.create("test", segment_bytes(self.size, options["slot_bytes"]))
-            fds = (self.segment.fd,)
+            symmetric_fds = (empty_segment_fd("test"),) if kind == "shm-symmetric" else ()
+            fds = (self.segment.fd, *symmetric_fds)
+            kind = "shm"
         else:
             options = {**options, "port": free_port()}
         if kind == "symm_mem":
@@ -141,6 +146,8 @@ class ProcessRanks:
                 ("join", (kind, rank, self.size, options, bool(port_fds))),
                 (*fds, *port_fds),
             )
+        for fd in symmetric_fds:
+            os.close(fd)
         for outcome in [worker.result() for worker in workers]:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -174,12 +181,13 @@ Ranks = ThreadRanks | ProcessRanks
 def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
     """A group of `size` ranks of "null", "thread", "shm-threads", "shm-processes", "torch" or "symm_mem".
 
-    With "linked-" before it, behind modelled links of `link`.
+    "shm-symmetric-threads" and -"processes" have symmetric memory. With "linked-" before it, behind modelled links of
+    `link`.
     """
     if kind.startswith("linked-"):
         options.setdefault("link", LINK)
         kind = kind.removeprefix("linked-")
-    if kind in ("null", "thread", "shm-threads") and "link" in options:
+    if (kind in ("null", "thread") or kind.endswith("-threads")) and "link" in options:
         port = LinkSpec.parse(options.pop("link")).new_port
         ranks = make_ranks(kind, size, workers, **options)
         assert isinstance(ranks, ThreadRanks)
@@ -193,9 +201,35 @@ def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
         segment = SharedSegment.create("test", segment_bytes(size, SLOT_BYTES))
         ranks = [ShmCommunicator(segment, r, size, slot_bytes=SLOT_BYTES, **options) for r in range(size)]
         return ThreadRanks(list(ranks), segment)
-    if kind == "shm-processes":
-        return ProcessRanks(workers.take(size), "shm", {"slot_bytes": SLOT_BYTES, **options})
+    if kind == "shm-symmetric-threads":
+        return _symmetric_threads(size, options)
+    if kind.endswith("-processes"):
+        options = {"slot_bytes": SLOT_BYTES, **options}
+        return ProcessRanks(workers.take(size), kind.removesuffix("-processes"), options)
     return ProcessRanks(workers.take(size), kind, options)
+
+
+def _symmetric_threads(size: int, options: dict[str, Any]) -> ThreadRanks:
+    segment, symmetric_fd = (
+        SharedSegment.create("test", segment_bytes(size, SLOT_BYTES)),
+        empty_segment_fd("test"),
+    )
+    ranks = ThreadRanks(
+        [
+            ShmCommunicator(
+                *(segment, rank, size),
+                slot_bytes=SLOT_BYTES,
+                symmetric_fd=symmetric_fd,
+                kernels=make_kernels("native", 1),
+                **options,
+            )
+            for rank in range(size)
+        ],
+        segment,
+    )
+    assert ranks.run("reserve_activations") == [None] * size
+    os.close(symmetric_fd)
+    return ranks
 
 
 def free_port() -> int:

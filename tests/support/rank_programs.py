@@ -23,6 +23,12 @@ DTYPES = {
     "uint8": torch.uint8,
 }
 
+ACTIVATIONS = (128, 4096, torch.float32)  # the largest that symmetric memory has room for
+
+
+def reserve_activations(comm: Communicator) -> None:
+    comm.reserve_activations(*ACTIVATIONS)
+
 
 def data_of(rank: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
     """What `rank` brings to a collective: values of very different sizes, so that the order of a sum shows."""

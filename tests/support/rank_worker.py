@@ -41,7 +41,7 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]]:
 def join(kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bool, fds: list[int]) -> Any:
     """Joins a group, behind the port that is the last of `fds` if it is linked.
 
-    The segment of a shm group stays open with its communicator.
+    The segment of a shm group stays open with its communicator. A second one is for symmetric memory.
     """
     if is_linked:
         from emucxl.links import Link
@@ -56,10 +56,21 @@ def join(kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bo
         from emucxl.shared_memory import SharedSegment
         from tokenweave.communicators import ShmCommunicator, segment_bytes
 
+        segment_fd, *symmetric_fds = fds
         needed = segment_bytes(size, options["slot_bytes"])
-        segment = SharedSegment.attach(fds[0], needed)
-        os.close(fds[0])
-        communicator = ShmCommunicator(segment, rank, size, **options)
+        segment = SharedSegment.attach(segment_fd, needed)
+        os.close(segment_fd)
+        if not symmetric_fds:
+            return ShmCommunicator(segment, rank, size, **options), segment
+        from support.rank_programs import reserve_activations
+        from tokenweave.kernels import make_kernels
+
+        (symmetric_fd,) = symmetric_fds
+        communicator = ShmCommunicator(
+            segment, rank, size, symmetric_fd=symmetric_fd, kernels=make_kernels("native", 1), **options
+        )
+        reserve_activations(communicator)
+        os.close(symmetric_fd)
         return communicator, segment
     if kind == "symm_mem":
         from support.symmetric_segments import join_interpreted

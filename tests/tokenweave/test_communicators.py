@@ -26,10 +26,13 @@ GROUPS = [
     *[("thread", size) for size in (1, 2, 3)],
     *[("shm-threads", size) for size in (1, 2, 3)],
     *[("shm-processes", size) for size in (2, 3)],
+    *[("shm-symmetric-threads", size) for size in (1, 2, 3)],
+    *[("shm-symmetric-processes", size) for size in (2, 3)],
     *[("torch", size) for size in (1, 2, 3)],
     ("linked-null", 1),
     *[("linked-thread", size) for size in (1, 2, 3)],
     *[("linked-shm-processes", size) for size in (2, 3)],
+    ("linked-shm-symmetric-processes", 2),
     ("linked-torch", 2),
     *[("symm_mem", size) for size in (1, 2)],  # its kernels run in Triton's interpreter
 ]

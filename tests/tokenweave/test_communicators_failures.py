@@ -14,7 +14,10 @@ from support.rank_groups import SLOT_BYTES, ProcessRanks, Ranks, ThreadRanks, Wo
 from tokenweave.communicators import ShmCommunicator, TorchCommunicator, segment_bytes, thread_group
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
-KINDS = ["thread", "shm-threads", "shm-processes", "torch", "linked-thread", "linked-shm-processes"]
+KINDS = [
+    *("thread", "shm-threads", "shm-processes", "shm-symmetric-threads", "shm-symmetric-processes", "torch"),
+    *("linked-thread", "linked-shm-processes"),
+]
 PROMPTLY_S = 5.0
 
 MakeRanks = Callable[..., Ranks]

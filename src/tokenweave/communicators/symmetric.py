@@ -73,6 +73,8 @@ class SymmetricMemory:
 
     def offset_of(self, tensor: Tensor) -> int | None:
         """Where in this rank's region `tensor` begins; None if it is not there, or not contiguous."""
+        if tensor.numel() == 0:  # it has no address
+            return 0
         offset = tensor.data_ptr() - self.address - self._own
         inside = 0 <= offset <= self.region_bytes - tensor.nbytes
         return offset if inside and tensor.is_contiguous() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,12 @@ from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.native import Pool, check_status
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
+# Of the fused operation's normed rows (native/comm/fused.cpp). Its residual is exact: the same additions in the same order.
+REDUCE_NORM_TOLERANCE = TOLERANCE
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -21,6 +28,16 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def reference_add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     residual += hidden
     return reference_rms_norm(residual, weight, eps).to(hidden.dtype)
+
+
+def reference_reduce_rms_norm(
+    parts: Sequence[Tensor], residual: Tensor, weight: Tensor, eps: float
+) -> Tensor:
+    """`add_rms_norm` of the sum of `parts`, the ranks' partial sums: in float32, in rank order, never rounded."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part.float()
+    return reference_add_rms_norm(total, residual, weight, eps).to(parts[0].dtype)
 
 
 def native_rms_norm(
