@@ -11,13 +11,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import torch
+
+from tokenweave.cost import LinkSpeed
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, plan_forward
 from tokenweave.wave_table import CURVES, AttentionTimes, Curve, TableKey, WaveTable
+
+if TYPE_CHECKING:
+    from tokenweave.communicators import Communicator
 
 Progress = Callable[[float, str], None]  # the fraction that is done, and what is being measured
 
@@ -30,6 +36,8 @@ FEW_QUERIES = 16
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
 SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
 MAX_REPEATS = 16
+EXCHANGED_TOKENS = (16, 256)
+LEAST_S_PER_BYTE = 1e-13  # faster links than that are none
 NAP_S = 5e-4  # about what one waits for a link
 
 
@@ -185,3 +193,43 @@ def measure_wake_s(rounds: int = 50) -> float:
         time.sleep(NAP_S)
         late_s.append(time.perf_counter() - start - NAP_S)
     return max(0.0, statistics.median(late_s))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a group's reductions take where nobody said what joins the ranks: a core's part, and a link's."""
+
+    reduce: Curve
+    link: LinkSpeed
+
+
+def measure_exchange(communicator: Communicator, hidden_size: int, dtype: torch.dtype) -> Exchange:
+    """Times `all_reduce_rms_norm` at a few and at many tokens. A collective call.
+
+    What this process computed meanwhile is the core's part. The rest is waiting, and counts as two exchanges over a
+    link: its latency from the few tokens, its bandwidth from the many.
+    """
+    weight = torch.ones(hidden_size, dtype=dtype)
+    busy_s, idle_s = [], []
+    for num_tokens in EXCHANGED_TOKENS:
+        samples = [
+            _time_reduction(communicator, num_tokens, weight) for _ in range(1 + MIN_ROUNDS)
+        ]  # the first one connects
+        busy_s.append(min(busy for busy, _ in samples[1:]))
+        idle_s.append(min(idle for _, idle in samples[1:]))
+    sent_bytes = weight.nbytes * (communicator.size - 1) / communicator.size
+    few, many = (count * sent_bytes for count in EXCHANGED_TOKENS)
+    per_byte_s = max((idle_s[1] - idle_s[0]) / 2 / (many - few), LEAST_S_PER_BYTE)
+    latency_s = max(0.0, idle_s[0] / 2 - few * per_byte_s)
+    return Exchange(Curve(EXCHANGED_TOKENS, tuple(busy_s)), LinkSpeed(1 / per_byte_s, latency_s))
+
+
+def _time_reduction(communicator: Communicator, num_tokens: int, weight: torch.Tensor) -> tuple[float, float]:
+    """Seconds that this process computed, and that it waited."""
+    partial = communicator.new_partial(num_tokens, len(weight), weight.dtype).zero_()
+    residual = torch.zeros(num_tokens, len(weight))
+    communicator.barrier()
+    wall_s, busy_s = time.perf_counter(), time.process_time()
+    communicator.all_reduce_rms_norm(partial, residual, weight, 1e-5)
+    wall_s, busy_s = time.perf_counter() - wall_s, time.process_time() - busy_s
+    return min(busy_s, wall_s), max(0.0, wall_s - busy_s)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.wave_tables import key_of
+from tokenweave.communicators import thread_group
+from tokenweave.communicators.linked import LinkedCommunicator
 from tokenweave.errors import TuneError
-from tokenweave.tune import MIN_ROUNDS, measure_switch_s, measure_table, token_grid
+from tokenweave.link import LinkSpec
+from tokenweave.tune import MIN_ROUNDS, measure_exchange, measure_switch_s, measure_table, token_grid
 from tokenweave.wave_table import pairs_seen
 
 
@@ -85,3 +91,16 @@ def test_a_grid_of_nothing_is_refused() -> None:
 
 def test_handing_a_step_over_takes_microseconds() -> None:
     assert 1e-7 < measure_switch_s(num_layers=4, rounds=2) < 1e-2
+
+
+def test_the_speed_of_an_unknown_link_is_found_by_waiting_for_it() -> None:
+    spec = LinkSpec(0.01, 2e6)  # 10 MB/s, 2 ms
+    group = [LinkedCommunicator(communicator, spec.new_port()) for communicator in thread_group(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda rank: measure_exchange(rank, 256, torch.float32), group))
+    for communicator in group:
+        communicator.close()
+    for exchange in found:
+        assert 3e6 < exchange.link.bytes_per_s < 2e7
+        assert 0 <= exchange.link.latency_s < 2e-2
+        assert exchange.reduce(256) >= 0

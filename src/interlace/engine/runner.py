@@ -28,6 +28,7 @@ from tokenweave.execute import Observer, run_sequential
 from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels, make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
+from tokenweave.tune import Exchange, measure_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,7 @@ class Runner:
             model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
         )
         self.observe: Observer | None = None  # told of every step of every batch, when set
+        self.exchange = self._measure_exchange()
         self.lanes = LaneExecutor(torch.inference_mode) if config.executor == "lanes" else None
 
     @torch.inference_mode()
@@ -117,6 +119,14 @@ class Runner:
             peak_memory_bytes=peak_memory_bytes(),
             weights_bytes=self.decoder.size_bytes,
         )
+
+    def _measure_exchange(self) -> Exchange | None:
+        """What transfers take, where it decides whether to weave and cannot be known; all ranks find alike."""
+        config, communicator = self.config, self.communicator
+        is_decided = config.weave != "auto" or config.executor != "lanes" or communicator.size == 1
+        if is_decided or not communicator.name.startswith("torch"):
+            return None
+        return measure_exchange(communicator, self.model_config.hidden_size, self.dtype)
 
     def _affordable_blocks(self, ranks_on_host: int) -> int:
         """KV blocks this rank can hold: what the configuration says, or a share of the free memory.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,6 @@ from tokenweave.wave_table import load_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from interlace.engine.config import EngineConfig
     from interlace.engine.runner import Runner
     from interlace.models.batch import ForwardBatch
     from tokenweave.kernels import Kernels
@@ -70,7 +70,7 @@ class Weaver:
         if communicator.size == 1 or config.weave != "auto":
             mode = config.weave if communicator.size > 1 else "never"
             return cls(mode, alignment, shared_core=shared_core)
-        if runner.lanes is None or (link_of(config) is None and shared_core):
+        if runner.lanes is None or (link_of(runner) is None and shared_core):
             return cls("never", alignment, shared_core=shared_core)  # there is nothing to hide
         num_layers = runner.model_config.num_layers
         return cls("auto", alignment, num_layers, costs_of(runner), shared_core=shared_core)
@@ -130,12 +130,16 @@ def costs_of(runner: Runner) -> CostModel:
     """Prices of this job's plans: from the machine's wave table if there is one, otherwise from what it could do."""
     key = table_key(runner.model_config, runner.communicator.size, runner.kernels, runner.dtype)
     table = load_table(table_directory(), key) or default_table(key, runner.kernels)
-    return CostModel(table, link_of(runner.config))
+    if runner.exchange is not None:
+        table = replace(table, reduce=runner.exchange.reduce)
+    return CostModel(table, link_of(runner))
 
 
-def link_of(config: EngineConfig) -> LinkSpeed | None:
-    """The link that the ranks' transfers wait for; None: they move through memory."""
-    spec = config.link_spec
+def link_of(runner: Runner) -> LinkSpeed | None:
+    """The link that the ranks' transfers wait for, measured or modelled; None: they move through memory."""
+    if runner.exchange is not None:
+        return runner.exchange.link
+    spec = runner.config.link_spec
     return None if spec is None else LinkSpeed(spec.bytes_per_s, spec.latency_s)
 
 
