@@ -5,6 +5,7 @@ TokenweaveError
 ├── NativeError             the native library is missing, too old, or refused a call
 ├── KernelError             arguments a kernel cannot take
 ├── TuneError               a wave table cannot be measured or read
+├── TraceError              a trace cannot be recorded, written or read
 ├── CommunicatorError       arguments or a set-up that a communicator cannot take
 │   └── CollectiveMismatch  the ranks called different collectives at the same step
 ├── RankError               a rank of the group died or aborted the job; `.rank` names it
@@ -30,6 +31,10 @@ class KernelError(TokenweaveError):
 
 class TuneError(TokenweaveError):
     """A wave table cannot be measured or read."""
+
+
+class TraceError(TokenweaveError):
+    """A trace cannot be recorded, written or read."""
 
 
 class CommunicatorError(TokenweaveError):

@@ -17,6 +17,7 @@ from interlace.engine.output import RequestOutput, StreamChunk
 from interlace.engine.sampler import mix64
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.batch import ForwardBatch
+from tokenweave.trace import Trace
 
 EOS = 256
 VOCAB_SIZE = 257  # every byte, and the end
@@ -97,6 +98,7 @@ class FakeRanks:
         self.batches: list[ForwardBatch] = []
         self.failure: Exception | None = None
         self.closed = False
+        self.is_traced = False
 
     def execute(self, batch: ForwardBatch) -> Tensor:
         if self.failure is not None:
@@ -130,6 +132,13 @@ class FakeRanks:
 
     def describe(self) -> dict[str, object]:
         return {"ranks": []}
+
+    def start_trace(self) -> None:
+        self.is_traced = True
+
+    def end_trace(self) -> Trace:
+        self.is_traced = False
+        return Trace(())
 
     def close(self) -> None:
         self.closed = True

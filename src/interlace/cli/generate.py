@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +22,10 @@ def generate(
     system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Record when each step runs on each rank, for Perfetto.", metavar="FILE.json"),
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="Print speeds and memory after the answer.")] = False,
     sampling: SamplingParams,
     engine: EngineConfig,
@@ -27,13 +33,18 @@ def generate(
     """Answer one prompt; the answer streams to standard output."""
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template: leave out --raw, or --system")
+    if trace is not None:
+        from tokenweave.trace import check_writable
+
+        check_writable(trace)  # before a model is loaded in vain
     request = _request(_read_prompt(prompt, engine), system, raw)
 
     from interlace.cli.report import json_object, table_of
     from interlace.cli.session import collect, open_llm
 
     with open_llm(engine) as llm:
-        reply = collect(llm.stream(request, sampling), echo=not as_json)
+        with llm.trace(trace) if trace is not None else nullcontext():
+            reply = collect(llm.stream(request, sampling), echo=not as_json)
         ranks = llm.describe() if as_json or table else {}
     if as_json:
         console.show_json(json_object(reply, engine, sampling, ranks))

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from emucxl.errors import EmucxlError
-from interlace.cli import chat, console, doctor, generate, plan, pull, tune
+from interlace.cli import chat, console, doctor, generate, plan, pull, trace, tune
 from interlace.cli.bench import main as bench
 from interlace.errors import InterlaceError
 from tokenweave.errors import TokenweaveError
@@ -70,6 +70,7 @@ app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.command()(tune.tune)
 app.add_typer(plan.app, name="plan")
+app.add_typer(trace.app, name="trace")
 app.add_typer(bench.app, name="bench")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from interlace.engine.runner import Runner, roll_call
+from interlace.engine.tracing import collect_recordings, start_recording
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.sources import load_model
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tokenweave.communicators import Communicator
 
 # The first byte of a command from rank 0; the rest is its argument.
-BATCH, REPORT, QUIT = b"B", b"R", b"Q"
+BATCH, REPORT, START_TRACE, END_TRACE, QUIT = b"B", b"R", b"T", b"E", b"Q"
 
 
 def follow(config: EngineConfig, communicator: Communicator, ranks_on_host: int) -> None:
@@ -39,6 +40,8 @@ def serve(runner: Runner) -> None:
     commands: dict[bytes, Callable[[bytes], object]] = {
         BATCH: lambda data: runner.execute(ForwardBatch.from_bytes(data)),
         REPORT: lambda _: roll_call(runner.communicator, runner.describe()),
+        START_TRACE: lambda _: start_recording(runner),
+        END_TRACE: lambda _: collect_recordings(runner),
     }
     while True:
         message = runner.communicator.broadcast_bytes(None, idle=True)

@@ -7,9 +7,12 @@ the next step, for all callers. An error in a step reaches every waiting call an
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -29,6 +32,7 @@ from interlace.engine.prompts import (
 )
 from interlace.engine.protocols import RankGroup
 from interlace.engine.sampling_params import SamplingParams
+from tokenweave.trace import check_writable
 
 Mailbox = deque[StreamChunk]
 
@@ -91,6 +95,27 @@ class LLM(FrontEnd):
         with self._lock:
             self._engine.raise_if_failed()
             return self._ranks.describe()
+
+    @contextmanager
+    def trace(self, path: str | os.PathLike[str]) -> Iterator[None]:
+        """Records when each step of each batch inside runs, on every rank, and writes it to `path` at the end.
+
+        The file is for ui.perfetto.dev and `interlace trace summary`. It is written whole or not at all.
+
+        Raises:
+            TraceError: the file cannot be written, which is looked at first, or another trace is being recorded.
+        """
+        file = Path(path)
+        check_writable(file)
+        with self._lock:
+            self._engine.raise_if_failed()
+            self._ranks.start_trace()
+        try:
+            yield
+        finally:
+            with self._lock:
+                trace = self._ranks.end_trace()
+            trace.write(file)
 
     def close(self) -> None:
         """Ends the ranks. Calls that are waiting, and later ones, raise EngineError."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
+from tokenweave.trace import Trace
 
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
 
@@ -70,5 +71,9 @@ class RankGroup(Runner, Protocol):
         """The longest sequence served, in tokens."""
 
     def describe(self) -> dict[str, object]: ...
+
+    def start_trace(self) -> None: ...
+
+    def end_trace(self) -> Trace: ...
 
     def close(self) -> None: ...

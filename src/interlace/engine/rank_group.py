@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from interlace.engine.follow import BATCH, QUIT, REPORT
+from interlace.engine.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
 from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.launch import FAILURE_REPORT_S
 from interlace.engine.runner import RankInfo, Runner, roll_call
+from interlace.engine.tracing import collect_recordings, start_recording
 from interlace.engine.weaver import Weaver
 from interlace.errors import EngineError, InterlaceError, RankFailed
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
-from tokenweave.errors import CommunicatorTimeout, RankError
+from tokenweave.errors import CommunicatorTimeout, RankError, TraceError
+from tokenweave.trace import Trace
 
 if TYPE_CHECKING:
     from interlace.models.tokenizer import Tokenizer
@@ -87,6 +89,32 @@ class RankGroup:
             "num_kv_blocks": self.num_blocks,
             "memory_per_rank_bytes": [info.peak_memory_bytes for info in ranks],
         }
+
+    def start_trace(self) -> None:
+        """Record when each step of each batch runs, on every rank, until `end_trace`.
+
+        Raises:
+            TraceError: a trace is being recorded.
+        """
+        if self.runner.recorder is not None:
+            raise TraceError("a trace is being recorded: end it before the next one")
+        with self._in_step():
+            if self.runner.communicator.size > 1:
+                self.runner.communicator.broadcast_bytes(START_TRACE)
+            start_recording(self.runner)
+
+    def end_trace(self) -> Trace:
+        """What every rank has recorded since `start_trace`.
+
+        Raises:
+            TraceError: no trace is being recorded.
+        """
+        if self.runner.recorder is None:
+            raise TraceError("no trace is being recorded: start one first")
+        with self._in_step():
+            if self.runner.communicator.size > 1:
+                self.runner.communicator.broadcast_bytes(END_TRACE)
+            return Trace.join(*collect_recordings(self.runner))
 
     def close(self) -> None:
         """End every rank. Calling it again does nothing."""

@@ -28,6 +28,7 @@ from tokenweave.execute import Observer, run_sequential
 from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels, make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
+from tokenweave.trace import Recorder
 from tokenweave.tune import Exchange, measure_exchange
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Runner:
             model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
         )
         self.observe: Observer | None = None  # told of every step of every batch, when set
+        self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
         self.lanes = LaneExecutor(torch.inference_mode) if config.executor == "lanes" else None
 
@@ -98,7 +100,7 @@ class Runner:
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
         forward = self.decoder.forward(plan, batch, self.cache)
         run = run_sequential if self.lanes is None or plan.split is None else self.lanes.run
-        run(plan, forward.handlers, self.observe)
+        run(plan, forward.handlers, self.observe if self.recorder is None else self.recorder.observe(plan))
         return forward.logits
 
     def close(self) -> None:

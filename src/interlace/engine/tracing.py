@@ -1,0 +1,32 @@
+"""Recording a trace on every rank: each call here is one that all ranks make, at rank 0's command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenweave.errors import TraceError
+from tokenweave.trace import Recorder
+
+if TYPE_CHECKING:
+    from interlace.engine.runner import Runner
+
+
+def start_recording(runner: Runner) -> None:
+    """Record every batch from here on. The barrier is what the clocks of several hosts are aligned by."""
+    recorder = Recorder()
+    runner.communicator.barrier()
+    recorder.mark()
+    runner.recorder = recorder
+
+
+def collect_recordings(runner: Runner) -> tuple[Recorder, list[bytes]]:
+    """End the recording: this rank's own, and every rank's in rank order, over the channel of commands."""
+    recorder, runner.recorder = runner.recorder, None
+    if recorder is None:
+        raise TraceError("no trace is being recorded: start one first")
+    communicator, own = runner.communicator, recorder.to_bytes()
+    messages = [
+        communicator.broadcast_bytes(own if rank == communicator.rank else None, root=rank)
+        for rank in range(communicator.size)
+    ]
+    return recorder, messages

@@ -1,0 +1,168 @@
+"""What a trace amounts to: computing, communication hidden and exposed, how long compute lanes stood still.
+
+Communication is *hidden* while the same rank's compute lane is inside a step, *exposed* otherwise. A compute lane is
+*blocked* from its pass's first step to its last, of any lane, whenever it is inside none. Where lanes share a core, a
+computing step takes longer while a transfer needs the core; that shows as computing.
+
+Beside each stands what the simulator says: the pass's plan, priced with the medians of its own measured steps, over its
+layers. It is *modelled*, and tells how far a pass is what its steps make of it and how far it was disturbed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+from tokenweave.plan import Lane, Op, Step
+from tokenweave.simulate import Cost, Phase, Resource, simulate
+from tokenweave.trace import Pass, Span, Trace
+
+OUTSIDE = {Op.EMBED: "embedding", Op.REDUCE_NORM: "embedding", Op.LOGITS: "output", Op.GATHER: "output"}
+
+
+@dataclass
+class Figures:
+    """Seconds. Of several ranks or passes: summed, or as `mean` says."""
+
+    total_s: float = 0.0
+    compute_s: float = 0.0
+    communication_s: float = 0.0
+    hidden_s: float = 0.0
+    blocked_s: float = 0.0
+    modelled_total_s: float = 0.0
+    modelled_blocked_s: float = 0.0
+
+    @property
+    def exposed_s(self) -> float:
+        return self.communication_s - self.hidden_s
+
+    @property
+    def hidden_fraction(self) -> float:
+        """1 where there is no communication."""
+        return self.hidden_s / self.communication_s if self.communication_s > 0 else 1.0
+
+    def add(self, other: Figures, share: float = 1.0) -> None:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + share * getattr(other, name))
+
+
+def mean(figures: Iterable[Figures]) -> Figures:
+    """Their mean; zeros of none."""
+    every, found = list(figures), Figures()
+    for each in every:
+        found.add(each, 1 / len(every))
+    return found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Passes of one shape."""
+
+    num_tokens: int
+    split: int | None
+
+
+@dataclass
+class Summary:
+    """Seconds; in `ranks` of each rank, elsewhere the mean over the ranks."""
+
+    num_passes: int
+    num_dropped: int
+    clock: str
+    ranks: dict[int, Figures] = field(default_factory=dict)
+    kinds: dict[Kind, tuple[int, Figures]] = field(
+        default_factory=dict
+    )  # how many passes, all of them together
+    layers: dict[str, Figures] = field(default_factory=dict)  # "embedding", "0", "1", ..., "output"
+
+    @property
+    def total(self) -> Figures:
+        return mean(self.ranks.values())
+
+
+def summarise(trace: Trace) -> Summary:
+    """The figures of `trace`. Costs: a simulation for each pass of each rank."""
+    size = max(1, len(trace.recordings))
+    num_passes = max((len(recording.passes) for recording in trace.recordings), default=0)
+    summary = Summary(num_passes, trace.num_dropped, trace.clock)
+    counts: dict[Kind, int] = {}
+    kinds: dict[Kind, Figures] = {}
+    layers: dict[str, Figures] = {}
+    for recording in trace.recordings:
+        summary.ranks[recording.rank] = own = Figures()
+        for done in recording.passes:
+            figures = measure(done, layers, 1 / size)
+            kind = Kind(done.plan.num_tokens, done.plan.split)
+            own.add(figures)
+            kinds.setdefault(kind, Figures()).add(figures, 1 / size)
+            counts[kind] = counts.get(kind, 0) + (recording is trace.recordings[0])
+    slowest_first = sorted(kinds, key=lambda kind: -kinds[kind].total_s)
+    summary.kinds = {kind: (counts.get(kind, 0), kinds[kind]) for kind in slowest_first}
+    summary.layers = {name: layers[name] for name in sorted(layers, key=_layer_order)}
+    return summary
+
+
+def measure(done: Pass, layers: dict[str, Figures] | None = None, share: float = 1.0) -> Figures:
+    """One pass of one rank; `share` of what belongs to each layer is added to `layers`."""
+    spans = list(done.spans())
+    if not spans:
+        return Figures()
+    overlap = _Overlap([span for span in spans if span.step.lane is Lane.COMPUTE])
+    figures = Figures(total_s=max(span.end_s for span in spans) - min(span.start_s for span in spans))
+    for span in spans:
+        seconds = span.end_s - span.start_s
+        if span.step.lane is Lane.COMPUTE:
+            own = Figures(compute_s=seconds)
+        else:
+            own = Figures(communication_s=seconds, hidden_s=overlap.within(span))
+        figures.add(own)
+        if layers is not None:
+            layers.setdefault(layer_of(span.step), Figures()).add(own, share)
+    figures.blocked_s = figures.total_s - figures.compute_s
+    timeline = simulate(done.plan, cost_of(done), shared_core=False)
+    figures.modelled_total_s, figures.modelled_blocked_s = timeline.total_s, timeline.blocked_s
+    return figures
+
+
+def cost_of(done: Pass) -> Cost:
+    """The price of each step: the median of what the pass's steps of its kind took. All on the lane's own core, as
+    what lanes take from each other is in the measured times already."""
+    times: dict[tuple[Op, int | None, bool], list[float]] = {}
+    for span in done.spans():
+        times.setdefault(_kind_of(span.step), []).append(span.end_s - span.start_s)
+    prices: Mapping[tuple[Op, int | None, bool], float] = {kind: median(each) for kind, each in times.items()}
+    return lambda step: (Phase(Resource.CORE, prices.get(_kind_of(step), 0.0)),)
+
+
+def layer_of(step: Step) -> str:
+    """Where the figures of `step` are counted."""
+    return OUTSIDE.get(step.op, "output") if step.layer is None else str(step.layer)
+
+
+def _kind_of(step: Step) -> tuple[Op, int | None, bool]:
+    """The embedding's reduction is not like a layer's: it also waits for whichever rank began last."""
+    return step.op, step.part, step.layer is None
+
+
+def _layer_order(name: str) -> tuple[int, int]:
+    return (1, int(name)) if name.isdigit() else (0 if name == "embedding" else 2, 0)
+
+
+class _Overlap:
+    """The steps of one lane, none of which overlap each other."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        self._spans = sorted(spans, key=lambda span: span.start_s)
+        self._starts = [span.start_s for span in self._spans]
+
+    def within(self, span: Span) -> float:
+        """For how much of `span` the lane was inside a step."""
+        first = max(0, bisect_right(self._starts, span.start_s) - 1)
+        last = bisect_right(self._starts, span.end_s)
+        shared = (
+            min(span.end_s, other.end_s) - max(span.start_s, other.start_s)
+            for other in self._spans[first:last]
+        )
+        return sum(each for each in shared if each > 0)
