@@ -282,6 +282,12 @@ extern "C" void tw_shm_detach(tw_shm_group* group) {
     delete group;
 }
 
+extern "C" int tw_shm_set_spin(tw_shm_group* group, int64_t spin_ns) {
+    if (!group || spin_ns < 0) return TW_ERROR_INVALID_ARGUMENT;
+    group->spin_ns = spin_ns;
+    return TW_OK;
+}
+
 extern "C" int tw_shm_check(tw_shm_group* group) { return group ? check_aborted(group) : TW_ERROR_INVALID_ARGUMENT; }
 
 extern "C" int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason) {

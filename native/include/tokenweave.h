@@ -111,7 +111,7 @@ typedef struct tw_shm_options {
     int32_t size; /* up to 64 */
     uint64_t slot_bytes; /* of one rank's buffer, of which it has two; a multiple of 4096 */
     int64_t timeout_ns; /* bound of every wait that is not idle */
-    int64_t spin_ns; /* how long a wait stays awake before it sleeps */
+    int64_t spin_ns; /* how long a wait stays awake before it sleeps; see tw_shm_set_spin */
 } tw_shm_options;
 
 typedef struct tw_shm_group tw_shm_group;
@@ -166,6 +166,8 @@ TW_API int tw_shm_send_bytes(tw_shm_group *group, const void *data, size_t bytes
 TW_API int tw_shm_receive_begin(tw_shm_group *group, int root, int idle, uint64_t *bytes);
 TW_API int tw_shm_receive_rest(tw_shm_group *group, int root, void *data);
 
+/* From the next wait on. Less suits a rank whose core another thread of it could use meanwhile. */
+TW_API int tw_shm_set_spin(tw_shm_group *group, int64_t spin_ns);
 /* What the next call would return if the group has been aborted, else TW_OK. Waits for nobody. */
 TW_API int tw_shm_check(tw_shm_group *group);
 /* Makes every rank's current and later calls return TW_ERROR_ABORTED. failed_rank: whose fault, or -1. */

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from tokenweave.execute import Handler, Observer, check_handlers
 from tokenweave.plan import Lane, Op, Plan
+from tokenweave.threads import staying_on, wake_promptly
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,10 +31,22 @@ if TYPE_CHECKING:
 class LaneExecutor:
     """Runs plans on a thread per lane. The threads live until `close`."""
 
-    def __init__(self, scope: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """`scope` makes what each lane's thread runs its steps in: torch.inference_mode, say, which is per thread."""
+    def __init__(
+        self,
+        scope: Callable[[], AbstractContextManager[object]] = nullcontext,
+        cores: Collection[int] = (),
+    ) -> None:
+        """`scope` makes what each lane's thread runs its steps in: torch.inference_mode, say, which is per thread.
+
+        `cores`, where given, are the cores that the lanes stay on, the calling thread during its runs: where ranks
+        share a machine, a transfer that wakes up on another rank's core would hold that rank up.
+        """
         self._scope = scope
-        self._changed = threading.Condition()
+        self._cores = frozenset(cores)
+        self._lock = threading.Lock()
+        self._bells = {
+            lane: threading.Condition(self._lock) for lane in Lane
+        }  # one each: nobody wakes in vain
         self._run: _Run | None = None
         self._closed = False
         self._threads = [
@@ -54,11 +67,13 @@ class LaneExecutor:
             Whatever a handler raised first.
         """
         check_handlers(plan, handlers)
-        run = _Run(plan, handlers, observe, self._changed)
-        with self._changed:
+        run = _Run(plan, handlers, observe, self._lock, self._bells)
+        with self._lock:
             self._run = run
-            self._changed.notify_all()
-        run.follow(Lane.COMPUTE)
+            for lane in run.lanes:
+                self._bells[lane].notify()
+        with staying_on(self._cores):
+            run.follow(Lane.COMPUTE)
         run.wait_for_other_lanes()
         self._run = None
         if run.failure is not None:
@@ -66,9 +81,10 @@ class LaneExecutor:
 
     def close(self) -> None:
         """Ends the threads; a second call does nothing."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            for bell in self._bells.values():
+                bell.notify()
         for thread in self._threads:
             thread.join()
 
@@ -81,16 +97,21 @@ class LaneExecutor:
         self.close()
 
     def _serve(self, lane: Lane) -> None:
+        wake_promptly()
         done: _Run | None = None
-        with self._scope():
-            while (run := self._next(done)) is not None:
+        with self._scope(), staying_on(self._cores):
+            while (run := self._next(lane, done)) is not None:
                 run.follow(lane)
                 done = run
 
-    def _next(self, done: _Run | None) -> _Run | None:
-        """The run that follows `done`; None when the executor is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._run not in (None, done))
+    def _next(self, lane: Lane, done: _Run | None) -> _Run | None:
+        """The run after `done` that has steps on `lane`; None when the executor is closed."""
+
+        def is_there() -> bool:
+            return self._closed or (self._run not in (None, done) and lane in self._run.lanes)
+
+        with self._lock:
+            self._bells[lane].wait_for(is_there)
             return None if self._closed else self._run
 
 
@@ -102,11 +123,15 @@ class _Run:
         plan: Plan,
         handlers: Mapping[Op, Handler],
         observe: Observer | None,
-        changed: threading.Condition,
+        lock: threading.Lock,
+        bells: Mapping[Lane, threading.Condition],
     ) -> None:
-        self._plan, self._handlers, self._observe, self._changed = plan, handlers, observe, changed
+        self._plan, self._handlers, self._observe = plan, handlers, observe
+        self._lock, self._bells = lock, bells
         self._is_done = [False] * len(plan.steps)
-        self._lanes_left = len(Lane)
+        self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep
+        self.lanes = {step.lane for step in plan.steps} | {Lane.COMPUTE}
+        self._lanes_left = len(self.lanes)
         self.failure: BaseException | None = None
 
     def follow(self, lane: Lane) -> None:
@@ -116,31 +141,40 @@ class _Run:
                 if step.lane is lane and not self._step(position):
                     break
         except BaseException as failure:
-            with self._changed:
+            with self._lock:
                 self.failure = self.failure or failure
-        with self._changed:
+                for bell in self._bells.values():
+                    bell.notify()
+        with self._lock:
             self._lanes_left -= 1
-            self._changed.notify_all()
+            if self._lanes_left == 0:
+                self._bells[Lane.COMPUTE].notify()
 
     def wait_for_other_lanes(self) -> None:
         """A transfer's own bound ends it when another rank is gone, so this ends too."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._lanes_left == 0)
+        with self._lock:
+            self._bells[Lane.COMPUTE].wait_for(lambda: self._lanes_left == 0)
 
     def _step(self, position: int) -> bool:
         """False when another lane has failed."""
         step = self._plan.steps[position]
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self.failure is not None or all(self._is_done[other] for other in step.waits_for)
-            )
+        with self._lock:
+            while self.failure is None and not self._are_done(step.waits_for):
+                self._awaited[step.lane] = step.waits_for
+                self._bells[step.lane].wait()
+            self._awaited.pop(step.lane, None)
             if self.failure is not None:
                 return False
         start = time.perf_counter()
         self._handlers[step.op](step)
         if self._observe is not None:
             self._observe(step, start, time.perf_counter())
-        with self._changed:
+        with self._lock:
             self._is_done[position] = True
-            self._changed.notify_all()
+            for lane, awaited in self._awaited.items():
+                if position in awaited and self._are_done(awaited):
+                    self._bells[lane].notify()
         return True
+
+    def _are_done(self, positions: tuple[int, ...]) -> bool:
+        return all(self._is_done[position] for position in positions)

@@ -92,15 +92,21 @@ class Runner:
         self.observe: Observer | None = None  # told of every step of every batch, when set
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
-        self.lanes = LaneExecutor(torch.inference_mode) if config.executor == "lanes" else None
+        cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
+        self.lanes = LaneExecutor(torch.inference_mode, cores) if config.executor == "lanes" else None
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
         forward = self.decoder.forward(plan, batch, self.cache)
-        run = run_sequential if self.lanes is None or plan.split is None else self.lanes.run
-        run(plan, forward.handlers, self.observe if self.recorder is None else self.recorder.observe(plan))
+        observe = self.observe if self.recorder is None else self.recorder.observe(plan)
+        if self.lanes is None or plan.split is None:
+            run_sequential(plan, forward.handlers, observe)
+        else:
+            self.communicator.share_core(True)
+            self.lanes.run(plan, forward.handlers, observe)
+            self.communicator.share_core(False)
         return forward.logits
 
     def close(self) -> None:
@@ -167,6 +173,15 @@ def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
         for rank in range(communicator.size)
     )
     return [RankInfo(**json.loads(call)) for call in calls]
+
+
+def own_cores(rank: int, ranks_on_host: int, threads: int) -> list[int]:
+    """A rank's share of the cores, where the ranks of this host fill them exactly; otherwise none is anybody's own."""
+    cores = sorted(os.sched_getaffinity(0))
+    if ranks_on_host < 2 or ranks_on_host * threads != len(cores):
+        return []
+    first = rank % ranks_on_host * threads
+    return cores[first : first + threads]
 
 
 def resolve_dtype(name: str, kernels: Kernels) -> torch.dtype:

@@ -209,6 +209,12 @@ class Communicator(ABC):
         """The rows of the residual that are valid on this rank after `all_reduce_rms_norm`."""
         return range(num_tokens)
 
+    def share_core(self, is_shared: bool) -> None:  # noqa: B027 - a backend may never spin
+        """Says whether another thread of this rank has use for the core while a call waits: then waits sleep at once.
+
+        Holds until it is said again. No collective call.
+        """
+
     def check(self) -> None:  # noqa: B027 - a backend may have nothing to look at
         """Raises what the next call would, if the group was aborted. Waits for nobody.
 

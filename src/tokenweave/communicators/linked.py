@@ -91,6 +91,9 @@ class LinkedCommunicator(Communicator):
     ) -> Generator[Traffic, None, Tensor]:
         return self.inner.reduce_norm_phases(hidden, residual, weight, eps)
 
+    def share_core(self, is_shared: bool) -> None:
+        self.inner.share_core(is_shared)
+
     def check(self) -> None:
         self.inner.check()
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
 ONE_SHOT_TOKENS = 4  # up to here summing every row on every rank costs less than a second synchronisation
+SHARED_SPIN_NS = 2_000  # where another thread computes on this core: it loses what is spun
 CROWDED_SPIN_S = 2e-6  # with more ranks than processors: whoever is waited for may need this one
 
 _DTYPES = {  # tw_shm_dtype
@@ -94,12 +95,13 @@ class ShmCommunicator(Communicator):
         self._group: ctypes.c_void_p | None = None
         if spin_s is None:
             spin_s = SPIN_S if size <= (os.cpu_count() or 1) else CROWDED_SPIN_S
+        self._spin_ns = int(spin_s * 1e9)
         options = shm_abi.Options(
             rank=rank,
             size=size,
             slot_bytes=slot_bytes,
             timeout_ns=int(timeout_s * 1e9),
-            spin_ns=int(spin_s * 1e9),
+            spin_ns=self._spin_ns,
         )
         group = ctypes.c_void_p()
         status = self._library.tw_shm_attach(
@@ -193,6 +195,10 @@ class ShmCommunicator(Communicator):
             self._check_status(self._library.tw_shm_reduce_norm_end(self._open(), *meeting))
         return call.out
 
+    def share_core(self, is_shared: bool) -> None:
+        spin_ns = min(SHARED_SPIN_NS, self._spin_ns) if is_shared else self._spin_ns
+        self._check_status(self._library.tw_shm_set_spin(self._open(), spin_ns))
+
     def check(self) -> None:
         self._check_status(self._library.tw_shm_check(self._open()))
 
@@ -204,6 +210,8 @@ class ShmCommunicator(Communicator):
         fused = self._fused(num_tokens, hidden_size, hidden.dtype)
         if fused is None:
             return None
+        _check_dense("residual", residual, torch.float32, hidden.shape)
+        _check_dense("weight", weight, hidden.dtype, hidden.shape[1:])
         memory, kernels = fused
         offset = memory.offset_of(hidden)
         if offset is None:  # it does not come from `new_partial`
@@ -302,3 +310,11 @@ class ShmCommunicator(Communicator):
         if status == shm_abi.ERROR_MISMATCH:
             raise CollectiveMismatch(f"{message}; every rank must make the same calls in order")
         raise CommunicatorError(f"the native collective refused its arguments (status {status})")
+
+
+def _check_dense(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+        how = "" if tensor.is_contiguous() else ", not contiguous"
+        raise CommunicatorError(
+            f"got a {name} of {tensor.dtype} {tuple(tensor.shape)}{how}; expected {dtype} {tuple(shape)}, contiguous"
+        )

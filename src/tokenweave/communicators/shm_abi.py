@@ -52,6 +52,7 @@ def library() -> ctypes.CDLL:
         "send_bytes": (c_int, [c_void_p, c_char_p, c_size_t, c_int]),
         "receive_begin": (c_int, [c_void_p, c_int, c_int, POINTER(c_uint64)]),
         "receive_rest": (c_int, [c_void_p, c_int, c_void_p]),
+        "set_spin": (c_int, [c_void_p, c_int64]),
         "check": (c_int, [c_void_p]),
         "abort": (c_int, [c_void_p, c_int, c_char_p]),
         "last_error": (c_int, [c_void_p, c_char_p, c_size_t]),
