@@ -175,7 +175,7 @@ def test_many_small_sums_one_after_the_other_are_all_right(ranks: Ranks) -> None
     assert ranks.run("fixed_sum_many_times", 200) == [True] * ranks.size
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 5])
+@pytest.mark.parametrize("num_tokens", [0, 1, 5, 301])
 def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens: int) -> None:
     total = expected_sum(ranks.size, (num_tokens, 64), "float32")
     residual = data_of(100, (num_tokens, 64), "float32") + total

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenweave.errors import CommunicatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -274,6 +274,20 @@ class Communicator(ABC):
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise CommunicatorError(f"got root={root}; expected a rank, 0 to {self.size - 1}")
+
+
+def run_phases(
+    phases: Generator[Traffic, None, Tensor], carry: Callable[[Traffic], None] | None = None
+) -> Tensor:
+    """What `phases` (see `reduce_norm_phases`) return; `carry` is called with each exchange."""
+    try:
+        while True:
+            traffic = next(phases)
+            if carry is not None:
+                carry(traffic)
+    except StopIteration as end:
+        normed: Tensor = end.value
+        return normed
 
 
 def exchanges_of_sum(size: int, size_bytes: int) -> tuple[Traffic, ...]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tokenweave.communicators.base import Communicator, Traffic, exchanges_of_sum
+from tokenweave.communicators.base import Communicator, Traffic, exchanges_of_sum, run_phases
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -78,13 +78,7 @@ class LinkedCommunicator(Communicator):
 
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """The inner communicator's, with a wait for the link wherever ranks exchange rows."""
-        phases = self.reduce_norm_phases(hidden, residual, weight, eps)
-        try:
-            while True:
-                self._carry(next(phases))
-        except StopIteration as end:
-            normed: Tensor = end.value
-            return normed
+        return run_phases(self.inner.reduce_norm_phases(hidden, residual, weight, eps), self._carry)
 
     def reduce_norm_phases(
         self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float

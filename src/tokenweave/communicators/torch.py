@@ -8,7 +8,10 @@ Invariants:
      from three ranks and `TWO_STEP_BYTES` on it sums only its share and gathers the shares. Cost: at two ranks
      nothing; at three, tensors smaller than that travel 1.5 times the bytes of a ring.
   2. A wait looks at the bulletin every `SLICE_S`, so an abort or a dead peer ends it, also one without bound.
-  3. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
+  3. `all_reduce_rms_norm` shares the rows of all but small tensors out: each rank is sent its rows of every rank's
+     partial sum, adds and norms them (the residual stays where it is), and the normed rows are gathered. Its bits are
+     those of an all-reduce and a norm. Waits let go of the core and of Python's lock, so another lane computes.
+  4. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
      but it is not the rank order.
 """
 
@@ -24,14 +27,30 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import AllToAllOptions, BroadcastOptions, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import (
+    AllToAllOptions,
+    BroadcastOptions,
+    PrefixStore,
+    ReduceScatterOptions,
+    Store,
+    TCPStore,
+)
 
-from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, sum_in_rank_order
+from tokenweave.communicators.base import (
+    DEFAULT_TIMEOUT_S,
+    ONE_EXCHANGE_BYTES,
+    Communicator,
+    Traffic,
+    exchanges_of_rows,
+    run_phases,
+    sum_in_rank_order,
+)
 from tokenweave.communicators.bulletin import SLICE_S, Bulletin
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from typing import Self
 
     from tokenweave.kernels import Kernels
@@ -173,6 +192,42 @@ class TorchCommunicator(Communicator):
         self._start("barrier")
         self._gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
 
+    def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
+        """Each rank's share, in rank order, the last ones' smaller; all rows where the tensor is small."""
+        return self._rows_of(self.rank, num_tokens, hidden_size * dtype.itemsize)
+
+    def all_reduce_rms_norm(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        return run_phases(self.reduce_norm_phases(hidden, residual, weight, eps))
+
+    def reduce_norm_phases(
+        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> Generator[Traffic, None, torch.Tensor]:
+        num_tokens, hidden_size = hidden.shape
+        row_bytes = hidden_size * hidden.itemsize
+        if not self._shares_rows(num_tokens * row_bytes):
+            return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
+        self._check(hidden)
+        self._start(f"all_reduce_rms_norm of {_describe(hidden)}")
+        own = self._rows_of(self.rank, num_tokens, row_bytes)
+        scatter, gather = exchanges_of_rows(self.size, num_tokens, len(own), row_bytes)
+        summed = self._scatter_rows(hidden.contiguous(), own)
+        yield scatter
+        normed = self.kernels.add_rms_norm(summed, residual[own.start : own.stop], weight, eps)
+        yield gather
+        return self._gather_rows(normed, num_tokens)
+
+    def check(self) -> None:
+        self._check_usable()
+        try:
+            self._bulletin.raise_if_aborted()
+        except RankError as error:
+            self._failure = error
+            raise
+        except RuntimeError as error:
+            self._fail_as_lost("a wait for the link", error)
+
     def abort(self, reason: str) -> None:
         """As for every communicator; the others notice within `SLICE_S` of waiting, or at their next call."""
         failure = RankError(f"rank {self.rank} aborted the job: {reason}", self.rank)
@@ -220,6 +275,50 @@ class TorchCommunicator(Communicator):
         sum_in_rank_order(list(received.view(self.size, share)), out=summed)
         gathered = self._gather_bytes(_as_bytes(summed), "all_reduce").view(tensor.dtype)
         tensor.view(-1).copy_(gathered[: tensor.numel()])
+
+    def _shares_rows(self, size_bytes: int) -> bool:
+        return self.size > 1 and size_bytes >= ONE_EXCHANGE_BYTES
+
+    def _rows_of(self, rank: int, num_tokens: int, row_bytes: int) -> range:
+        if not self._shares_rows(num_tokens * row_bytes):
+            return range(num_tokens)
+        share = -(-num_tokens // self.size)
+        return range(min(rank * share, num_tokens), min((rank + 1) * share, num_tokens))
+
+    def _scatter_rows(self, hidden: torch.Tensor, own: range) -> torch.Tensor:
+        """The sum of this rank's rows of every rank's `hidden`: (len(own), hidden_size)."""
+        num_tokens, hidden_size = hidden.shape
+        if hidden.is_cuda:
+            share = -(-num_tokens // self.size)
+            padded = torch.nn.functional.pad(hidden, (0, 0, 0, self.size * share - num_tokens))
+            summed = hidden.new_empty(share, hidden_size)
+            self._data._reduce_scatter_base(summed, padded, ReduceScatterOptions()).wait()
+            return summed[: len(own)]
+        # gloo has no reduce-scatter of its own, and its order of summing would depend on the batch.
+        row_bytes = hidden_size * hidden.itemsize
+        sent = [len(self._rows_of(rank, num_tokens, row_bytes)) * row_bytes for rank in range(self.size)]
+        parts = hidden.new_empty(self.size, len(own), hidden_size)
+        received = [len(own) * row_bytes] * self.size
+        work = self._data.alltoall_base(
+            _as_bytes(parts), _as_bytes(hidden), received, sent, AllToAllOptions()
+        )
+        self._finish(work, "all_reduce_rms_norm")
+        sum_in_rank_order(list(parts), out=parts[0])
+        return parts[0]
+
+    def _gather_rows(self, own: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Every rank's rows, (num_tokens, hidden_size); they are fewer on the last ranks where they don't divide."""
+        share = -(-num_tokens // self.size)
+        if own.shape[0] < share:
+            own = torch.nn.functional.pad(own, (0, 0, 0, share - own.shape[0]))
+        gathered = own.new_empty(self.size * share, own.shape[1])
+        if own.is_cuda:
+            self._data._allgather_base(gathered, own).wait()
+        else:
+            self._finish(
+                self._data._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
+            )
+        return gathered[:num_tokens]
 
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
         self._start(f"all_gather of {_describe(tensor)}")
