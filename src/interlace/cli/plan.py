@@ -12,9 +12,11 @@ from interlace.errors import EngineError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from interlace.cli.plan_costs import PlanCosts
     from interlace.cli.plan_work import Workload
     from interlace.models.config import ModelConfig
     from tokenweave.plan import Plan, Step
+    from tokenweave.simulate import Timeline
 
 app = typer.Typer(no_args_is_help=True, help="Look at the plan of a forward pass.")
 NUMBER_OF_ENDS = 2  # the first and the last layer are shown, those between are folded
@@ -32,10 +34,23 @@ def show(
     tp: Annotated[int, typer.Option(help="Ranks.")] = 1,
     rank: Annotated[int, typer.Option(help="The rank whose work is shown.")] = 0,
     dtype: Annotated[str, typer.Option(help="For byte counts.", metavar="float32|bfloat16")] = "bfloat16",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to cut the tokens in two; draws the simulated timeline.", metavar="N|middle|none"
+        ),
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(help="Between the ranks, for the timeline.", metavar="GB/s,us")
+    ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Price steps by this machine's wave table, not by round figures.")
+    ] = False,
     every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
 ) -> None:
-    """Print the plan of a forward pass, and what each step asks of one rank."""
+    """Print the plan of a forward pass, and what each step asks of one rank; with --split also when it would run."""
+    from interlace.cli.plan_costs import round_costs, tuned_costs
     from interlace.cli.plan_work import DTYPE_BYTES, Workload
     from interlace.models.shard import Shard
     from tokenweave.plan import plan_forward
@@ -45,15 +60,34 @@ def show(
     if tp < 1:
         raise EngineError(f"tp={tp}: expected an integer of at least 1")
     config = _config_of(model)
-    workloads = [Workload(config, Shard.of(config, each, tp), tokens, dtype) for each in range(tp)]
+    at = _split_row(split, tokens, tp)
+    shards = [Shard.of(config, each, tp) for each in range(tp)]
+    workloads = [Workload(config, shard, tokens, dtype, at) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
-    plan = plan_forward(config.num_layers, tokens)
+    plan = plan_forward(config.num_layers, tokens, at)
+    costs = tuned_costs(config, tp, dtype, link) if tuned else round_costs(config, shards, dtype, link)
     if as_json:
-        console.show_json(_json_object(model, plan, workloads, rank))
+        console.show_json(_json_object(model, plan, workloads, rank, costs))
         return
     _print_header(model, config, workloads)
     console.show("", _ranks_table(workloads), "", _steps_table(plan, workloads[rank], every_step))
     _print_totals(plan, workloads[rank])
+    if split is not None:
+        _print_timeline(plan, plan_forward(config.num_layers, tokens), costs, every_step)
+
+
+def _split_row(split: str | None, tokens: int, tp: int) -> int | None:
+    """The row that `--split` means."""
+    from interlace.cli.plan_costs import ROUND_TILE
+    from tokenweave.split import alignment_of, middle
+
+    if split in (None, "none"):
+        return None
+    if split == "middle":
+        return middle(tokens, alignment_of(ROUND_TILE, tp))
+    if split is None or not split.isdecimal():
+        raise EngineError(f"split={split!r}: expected a number of tokens, middle or none")
+    return int(split)
 
 
 def _config_of(model: str) -> ModelConfig:
@@ -141,6 +175,28 @@ def _print_totals(plan: Plan, workload: Workload) -> None:
     )
 
 
+def _print_timeline(plan: Plan, whole: Plan, costs: PlanCosts, every_layer: bool) -> None:
+    from interlace.cli.timeline import draw
+
+    timeline = costs.timeline(plan)
+    print(f"\ntimeline, modelled: {costs.text}")
+    print(_figures(plan, timeline))
+    if plan.split is not None:
+        print(_figures(whole, costs.timeline(whole)))
+    print("\n".join(draw(timeline, every_layer)))
+
+
+def _figures(plan: Plan, timeline: Timeline) -> str:
+    from tokenweave.plan import Lane
+
+    where = "not split" if plan.split is None else f"split at {plan.split}"
+    return (
+        f"{where}: {1e3 * timeline.total_s:,.1f} ms; compute lane busy {1e3 * timeline.busy_s[Lane.COMPUTE]:,.1f}, "
+        f"blocked {1e3 * timeline.blocked_s:,.1f}; communication {1e3 * timeline.busy_s[Lane.TRANSFER]:,.1f}, "
+        f"of which {timeline.hidden_fraction:.0%} hidden"
+    )
+
+
 def _totals(plan: Plan, workload: Workload) -> dict[str, int]:
     from tokenweave.plan import Op
 
@@ -153,8 +209,12 @@ def _totals(plan: Plan, workload: Workload) -> dict[str, int]:
     }
 
 
-def _json_object(model: str, plan: Plan, workloads: list[Workload], rank: int) -> dict[str, Any]:
-    workload = workloads[rank]
+def _json_object(
+    model: str, plan: Plan, workloads: list[Workload], rank: int, costs: PlanCosts
+) -> dict[str, Any]:
+    from tokenweave.plan import Lane
+
+    workload, timeline = workloads[rank], costs.timeline(plan)
     return {
         "model": model,
         "num_tokens": plan.num_tokens,
@@ -162,8 +222,20 @@ def _json_object(model: str, plan: Plan, workloads: list[Workload], rank: int) -
         "dtype": workload.dtype,
         "rank": rank,
         "ranks": [_rank_object(each) for each in workloads],
-        "steps": [_step_object(position, step, workload) for position, step in enumerate(plan.steps)],
+        "split": plan.split,
+        "steps": [
+            {**_step_object(each.position, each.step, workload), "start_s": each.start_s, "end_s": each.end_s}
+            for each in timeline.intervals
+        ],
         "totals": _totals(plan, workload),
+        "modelled": {
+            "costs": costs.text,
+            "total_s": timeline.total_s,
+            "compute_s": timeline.busy_s[Lane.COMPUTE],
+            "communication_s": timeline.busy_s[Lane.TRANSFER],
+            "blocked_s": timeline.blocked_s,
+            "hidden_fraction": timeline.hidden_fraction,
+        },
     }
 
 
@@ -187,6 +259,8 @@ def _step_object(position: int, step: Step, workload: Workload) -> dict[str, Any
         "lane": step.lane.value,
         "operation": step.name,
         "layer": step.layer,
+        "part": step.part,
+        "num_tokens": len(workload.rows(step)),
         "waits_for": list(step.waits_for),
         "gemms": [{"name": g.name, "m": g.m, "k": g.k, "n": g.n, "times": g.times} for g in work.gemms],
         "flops": work.flops,

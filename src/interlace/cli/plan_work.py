@@ -62,20 +62,28 @@ class Workload:
     shard: Shard
     num_tokens: int
     dtype: str
+    split: int | None = None
+
+    def rows(self, step: Step) -> range:
+        """The token rows that `step` works on."""
+        if self.split is None or step.part is None:
+            return range(self.num_tokens)
+        return range(self.split) if step.part == 0 else range(self.split, self.num_tokens)
 
     def of(self, step: Step) -> Work:
         """What `step` asks of this rank."""
+        rows = self.rows(step)
         match step.op:
             case Op.EMBED:
-                return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._hidden_shape()}")
+                return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(rows)}")
             case Op.ATTENTION:
-                return self._attention()
+                return self._attention(rows)
             case Op.MLP:
-                return self._experts() if self.config.num_experts else self._mlp()
+                return self._experts(len(rows)) if self.config.num_experts else self._mlp(len(rows))
             case Op.REDUCE_NORM:
-                return self._reduce_norm()
+                return self._reduce_norm(rows)
             case Op.LOGITS:
-                return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
+                return self._logits(rows)
             case Op.GATHER:
                 return self._gather()
 
@@ -94,11 +102,11 @@ class Workload:
         per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
         return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
 
-    def _attention(self) -> Work:
-        config, t, d = self.config, self.num_tokens, self.config.head_dim
+    def _attention(self, rows: range) -> Work:
+        config, t, d = self.config, len(rows), self.config.head_dim
         heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
-        window = min(t, config.sliding_window or t)
-        seen = window * (window + 1) // 2 + (t - window) * window  # keys, summed over the queries
+        window = min(rows.stop, config.sliding_window or rows.stop)
+        seen = _seen(rows.stop, window) - _seen(rows.start, window)  # keys, summed over the queries
         return Work(
             gemms=(
                 Gemm("qkv", t, config.hidden_size, (heads + 2 * kv_heads) * d),
@@ -108,12 +116,12 @@ class Workload:
             other_flops=4 * heads * d * seen,
         )
 
-    def _mlp(self) -> Work:
-        return Work(self._gemms_of_mlp(self.num_tokens))
+    def _mlp(self, t: int) -> Work:
+        return Work(self._gemms_of_mlp(t))
 
-    def _experts(self) -> Work:
+    def _experts(self, t: int) -> Work:
         """Every expert is on every rank in part; tokens are counted as spread evenly over the experts."""
-        config, t = self.config, self.num_tokens
+        config = self.config
         rows = -(-t * config.experts_per_token // config.num_experts)
         busy = min(config.num_experts, t * config.experts_per_token)
         router = Gemm("router", t, config.hidden_size, config.num_experts)
@@ -127,11 +135,16 @@ class Workload:
             Gemm("down", rows, columns, hidden, times),
         )
 
-    def _reduce_norm(self) -> Work:
+    def _reduce_norm(self, rows: range) -> Work:
         if self.shard.size == 1:
-            return Work(note=f"add + norm {self._hidden_shape()}; one rank: nothing to reduce")
-        size_bytes = self.num_tokens * self.config.hidden_size * DTYPE_BYTES[self.dtype]
-        return Work(note=f"all-reduce + add + norm {self._hidden_shape()}", bytes_given=size_bytes)
+            return Work(note=f"add + norm {self._shape(rows)}; one rank: nothing to reduce")
+        size_bytes = len(rows) * self.config.hidden_size * DTYPE_BYTES[self.dtype]
+        return Work(note=f"all-reduce + add + norm {self._shape(rows)}", bytes_given=size_bytes)
+
+    def _logits(self, rows: range) -> Work:
+        if rows.stop < self.num_tokens:
+            return Work(note="the last token is not in this part")
+        return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
 
     def _gather(self) -> Work:
         if self.shard.size == 1:
@@ -140,8 +153,14 @@ class Workload:
         given = 0 if self.shard.rank == 0 else columns * LOGIT_BYTES
         return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
-    def _hidden_shape(self) -> str:
-        return f"({self.num_tokens}, {self.config.hidden_size})"
+    def _shape(self, rows: range) -> str:
+        return f"({len(rows)}, {self.config.hidden_size})"
+
+
+def _seen(num_queries: int, window: int) -> int:
+    """Keys that the first queries of a sequence see, all together."""
+    short = min(num_queries, window)
+    return short * (short + 1) // 2 + (num_queries - short) * window
 
 
 def span(units: range) -> str:

@@ -106,3 +106,104 @@ def test_bad_values_are_one_line(invoke: Any, tiny_model: Path, arguments: tuple
     result = invoke("plan", "show", str(tiny_model), *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
+
+
+@given(st.integers(2, 700), st.data())
+def test_the_work_of_two_parts_is_that_of_the_whole(num_tokens: int, data: st.DataObject) -> None:
+    split = data.draw(st.integers(1, num_tokens - 1))
+    for config in (SMOLLM2, replace(SMOLLM2, sliding_window=50)):
+        whole = workload(config, 1, 2, num_tokens)
+        parts = replace(whole, split=split)
+        for op in (Op.ATTENTION, Op.MLP, Op.LOGITS, Op.REDUCE_NORM):
+            one, two = (parts.of(Step(op, layer=0, norm=1, part=part)) for part in (0, 1))
+            expected = whole.of(Step(op, layer=0, norm=1))
+            assert one.flops + two.flops == expected.flops
+            assert one.bytes_given + two.bytes_given == expected.bytes_given
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from support.tiny_models import make_model
+
+    return make_model(tmp_path_factory.mktemp("deep") / "deep", "llama", num_hidden_layers=5)
+
+
+def test_without_a_split_nothing_is_simulated_for_the_reader(invoke: Any, deep_model: Path) -> None:
+    assert "timeline" not in invoke("plan", "show", str(deep_model), "--tp", "2").stdout
+
+
+def test_a_split_draws_both_parts_on_both_lanes_first_and_last_layer(invoke: Any, deep_model: Path) -> None:
+    shown = invoke(
+        "plan",
+        "show",
+        str(deep_model),
+        "--tp",
+        "2",
+        "--tokens",
+        "1200",
+        "--split",
+        "middle",
+        "--link",
+        "0.1GB/s,5us",
+    )
+    assert shown.exit_code == 0
+    _, _, timeline = shown.stdout.partition("timeline, modelled: ")
+    assert "link 0.1GB/s,5us" in timeline.splitlines()[0]
+    assert timeline.count("\ncompute ") == timeline.count("\ntransfer ") == 2
+    assert "... 3 more layers" in timeline
+    for bar in ("░", "▓", "layer 0", "layer 4", "split at 600", "not split"):
+        assert bar in timeline
+    assert max(map(len, timeline.splitlines())) <= 120
+
+
+def test_all_draws_every_layer(invoke: Any, deep_model: Path) -> None:
+    shown = invoke("plan", "show", str(deep_model), "--tp", "2", "--split", "none", "--all").stdout
+    assert shown.count("\ncompute ") == 5
+    assert "▓ second part" in shown
+    assert "split at" not in shown
+
+
+def test_json_has_when_each_step_would_run(invoke: Any, deep_model: Path) -> None:
+    arguments = (
+        "plan",
+        "show",
+        str(deep_model),
+        "--tp",
+        "2",
+        "--tokens",
+        "64",
+        "--link",
+        "0.1GB/s,5us",
+        "--json",
+    )
+    whole, woven = (json.loads(invoke(*arguments, "--split", split).stdout) for split in ("none", "24"))
+    assert (whole["split"], woven["split"]) == (None, 24)
+    for step in woven["steps"]:
+        assert all(woven["steps"][other]["end_s"] <= step["start_s"] for other in step["waits_for"])
+    assert {(step["part"], step["num_tokens"]) for step in woven["steps"]} == {(0, 24), (1, 40), (None, 64)}
+    assert max(step["end_s"] for step in woven["steps"]) == woven["modelled"]["total_s"]
+    assert whole["modelled"]["hidden_fraction"] == 0
+    assert woven["modelled"]["hidden_fraction"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--split", "half"), "expected a number of tokens, middle or none"),
+        (("--split", "512"), "got split=512 of 512 tokens"),
+        (("--link", "fast"), "fast"),
+        (("--tuned", "--dtype", "float32"), "interlace tune"),
+    ],
+)
+def test_bad_splits_links_and_a_table_that_is_not_there_are_one_line(
+    invoke: Any,
+    deep_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path))
+    result = invoke("plan", "show", str(deep_model), "--tp", "2", *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr

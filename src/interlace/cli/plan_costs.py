@@ -1,0 +1,97 @@
+"""What `interlace plan show` prices steps with: round figures, or this machine's wave table."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from interlace.errors import EngineError
+from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
+from tokenweave.link import LinkSpec
+from tokenweave.simulate import Timeline, simulate
+from tokenweave.wave_table import RankShape, TableKey
+
+if TYPE_CHECKING:
+    from interlace.models.config import ModelConfig
+    from interlace.models.shard import Shard
+    from tokenweave.plan import Plan
+
+ROUND = Peaks(flops_per_s=100e9, bytes_per_s=10e9)
+ROUND_TILE = 12  # rows of a tile of matrix products
+
+
+@dataclass(frozen=True)
+class PlanCosts:
+    """Prices, and what they are in words."""
+
+    model: CostModel
+    shared_core: bool
+    text: str
+
+    def timeline(self, plan: Plan) -> Timeline:
+        """`plan` over one sequence from position 0, simulated."""
+        load = Load.prefill(plan.num_tokens)
+        return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core)
+
+
+def round_costs(config: ModelConfig, shards: list[Shard], dtype: str, link: str | None) -> PlanCosts:
+    """The same on every machine: a rank of round figures, whose lanes have a core each."""
+    key = TableKey(
+        machine="round figures",
+        kernels="any",
+        library="",
+        dtype=dtype,
+        threads=1,
+        hidden_size=config.hidden_size,
+        head_dim=config.head_dim,
+        num_experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        sliding_window=config.sliding_window or 0,
+        ranks=tuple(
+            RankShape(len(shard.heads), len(shard.kv_heads), len(shard.intermediate), len(shard.vocab))
+            for shard in shards
+        ),
+    )
+    table = analytic_table(key, ROUND, ROUND_TILE)
+    text = f"ranks of {ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s, a core for each lane"
+    return PlanCosts(CostModel(table, _link(link, len(shards))), False, f"{text}, {_said(link)}")
+
+
+def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> PlanCosts:
+    """This machine's, as `interlace tune` measured it.
+
+    Raises:
+        EngineError: it has not been measured.
+    """
+    import torch
+
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.connect import kernels_for
+    from interlace.engine.stages import table_key
+    from interlace.engine.weaver import table_directory
+    from tokenweave.wave_table import load_table
+
+    kernels = kernels_for(EngineConfig("model", tp=tp, dtype=dtype), tp)
+    table = load_table(table_directory(), table_key(config, tp, kernels, getattr(torch, dtype)))
+    if table is None:
+        raise EngineError(
+            f"no wave table of this model on {tp} ranks in {dtype} has been measured on this machine: run "
+            f"`interlace tune MODEL --tp {tp} --dtype {dtype}`, or leave out --tuned"
+        )
+    shared_core = tp * (kernels.threads + 1) > len(os.sched_getaffinity(0))
+    text = (
+        f"this machine's wave table, {'one core for both lanes' if shared_core else 'a core for each lane'}"
+    )
+    return PlanCosts(CostModel(table, _link(link, tp)), shared_core, f"{text}, {_said(link)}")
+
+
+def _link(text: str | None, tp: int) -> LinkSpeed | None:
+    if text is None or tp == 1:
+        return None
+    spec = LinkSpec.parse(text)
+    return LinkSpeed(spec.bytes_per_s, spec.latency_s)
+
+
+def _said(link: str | None) -> str:
+    return "no link: transfers move through memory" if link is None else f"link {link}"
