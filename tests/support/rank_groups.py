@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
-from support import rank_programs
 from support.rank_worker import receive, send
 from support.symmetric_segments import REGION_BYTES
 from tokenweave.communicators import (
@@ -53,7 +53,9 @@ class ThreadRanks:
 
         def body(rank: int) -> None:
             try:
-                outcomes[rank] = getattr(rank_programs, program)(self.communicators[rank], *arguments)
+                module, _, name = program.rpartition(".")
+                programs = importlib.import_module(f"support.{module or 'rank_programs'}")
+                outcomes[rank] = getattr(programs, name)(self.communicators[rank], *arguments)
             except Exception as error:
                 outcomes[rank] = error
 

@@ -90,7 +90,7 @@ class SymmetricMemory:
 
     def _tensor(self, offset: int, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         size_bytes = num_tokens * hidden_size * dtype.itemsize
-        if size_bytes > self.buffer_bytes:
+        if not 0 <= size_bytes <= self.buffer_bytes:
             raise CommunicatorError(
                 f"got ({num_tokens}, {hidden_size}) of {dtype}, {size_bytes:,} bytes; expected at most the "
                 f"{self.buffer_bytes:,} bytes of a buffer"

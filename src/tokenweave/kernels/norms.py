@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
-# Of the fused operation's normed rows (native/comm/fused.cpp). Its residual is exact: the same additions in the same order.
+# Of the fused operation's normed rows (native/comm/fused.cpp). Its residual has none: the additions are the same.
 REDUCE_NORM_TOLERANCE = TOLERANCE
 
 

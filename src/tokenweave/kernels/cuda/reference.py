@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.base import Tolerance
-from tokenweave.kernels.norms import reference_add_rms_norm
+from tokenweave.kernels.norms import reference_reduce_rms_norm
 
 # Of the normed rows. The paths through pointers keep a sum in float32, as the reference does; the switch rounds it to
 # the tensor's dtype, which is what the tolerance of the 16-bit dtypes has room for.
@@ -21,9 +21,5 @@ def reference_all_reduce_rms_norm(
     parts: list[Tensor], residual: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The normed rows, and the new residual, of the ranks' `parts` (num_tokens, hidden_size), in rank order."""
-    total = parts[0].float()
-    for part in parts[1:]:
-        total = total + part.float()
     summed = residual.clone()
-    normed = reference_add_rms_norm(total, summed, weight, eps)
-    return normed.to(parts[0].dtype), summed
+    return reference_reduce_rms_norm(parts, summed, weight, eps), summed

@@ -1,0 +1,168 @@
+"""What the ranks of a group with symmetric memory run; each takes the rank's communicator first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from support.rank_programs import DTYPES, reserve_activations
+from tokenweave.communicators import Communicator
+from tokenweave.errors import RankError
+from tokenweave.kernels import make_kernels
+
+Case = tuple[int, int, str]  # num_tokens, hidden_size, dtype
+Outcome = tuple[Tensor, Tensor, range]  # the normed rows, the residual, and the rows of it that count
+EPS = 1e-5
+
+
+def inputs(size: int, case: Case, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What every rank brings, the residual and the weight: the same on whoever asks."""
+    num_tokens, hidden_size, dtype = case
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_tokens, hidden_size)
+    parts = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(size)]
+    weight = torch.randn(hidden_size, generator=generator).to(DTYPES[dtype])
+    return parts, torch.randn(shape, generator=generator), weight
+
+
+def fused(
+    comm: Communicator, cases: list[Case], place: str = "partial", slow_rank: int = -1
+) -> list[Outcome]:
+    """One call after the other. `place`: where hidden lies; `slow_rank` reads each answer long after it was given."""
+    outcomes = []
+    for seed, case in enumerate(cases):
+        parts, residual, weight = inputs(comm.size, case, seed)
+        normed = comm.all_reduce_rms_norm(_placed(comm, parts[comm.rank], place), residual, weight, EPS)
+        if comm.rank == slow_rank:
+            time.sleep(0.002)
+        outcomes.append((normed.clone(), residual, comm.owned_rows(*normed.shape, normed.dtype)))
+    return outcomes
+
+
+def _placed(comm: Communicator, rows: Tensor, place: str) -> Tensor:
+    if place == "plain":
+        return rows.clone()
+    if place == "strided":
+        return rows.t().contiguous().t()
+    return comm.new_partial(*rows.shape, rows.dtype).copy_(rows)
+
+
+def two_parts(comm: Communicator, case: Case, rounds: int) -> list[bool]:
+    """Two parts take turns, as in a woven plan: each still holds its last answer while the other's is made."""
+    last: dict[int, tuple[Tensor, Tensor]] = {}
+    intact = []
+    for turn in range(2 * rounds):
+        parts, residual, weight = inputs(comm.size, case, turn)
+        normed = comm.all_reduce_rms_norm(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+        if (before := last.get(1 - turn % 2)) is not None:
+            intact.append(torch.equal(*before))
+        last[turn % 2] = (normed, normed.clone())
+    return intact
+
+
+def takes_symmetric_memory(comm: Communicator, num_tokens: int, hidden_size: int, dtype: str) -> bool:
+    """Whether a partial sum of this shape would be written where the other ranks see it."""
+    memory = comm._symmetric  # type: ignore[attr-defined]
+    return memory.offset_of(comm.new_partial(num_tokens, hidden_size, DTYPES[dtype])) is not None
+
+
+def answers_lie_in_one_memory(comm: Communicator, num_tokens: int) -> bool:
+    """Whether rank 0 sees what the last rank writes to the answer it was given."""
+    hidden = comm.new_partial(num_tokens, 64, torch.float32).zero_()
+    normed = comm.all_reduce_rms_norm(hidden, torch.zeros(num_tokens, 64), torch.ones(64), EPS)
+    comm.barrier()
+    if comm.rank == comm.size - 1:
+        normed.fill_(7.0)
+    comm.barrier()
+    return bool((normed == 7.0).all())
+
+
+def phased(comm: Communicator, case: Case) -> tuple[Outcome, int]:
+    """The operation in phases, and how many exchanges it has."""
+    parts, residual, weight = inputs(comm.size, case, 0)
+    phases = comm.reduce_norm_phases(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+    exchanges = 0
+    while True:
+        try:
+            next(phases)
+            exchanges += 1
+        except StopIteration as end:
+            normed: Tensor = end.value
+            owned = comm.owned_rows(*normed.shape, normed.dtype)
+            return (normed.clone(), residual, owned), exchanges
+
+
+def aborted_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> float:
+    """All but `odd_rank` wait for it in the operation; how long until it told them so."""
+    if comm.rank == odd_rank:
+        time.sleep(0.1)
+        comm.abort("no memory")
+        return 0.0
+    started_s = time.monotonic()
+    try:
+        fused(comm, [(num_tokens, 64, "float32")])
+    except RankError:
+        return time.monotonic() - started_s
+    raise AssertionError("the operation went on without a rank")
+
+
+def killed_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> tuple[float, str]:
+    """`odd_rank` ends between the operation's two synchronisations; how long the others took to notice, and how."""
+    parts, residual, weight = inputs(comm.size, (num_tokens, 64, "float32"), 0)
+    comm.barrier()
+    started_s = time.monotonic()
+    phases = comm.reduce_norm_phases(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+    next(phases)
+    if comm.rank == odd_rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        list(phases)
+    except Exception as error:
+        return time.monotonic() - started_s, f"{type(error).__name__}: {error}"
+    return time.monotonic() - started_s, "nothing"
+
+
+def mismatched(comm: Communicator, odd_rank: int) -> str:
+    """What a rank is told where one brings more tokens than the others."""
+    try:
+        fused(comm, [(8 if comm.rank == odd_rank else 7, 64, "float32")])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def refused(comm: Communicator) -> list[str]:
+    """What calls say that cannot be; none of them reaches another rank."""
+    rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
+    calls: list[Callable[[], object]] = [
+        lambda: comm.all_reduce_rms_norm(rows, residual.bfloat16(), weight, EPS),
+        lambda: comm.all_reduce_rms_norm(rows, residual[:4], weight, EPS),
+        lambda: comm.all_reduce_rms_norm(rows, torch.zeros(8, 5).t(), weight, EPS),
+        lambda: comm.all_reduce_rms_norm(rows, residual, torch.zeros(7), EPS),
+        lambda: comm.all_reduce_rms_norm(rows, residual, weight.bfloat16(), EPS),
+        lambda: reserve_activations(comm),
+        lambda: comm.reserve_activations(0, 64, torch.float32),
+        lambda: comm.new_partial(-1, 64, torch.float32),
+    ]
+    messages = []
+    for call in calls:
+        try:
+            call()
+            messages.append("nothing")
+        except Exception as error:
+            messages.append(f"{type(error).__name__}: {error}")
+    return messages
+
+
+def without_native_kernels(comm: Communicator, case: Case) -> list[Outcome]:
+    """The same operation on the reference kernels, which cannot use symmetric memory."""
+    native, comm.kernels = comm.kernels, make_kernels("reference")
+    try:
+        return fused(comm, [case])
+    finally:
+        comm.kernels = native
