@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from support.namespaces import Host, NamespacesNotPermitted, two_namespaces
+from interlace.cli.bench.namespaces import Host, NamespacesNotPermitted, two_namespaces
 
 # A slow example on a busy machine is no failure; `timeout` in pyproject.toml bounds every test.
 settings.register_profile("interlace", deadline=None)
@@ -16,7 +16,7 @@ settings.load_profile("interlace")
 
 @pytest.fixture
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two network namespaces joined by a cable; see support.namespaces."""
+    """Two network namespaces joined by a cable; see interlace.cli.bench.namespaces."""
     try:
         with two_namespaces() as hosts:
             yield hosts

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.namespaces import Host, torchrun_variables
+from interlace.cli.bench.namespaces import Host, torchrun_variables
 from support.tiny_models import make_model
 
 INTERLACE = str(Path(sys.executable).with_name("interlace"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.namespaces import Host, torchrun_variables
+from interlace.cli.bench.namespaces import Host, torchrun_variables
 from support.rank_groups import free_port
 
 RANK = Path(__file__).parents[1] / "support" / "torch_rank.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from interlace.cli import console
 
 if TYPE_CHECKING:
+    from emucxl.bench.harness import Report
     from interlace.cli.bench.drive import ServeRun
 
 GEMM_TOKENS = (512, 2048)
@@ -114,6 +116,66 @@ def split(
         console.show_json(harness.record(report, quick=False))
     else:
         console.show(harness.table(report))
+
+
+@app.command()
+def weave(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="As ever, or wide: a random one; absent: smollm2 and wide.")
+    ] = "",
+    tokens: Annotated[str, typer.Option(help="Token counts, with commas; absent: 256 to 8192.")] = "",
+    links: Annotated[
+        str,
+        typer.Option("--link", help="Modelled links, with semicolons; none: memory.", metavar="GB/s,us;..."),
+    ] = "",
+    dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up round comes before them.")] = 5,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="The engine instead, over a modelled link.")
+    ] = False,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="The engine instead, between two network namespaces.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write DIR/<machine>/weave.json.", metavar="DIR")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small shapes: that it works, not how fast.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What weaving hides: the time that a rank's compute lane is blocked, woven and not, over modelled links."""
+    from interlace.cli.bench import weave as bench
+    from interlace.cli.bench import weave_end_to_end
+
+    if end_to_end or hosts:
+        whole = weave_end_to_end.Options(
+            model or "smollm2", dtype, links or "0.25GB/s,5us", hosts, rounds, quick
+        )
+        with console.progress("measuring") as progress:
+            reports = [weave_end_to_end.report(whole, *weave_end_to_end.measure(whole, progress))]
+    else:
+        reports = []
+        for name in (model,) if model else bench.MODELS:
+            options = bench.Options.read(name, dtype, tokens, links, rounds, quick)
+            with console.progress(f"measuring {name}") as progress:
+                reports.append(bench.report(options, bench.measure(options, progress)))
+    _finish(reports, quick, out, as_json)
+
+
+def _finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool) -> None:
+    """Print the reports, and write them to one file, named after the first, if it was asked for."""
+    from emucxl.bench import harness, machine
+
+    records = [harness.record(report, quick) for report in reports]
+    result = records[0] if len(records) == 1 else {"benchmark": reports[0].name, "runs": records}
+    if out is not None:
+        path = out / machine.slug() / f"{reports[0].name}{'-quick' if quick else ''}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        typer.echo(f"written: {path}", err=True)
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show(*map(harness.table, reports))
 
 
 def _cores() -> int:

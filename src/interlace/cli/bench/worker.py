@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,18 @@ QUIT_TIMEOUT_S = 20.0
 class Worker:
     """Speaks JSON lines with one system."""
 
-    def __init__(self, python: str, kind: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        python: str,
+        kind: str,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`prefix`: what goes before the command that runs the worker, as `ip netns exec NAME`."""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self.started_at = time.perf_counter()
         self._process = subprocess.Popen(
-            start_command(python, kind),
+            [*prefix, *start_command(python, kind)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 INTERFACE = "eth0"
+BURST_BYTES = 256 * 1024  # what a shaped end lets out at once: a millisecond at 0.25 GB/s
 
 
 class NamespacesNotPermitted(Exception):
@@ -24,12 +25,29 @@ class Host:
     namespace: str
     address: str
 
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before a command that is to run on this host."""
+        return ["ip", "netns", "exec", self.namespace]
+
+    def shape(self, bandwidth_gbps: float) -> None:
+        """Has the kernel let no more than that out of this end, in 1e9 bytes per second (a token bucket).
+
+        Raises:
+            NamespacesNotPermitted: the kernel cannot.
+        """
+        rate = f"{round(bandwidth_gbps * 8e9)}bit"
+        _run(
+            *("tc", "-n", self.namespace, "qdisc", "replace", "dev", INTERFACE, "root"),
+            *("tbf", "rate", rate, "burst", str(BURST_BYTES), "latency", "50ms"),
+        )
+
     def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[str]:
         """`command` on this host; `options` are those of Popen."""
         return subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, *command],
+            [*self.prefix, *command],
             env={**os.environ, **(environment or {})},
             text=True,
             **options,
@@ -73,6 +91,13 @@ def torchrun_variables(rank: int, world_size: int, master: Host, port: int) -> d
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise NamespacesNotPermitted(f"`{' '.join(command)}`: {error}") from None
     if done.returncode != 0:
-        raise NamespacesNotPermitted(f"`ip {' '.join(arguments)}` says: {done.stderr.strip()}")
+        raise NamespacesNotPermitted(f"`{' '.join(command)}` says: {done.stderr.strip()}")
