@@ -83,7 +83,15 @@ TW_API int tw_paged_attention(tw_pool *pool, const void *q, int64_t ldq, const v
                               int dtype);
 
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
-typedef enum tw_limit { TW_LIMIT_FMA_GFLOPS = 0, TW_LIMIT_BF16_GFLOPS = 1, TW_LIMIT_READ_GBPS = 2 } tw_limit;
+typedef enum tw_limit {
+    TW_LIMIT_FMA_GFLOPS = 0,
+    TW_LIMIT_BF16_GFLOPS = 1,
+    TW_LIMIT_READ_GBPS = 2,
+    /* Bytes read and written, in the mix of tw_shm_all_reduce_rms_norm over two ranks: two streams are read, one of
+     * float32 is updated, one is written. The first mix is that of float32, the second that of bfloat16. */
+    TW_LIMIT_FUSED_F32_GBPS = 3,
+    TW_LIMIT_FUSED_BF16_GBPS = 4
+} tw_limit;
 TW_API int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value);
 
 /* ---- Shared-memory collectives ----------------------------------------------------------------------------------

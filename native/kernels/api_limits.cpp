@@ -38,6 +38,30 @@ double best_rate(Pool &pool, double seconds, const Part &part) {
     return best;
 }
 
+using Memory = std::unique_ptr<char, decltype(&std::free)>;
+
+Memory stream_memory() {
+    Memory memory(static_cast<char *>(std::aligned_alloc(HUGE_PAGE_BYTES, STREAM_BYTES)), &std::free);
+    if (memory) {
+        madvise(memory.get(), STREAM_BYTES, MADV_HUGEPAGE);  // as weights are; a refusal costs only speed
+        std::memset(memory.get(), 1, STREAM_BYTES);
+    }
+    return memory;
+}
+
+// The better of writing through the caches and past them.
+double best_mix(Pool &pool, char *memory, double seconds, int update_ratio) {
+    const size_t size_bytes = STREAM_PART_BYTES / (3 + update_ratio) / 64 * 64;
+    double best = 0;
+    for (const bool past_caches : {false, true}) {
+        const double rate = best_rate(pool, seconds / 2, [&](int64_t part) {
+            return pool.kernels().mix_bytes({memory + part * STREAM_PART_BYTES, size_bytes, update_ratio, past_caches});
+        });
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
 }  // namespace
 
 int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value) {
@@ -48,14 +72,15 @@ int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value) {
     } else if (limit == TW_LIMIT_BF16_GFLOPS) {
         *value = best_rate(pool->pool, seconds, [&](int64_t) { return kernels.spin_bf16(); });
     } else if (limit == TW_LIMIT_READ_GBPS) {
-        const std::unique_ptr<char, decltype(&std::free)> memory(
-            static_cast<char *>(std::aligned_alloc(HUGE_PAGE_BYTES, STREAM_BYTES)), &std::free);
+        const Memory memory = stream_memory();
         if (!memory) return TW_ERROR_OUT_OF_MEMORY;
-        madvise(memory.get(), STREAM_BYTES, MADV_HUGEPAGE);  // as weights are; a refusal costs only speed
-        std::memset(memory.get(), 1, STREAM_BYTES);
         *value = best_rate(pool->pool, seconds, [&](int64_t part) {
             return kernels.read_bytes(memory.get() + part * STREAM_PART_BYTES, STREAM_PART_BYTES);
         });
+    } else if (limit == TW_LIMIT_FUSED_F32_GBPS || limit == TW_LIMIT_FUSED_BF16_GBPS) {
+        const Memory memory = stream_memory();
+        if (!memory) return TW_ERROR_OUT_OF_MEMORY;
+        *value = best_mix(pool->pool, memory.get(), seconds, limit == TW_LIMIT_FUSED_F32_GBPS ? 1 : 2);
     } else {
         return TW_ERROR_INVALID_ARGUMENT;
     }

@@ -104,6 +104,14 @@ struct AttentionItem {
     int32_t first_position;          // of the first query
 };
 
+// Streams that lie one after the other: read, read, updated, written.
+struct MixArgs {
+    char *memory;
+    size_t size_bytes;  // of a stream that is read, or written
+    int update_ratio;   // the updated stream is so many times as long: 1 or 2
+    bool past_caches;   // how the written stream is written
+};
+
 struct KernelTable {
     void (*pack)(const PackArgs &, int64_t first_panel, int64_t last_panel);
     void (*linear)(const LinearArgs &, int64_t first_panel, int64_t last_panel);
@@ -118,6 +126,8 @@ struct KernelTable {
     double (*spin_fma)();
     double (*spin_bf16)();
     double (*read_bytes)(const char *memory, size_t size_bytes);
+    // Reads two streams of `size_bytes`, updates one of size_bytes * update_ratio, and writes one, past the caches or not.
+    double (*mix_bytes)(const MixArgs &);
 };
 
 namespace baseline {

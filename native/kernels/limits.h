@@ -49,4 +49,28 @@ static double read_bytes(const char *memory, size_t size_bytes) {
     return static_cast<double>(size_bytes);
 }
 
+static double mix_bytes(const MixArgs &args) {
+    constexpr size_t LINE = 64, AHEAD = 1024;
+    const size_t ratio = args.update_ratio;
+    char *first = args.memory, *second = first + args.size_bytes, *updated = second + args.size_bytes;
+    char *written = updated + ratio * args.size_bytes;
+    for (size_t at = 0; at < args.size_bytes; at += LINE) {
+        _mm_prefetch(first + at + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(second + at + AHEAD, _MM_HINT_T0);
+        Words sum = load_words(first + at);
+        const Words other = load_words(second + at);
+        TW_EACH_PART sum.part[i] += other.part[i];
+        for (size_t line = 0; line < ratio; ++line) {
+            char *to = updated + (at * ratio + line * LINE);
+            _mm_prefetch(to + AHEAD, _MM_HINT_T0);
+            Words words = load_words(to);
+            TW_EACH_PART words.part[i] += sum.part[i];
+            store_words(to, words);
+        }
+        args.past_caches ? stream_words(written + at, sum) : store_words(written + at, sum);
+    }
+    if (args.past_caches) _mm_sfence();
+    return static_cast<double>(args.size_bytes * (3 + 2 * ratio));
+}
+
 }  // namespace tokenweave::TW_ISA

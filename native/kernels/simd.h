@@ -212,6 +212,21 @@ TW_INLINE Words load_words(const char *p) {
     TW_EACH_PART out.part[i] = *reinterpret_cast<const WordMemory *>(p + i * 4 * WIDTH);
     return out;
 }
+TW_INLINE void store_words(char *p, Words a) {
+    TW_EACH_PART *reinterpret_cast<WordMemory *>(p + i * 4 * WIDTH) = a.part[i];
+}
+// Past the caches; p is a multiple of 64. Other cores see it in order only after a fence.
+TW_INLINE void stream_words(char *p, Words a) {
+    TW_EACH_PART {
+#if defined(__AVX512F__)
+        _mm512_stream_si512(reinterpret_cast<__m512i *>(p), reinterpret_cast<__m512i>(a.part[i]));
+#elif defined(__AVX2__)
+        _mm256_stream_si256(reinterpret_cast<__m256i *>(p + i * 32), reinterpret_cast<__m256i>(a.part[i]));
+#else
+        _mm_stream_si128(reinterpret_cast<__m128i *>(p + i * 16), reinterpret_cast<__m128i>(a.part[i]));
+#endif
+    }
+}
 TW_INLINE uint32_t load_word(const char *p) { return *reinterpret_cast<const WordScalar *>(p); }
 
 // acc + a * b of one word along k: one float, or two bfloat16.

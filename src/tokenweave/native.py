@@ -25,7 +25,13 @@ STATUS = {
     -4: "timed out",
     -5: "aborted",
 }
-LIMITS = ("fma_gflops", "bf16_gflops", "read_gbps")  # in the order of tw_limit
+LIMITS = (
+    "fma_gflops",
+    "bf16_gflops",
+    "read_gbps",
+    "fused_f32_gbps",
+    "fused_bf16_gbps",
+)  # in the order of tw_limit
 
 _p, _i, _l, _f = c_void_p, c_int, c_int64, c_float
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

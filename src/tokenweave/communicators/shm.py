@@ -150,6 +150,19 @@ class ShmCommunicator(Communicator):
         segment = segment or SharedSegment.attach(self._symmetric_fd, size_bytes)
         self._symmetric = SymmetricMemory(segment, self.rank, self.size)
 
+    @property
+    def symmetric_memory(self) -> SymmetricMemory:
+        """What `reserve_activations` made.
+
+        Raises:
+            CommunicatorError: there is none.
+        """
+        if self._symmetric is None:
+            raise CommunicatorError(
+                "no activations were reserved; give the ranks a symmetric_fd, and reserve them"
+            )
+        return self._symmetric
+
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
         fused = self._fused(num_tokens, hidden_size, dtype)
         if fused is None:

@@ -71,6 +71,13 @@ class SymmetricMemory:
         offset = self._answers + self._answers_taken % NUM_BUFFERS * self.buffer_bytes
         return self._tensor(offset, num_tokens, hidden_size, dtype)
 
+    def of_rank(self, rank: int, partial: Tensor) -> Tensor:
+        """What `rank` has where this rank has `partial`."""
+        offset = self.offset_of(partial)
+        if offset is None:
+            raise CommunicatorError("got a tensor that is not from new_partial; expected one that is")
+        return self._tensor(rank * self.region_bytes + offset, len(partial), partial.shape[1], partial.dtype)
+
     def offset_of(self, tensor: Tensor) -> int | None:
         """Where in this rank's region `tensor` begins; None if it is not there, or not contiguous."""
         if tensor.numel() == 0:  # it has no address

@@ -161,6 +161,28 @@ def weave(
     _finish(reports, quick, out, as_json)
 
 
+@app.command()
+def fused(
+    peer_python: Annotated[
+        str | None, typer.Option(help="Python of an environment with vllm's CPU build; absent: without.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds, interleaved.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="Write DIR/<machine>/fused.json.", metavar="DIR")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Two small shapes: that it works, not how fast.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Sum over two ranks, residual add and RMSNorm: in one, against our own in two, vLLM's and gloo's."""
+    from interlace.cli.bench import fused as bench
+
+    tokens = bench.QUICK_TOKENS if quick else bench.TOKENS
+    options = bench.Options(peer_python, tokens, min(rounds, 3) if quick else rounds)
+    with console.progress("measuring") as progress:
+        report = bench.report(options, *bench.measure(options, progress))
+    _finish([report], quick, out, as_json)
+
+
 def _finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool) -> None:
     """Print the reports, and write them to one file, named after the first, if it was asked for."""
     from emucxl.bench import harness, machine
