@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -158,6 +159,15 @@ def wait_for_command(comm: Communicator) -> bytes:
 
 def abort(comm: Communicator, reason: str) -> None:
     comm.abort(reason)
+
+
+def abort_during(comm: Communicator, after_s: float, call: tuple[Any, ...]) -> Any:
+    """A call during which rank 0 aborts the job."""
+    timer = threading.Timer(after_s, comm.abort, ("no time",))
+    if comm.rank == 0:
+        timer.start()
+    name, *arguments = call
+    return globals()[name](comm, *arguments)
 
 
 def close(comm: Communicator) -> None:

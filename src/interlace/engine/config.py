@@ -103,7 +103,7 @@ class EngineConfig:
         try:
             is_pointless = self.link_spec is not None and self.communicator == "null"
         except CommunicatorError as error:
-            raise EngineError(f"link: {error}") from None
+            _reject("link", self.link, str(error).rpartition("expected ")[2])
         if is_pointless:
             _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
 

@@ -7,7 +7,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from interlace.engine.config import EngineConfig, EngineOptions
+from interlace.engine.launch import resolve_communicator
 from interlace.errors import EngineError
+from tokenweave.link import LinkSpec
 
 BAD = {
     "tp": [0, -1, 1.0, "2", True],
@@ -22,6 +24,7 @@ BAD = {
     "kernels": ["cuda", None],
     "seed": [-1, 2**64, None, 1.0],
     "timeout_s": [0, -5, math.nan, None],
+    "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 
 
@@ -54,3 +57,15 @@ def test_options_and_fields_are_the_same() -> None:
     options = get_type_hints(EngineOptions)
     assert list(options) == [field.name for field in fields(EngineConfig) if field.name != "model"]
     assert all(options[name] == hints[name] for name in options)
+
+
+def test_a_link_is_read_with_its_units() -> None:
+    assert EngineConfig("smollm2").link_spec is None
+    assert EngineConfig("smollm2", tp=2, link="250MB/s,5us").link_spec == LinkSpec(0.25, 5000)
+
+
+def test_a_link_needs_ranks_to_join() -> None:
+    with pytest.raises(EngineError, match="communicator='null': one rank has no other"):
+        EngineConfig("smollm2", communicator="null", link="1GB/s,5us")
+    with pytest.raises(EngineError, match="with tp=1; one rank has no other to be linked to"):
+        resolve_communicator(EngineConfig("smollm2", link="1GB/s,5us"))

@@ -1,0 +1,158 @@
+"""LinkedCommunicator: how long exchanges take over a modelled link. Times have lower bounds: machines may be slow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from emucxl.links import Link
+from support.rank_groups import ProcessRanks, Ranks, ThreadRanks, Workers, make_ranks
+from tokenweave.communicators import LinkedCommunicator, NullCommunicator, thread_group
+from tokenweave.errors import RankError
+from tokenweave.link import LinkSpec
+
+SLOW = "10MB/s,20ms"
+PROMPTLY_S = 2.0
+
+MakeRanks = Callable[..., Ranks]
+
+
+@pytest.fixture
+def make(workers: Workers) -> Iterator[MakeRanks]:
+    made: list[Ranks] = []
+
+    def make_one(kind: str, size: int, **options: object) -> Ranks:
+        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
+        return made[-1]
+
+    yield make_one
+    for ranks in made:
+        ranks.close()
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started_s = time.monotonic()
+    call()
+    return time.monotonic() - started_s
+
+
+def ports(ranks: Ranks) -> list[Link]:
+    if isinstance(ranks, ProcessRanks):
+        return ranks.ports
+    found = []
+    for communicator in ranks.communicators:
+        assert isinstance(communicator, LinkedCommunicator)
+        found.append(communicator.link)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("call", "least_s"),
+    [
+        (("barrier",), 0.02),
+        (("all_reduce", (1000,), "float32"), 0.02 + 4e3 / 10e6),  # small: whole tensors, in one exchange
+        (("all_reduce", (100_000,), "float32"), 2 * (0.02 + 200e3 / 10e6)),  # half of it each way, twice
+        (("all_gather", (50_000,), "float32"), 0.02 + 200e3 / 10e6),
+        (("broadcast", (50_000,), "float32", 0), 0.02 + 200e3 / 10e6),
+        (("broadcast_bytes", b"x" * 100_000, 1, True), 0.02 + 100e3 / 10e6),
+        (("gather_columns", 100, [100, 300], "float32", 0), 0.02 + 120e3 / 10e6),
+        (("all_reduce_rms_norm", 1000), 2 * (0.02 + 128e3 / 10e6)),
+    ],
+)
+def test_an_exchange_takes_as_long_as_its_link(
+    make: MakeRanks, call: tuple[object, ...], least_s: float
+) -> None:
+    ranks = make("linked-thread", 2, link=SLOW)
+    assert seconds(lambda: ranks.run(*call)) >= least_s  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["linked-thread", "linked-shm-processes", "linked-shm-symmetric-processes"])
+def test_the_ports_carry_what_the_ranks_exchange(make: MakeRanks, kind: str) -> None:
+    ranks = make(kind, 2)
+    for outcome in ranks.run("all_reduce_rms_norm", 1000):
+        assert not isinstance(outcome, Exception), outcome
+    for port in ports(ranks):
+        stats = port.stats()
+        # (1000, 64) float32, half of it in the reduce-scatter and half in the all-gather, each way.
+        assert (stats.read_bytes, stats.write_bytes) == (256_000, 256_000)
+        assert (stats.read_transfers, stats.write_transfers) == (2, 2)
+
+
+def test_rows_that_do_not_divide_are_counted_as_they_lie(make: MakeRanks) -> None:
+    ranks = make("linked-torch", 2)
+    ranks.run("all_reduce_rms_norm", 1001)
+    sent = [port.stats().write_bytes // 256 for port in ports(ranks)]
+    assert sent == [500 + 501, 501 + 500]  # 501 rows are rank 0's, 500 rank 1's
+
+
+def test_a_port_is_shared_with_whatever_else_uses_it(make: MakeRanks) -> None:
+    ranks = make("linked-shm-processes", 2, link="10MB/s,0ns")
+    busy = ports(ranks)[1]
+    busy.reserve("write", 3_000_000, time.monotonic_ns())  # somebody else's, for 0.3 s
+    assert seconds(lambda: ranks.run("all_reduce", (1000,), "float32")) >= 0.29
+
+
+def test_a_root_does_not_wait_for_what_it_sends(make: MakeRanks) -> None:
+    ranks = make("linked-thread", 2, link="1MB/s,0ns")
+    finish = ranks.start("broadcast_bytes", b"x" * 1_000_000, 0, True)
+    assert isinstance(ranks, ThreadRanks)
+    root = ranks.communicators[0]
+    assert isinstance(root, LinkedCommunicator)
+    started_s = time.monotonic()
+    assert finish() == [b"x" * 1_000_000] * 2
+    assert time.monotonic() - started_s >= 0.9
+    assert root.link.stats().write_bytes == 1_000_000
+
+
+def test_a_wait_for_the_link_leaves_the_core_to_others() -> None:
+    first, second = (LinkedCommunicator(c, LinkSpec.parse("1MB/s,0ns").new_port()) for c in thread_group(2))
+    other = threading.Thread(target=second.all_gather, args=(torch.zeros(50_000),))
+    other.start()
+    before_s = time.thread_time()
+    first.all_gather(torch.zeros(50_000))
+    assert time.thread_time() - before_s < 0.1  # of the 0.2 s that it took
+    other.join()
+    for communicator in (first, second):
+        communicator.close()
+
+
+@pytest.mark.parametrize("kind", ["linked-thread", "linked-shm-processes", "linked-torch"])
+def test_an_abort_ends_a_wait_for_the_link(make: MakeRanks, kind: str) -> None:
+    ranks = make(kind, 2, link="1MB/s,0ns")
+    started_s = time.monotonic()
+    if isinstance(ranks, ThreadRanks):
+        finish = ranks.start("all_gather", (10_000_000,), "float32")  # 40 s
+        time.sleep(0.5)
+        ranks.communicators[0].abort("no time")
+        outcomes = finish()
+    else:
+        outcomes = ranks.run("abort_during", 0.5, ("all_gather", (10_000_000,), "float32"))
+    assert time.monotonic() - started_s < 15
+    for outcome in outcomes:
+        assert isinstance(outcome, RankError)
+        assert "rank 0 aborted the job: no time" in str(outcome)
+
+
+def test_its_name_says_that_it_is_modelled() -> None:
+    with LinkedCommunicator(NullCommunicator(), LinkSpec.parse("0.25GB/s,5us").new_port()) as alone:
+        assert alone.name == "null over 0.25 GB/s, 5 us (modelled)"
+
+
+def test_one_rank_waits_for_nothing() -> None:
+    with LinkedCommunicator(NullCommunicator(), LinkSpec.parse("1MB/s,1000ms").new_port()) as alone:
+        assert seconds(lambda: alone.all_reduce(torch.zeros(1_000_000))) < PROMPTLY_S / 4
+        assert seconds(alone.barrier) < PROMPTLY_S / 4
+
+
+def test_kernels_are_those_of_the_inner_communicator() -> None:
+    from tokenweave.kernels import make_kernels
+
+    with LinkedCommunicator(NullCommunicator(), LinkSpec.parse("1GB/s,5us").new_port()) as linked:
+        kernels = make_kernels("reference")
+        linked.kernels = kernels
+        assert linked.inner.kernels is kernels
+        assert linked.kernels is kernels
