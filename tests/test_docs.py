@@ -164,6 +164,24 @@ def test_the_plan_in_the_documentation_is_the_one_that_is_printed() -> None:
     assert block[2] == CliRunner().invoke(app, command).stdout
 
 
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [
+        (page, command)
+        for page in PAGES
+        for command in re.findall(r"<!-- output ends: interlace (.+) -->", page.read_text())
+    ],
+    ids=str,
+)
+def test_a_command_ends_with_the_output_that_is_shown(page: Path, command: str) -> None:
+    if not is_fetched(ALIASES["smollm2"], cache_directory() / "models" / "smollm2"):
+        pytest.skip("smollm2 has not been fetched: `make run` does")
+    block = FENCE.search(page.read_text().partition(f"<!-- output ends: interlace {command} -->")[2])
+    assert block is not None, "the output block is missing"
+    printed = CliRunner().invoke(app, shlex.split(command)).stdout
+    assert printed.endswith("\n" + block[2])
+
+
 def test_make_help_lists_every_target_with_a_description() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
     for target in ("run", "chat", "test", "check", "docs", "bench", "clean"):

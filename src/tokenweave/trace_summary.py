@@ -4,14 +4,15 @@ Communication is *hidden* while the same rank's compute lane is inside a step, *
 *blocked* from its pass's first step to its last, of any lane, whenever it is inside none. Where lanes share a core, a
 computing step takes longer while a transfer needs the core; that shows as computing.
 
-Beside each stands what the simulator says: the pass's plan, priced with the medians of its own measured steps, over its
-layers. It is *modelled*, and tells how far a pass is what its steps make of it and how far it was disturbed.
+Beside each stands what the simulator makes of the pass's plan, *modelled*: once with each step at what it took, which
+tells whether lanes and edges alone explain the pass, and once with each at the median of its kind, over the layers,
+which tells what the pass would take undisturbed.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -33,6 +34,7 @@ class Figures:
     blocked_s: float = 0.0
     modelled_total_s: float = 0.0
     modelled_blocked_s: float = 0.0
+    undisturbed_total_s: float = 0.0
 
     @property
     def exposed_s(self) -> float:
@@ -121,19 +123,26 @@ def measure(done: Pass, layers: dict[str, Figures] | None = None, share: float =
         if layers is not None:
             layers.setdefault(layer_of(span.step), Figures()).add(own, share)
     figures.blocked_s = figures.total_s - figures.compute_s
-    timeline = simulate(done.plan, cost_of(done), shared_core=False)
+    # Each lane has a core: what they take from each other is in the times already.
+    taken, typical = costs_of(done)
+    timeline = simulate(done.plan, taken, shared_core=False)
     figures.modelled_total_s, figures.modelled_blocked_s = timeline.total_s, timeline.blocked_s
+    figures.undisturbed_total_s = simulate(done.plan, typical, shared_core=False).total_s
     return figures
 
 
-def cost_of(done: Pass) -> Cost:
-    """The price of each step: the median of what the pass's steps of its kind took. All on the lane's own core, as
-    what lanes take from each other is in the measured times already."""
-    times: dict[tuple[Op, int | None, bool], list[float]] = {}
+def costs_of(done: Pass) -> tuple[Cost, Cost]:
+    """The price of each step: what it took, and the median of what the pass's steps of its kind took."""
+    own: dict[int, float] = {}
+    alike: dict[object, list[float]] = {}
     for span in done.spans():
-        times.setdefault(_kind_of(span.step), []).append(span.end_s - span.start_s)
-    prices: Mapping[tuple[Op, int | None, bool], float] = {kind: median(each) for kind, each in times.items()}
-    return lambda step: (Phase(Resource.CORE, prices.get(_kind_of(step), 0.0)),)
+        own[id(span.step)] = span.end_s - span.start_s
+        alike.setdefault(_kind_of(span.step), []).append(span.end_s - span.start_s)
+    typical = {kind: median(each) for kind, each in alike.items()}
+    return (
+        lambda step: (Phase(Resource.CORE, own.get(id(step), 0.0)),),
+        lambda step: (Phase(Resource.CORE, typical.get(_kind_of(step), 0.0)),),
+    )
 
 
 def layer_of(step: Step) -> str:
@@ -141,9 +150,9 @@ def layer_of(step: Step) -> str:
     return OUTSIDE.get(step.op, "output") if step.layer is None else str(step.layer)
 
 
-def _kind_of(step: Step) -> tuple[Op, int | None, bool]:
-    """The embedding's reduction is not like a layer's: it also waits for whichever rank began last."""
-    return step.op, step.part, step.layer is None
+def _kind_of(step: Step) -> object:
+    """A reduction after an attention, one after an MLP, and the embedding's are not alike."""
+    return step.op, step.part, step.layer is None, (step.norm or 0) % 2
 
 
 def _layer_order(name: str) -> tuple[int, int]:

@@ -224,11 +224,23 @@ def test_communication_is_hidden_where_the_same_ranks_compute_lane_is_inside_a_s
     assert layers["0"].hidden_s == 1
 
 
-def test_beside_what_was_measured_stands_what_the_simulator_makes_of_the_medians() -> None:
+def test_beside_what_was_measured_stands_what_the_simulator_makes_of_the_steps() -> None:
     """It knows no hole between 2 and 3: both parts compute for 2 s, one after the other."""
     figures = measure(made_up(CHAIN, (0, 2), (2, 4), (3, 5), (5, 7)).recordings[0].passes[0])
-    assert figures.modelled_total_s == pytest.approx(6)
+    assert figures.modelled_total_s == figures.undisturbed_total_s == pytest.approx(6)
     assert figures.modelled_blocked_s == pytest.approx(2)
+
+
+def test_undisturbed_is_what_the_medians_over_the_layers_make() -> None:
+    """Of three layers, one is ten times as slow as it should be."""
+    plan, now, times = plan_forward(3, 4), 0.0, []
+    for step in plan.steps:
+        seconds = 10.0 if step.op is Op.MLP and step.layer == 1 else 1.0
+        times.append((now, now + seconds))
+        now += seconds
+    figures = measure(made_up(plan, *times).recordings[0].passes[0])
+    assert figures.total_s == figures.modelled_total_s == now
+    assert figures.undisturbed_total_s == len(plan.steps)
 
 
 def test_passes_are_summed_by_kind_and_layers_by_rank() -> None:

@@ -43,7 +43,9 @@ def summary(
         return
     dropped = f", {found.num_dropped} earlier ones dropped" if found.num_dropped else ""
     print(f"{len(found.ranks)} ranks, {found.num_passes} passes{dropped}; {found.clock}")
-    print("milliseconds, measured; * is modelled: the simulator on the medians of the measured steps")
+    print(
+        "milliseconds, measured; * is modelled: the simulator on the measured steps, and undisturbed on their medians"
+    )
     tables = _rank_table(found), "", _kind_table(found, every_layer), "", _layer_table(found, every_layer)
     console.show("", *tables)
 
@@ -97,8 +99,8 @@ def _folded(layers: dict[str, Figures], every_layer: bool) -> Iterator[tuple[str
             yield f"each of {inner[0]}-{inner[-1]}", mean(layers[each] for each in inner)
 
 
-MEASURED = ("total", "compute", "comm.", "hidden", "exposed", "blocked", "share")
-MODELLED = ("total*", "blocked*", "differs")
+MEASURED = ("total", "compute", "comm.", "hidden", "exposed", "blocked")
+MODELLED = ("total*", "differs", "blocked*", "undisturbed*")
 
 
 def _cells(figures: Figures) -> list[str]:
@@ -112,10 +114,10 @@ def _cells(figures: Figures) -> list[str]:
     return [
         *map(_ms, measured),
         _ms(figures.blocked_s),
-        _share(figures.blocked_s, figures.total_s),
         _ms(figures.modelled_total_s),
+        _difference(figures.modelled_total_s, figures.total_s),
         _ms(figures.modelled_blocked_s),
-        _share(figures.modelled_total_s - figures.total_s, figures.total_s, signed=True),
+        _ms(figures.undisturbed_total_s),
     ]
 
 
@@ -128,9 +130,8 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:,.2f}"
 
 
-def _share(part: float, whole: float, signed: bool = False) -> str:
-    share = part / whole if whole > 0 else 0.0
-    return f"{share:+.1%}" if signed else f"{share:.1%}"
+def _difference(modelled: float, measured: float) -> str:
+    return f"{modelled / measured - 1:+.1%}" if measured > 0 else "-"
 
 
 def _split(kind: Kind) -> str:
@@ -141,7 +142,7 @@ def _table(*headings: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
@@ -179,4 +180,5 @@ def _figures(figures: Figures) -> dict[str, float]:
         "blocked_s": figures.blocked_s,
         "modelled_total_s": figures.modelled_total_s,
         "modelled_blocked_s": figures.modelled_blocked_s,
+        "undisturbed_total_s": figures.undisturbed_total_s,
     }

@@ -21,6 +21,7 @@ FIGURES = {
     "blocked_s",
     "modelled_total_s",
     "modelled_blocked_s",
+    "undisturbed_total_s",
 }
 
 
@@ -95,3 +96,18 @@ def test_a_trace_that_cannot_be_written_is_refused_before_a_model_is_opened(
     result = invoke("generate", "--model", "none", "--trace", str(tmp_path / "none" / "t.json"), "Hi")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "cannot write the trace" in result.stderr
+
+
+def test_the_page_shows_the_tables_that_are_printed(invoke: Any, trace: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "weaving" / "traces.md").read_text()
+    shown = (
+        page.partition("<!-- from: interlace trace summary -->")[2]
+        .partition("```text\n")[2]
+        .partition("```")[0]
+    )
+    printed = invoke("trace", "summary", str(trace)).stdout
+    heads = ("rank ", "passes ", "layer  ", "milliseconds")
+    for head in heads:
+        (ours,) = [line.split() for line in shown.splitlines() if line.startswith(head)]
+        (theirs,) = [line.split() for line in printed.splitlines() if line.startswith(head)]
+        assert ours == theirs
