@@ -1,7 +1,8 @@
 """`interlace bench weave`: what weaving hides. Two ranks of one thread; every system on the same weights, in turns.
 
-The primary figure is the time that a rank's compute lane is blocked, the worse rank's: it stays clean when the machine
-is not quiet. Wall times are compared pair by pair within a round. Links are *modelled*.
+The primary figure is the time that a rank's compute lane is blocked: it stays clean when the machine is not quiet. It is
+that of the rank that has more to compute; the others also wait for that one, which no weaving hides. Wall times are
+compared pair by pair within a round. Links are *modelled*.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +49,7 @@ TOKENS = (256, 512, 1024, 2048, 4096, 8192)
 LINKS: tuple[str | None, ...] = (None, "2GB/s,5us", "0.5GB/s,5us", "0.25GB/s,5us", "0.1GB/s,5us")
 QUICK_TOKENS = (256, 512)
 QUICK_LINKS: tuple[str | None, ...] = (None, "0.25GB/s,5us")
+RATIOS = ((WOVEN, FUSED), (AUTO, FUSED), (FUSED, UNFUSED), (WOVEN, NOTHING))
 LOGITS_DIFFER_BY = 0.1  # of their norm: an unfused sum is rounded to the dtype before it is added
 LEAST_HIDDEN = 0.95  # wherever communication is below MOST_COMMUNICATION of compute
 MOST_COMMUNICATION = 0.6
@@ -94,7 +97,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Found:
-    """One number of tokens over one link. All in seconds; blocked and compute of the rank that was blocked longer."""
+    """One number of tokens over one link. All in seconds; blocked and compute of the rank that has more to compute."""
 
     num_tokens: int
     link: str | None
@@ -208,15 +211,17 @@ def _measure(
         for system in (UNFUSED, FUSED, WOVEN, AUTO):
             trials[_name(system, link)] = Trial(system, link, num_tokens, splits.get(system))
     _check(running, trials)
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in trials}
+    outcomes: dict[str, list[list[Outcome]]] = {name: [] for name in trials}
     walls = interleaved(
         {name: partial(_sample, running, trial, outcomes[name]) for name, trial in trials.items()},
         rounds,
         progress,
     )
 
+    busiest = _busiest(outcomes[NOTHING])
+
     def of(system: str, link: str | None, value: Callable[[Outcome], float]) -> Samples:
-        return Samples(tuple(value(outcome) for outcome in outcomes[_name(system, link)]))
+        return Samples(tuple(value(every[busiest]) for every in outcomes[_name(system, link)]))
 
     systems = (NOTHING, UNFUSED, FUSED, WOVEN, AUTO)
     return [
@@ -232,11 +237,17 @@ def _measure(
     ]
 
 
-def _sample(running: Session, trial: Trial, outcomes: list[Outcome]) -> float:
-    """The pass's wall time: that of the slower rank. Keeps the outcome of the rank that was blocked longer."""
+def _sample(running: Session, trial: Trial, outcomes: list[list[Outcome]]) -> float:
+    """The pass's wall time: that of the slower rank. Keeps every rank's outcome."""
     every, _ = running.measure(trial)
-    outcomes.append(max(every, key=lambda outcome: outcome.blocked_s))
+    outcomes.append(every)
     return max(outcome.wall_s for outcome in every)
+
+
+def _busiest(outcomes: list[list[Outcome]]) -> int:
+    """The rank that computes longest, over passes in which nobody waits for anybody."""
+    compute_s = [median(outcome.compute_s for outcome in of_rank) for of_rank in zip(*outcomes, strict=True)]
+    return compute_s.index(max(compute_s))
 
 
 def _check(running: Session, trials: Mapping[str, Trial]) -> None:
@@ -265,14 +276,14 @@ def report(options: Options, found: list[Found]) -> Report:
         name="weave",
         title=f"{options.model}, {RANKS} ranks of one thread: compute lane blocked (ms), and wall times",
         columns=(
-            "tokens", "link (modelled)", "comm./compute", "blocked: unfused", "fused", "woven", "hidden",
-            "wall: none", "woven/fused", "auto/fused", "fused/unfused", "woven/none", "auto splits at",
+            "tokens", "link (modelled)", "comm./compute", "unfused", "fused", "woven", "hidden",
+            "wall of none", "woven/fused", "auto/fused", "fused/unfused", "woven/none", "auto at",
         ),
         rows=tuple(_row(each) for each in found),
         notes=(
-            f"medians of {options.rounds} interleaved rounds (quartiles); none: no communication, the full norm on "
+            f"medians of {options.rounds} interleaved rounds; wall times as ratios by pairs; none: no communication, the full norm on "
             "every rank",
-            "blocked: the time in which no step of the compute lane runs, of the rank for which it is longer",
+            "blocked: the time in which no step of the compute lane runs, on the rank that has more to compute",
             *(f"{target}: {'met' if is_met else 'NOT met'} ({detail})" for target, is_met, detail in targets(found)),
         ),
         results={
@@ -316,10 +327,7 @@ def _row(found: Found) -> tuple[str, ...]:
         *(ms(found.blocked[system]) for system in (UNFUSED, FUSED, WOVEN)),
         f"{found.hidden.median:.1%}",
         ms(found.wall[NOTHING]),
-        found.ratio(WOVEN, FUSED).text(3),
-        found.ratio(AUTO, FUSED).text(3),
-        found.ratio(FUSED, UNFUSED).text(3),
-        found.ratio(WOVEN, NOTHING).text(3),
+        *(f"{found.ratio(*pair).median:.3f}" for pair in RATIOS),
         "-" if found.split is None else str(found.split),
     )
 
@@ -341,8 +349,7 @@ def _to_json(found: Found) -> dict[str, Any]:
             for system in found.wall
         },
         "ratios": {
-            f"{ours} / {theirs}": found.ratio(ours, theirs).to_json("ratio")
-            for ours, theirs in ((WOVEN, FUSED), (AUTO, FUSED), (FUSED, UNFUSED), (WOVEN, NOTHING))
+            f"{ours} / {theirs}": found.ratio(ours, theirs).to_json("ratio") for ours, theirs in RATIOS
         },
     }
 
