@@ -107,7 +107,8 @@ static double clock_overhead_ns(void) {
 
 static emx_status add_tier(bench *bench, const char *name, size_t size_bytes, double latency_ns, emx_tier *tier,
                            char **memory) {
-  emx_tier_config config = {.struct_bytes = sizeof config, .name = name, .capacity_bytes = size_bytes + (4u << 20), .fd = -1};
+  emx_tier_config config = {
+      .struct_bytes = sizeof config, .name = name, .capacity_bytes = size_bytes + (4u << 20), .fd = -1};
   config.timing.read_latency_ns = config.timing.write_latency_ns = latency_ns;
   emx_status status = emx_tier_add(bench->context, &config, tier);
   void *pointer = NULL;
@@ -123,8 +124,7 @@ static emx_status open_bench(bench *bench) {
   *bench = (struct bench){.random = 1, .chunk = malloc(CHUNK_BYTES)};
   if (bench->chunk == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a buffer of %llu bytes", CHUNK_BYTES);
   emx_status status = emx_context_open(&config, &bench->context);
-  if (status == EMX_OK)
-    status = add_tier(bench, "calibration", FIELD_BYTES, 1, &bench->floor_tier, &bench->field);
+  if (status == EMX_OK) status = add_tier(bench, "calibration", FIELD_BYTES, 1, &bench->floor_tier, &bench->field);
   if (status == EMX_OK)
     status = add_tier(bench, "probe", CACHE_LINE_BYTES, PROBE_NS, &bench->probe_tier, &bench->probe);
   if (status != EMX_OK) return status;
