@@ -56,7 +56,7 @@ typedef struct emx_cache_config {
   uint32_t whole_line_writes; /* 1: a write makes all of its line dirty, as in a processor: two hosts that write to one
                                  line then overwrite each other's bytes */
   /* What it costs (modelled). Fetching and writing back lines is priced by `timing` and `link` on the clock of
-   * `context`, which must outlive the cache; an access that finds all its lines takes hit_latency_ns. NULL: no price. */
+   * `context`, which outlives the cache; an access that finds all its lines takes hit_latency_ns. NULL: no price. */
   emx_context *context;
   emx_link *link;
   double hit_latency_ns;
