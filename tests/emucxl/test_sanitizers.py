@@ -1,0 +1,69 @@
+"""The suite of emucxl over a core that was built with the sanitizers.
+
+The C programs have their own runs under them, in the tests that compile them; here the calls come from Python.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.c_programs import ROOT, SANITIZER_OPTIONS, compiler, link_library, sanitizer_runtime
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TESTS = ROOT / "tests" / "emucxl"
+# These are about what a sanitizer changes: times, the memory of Python itself, and how many addresses there are.
+NOT_THESE = (
+    "test_a_null_tier_allocates_what_no_machine_has",
+    "test_importing_is_fast_and_pulls_in_neither_numpy_nor_torch",
+    "test_a_short_read_or_write_takes_less_than_500_ns",
+    "test_nothing_leaks_over_many_operations",
+)
+LEAKS = ":detect_leaks=0"  # Python keeps what it allocated
+
+
+def suites() -> list[Path]:
+    """The files of tests that call the core from Python alone."""
+    return [path for path in sorted(TESTS.rglob("test_*.py")) if "support.c_programs" not in path.read_text()]
+
+
+@pytest.fixture(scope="module", params=["address,undefined", "thread"])
+def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a Python whose emucxl loads the sanitized core."""
+    sanitize: str = request.param
+    runtime = sanitizer_runtime(sanitize)
+    if compiler() is None or runtime is None:
+        pytest.skip(f"no C compiler, or no runtime of -fsanitize={sanitize}")
+    options = dict(SANITIZER_OPTIONS)
+    options["ASAN_OPTIONS"] += LEAKS
+    options["TSAN_OPTIONS"] += ":die_after_fork=0"
+    return {
+        **os.environ,
+        **options,
+        "LD_PRELOAD": str(runtime),
+        "EMUCXL_LIBRARY": str(link_library(tmp_path_factory.mktemp("sanitized"), sanitize)),
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+@pytest.mark.parametrize("suite", suites(), ids=lambda path: str(path.relative_to(TESTS)))
+def test_suite_is_clean(environment: dict[str, str], suite: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    chosen = ["-k", f"not ({' or '.join(NOT_THESE)})", str(suite)]
+    done = subprocess.run(
+        [*command, *chosen],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED), output[-6000:]
+    assert "Sanitizer" not in output, output[-6000:]
