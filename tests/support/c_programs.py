@@ -81,9 +81,17 @@ def link_library(directory: Path, sanitize: str) -> Path:
     return library
 
 
-def sanitizer_runtime(sanitize: str) -> Path | None:
-    """What a program that was not built with `sanitize` must preload to load a library that was."""
-    name = {"address": "libasan.so", "thread": "libtsan.so"}[sanitize.split(",")[0]]
+def sanitizer_runtime(sanitize: str) -> str | None:
+    """What a program that was not built with `sanitize` must preload to load a library that was; None if it is missing.
+
+    The C++ library is part of it: the runtime looks up what it intercepts as the program starts.
+    """
+    runtime = {"address": "libasan.so", "thread": "libtsan.so"}[sanitize.split(",")[0]]
+    found = [_library_of_compiler(name) for name in (runtime, "libstdc++.so.6")]
+    return None if None in found else " ".join(map(str, found))
+
+
+def _library_of_compiler(name: str) -> Path | None:
     found = compiler()
     if found is None:
         return None
