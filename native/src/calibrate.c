@@ -1,4 +1,5 @@
 /* Calibration: the floor of what the model can play, measured through the calls that it delays. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,6 +65,19 @@ static emx_status median_access_ns(bench *bench, access_call *call, size_t num_s
   if (status == EMX_OK) *median_ns = quantile(samples, num_samples, 0.5);
   free(samples);
   return status;
+}
+
+/* The least of several turns' medians: what disturbs a turn only slows it down, and a whole turn may be disturbed. */
+static emx_status undisturbed_access_ns(bench *bench, access_call *call, size_t num_samples, double *least_ns) {
+  enum { NUM_TURNS = 5 };
+  *least_ns = INFINITY;
+  for (int turn = 0; turn < NUM_TURNS; turn++) {
+    double median_ns;
+    const emx_status status = median_access_ns(bench, call, num_samples / NUM_TURNS + 1, &median_ns);
+    if (status != EMX_OK) return status;
+    *least_ns = fmin(*least_ns, median_ns);
+  }
+  return EMX_OK;
 }
 
 /* The rate of reading or writing chunks all over the field that 90 % do not exceed: what disturbs only slows down. */
@@ -139,9 +153,9 @@ static emx_status open_bench(bench *bench) {
 static emx_status measure(bench *bench, uint64_t budget_ns, emx_calibration *result) {
   size_t num_samples = NUM_LINES * (budget_ns / LEAST_BUDGET_NS);
   double probe_ns = 0;
-  emx_status status = median_access_ns(bench, read_field, num_samples, &result->read_latency_ns);
-  if (status == EMX_OK) status = median_access_ns(bench, write_field, num_samples, &result->write_latency_ns);
-  if (status == EMX_OK) status = median_access_ns(bench, read_probe, num_samples, &probe_ns);
+  emx_status status = undisturbed_access_ns(bench, read_field, num_samples, &result->read_latency_ns);
+  if (status == EMX_OK) status = undisturbed_access_ns(bench, write_field, num_samples, &result->write_latency_ns);
+  if (status == EMX_OK) status = undisturbed_access_ns(bench, read_probe, num_samples, &probe_ns);
   if (status == EMX_OK) status = undisturbed_bandwidth(bench, EMX_READ, budget_ns / 5, &result->read_bandwidth_gbps);
   if (status == EMX_OK) status = undisturbed_bandwidth(bench, EMX_WRITE, budget_ns / 5, &result->write_bandwidth_gbps);
   if (status != EMX_OK) return status;
