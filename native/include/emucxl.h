@@ -2,9 +2,9 @@
  * one that was published with arXiv 2404.08311, on top of it.
  *
  * Conventions
- *   Every call that can fail returns an emx_status and hands its results out through pointers, which it leaves alone when
- *   it fails. Nothing prints, nothing exits, nothing reads the environment (emucxl_lib.h's emucxl_init does, and says
- *   so). What went wrong is told in words by emx_error_detail(), per thread, like errno.
+ *   Every call that can fail returns an emx_status and hands its results out through pointers, which it leaves alone
+ *   when it fails. Nothing prints, nothing exits, nothing reads the environment (emucxl_lib.h's emucxl_init does, and
+ *   says so). What went wrong is told in words by emx_error_detail(), per thread, like errno.
  *   Sizes are in bytes, times in nanoseconds, bandwidths in gigabytes (1e9 bytes) per second; the names say so.
  *   A structure that grows with later versions begins with `struct_bytes`: set it to its sizeof.
  *

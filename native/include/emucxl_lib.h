@@ -1,11 +1,11 @@
 /* The interface that was published with arXiv 2404.08311: fifteen calls over two nodes, local and remote memory.
  *
- * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel module, no
- * root; new programs may want emucxl.h, on which this one is built. Where it departs from the published library, that
- * one crashed, leaked, overran or went by chance; docs/memory/c.md lists each difference.
+ * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel module,
+ * no root; new programs may want emucxl.h, on which this one is built. Where it departs from the published library,
+ * that one crashed, leaked, overran or went by chance; docs/memory/c.md lists each difference.
  *
- * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1, get_size and stats
- * 0; the calls without a result leave everything as it is. emx_error_detail() then says why. Nothing prints or exits.
+ * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1, get_size and
+ * stats 0; calls without a result change nothing. emx_error_detail() says why. Nothing prints, nothing exits.
  *
  * The nodes' sizes and timing come from the environment, so that no program needs to change. emucxl_init reads it, and
  * is the one call of the library that does. N is LOCAL or REMOTE:

@@ -1,4 +1,4 @@
-/* Buffer: an allocation in a tier. */
+/* Buffer: an allocation in a tier. Its priced accesses are in access.c. */
 #include "extension.h"
 
 #include <structmember.h>
@@ -36,7 +36,7 @@ void buffer_release(buffer_object *buffer) {
   buffer->tier->context->uses--;
 }
 
-static bool is_slow(const buffer_object *buffer, size_t size_bytes) {
+bool buffer_is_slow(const buffer_object *buffer, size_t size_bytes) {
   return buffer->tier->modelled || size_bytes >= SHORT_BYTES;
 }
 
@@ -59,142 +59,6 @@ static emx_context *begin_move(buffer_object *buffer) {
 static void end_move(buffer_object *buffer) {
   buffer->tier->context->uses--;
   buffer->moving = false;
-}
-
-static PyObject *done(emx_status status) {
-  if (status != EMX_OK) return raise_status(status);
-  Py_RETURN_NONE;
-}
-
-/* `offset` and `size`, NULL or None where left out, as a checked range of a live buffer. Returns its context. */
-static emx_context *parse_range(const buffer_object *buffer, PyObject *offset, PyObject *size, size_t *start,
-                                size_t *size_bytes) {
-  const bool to_the_end = size == NULL || size == Py_None;
-  *start = 0;
-  *size_bytes = 0;
-  if (offset != NULL && !parse_size(offset, "offset", start)) return NULL;
-  if (!to_the_end && !parse_size(size, "size", size_bytes)) return NULL;
-  emx_context *handle = buffer_live(buffer);
-  if (handle == NULL || !buffer_check_range(buffer, *start, *size_bytes)) return NULL;
-  if (to_the_end) *size_bytes = buffer->size_bytes - *start;
-  return handle;
-}
-
-/* ---- reading and writing ---------------------------------------------------------------------------------------- */
-
-static PyObject *buffer_read(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords) {
-  static const parameters expected = {"read", 0, {"size", "offset", NULL}};
-  buffer_object *buffer = (buffer_object *)self;
-  PyObject *values[MAX_PARAMETERS];
-  size_t start, size_bytes;
-  if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
-  emx_context *handle = parse_range(buffer, values[1], values[0], &start, &size_bytes);
-  if (handle == NULL) return NULL;
-  buffer_retain(buffer);
-  PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size_bytes);
-  emx_status status = EMX_OK;
-  if (bytes != NULL) {
-    char *target = PyBytes_AsString(bytes);
-    RUN(is_slow(buffer, size_bytes), status = native.emx_read(handle, buffer->pointer, start, target, size_bytes));
-  }
-  buffer_release(buffer);
-  if (status == EMX_OK) return bytes;
-  Py_DECREF(bytes);
-  return raise_status(status);
-}
-
-static PyObject *buffer_read_into(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments,
-                                  PyObject *keywords) {
-  static const parameters expected = {"read_into", 1, {"target", "offset", NULL}};
-  buffer_object *buffer = (buffer_object *)self;
-  PyObject *values[MAX_PARAMETERS];
-  Py_buffer view;
-  size_t start = 0;
-  if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
-  if (values[1] != NULL && !parse_size(values[1], "offset", &start)) return NULL;
-  if (!parse_bytes(values[0], true, "target", &view)) return NULL;
-  const size_t size_bytes = (size_t)view.len;
-  emx_context *handle = buffer_live(buffer);
-  if (handle == NULL || !buffer_check_range(buffer, start, size_bytes)) {
-    PyBuffer_Release(&view);
-    return NULL;
-  }
-  emx_status status;
-  buffer_retain(buffer);
-  RUN(is_slow(buffer, size_bytes), status = native.emx_read(handle, buffer->pointer, start, view.buf, size_bytes));
-  buffer_release(buffer);
-  PyBuffer_Release(&view);
-  return done(status);
-}
-
-static PyObject *buffer_write(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords) {
-  static const parameters expected = {"write", 1, {"data", "offset", NULL}};
-  buffer_object *buffer = (buffer_object *)self;
-  PyObject *values[MAX_PARAMETERS];
-  Py_buffer view;
-  size_t start = 0;
-  if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
-  if (values[1] != NULL && !parse_size(values[1], "offset", &start)) return NULL;
-  if (!parse_bytes(values[0], false, "data", &view)) return NULL;
-  const size_t size_bytes = (size_t)view.len;
-  emx_context *handle = buffer_live(buffer);
-  if (handle == NULL || !buffer_check_range(buffer, start, size_bytes)) {
-    PyBuffer_Release(&view);
-    return NULL;
-  }
-  emx_status status;
-  buffer_retain(buffer);
-  RUN(is_slow(buffer, size_bytes), status = native.emx_write(handle, buffer->pointer, start, view.buf, size_bytes));
-  buffer_release(buffer);
-  PyBuffer_Release(&view);
-  return done(status);
-}
-
-static PyObject *buffer_fill(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords) {
-  static const parameters expected = {"fill", 1, {"value", "offset", "size", NULL}};
-  buffer_object *buffer = (buffer_object *)self;
-  PyObject *values[MAX_PARAMETERS];
-  size_t value, start, size_bytes;
-  if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
-  if (!parse_size(values[0], "value", &value)) return NULL;
-  if (value > 255) return PyErr_Format(errors.argument, "got value %zu; expected a byte, 0 to 255", value);
-  emx_context *handle = parse_range(buffer, values[1], values[2], &start, &size_bytes);
-  if (handle == NULL) return NULL;
-  emx_status status;
-  buffer_retain(buffer);
-  RUN(is_slow(buffer, size_bytes),
-      status = native.emx_memset(handle, buffer->pointer, start, (int)value, size_bytes));
-  buffer_release(buffer);
-  return done(status);
-}
-
-static PyObject *buffer_copy_from(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments,
-                                  PyObject *keywords) {
-  static const parameters expected = {"copy_from", 1, {"source", "offset", "source_offset", "size", NULL}};
-  buffer_object *buffer = (buffer_object *)self, *source;
-  PyObject *values[MAX_PARAMETERS];
-  size_t start = 0, source_start, size_bytes;
-  if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
-  if (Py_TYPE(values[0]) != buffer_type)
-    return PyErr_Format(PyExc_TypeError, "got a source %R; expected a Buffer (`write` takes other bytes)",
-                        (PyObject *)Py_TYPE(values[0]));
-  source = (buffer_object *)values[0];
-  if (values[1] != NULL && !parse_size(values[1], "offset", &start)) return NULL;
-  emx_context *handle = parse_range(source, values[2], values[3], &source_start, &size_bytes);
-  if (handle == NULL || buffer_live(buffer) == NULL || !buffer_check_range(buffer, start, size_bytes)) return NULL;
-  if (source->tier->context != buffer->tier->context) {
-    PyErr_SetString(errors.argument,
-                    "got a source of another context, which has a clock of its own; `read` there and `write` here instead");
-    return NULL;
-  }
-  emx_status status;
-  buffer_retain(buffer);
-  buffer_retain(source);
-  RUN(is_slow(buffer, size_bytes) || is_slow(source, size_bytes),
-      status = native.emx_copy(handle, buffer->pointer, start, source->pointer, source_start, size_bytes));
-  buffer_release(source);
-  buffer_release(buffer);
-  return done(status);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -241,7 +105,7 @@ static PyObject *buffer_free(PyObject *self, PyObject *unused) {
   RUN(buffer->size_bytes >= SHORT_BYTES, status = native.emx_free(handle, buffer->pointer));
   end_move(buffer);
   if (status == EMX_OK) buffer->pointer = NULL;
-  return done(status);
+  return none_or_raise(status);
 }
 
 static PyObject *buffer_resize(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords) {
@@ -255,14 +119,14 @@ static PyObject *buffer_resize(PyObject *self, PyObject *const *arguments, Py_ss
   if (handle == NULL) return NULL;
   emx_status status;
   void *moved = buffer->pointer;
-  RUN(is_slow(buffer, buffer->size_bytes) || size_bytes >= SHORT_BYTES,
+  RUN(buffer_is_slow(buffer, buffer->size_bytes) || size_bytes >= SHORT_BYTES,
       status = native.emx_resize(handle, buffer->pointer, size_bytes, &moved));
   end_move(buffer);
   if (status == EMX_OK) {
     buffer->pointer = moved;
     buffer->size_bytes = size_bytes;
   }
-  return done(status);
+  return none_or_raise(status);
 }
 
 /* A tier of the buffer's context, given itself or by name; a new reference, or NULL with an error. */
@@ -297,7 +161,7 @@ static PyObject *buffer_migrate(PyObject *self, PyObject *const *arguments, Py_s
   }
   emx_status status;
   void *moved = buffer->pointer;
-  RUN(is_slow(buffer, buffer->size_bytes) || tier->modelled,
+  RUN(buffer_is_slow(buffer, buffer->size_bytes) || tier->modelled,
       status = native.emx_migrate(handle, buffer->pointer, tier->number, &moved));
   end_move(buffer);
   if (status != EMX_OK) {
@@ -409,8 +273,6 @@ static PyObject *buffer_repr(PyObject *self) {
   Py_DECREF(name);
   return text;
 }
-
-#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS
 
 static PyMethodDef methods[] = {
     {"read", FAST(buffer_read), "read(size=None, offset=0): a copy of the bytes, to the end where `size` is left out."},

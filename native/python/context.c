@@ -193,7 +193,7 @@ static PyObject *tier_get_modelled(PyObject *self, void *unused) {
 }
 
 static PyMethodDef tier_methods[] = {
-    {"alloc", (PyCFunction)(void (*)(void))tier_alloc, METH_FASTCALL | METH_KEYWORDS,
+    {"alloc", FAST(tier_alloc),
      "alloc(size_bytes, alignment=0): a new Buffer of zeros.\n\n"
      "`alignment` is 0 (16 bytes) or a power of two up to 2 MiB.\n\n"
      "Raises:\n    TierFullError: the tier's capacity is used up.\n    SystemMemoryError: the system has not so much.\n"

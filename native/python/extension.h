@@ -89,6 +89,8 @@ extern error_classes errors;
 
 /* Raises what `status` stands for (emucxl.native.error_of). Returns NULL. */
 PyObject *raise_status(emx_status status);
+/* None for EMX_OK; else as raise_status. */
+PyObject *none_or_raise(emx_status status);
 
 /* ---- arguments -------------------------------------------------------------------------------------------------- */
 
@@ -119,18 +121,23 @@ emx_context *context_handle_or_null(const context_object *context);
 emx_context *buffer_live(const buffer_object *buffer);
 /* Bounds-checks a range of a live buffer. */
 bool buffer_check_range(const buffer_object *buffer, size_t offset, size_t size_bytes);
+/* Whether an access gives up the GIL. */
+bool buffer_is_slow(const buffer_object *buffer, size_t size_bytes);
+/* Begins and ends a use. */
 void buffer_retain(buffer_object *buffer);
 void buffer_release(buffer_object *buffer);
 /* An object that counts as a use of a live buffer for as long as it lives. */
 PyObject *export_make(buffer_object *buffer);
 
-/* TierBase.alloc(size_bytes, alignment=0) */
-PyObject *tier_alloc(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords);
 /* ContextBase.read_batch(accesses), .write_batch(accesses) */
 PyObject *context_read_batch(PyObject *self, PyObject *accesses);
 PyObject *context_write_batch(PyObject *self, PyObject *accesses);
-/* Buffer.__dlpack__ */
-PyObject *buffer_dlpack(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords);
+
+/* Calls of TierBase and Buffer, METH_FASTCALL | METH_KEYWORDS. */
+typedef PyObject *fast_call(PyObject *self, PyObject *const *arguments, Py_ssize_t num_arguments, PyObject *keywords);
+#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS
+
+fast_call tier_alloc, buffer_read, buffer_read_into, buffer_write, buffer_fill, buffer_copy_from, buffer_dlpack;
 
 PyTypeObject *make_buffer_type(PyObject *module);
 PyTypeObject *make_export_type(PyObject *module);

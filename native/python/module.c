@@ -24,6 +24,11 @@ PyObject *raise_status(emx_status status) {
   return NULL;
 }
 
+PyObject *none_or_raise(emx_status status) {
+  if (status != EMX_OK) return raise_status(status);
+  Py_RETURN_NONE;
+}
+
 /* ---- arguments -------------------------------------------------------------------------------------------------- */
 
 static int index_of(const parameters *expected, PyObject *keyword) {

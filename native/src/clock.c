@@ -3,9 +3,9 @@
 #include "prim/clock.h"
 #include "transfer.h"
 
-/* How much before a deadline a sleep should end. Sleeps overshoot by what the machine's timers and scheduler make of it,
- * so that each one teaches: the margin follows their high end (about the 95th percentile), as the spinning that it costs
- * is less bad than a deadline missed. Starts at 60 us. */
+/* How much before a deadline a sleep should end. Sleeps overshoot by what the machine's timers and scheduler make of
+ * it, so that each one teaches: the margin follows their high end (about the 95th percentile), as the spinning that it
+ * costs is less bad than a deadline missed. Starts at 60 us. */
 static _Atomic uint32_t sleep_margin_ns = 60000;
 #define LEAST_MARGIN_NS 5000
 #define MOST_MARGIN_NS 200000
@@ -16,7 +16,8 @@ static _Atomic uint32_t sleep_margin_ns = 60000;
 static void learn_overshoot(uint64_t late_ns) {
   uint32_t margin_ns = atomic_load_explicit(&sleep_margin_ns, memory_order_relaxed);
   uint64_t capped_ns = late_ns < MOST_MARGIN_NS ? late_ns : MOST_MARGIN_NS;
-  uint64_t next_ns = capped_ns > margin_ns ? margin_ns + (capped_ns - margin_ns) / 4 : margin_ns - (margin_ns - capped_ns) / 64;
+  uint64_t next_ns =
+      capped_ns > margin_ns ? margin_ns + (capped_ns - margin_ns) / 4 : margin_ns - (margin_ns - capped_ns) / 64;
   if (next_ns < LEAST_MARGIN_NS) next_ns = LEAST_MARGIN_NS;
   atomic_store_explicit(&sleep_margin_ns, (uint32_t)next_ns, memory_order_relaxed);
 }
@@ -64,7 +65,7 @@ void model_clock_reach(model_clock *clock, uint64_t time_ns) {
     return;
   }
   uint64_t now_ns = atomic_load_explicit(&clock->now_ns, memory_order_relaxed);
-  while (now_ns < time_ns && !atomic_compare_exchange_weak_explicit(&clock->now_ns, &now_ns, time_ns, memory_order_acq_rel,
-                                                                    memory_order_relaxed)) {
+  while (now_ns < time_ns && !atomic_compare_exchange_weak_explicit(&clock->now_ns, &now_ns, time_ns,
+                                                                    memory_order_acq_rel, memory_order_relaxed)) {
   }
 }

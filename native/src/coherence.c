@@ -32,13 +32,25 @@ static emx_status check_config(const emx_cache_config *config) {
   return EMX_OK;
 }
 
+static emx_status check_region(const emx_cache_config *config, emx_region_info *region) {
+  const emx_status status = emx_region_get_info(config->region, region);
+  if (status != EMX_OK) return status;
+  const uintptr_t offset = (uintptr_t)config->base - (uintptr_t)region->base; /* huge, if it lies before */
+  if (offset <= region->size_bytes && config->size_bytes <= region->size_bytes - offset) return EMX_OK;
+  return fail(EMX_E_OUT_OF_BOUNDS, "got a range of %" PRIu64 " bytes at %p; expected it within region \"%s\", %"
+              PRIu64 " bytes at %p", config->size_bytes, config->base, region->tag, region->size_bytes, region->base);
+}
+
 emx_status emx_cache_open(const emx_cache_config *config, emx_cache **opened) {
-  const emx_status checked = check_config(config);
+  emx_region_info region = {0};
+  emx_status checked = check_config(config);
+  if (checked == EMX_OK && config->region != NULL) checked = check_region(config, &region);
   if (checked != EMX_OK) return checked;
   emx_cache *cache = calloc(1, sizeof *cache);
   if (cache == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a cache");
   cache->config = *config;
   cache->base = config->base;
+  cache->region_base = region.base;
   cache->max_lines = config->capacity_bytes > 0 ? config->capacity_bytes / EMX_LINE_BYTES : UINT64_MAX;
   cache->random = config->seed * UINT64_C(0x9e3779b97f4a7c15) | 1; /* xorshift must not begin at 0 */
   const emx_status priced = price_open(cache);
@@ -64,6 +76,14 @@ static emx_status check_range(const emx_cache *cache, uint64_t offset, uint64_t 
   if (offset <= end && size_bytes <= end - offset) return EMX_OK;
   return fail(EMX_E_OUT_OF_BOUNDS, "got %" PRIu64 " bytes at offset %" PRIu64 "; expected them within the %" PRIu64
               " bytes that the cache stands before", size_bytes, offset, end);
+}
+
+/* A region must be this host's, now; evictions write only where it is. */
+static emx_status check_access(const emx_cache *cache, uint64_t offset, uint64_t size_bytes, bool write) {
+  const emx_region *region = cache->config.region;
+  const emx_status status = check_range(cache, offset, size_bytes);
+  if (status != EMX_OK || region == NULL) return status;
+  return emx_region_check_access(region, (uint64_t)(cache->base - cache->region_base) + offset, size_bytes, write);
 }
 
 static uint64_t lines_between(uint64_t offset, uint64_t size_bytes) {
@@ -118,7 +138,7 @@ static void write_memory(emx_cache *cache, uint64_t offset, const void *buffer, 
 }
 
 emx_status emx_cache_read(emx_cache *cache, uint64_t offset, void *buffer, size_t size_bytes) {
-  emx_status status = check_range(cache, offset, size_bytes);
+  emx_status status = check_access(cache, offset, size_bytes, false);
   if (status != EMX_OK || size_bytes == 0) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -133,7 +153,7 @@ emx_status emx_cache_read(emx_cache *cache, uint64_t offset, void *buffer, size_
 }
 
 emx_status emx_cache_write(emx_cache *cache, uint64_t offset, const void *buffer, size_t size_bytes) {
-  emx_status status = check_range(cache, offset, size_bytes);
+  emx_status status = check_access(cache, offset, size_bytes, true);
   if (status != EMX_OK || size_bytes == 0) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -180,7 +200,8 @@ static void for_lines(emx_cache *cache, uint64_t offset, uint64_t end, line_acti
 }
 
 static emx_status maintain(emx_cache *cache, uint64_t offset, uint64_t size_bytes, line_action action) {
-  const emx_status status = check_range(cache, offset, size_bytes);
+  emx_status status = check_range(cache, offset, size_bytes);
+  if (status == EMX_OK) status = check_access(cache, offset, 0, false); /* poison there is the next read's affair */
   if (status != EMX_OK || size_bytes == 0 || cache->config.mode != EMX_COHERENCE_SOFTWARE) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -211,15 +232,15 @@ void emx_cache_fence(emx_cache *cache) {
 #pragma GCC diagnostic pop
 }
 
-static emx_status check_word(const emx_cache *cache, uint64_t offset) {
+static emx_status check_word(const emx_cache *cache, uint64_t offset, bool write) {
   if (offset % 8 != 0)
     return fail(EMX_E_INVALID, "got offset %" PRIu64 "; expected a multiple of 8, as eight bytes that are seen at once "
                 "have", offset);
-  return check_range(cache, offset, 8);
+  return check_access(cache, offset, 8, write);
 }
 
 emx_status emx_cache_load_u64(emx_cache *cache, uint64_t offset, uint64_t *value) {
-  const emx_status status = check_word(cache, offset);
+  const emx_status status = check_word(cache, offset, false);
   if (status != EMX_OK) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -231,7 +252,7 @@ emx_status emx_cache_load_u64(emx_cache *cache, uint64_t offset, uint64_t *value
 }
 
 emx_status emx_cache_store_u64(emx_cache *cache, uint64_t offset, uint64_t value) {
-  const emx_status status = check_word(cache, offset);
+  const emx_status status = check_word(cache, offset, true);
   if (status != EMX_OK) return status;
   cache_traffic traffic = {0, 0};
   const uint64_t stored = mask_of((unsigned)(offset % EMX_LINE_BYTES), 8);

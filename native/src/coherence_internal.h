@@ -14,7 +14,7 @@ typedef struct cache_traffic {
 
 struct emx_cache {
   emx_cache_config config;
-  unsigned char *base;
+  unsigned char *base, *region_base; /* of the range, and of the region that has it */
   uint64_t max_lines;
   path *path; /* NULL: fetching and writing back costs nothing */
 

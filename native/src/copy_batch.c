@@ -6,11 +6,13 @@
 #include "fail.h"
 
 static emx_status out_of_bounds(const char *what, const void *pointer, size_t size_bytes, const heap_block *block) {
-  return fail(EMX_E_OUT_OF_BOUNDS, "got a %s of %zu bytes at %p; expected a range that ends with the allocation of %zu bytes at %p",
-              what, size_bytes, pointer, block->size_bytes, block->base);
+  return fail(EMX_E_OUT_OF_BOUNDS,
+              "got a %s of %zu bytes at %p; expected a range that ends with the allocation of %zu bytes at %p", what,
+              size_bytes, pointer, block->size_bytes, block->base);
 }
 
-/* Finds out where `pointer` lies, and pins it there. *memory is what to move to or from: NULL where nothing is behind. */
+/* Finds out where `pointer` lies, and pins it there. *memory is what to move to or from: NULL where nothing is behind.
+ */
 static emx_status take_side(emx_context *context, const char *what, void *pointer, size_t size_bytes, bool write,
                             copy_side *side, void **memory) {
   *side = (copy_side){NULL, NULL};
@@ -31,7 +33,8 @@ static emx_status take_side(emx_context *context, const char *what, void *pointe
   return EMX_OK;
 }
 
-static emx_status take_copy(emx_context *context, const emx_copy_request *request, copy_side sides[2], transfer *moved) {
+static emx_status take_copy(emx_context *context, const emx_copy_request *request, copy_side sides[2],
+                            transfer *moved) {
   void *to = NULL, *from = NULL;
   emx_status status =
       take_side(context, "destination", request->destination, request->size_bytes, true, &sides[0], &to);
@@ -51,7 +54,8 @@ emx_status copy_batch_create(emx_context *context, const emx_copy_request *reque
                              copy_batch *batch) {
   const size_t bytes_each = sizeof(transfer) + 2 * sizeof(copy_side) + sizeof(emx_copy_request);
   char *memory = num_requests <= SIZE_MAX / bytes_each ? calloc(num_requests, bytes_each) : NULL;
-  if (memory == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies; make it shorter", num_requests);
+  if (memory == NULL)
+    return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies; make it shorter", num_requests);
   transfer *transfers = (transfer *)memory;
   copy_side *sides = (copy_side *)(transfers + num_requests);
   emx_copy_request *own = (emx_copy_request *)(sides + 2 * num_requests);
@@ -79,7 +83,8 @@ static emx_status check_again(const emx_context *context, const copy_batch *batc
   const emx_copy_request *request = &batch->requests[i];
   const copy_side *to = &batch->sides[2 * i], *from = to + 1;
   emx_status status = EMX_OK;
-  if (to->tier != NULL) status = context_check_access(context, to->tier, request->destination, request->size_bytes, true);
+  if (to->tier != NULL)
+    status = context_check_access(context, to->tier, request->destination, request->size_bytes, true);
   if (status == EMX_OK && from->tier != NULL)
     status = context_check_access(context, from->tier, request->source, request->size_bytes, false);
   return status;

@@ -24,8 +24,8 @@ emx_status copy_batch_create(emx_context *context, const emx_copy_request *reque
 void copy_batch_destroy(emx_context *context, copy_batch *batch);
 
 /* Moves the bytes, and waits for their modelled time if `wait`; else that is known already, to be counted as the tiers'
- * delay. Where memory went bad since the batch was made (poison, a fenced region), the batch ends before that copy, with
- * its status. */
+ * delay. Where memory went bad since the batch was made (poison, a fenced region), the batch ends before that copy,
+ * with its status. */
 emx_status copy_batch_run(emx_context *context, copy_batch *batch, bool wait, uint64_t priced_ns);
 
 #endif

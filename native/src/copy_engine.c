@@ -1,8 +1,8 @@
 /* The copy engine: a queue of batches, and threads that take them in order.
  *
- * On the real clock a worker prices a batch while it moves it. On the virtual clock the model knows the end of a batch when
- * it is submitted: each worker stands for a channel, the batch takes the one that is free first, and what the threads do
- * later is only to move the bytes. So the modelled times do not depend on how threads are scheduled.
+ * On the real clock a worker prices a batch while it moves it. On the virtual clock the model knows the end of a batch
+ * when it is submitted: each worker stands for a channel, the batch takes the one that is free first, and what the
+ * threads do later is only to move the bytes. So the modelled times do not depend on how threads are scheduled.
  *
  * Thread safety: one lock guards the queue, the completions' states and the channels.
  *
@@ -27,7 +27,7 @@ typedef struct core {
   pthread_cond_t work; /* something was queued, or the engine closes */
   pthread_cond_t done; /* a batch is done */
   model_clock *clock;
-  uint32_t owners;     /* the engine, and each completion */
+  uint32_t owners; /* the engine, and each completion */
 } core;
 
 struct emx_completion {
@@ -46,8 +46,8 @@ struct emx_engine {
   emx_completion *first, *last; /* queued */
   uint32_t num_threads;
   bool closing;
-  uint64_t latest_ns;                /* virtual clock: the end of the batch that ends last */
-  uint64_t free_ns[MAX_THREADS];     /* virtual clock: when each channel is */
+  uint64_t latest_ns;            /* virtual clock: the end of the batch that ends last */
+  uint64_t free_ns[MAX_THREADS]; /* virtual clock: when each channel is */
   pthread_t threads[MAX_THREADS];
 };
 
@@ -127,7 +127,8 @@ emx_status emx_engine_create(emx_context *context, uint32_t num_threads, emx_eng
   emx_status status = context_require(context);
   if (status != EMX_OK) return status;
   if (engine == NULL || num_threads < 1 || num_threads > MAX_THREADS)
-    return fail(EMX_E_INVALID, "got %u threads; expected 1 to %d, and a place for the engine", num_threads, MAX_THREADS);
+    return fail(EMX_E_INVALID, "got %u threads; expected 1 to %d, and a place for the engine", num_threads,
+                MAX_THREADS);
   emx_engine *made = calloc(1, sizeof *made);
   core *own = core_create(&context->clock);
   if (made == NULL || own == NULL) {
@@ -191,7 +192,8 @@ static void enqueue(emx_engine *engine, emx_completion *completion) {
 emx_status emx_engine_submit(emx_engine *engine, const emx_copy_request *requests, size_t num_requests,
                              emx_completion **completion) {
   if (engine == NULL || completion == NULL || (requests == NULL && num_requests > 0))
-    return fail(EMX_E_INVALID, "got NULL; expected an engine, %zu requests and a place for the completion", num_requests);
+    return fail(EMX_E_INVALID, "got NULL; expected an engine, %zu requests and a place for the completion",
+                num_requests);
   emx_completion *made = calloc(1, sizeof *made);
   if (made == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies", num_requests);
   made->core = engine->core;
@@ -215,9 +217,9 @@ static bool await(emx_completion *completion, uint64_t timeout_ns) {
     while (!completion->is_done) pthread_cond_wait(&own->done, &own->lock);
     return true;
   }
-  struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u), .tv_nsec = (long)(deadline_ns % 1000000000u)};
-  while (!completion->is_done && emx_now_ns() < deadline_ns)
-    pthread_cond_timedwait(&own->done, &own->lock, &deadline);
+  struct timespec deadline = {.tv_sec = (time_t)(deadline_ns / 1000000000u),
+                              .tv_nsec = (long)(deadline_ns % 1000000000u)};
+  while (!completion->is_done && emx_now_ns() < deadline_ns) pthread_cond_timedwait(&own->done, &own->lock, &deadline);
   return completion->is_done;
 }
 

@@ -74,20 +74,24 @@ __attribute__((noinline)) static emx_status alloc_object_slowly(heap *heap, unsi
   }
 }
 
-static inline emx_status alloc_object(heap *heap, unsigned class, size_t size_bytes, void **pointer) {
-  cache *cache = cache_of(heap);
-  if (UNLIKELY(!cache)) return alloc_object_slowly(heap, class, size_bytes, pointer);
-  cache_enter(cache);
+static inline emx_status take_object(heap *heap, cache *cache, unsigned class, size_t size_bytes, void **pointer) {
   magazine *magazine = &cache->magazines[class];
-  if (UNLIKELY(magazine->num_objects == 0) && !cache_refill(heap, cache, class)) {
-    cache_leave(cache);
-    return alloc_object_slowly(heap, class, size_bytes, pointer);
-  }
   const free_object object = magazine->objects[--magazine->num_objects];
   *pointer = hand_out(object, size_bytes, &cache->counters);
   cache_leave(cache);
   zero_if_dirty(heap, object, size_bytes);
   return EMX_OK;
+}
+
+/* Through the cache, which may have to be made, waited for, or filled first. */
+__attribute__((noinline)) static emx_status alloc_object(heap *heap, unsigned class, size_t size_bytes, void **pointer) {
+  cache *cache = cache_of(heap);
+  if (!cache) return alloc_object_slowly(heap, class, size_bytes, pointer);
+  cache_enter_patiently(cache);
+  if (cache->magazines[class].num_objects > 0 || cache_refill(heap, cache, class))
+    return take_object(heap, cache, class, size_bytes, pointer);
+  cache_leave(cache);
+  return alloc_object_slowly(heap, class, size_bytes, pointer);
 }
 
 static emx_status alloc_run(heap *heap, size_t size_bytes, size_t alignment_pages, void **pointer) {
@@ -128,9 +132,15 @@ __attribute__((noinline)) static emx_status alloc_rare(heap *heap, size_t size_b
 }
 
 emx_status heap_alloc(heap *heap, size_t size_bytes, size_t alignment, void **pointer) {
-  if (LIKELY(size_bytes - 1 < MAX_OBJECT_BYTES && (alignment == 0 || alignment == MIN_ALIGNMENT)))
-    return alloc_object(heap, class_of(size_bytes), size_bytes, pointer);
-  return alloc_rare(heap, size_bytes, alignment, pointer);
+  if (UNLIKELY(size_bytes - 1 >= MAX_OBJECT_BYTES || (alignment != 0 && alignment != MIN_ALIGNMENT)))
+    return alloc_rare(heap, size_bytes, alignment, pointer);
+  const unsigned class = class_of(size_bytes);
+  cache *cache = cache_recent(heap);
+  if (LIKELY(cache && cache_enter(cache))) {
+    if (LIKELY(cache->magazines[class].num_objects > 0)) return take_object(heap, cache, class, size_bytes, pointer);
+    cache_leave(cache);
+  }
+  return alloc_object(heap, class, size_bytes, pointer);
 }
 
 /* ---- lookup ----------------------------------------------------------------------------------------------------- */
@@ -204,29 +214,54 @@ __attribute__((noinline)) static emx_status free_slowly(heap *heap, void *pointe
 static inline bool find_plain_object(const heap *heap, const void *pointer, object *found) {
   const size_t offset = offset_in(heap, pointer);
   if (UNLIKELY(offset >= heap->capacity_bytes)) return false;
-  const size_t head = head_of(heap, offset >> PAGE_SHIFT);
+  const size_t head = bitmap_previous_near(&heap->starts, offset >> PAGE_SHIFT); /* slabs are shorter than a word */
   const uint64_t tag = LIKELY(head != BITS_NONE) ? run_tag(heap, head) : 0;
   return tag_kind(tag) == RUN_SLAB && object_in(heap, offset, head, tag, found) && found->offset == 0;
 }
 
-emx_status heap_free(heap *heap, void *pointer) {
+static inline void put_object(cache *cache, void *pointer, const object *found, uint16_t size) {
+  magazine *magazine = &cache->magazines[found->class];
+  magazine->objects[magazine->num_objects++] = (free_object){(uintptr_t)pointer | 1, found->size};
+  atomic_store_explicit(found->size, 0, memory_order_relaxed);
+  count_free(&cache->counters, size);
+  cache_leave(cache);
+}
+
+/* The size of the live object in a plain slab whose base `pointer` is, or 0. */
+static inline uint16_t find_freeable(const heap *heap, const void *pointer, object *found) {
+  return LIKELY(find_plain_object(heap, pointer, found)) ? atomic_load_explicit(found->size, memory_order_relaxed) : 0;
+}
+
+/* Through the cache, which may have to be made, waited for, or given room first. */
+__attribute__((noinline)) static emx_status free_object_or_run(heap *heap, void *pointer) {
   cache *cache = cache_of(heap);
-  if (UNLIKELY(!cache)) return free_slowly(heap, pointer);
-  cache_enter(cache); /* before the lookup, so that poison that comes in between finds the object in the cache */
+  if (!cache) return free_slowly(heap, pointer);
+  cache_enter_patiently(cache);
   object found;
-  const bool plain = find_plain_object(heap, pointer, &found);
-  const uint16_t size = LIKELY(plain) ? atomic_load_explicit(found.size, memory_order_relaxed) : 0;
-  if (UNLIKELY(size == 0)) {
+  const uint16_t size = find_freeable(heap, pointer, &found);
+  if (size == 0) {
     cache_leave(cache);
     return free_slowly(heap, pointer);
   }
-  magazine *magazine = &cache->magazines[found.class];
-  if (UNLIKELY(magazine->num_objects == magazine->max_objects)) cache_make_room(heap, cache, found.class);
-  magazine->objects[magazine->num_objects++] = (free_object){(uintptr_t)pointer | 1, found.size};
-  atomic_store_explicit(found.size, 0, memory_order_relaxed);
-  count_free(&cache->counters, size);
-  cache_leave(cache);
+  const magazine *magazine = &cache->magazines[found.class];
+  if (magazine->num_objects == magazine->max_objects) cache_make_room(heap, cache, found.class);
+  put_object(cache, pointer, &found, size);
   return EMX_OK;
+}
+
+emx_status heap_free(heap *heap, void *pointer) {
+  cache *cache = cache_recent(heap);
+  /* Entered before the lookup, so that poison that comes in between finds the object in the cache. */
+  if (LIKELY(cache && cache_enter(cache))) {
+    object found;
+    const uint16_t size = find_freeable(heap, pointer, &found);
+    if (LIKELY(size > 0 && cache->magazines[found.class].num_objects < cache->magazines[found.class].max_objects)) {
+      put_object(cache, pointer, &found, size);
+      return EMX_OK;
+    }
+    cache_leave(cache);
+  }
+  return free_object_or_run(heap, pointer);
 }
 
 /* ---- resizing --------------------------------------------------------------------------------------------------- */
@@ -239,7 +274,7 @@ static bool resize_object(heap *heap, const live_block *found, size_t size_bytes
   if (size_bytes > heap->classes[found->object.class].object_bytes) return false;
   cache *cache = cache_of(heap);
   counters *counters = cache ? &cache->counters : &heap->counters;
-  if (cache) cache_enter(cache);
+  if (cache) cache_enter_patiently(cache);
   else pthread_mutex_lock(&heap->lock);
   atomic_store_explicit(found->object.size, (uint16_t)size_bytes, memory_order_relaxed);
   count(&counters->allocated_bytes, size_bytes - found->block.size_bytes);

@@ -55,6 +55,17 @@ size_t bitmap_previous_far(const bitmap *map, size_t index);
 size_t bitmap_next(const bitmap *map, size_t index);  /* the first set bit >= index, or BITS_NONE */
 bool bitmap_is_sound(const bitmap *map); /* the summaries say what the bits say */
 
+/* The last set bit <= index if it is in the same word or the one before, or BITS_NONE. */
+static inline size_t bitmap_previous_near(const bitmap *map, size_t index) {
+  const bits_word *words = map->levels[0];
+  size_t at = index / 64;
+  uint64_t word = bits_load(&words[at]) & bits_up_to(index % 64);
+  if (__builtin_expect(word == 0, 0)) {
+    if (at == 0 || (word = bits_load(&words[--at])) == 0) return BITS_NONE;
+  }
+  return at * 64 + bits_highest(word);
+}
+
 /* The last set bit <= index, or BITS_NONE. Most are in the same word. */
 static inline size_t bitmap_previous(const bitmap *map, size_t index) {
   const uint64_t word = bits_load(&map->levels[0][index / 64]) & bits_up_to(index % 64);

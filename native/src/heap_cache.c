@@ -21,10 +21,11 @@ cache *cache_create(const heap *heap) {
 
 /* ---- the owner's side ------------------------------------------------------------------------------------------- */
 
-void cache_wait(cache *cache) {
-  cache_leave(cache);
-  registry_lock(); /* until whoever stopped us is done */
-  registry_unlock();
+void cache_enter_patiently(cache *cache) {
+  while (!cache_enter(cache)) {
+    registry_lock(); /* until whoever stopped us is done */
+    registry_unlock();
+  }
 }
 
 bool cache_refill(heap *heap, cache *cache, unsigned class) {
@@ -57,12 +58,12 @@ void cache_make_room(heap *heap, cache *cache, unsigned class) {
 
 void caches_signal_stop(heap *heap, bool stop) {
   for (cache *cache = heap->caches; cache; cache = cache->next)
-    atomic_store_explicit(&cache->stopped, stop, memory_order_release);
+    atomic_store(&cache->stopped, stop);
 }
 
 void caches_await(heap *heap) {
   for (cache *cache = heap->caches; cache; cache = cache->next)
-    while (atomic_load_explicit(&cache->inside, memory_order_acquire)) sched_yield();
+    while (atomic_load(&cache->inside)) sched_yield();
 }
 
 void caches_stop(heap *heap) {

@@ -16,28 +16,32 @@ typedef struct recent_cache {
 extern _Thread_local recent_cache recent_caches[NUM_RECENT_CACHES]
     __attribute__((tls_model("initial-exec"), visibility("hidden")));
 
-/* This thread's cache of the heap, made if need be; NULL while the thread ends, or when there is no memory for one. */
-cache *cache_attach(heap *heap);
-
-static inline cache *cache_of(heap *heap) {
+/* This thread's cache of the heap if it used it lately, or NULL. */
+static inline cache *cache_recent(const heap *heap) {
   const recent_cache *recent = &recent_caches[heap->id % NUM_RECENT_CACHES];
-  return LIKELY(recent->heap_id == heap->id) ? recent->cache : cache_attach(heap);
+  return LIKELY(recent->heap_id == heap->id) ? recent->cache : NULL;
 }
 
-void cache_wait(cache *cache);
-
-/* The owner's half of the lock: a store, a load, and later a store. Visible inside: all that others did to the cache
- * while it was stopped. */
-static inline void cache_enter(cache *cache) {
-  for (;;) {
-    atomic_store_explicit(&cache->inside, 1, memory_order_relaxed);
-    barrier_light();
-    if (LIKELY(!atomic_load_explicit(&cache->stopped, memory_order_acquire))) return;
-    cache_wait(cache);
-  }
-}
+/* The same, made if need be; NULL while the thread ends, or when there is no memory for one. */
+cache *cache_of(heap *heap);
 
 static inline void cache_leave(cache *cache) { atomic_store_explicit(&cache->inside, 0, memory_order_release); }
+
+/* The owner's half of the lock: a store and a load, and later a store. False: another thread has stopped the cache.
+ * Visible inside: all that others did to the cache while it was stopped. */
+static inline bool cache_enter(cache *cache) {
+  if (LIKELY(barrier_is_unequal)) {
+    atomic_store_explicit(&cache->inside, 1, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst); /* caches_stop sees to the processor */
+  } else {
+    atomic_exchange(&cache->inside, 1);
+  }
+  if (LIKELY(!atomic_load(&cache->stopped))) return true;
+  cache_leave(cache);
+  return false;
+}
+
+void cache_enter_patiently(cache *cache);
 
 /* Inside, without the lock: fills an empty magazine. False: there is nothing to be had without draining caches. */
 bool cache_refill(heap *heap, cache *cache, unsigned class);

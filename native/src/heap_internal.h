@@ -81,12 +81,12 @@ static inline uint64_t tag_of(run_kind kind, unsigned class, uint32_t record) {
 typedef _Atomic uint16_t object_size; /* as asked for; 0: not live */
 
 typedef struct size_class {
-  uint32_t object_bytes;
+  alignas(32) uint32_t object_bytes;
   uint32_t reciprocal;       /* offset * reciprocal >> 32 is offset / object_bytes, for offsets within a slab */
-  uint32_t max_objects;      /* of the largest slab */
   uint32_t sizes_offset;     /* of the object sizes in a record */
-  uint32_t bitmap_words;
   uint32_t record_bytes;
+  uint16_t max_objects;      /* of the largest slab */
+  uint16_t bitmap_words;
   uint16_t first_slab_pages; /* slabs of a class double from the first on, so that little use reserves little */
   uint16_t max_slab_pages;
   uint16_t cached_objects;   /* most that one cache holds */
@@ -155,10 +155,10 @@ struct heap {
   /* Fixed once made. */
   char *base;
   size_t capacity_bytes, num_pages;
-  run *runs;       /* one more than there are pages, so that a run has a successor */
-  bitmap starts;   /* its bits: under the lock, read without */
-  char *records;
   uint64_t id;     /* never used again, so that a thread's memory of a heap that is gone finds nothing */
+  run *runs;       /* one more than there are pages, so that a run has a successor */
+  char *records;
+  bitmap starts;   /* its bits: under the lock, read without */
   heap_source source;
   void *metadata;
   size_t metadata_bytes;

@@ -56,10 +56,11 @@ static cache *find_or_create(heap *heap) {
   return heap->caches = made;
 }
 
-cache *cache_attach(heap *heap) {
-  if (is_ending) return NULL;
+cache *cache_of(heap *heap) {
+  cache *cache = cache_recent(heap);
+  if (cache || is_ending) return cache;
   registry_lock();
-  cache *cache = find_or_create(heap);
+  cache = find_or_create(heap);
   registry_unlock();
   if (cache) recent_caches[heap->id % NUM_RECENT_CACHES] = (recent_cache){heap->id, cache};
   return cache;

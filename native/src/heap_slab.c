@@ -21,8 +21,8 @@ static void class_prepare(size_class *kind, uint32_t object_bytes) {
   kind->reciprocal = (uint32_t)(((1ull << 32) + object_bytes - 1) / object_bytes);
   kind->first_slab_pages = kind->max_slab_pages = fewest_pages(object_bytes);
   while (kind->max_slab_pages * 2 <= MAX_SLAB_PAGES) kind->max_slab_pages *= 2;
-  kind->max_objects = kind->max_slab_pages * PAGE_BYTES / object_bytes;
-  kind->bitmap_words = (uint32_t)bits_words(kind->max_objects);
+  kind->max_objects = (uint16_t)(kind->max_slab_pages * PAGE_BYTES / object_bytes);
+  kind->bitmap_words = (uint16_t)bits_words(kind->max_objects);
   kind->sizes_offset = (uint32_t)(sizeof(slab) + 2 * kind->bitmap_words * sizeof(bits_word));
   kind->record_bytes = (uint32_t)round_up(kind->sizes_offset + (kind->max_objects + 1) * sizeof(object_size),
                                           RECORD_ALIGNMENT);

@@ -6,7 +6,8 @@
 #define BUSY_BITS 40
 #define INDEX_MASK ((1u << INDEX_BITS) - 1)
 #define BUSY_MASK ((1ull << BUSY_BITS) - 1)
-#define LATE_WINDOWS 4096u /* an arrival this much behind the newest window comes from a clock that lags, not from a wrap */
+#define LATE_WINDOWS \
+  4096u /* an arrival this much behind the newest window comes from a clock that lags, not from a wrap */
 
 static uint64_t load(const uint64_t *field) { return __atomic_load_n(field, __ATOMIC_RELAXED); }
 
@@ -30,7 +31,8 @@ static uint64_t occupancy_ns(emx_lane *lane, lane_rate rate, uint64_t size_bytes
   return whole > UINT64_MAX ? UINT64_MAX : (uint64_t)whole;
 }
 
-/* Busy time up to `time_ns`, which may not lie before the last arrival: what is not over yet is one stretch up to free. */
+/* Busy time up to `time_ns`, which may not lie before the last arrival: what is not over yet is one stretch up to free.
+ */
 static uint64_t busy_until(uint64_t busy_ns, uint64_t free_ns, uint64_t time_ns) {
   uint64_t ahead_ns = free_ns > time_ns ? free_ns - time_ns : 0;
   return busy_ns > ahead_ns ? busy_ns - ahead_ns : 0;
@@ -66,7 +68,8 @@ lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, 
   do {
     start_ns = now_ns > free_ns ? now_ns : free_ns;
     release_ns = sum_saturated(start_ns, busy_ns);
-  } while (!__atomic_compare_exchange_n(&lane->free_ns, &free_ns, release_ns, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  } while (
+      !__atomic_compare_exchange_n(&lane->free_ns, &free_ns, release_ns, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   if (load(&lane->latest_ns) < now_ns) __atomic_store_n(&lane->latest_ns, now_ns, __ATOMIC_RELAXED);
   if (start_ns > now_ns) add(&lane->queued_ns, start_ns - now_ns);
   add(&lane->bytes[direction], size_bytes);

@@ -4,7 +4,8 @@
  * A process that is killed in the middle leaves at most one transfer uncounted, and the queue never waits for it.
  *
  * Invariants
- *   1. free_ns only grows, by exactly what was queued: any number of transfers, however small, add up to bytes/bandwidth.
+ *   1. free_ns only grows, by exactly what was queued: any number of transfers, however small, add up to
+ * bytes/bandwidth.
  *   2. What is queued at one time is a stretch without gaps that ends at free_ns.
  */
 #ifndef EMX_LANE_H

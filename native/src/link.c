@@ -38,8 +38,7 @@ static bool bandwidth_is_valid(double gbps) { return gbps >= LEAST_BANDWIDTH_GBP
 static emx_status check_config(const emx_link_config *config) {
   if (config->struct_bytes != sizeof *config)
     return fail(EMX_E_INVALID, "got a link config of %u bytes; expected %zu", config->struct_bytes, sizeof *config);
-  if (config->full_duplex > 1)
-    return fail(EMX_E_INVALID, "got full_duplex %u; expected 0 or 1", config->full_duplex);
+  if (config->full_duplex > 1) return fail(EMX_E_INVALID, "got full_duplex %u; expected 0 or 1", config->full_duplex);
   if (!bandwidth_is_valid(config->read_bandwidth_gbps) || !bandwidth_is_valid(config->write_bandwidth_gbps))
     return fail(EMX_E_INVALID, "got link bandwidths of %g and %g GB/s; expected %g to %g", config->read_bandwidth_gbps,
                 config->write_bandwidth_gbps, LEAST_BANDWIDTH_GBPS, MOST_BANDWIDTH_GBPS);
@@ -102,7 +101,8 @@ static emx_status adopt(int fd, const emx_link_config *fresh, emx_link **link) {
 }
 
 emx_status emx_link_create(const emx_link_config *config, emx_link **link) {
-  if (config == NULL || link == NULL) return fail(EMX_E_INVALID, "got NULL; expected a config and a place for the link");
+  if (config == NULL || link == NULL)
+    return fail(EMX_E_INVALID, "got NULL; expected a config and a place for the link");
   emx_status status = check_config(config);
   int fd;
   if (status == EMX_OK) status = shared_page_create("emucxl-link", EMX_LINK_FILE_BYTES, &fd);
@@ -130,8 +130,9 @@ static emx_status open_existing(const char *path, const emx_link_config *config,
   emx_link_config found = config_of(opened->page);
   if (config != NULL && !same_config(&found, config)) {
     emx_link_close(opened);
-    return fail(EMX_E_EXISTS, "'%s' is a link of %g and %g GB/s, %g ns, %s duplex; open it without a config, or remove it",
-                path, found.read_bandwidth_gbps, found.write_bandwidth_gbps, found.latency_ns,
+    return fail(EMX_E_EXISTS,
+                "'%s' is a link of %g and %g GB/s, %g ns, %s duplex; open it without a config, or remove it", path,
+                found.read_bandwidth_gbps, found.write_bandwidth_gbps, found.latency_ns,
                 found.full_duplex ? "full" : "half");
   }
   *link = opened;
@@ -162,7 +163,8 @@ void emx_link_close(emx_link *link) {
 }
 
 emx_status emx_link_get_config(const emx_link *link, emx_link_config *config) {
-  if (link == NULL || config == NULL) return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its config");
+  if (link == NULL || config == NULL)
+    return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its config");
   *config = config_of(link->page);
   return EMX_OK;
 }
@@ -178,7 +180,8 @@ static double recent_utilisation(const emx_link *link, emx_lane *lane) {
 }
 
 emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
-  if (link == NULL || stats == NULL) return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its statistics");
+  if (link == NULL || stats == NULL)
+    return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its statistics");
   emx_lane *reads = link_lane((emx_link *)link, EMX_READ), *writes = link_lane((emx_link *)link, EMX_WRITE);
   *stats = (emx_link_stats){
       .read_bytes = load(&reads->bytes[EMX_READ]),
@@ -197,14 +200,17 @@ emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
 emx_status emx_link_reserve(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns,
                             uint64_t *release_ns) {
   if (link == NULL || release_ns == NULL || (direction != EMX_READ && direction != EMX_WRITE))
-    return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a link and EMX_READ or EMX_WRITE", direction);
-  *release_ns = lane_reserve(link_lane(link, direction), link->rates[direction], direction, size_bytes, now_ns).release_ns;
+    return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a link and EMX_READ or EMX_WRITE",
+                direction);
+  *release_ns =
+      lane_reserve(link_lane(link, direction), link->rates[direction], direction, size_bytes, now_ns).release_ns;
   return EMX_OK;
 }
 
 emx_status link_join(emx_link *link, bool real_clock) {
   uint32_t wanted = real_clock ? CLOCK_OF_MACHINE : CLOCK_OF_CONTEXTS, found = CLOCK_UNKNOWN;
-  bool first = __atomic_compare_exchange_n(&link->page->clock, &found, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  bool first =
+      __atomic_compare_exchange_n(&link->page->clock, &found, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   if (!first && found != wanted)
     return fail(EMX_E_INVALID, "the link follows %s and cannot be used on %s; make another link",
                 found == CLOCK_OF_MACHINE ? "the real clock" : "virtual clocks",

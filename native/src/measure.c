@@ -19,7 +19,8 @@ static void pause_for(uint64_t gap_ns) {
 
 emx_status emx_measure_reads(emx_context *context, const void *pointer, size_t size_bytes, uint64_t gap_ns,
                              uint32_t num_samples, double *samples_ns) {
-  if (samples_ns == NULL || size_bytes == 0) return fail(EMX_E_INVALID, "got no place for samples, or no bytes to read");
+  if (samples_ns == NULL || size_bytes == 0)
+    return fail(EMX_E_INVALID, "got no place for samples, or no bytes to read");
   emx_allocation allocation;
   emx_status status = emx_query(context, pointer, &allocation);
   if (status != EMX_OK) return status;

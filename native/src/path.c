@@ -7,18 +7,18 @@
 #include "link.h"
 #include "timing.h"
 
-/* 20 to 40 us of the queue: long enough that its bookkeeping (some 100 ns) does not show, short enough that one who comes
- * in between hardly notices. A power of two, so that transfers of the usual sizes are made of whole pieces. */
+/* 20 to 40 us of the queue: long enough that its bookkeeping (some 100 ns) does not show, short enough that one who
+ * comes in between hardly notices. A power of two, so that transfers of the usual sizes are made of whole pieces. */
 #define PIECE_NS 20000.0
 #define LEAST_PIECE_BYTES 4096.0
 #define MOST_PIECE_BYTES 65536.0
 
 struct path {
-  emx_lane own[2];          /* by direction; idle where the rate is 0 */
+  emx_lane own[2]; /* by direction; idle where the rate is 0 */
   lane_rate own_rates[2];
-  emx_link *link;           /* or NULL */
-  double latency_ns[2];     /* what the curve multiplies */
-  double constant_ns;       /* hops and link */
+  emx_link *link;       /* or NULL */
+  double latency_ns[2]; /* what the curve multiplies */
+  double constant_ns;   /* hops and link */
   size_t piece_bytes;
   emx_timing timing;
 };

@@ -11,16 +11,18 @@ static bool bandwidth_is_valid(double gbps) {
 
 static emx_status validate_curve(const emx_timing *timing) {
   if (timing->num_curve_points > EMX_MAX_CURVE_POINTS)
-    return fail(EMX_E_INVALID, "got %u curve points; expected at most %u", timing->num_curve_points, EMX_MAX_CURVE_POINTS);
+    return fail(EMX_E_INVALID, "got %u curve points; expected at most %u", timing->num_curve_points,
+                EMX_MAX_CURVE_POINTS);
   emx_curve_point before = {-1, 1};
   for (uint32_t i = 0; i < timing->num_curve_points; i++) {
     emx_curve_point point = timing->curve[i];
     bool ascends = point.utilisation > before.utilisation && point.latency_factor >= before.latency_factor;
     if (!ascends || !(point.utilisation >= 0 && point.utilisation <= 1) || !(point.latency_factor <= 1e6))
-      return fail(EMX_E_INVALID,
-                  "got the curve point (%g, %g) at %u; expected utilisations that ascend from 0 to 1, with factors of at "
-                  "least 1 that do not fall",
-                  point.utilisation, point.latency_factor, i);
+      return fail(
+          EMX_E_INVALID,
+          "got the curve point (%g, %g) at %u; expected utilisations that ascend from 0 to 1, with factors of at "
+          "least 1 that do not fall",
+          point.utilisation, point.latency_factor, i);
     before = point;
   }
   return EMX_OK;
@@ -42,7 +44,8 @@ emx_status timing_validate(const emx_timing *timing) {
     if (!fields[i].valid)
       return fail(EMX_E_INVALID, "got %s %g; expected a latency of 0 to %g ns, a bandwidth of %g to %g GB/s, or 0",
                   fields[i].name, fields[i].value, MOST_LATENCY_NS, LEAST_BANDWIDTH_GBPS, MOST_BANDWIDTH_GBPS);
-  if (timing->switch_hops > 64) return fail(EMX_E_INVALID, "got %u switch hops; expected at most 64", timing->switch_hops);
+  if (timing->switch_hops > 64)
+    return fail(EMX_E_INVALID, "got %u switch hops; expected at most 64", timing->switch_hops);
   return validate_curve(timing);
 }
 
@@ -66,25 +69,29 @@ double timing_latency_factor(const emx_timing *timing, double utilisation) {
 
 static emx_status check_latency(const char *name, double wanted_ns, double machine_ns) {
   if (wanted_ns == 0 || wanted_ns >= machine_ns) return EMX_OK;
-  return fail(EMX_E_TOO_FAST,
-              "got %s %.0f ns; this machine takes %.0f ns by itself, and a model can only add: ask for at least %.0f, for 0 "
-              "(the machine's own), or use a virtual clock",
-              name, wanted_ns, machine_ns, machine_ns + 1);
+  return fail(
+      EMX_E_TOO_FAST,
+      "got %s %.0f ns; this machine takes %.0f ns by itself, and a model can only add: ask for at least %.0f, for 0 "
+      "(the machine's own), or use a virtual clock",
+      name, wanted_ns, machine_ns, machine_ns + 1);
 }
 
 static emx_status check_bandwidth(const char *name, double wanted_gbps, double thread_gbps, uint32_t num_cores) {
   double machine_gbps = thread_gbps * (num_cores > 0 ? num_cores : 1);
   if (wanted_gbps <= machine_gbps) return EMX_OK;
-  return fail(EMX_E_TOO_FAST,
-              "got %s %.2f GB/s; the cores of this machine together move %.2f: ask for at most that, for 0 (the machine's "
-              "own), or use a virtual clock",
-              name, wanted_gbps, machine_gbps);
+  return fail(
+      EMX_E_TOO_FAST,
+      "got %s %.2f GB/s; the cores of this machine together move %.2f: ask for at most that, for 0 (the machine's "
+      "own), or use a virtual clock",
+      name, wanted_gbps, machine_gbps);
 }
 
 emx_status emx_check_timing(const emx_calibration *calibration, const emx_timing *timing) {
-  if (calibration == NULL || timing == NULL) return fail(EMX_E_INVALID, "got NULL; expected a calibration and a timing");
+  if (calibration == NULL || timing == NULL)
+    return fail(EMX_E_INVALID, "got NULL; expected a calibration and a timing");
   if (calibration->struct_bytes != sizeof *calibration)
-    return fail(EMX_E_INVALID, "got a calibration of %u bytes; expected %zu", calibration->struct_bytes, sizeof *calibration);
+    return fail(EMX_E_INVALID, "got a calibration of %u bytes; expected %zu", calibration->struct_bytes,
+                sizeof *calibration);
   emx_status status = timing_validate(timing);
   double hops_ns = timing->hop_latency_ns * timing->switch_hops;
   double read_ns = timing->read_latency_ns > 0 ? timing->read_latency_ns + hops_ns : 0;

@@ -7,15 +7,16 @@
 
 /* A transfer under way. Times are those of the model. */
 typedef struct progress {
-  uint64_t chain_ns; /* when the piece before has passed every queue: the next one arrives then */
-  uint64_t end_ns;   /* when everything so far has arrived */
+  uint64_t chain_ns;    /* when the piece before has passed every queue: the next one arrives then */
+  uint64_t end_ns;      /* when everything so far has arrived */
   size_t unpaced_bytes; /* queued since we last let the clock catch up */
   bool contended;       /* the first piece of this turn waited for others, about as long as it takes itself */
 } progress;
 
 /* Pieces that are queued before we wait for the first to be over. Each wait is a sleep, which costs some 10 us of the
  * processor and ends some 10 us late. Alone on a queue, two pieces (40 to 80 us) keep the first of these small. Where
- * others wait too, a turn of four is over only after a late sleeper is awake again, so that everyone keeps his turns. */
+ * others wait too, a turn of four is over only after a late sleeper is awake again, so that everyone keeps his turns.
+ */
 #define PIECES_ALONE 2
 #define PIECES_PER_TURN 4
 
@@ -63,8 +64,8 @@ static size_t piece_of(const transfer *transfer) {
   return read < write ? read : write;
 }
 
-/* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain of arrivals is
- * the model's and not the machine's, so that waking late from one wait is made up for in the next. */
+/* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain of
+ * arrivals is the model's and not the machine's, so that waking late from one wait is made up for in the next. */
 static void run_in_pieces(const transfer *transfer, uint64_t start_ns, progress *progress) {
   uint64_t latency_ns[2];
   latencies(transfer, start_ns, latency_ns);

@@ -78,6 +78,7 @@ class _Config(abi.SizedStructure):
         ("mode", c_uint32),
         ("base", c_void_p),
         ("size_bytes", c_uint64),
+        ("region", c_void_p),
         ("capacity_bytes", c_uint64),
         ("seed", c_uint64),
         ("detect_stale", c_uint32),
@@ -120,8 +121,9 @@ class Cache:
     """One host's cache before `memory`, which is shared with other hosts.
 
     Args:
-        memory: a `SharedSegment`, or any writable contiguous buffer that begins at a multiple of 64 (an
-            `emucxl.Buffer`, a NumPy array). It cannot be closed, freed or resized before the cache is closed.
+        memory: a `SharedSegment`, a pool's `Region`, or any writable contiguous buffer that begins at a multiple of 64
+            (an `emucxl.Buffer`, a NumPy array). It cannot be closed, freed or shrunk before the cache is closed. Of a
+            region, every access asks whether this host may: FencedError, PoisonedError, AccessDeniedError.
         mode: who keeps the caches coherent.
         capacity_bytes: of the cache, in whole lines; 0: unlimited, nothing is ever evicted.
         seed: decides which lines are evicted.
@@ -158,12 +160,13 @@ class Cache:
         self._context: Context | None = None
         self._library = _library()
         self._mode = Coherence(mode)
-        self._range = _export(memory)
+        self._range = _Range(memory)
         try:
             config = _Config(
                 mode=self._mode,
-                base=ctypes.addressof(self._range),
-                size_bytes=len(self._range),
+                base=self._range.address,
+                size_bytes=self._range.size_bytes,
+                region=self._range.region,
                 capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
                 seed=_unsigned("seed", seed),
                 detect_stale=detect_stale,
@@ -185,7 +188,7 @@ class Cache:
     @property
     def size_bytes(self) -> int:
         """Of the memory that the cache stands before."""
-        return len(self._range)
+        return self._range.size_bytes
 
     def read(self, size: int | None = None, offset: int = 0) -> bytes:
         """`size` bytes from `offset` on (to the end, if not given), as this host sees them.
@@ -299,7 +302,7 @@ class Cache:
 
     def _release(self) -> None:
         """Lets go of what the cache kept alive."""
-        self._range = (c_char * 0)()
+        self._range.release()
         context, self._context = self._context, None
         if context is not None:
             context.release()
@@ -316,12 +319,28 @@ class Cache:
         return max(self.size_bytes - offset, 0) if size is None else _unsigned("size", size)
 
 
-def _export(memory: Any) -> Any:
-    """The memory as a ctypes array, which keeps it from being closed, freed or resized."""
-    view = memoryview(getattr(memory, "buffer", memory)).cast("B")
-    if view.readonly:
-        raise ArgumentError("got read-only memory; expected memory that can be written to")
-    return (c_char * view.nbytes).from_buffer(view)
+class _Range:
+    """Where the memory is. Until `release` it cannot be closed, freed or resized."""
+
+    def __init__(self, memory: Any) -> None:
+        from emucxl.pool import Region
+
+        self._kept: Any
+        self.region: int | None = None
+        if isinstance(memory, Region):
+            self._kept = memory.borrow()
+            self.region, self.address, self.size_bytes = self._kept.handle, memory.address, memory.size_bytes
+            return
+        view = memoryview(getattr(memory, "buffer", memory)).cast("B")
+        if view.readonly:
+            raise ArgumentError("got read-only memory; expected memory that can be written to")
+        self._kept = (c_char * view.nbytes).from_buffer(view)
+        self.address, self.size_bytes = ctypes.addressof(self._kept), view.nbytes
+
+    def release(self) -> None:
+        if self.region is not None:
+            self._kept.end()
+        self._kept, self.region = None, None
 
 
 def _unsigned(name: str, value: int) -> int:

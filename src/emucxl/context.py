@@ -26,7 +26,7 @@ from emucxl import abi, native
 from emucxl._buffer import ContextBase
 from emucxl.buffer import Buffer, bind
 from emucxl.errors import ArgumentError, InUseError, NotFoundError
-from emucxl.providers import Anon, Provider
+from emucxl.providers import Anon, Borrowed, Provider
 from emucxl.tiers import Tier, is_touchable
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Context(ContextBase):
         self._lock = threading.Lock()  # of the fields below, and of adding tiers
         self._calibrated = calibration is not None
         self._tiers: dict[str, Tier] = {}
+        self._borrowed: list[Borrowed] = []  # what tiers stand on, until this is closed
 
     @property
     def clock(self) -> Clock:
@@ -132,6 +133,25 @@ class Context(ContextBase):
             ArgumentError: anything else is wrong with the arguments.
         """
         provider = Anon() if provider is None else provider
+        borrowed = provider.borrow()
+        try:
+            tier = self._add_tier(name, capacity_bytes, provider, timing, link)
+        except BaseException:
+            if borrowed is not None:
+                borrowed.end()
+            raise
+        if borrowed is not None:
+            self._borrowed.append(borrowed)
+        return tier
+
+    def _add_tier(
+        self,
+        name: str,
+        capacity_bytes: int,
+        provider: Provider,
+        timing: Timing | Preset | str | None,
+        link: Link | None,
+    ) -> Tier:
         config = abi.TierConfig(
             name=_encode_name(name), capacity_bytes=_check_capacity(capacity_bytes), fd=-1
         )
@@ -192,6 +212,16 @@ class Context(ContextBase):
             yield handle
         finally:
             self.release()
+
+    def close(self) -> None:
+        """Frees every buffer and tier; a second call does nothing.
+
+        Raises:
+            InUseError: a buffer is exported, or another thread is using it; nothing has changed then.
+        """
+        super().close()
+        while self._borrowed:
+            self._borrowed.pop().end()
 
     def __enter__(self) -> Self:
         return self

@@ -10,11 +10,19 @@ from emucxl import abi
 from emucxl.errors import ArgumentError
 
 
+class Borrowed(Protocol):
+    """Keeps what it was borrowed from open until its `end`."""
+
+    def end(self) -> None: ...
+
+
 class Region(Protocol):
     """What of `emucxl.pool.Region` a tier needs."""
 
     @property
     def handle(self) -> int | None: ...
+
+    def borrow(self) -> Borrowed: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,10 @@ class Provider:
     def configure(self, config: abi.TierConfig) -> None:
         """Fills in its part of a tier's configuration."""
         config.provider = self.kind
+
+    def borrow(self) -> Borrowed | None:
+        """What has to stay open as long as the tier, if anything."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class Null(Provider):
 
 @dataclass(frozen=True)
 class RegionMemory(Provider):
-    """A region of a pool, which must stay open as long as the tier."""
+    """A region of a pool. It cannot be closed as long as the tier's context is open."""
 
     region: Region
 
@@ -109,3 +121,6 @@ class RegionMemory(Provider):
     def configure(self, config: abi.TierConfig) -> None:
         super().configure(config)
         config.region = self.region.handle
+
+    def borrow(self) -> Borrowed:
+        return self.region.borrow()

@@ -487,8 +487,10 @@ def test_a_read_gives_the_slice_or_an_error(length: int, offset: int, size: int)
 # ---- threads and references ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [64, 200_000])
-def test_threads_that_use_a_buffer_while_another_frees_it_get_errors(tier: Tier, size: int) -> None:
+@pytest.mark.parametrize(("size", "frees"), [(64, 200), (200_000, 5)])
+def test_threads_that_use_a_buffer_while_another_frees_it_get_errors(
+    tier: Tier, size: int, frees: int
+) -> None:
     """With short calls that keep the GIL, and with long ones that don't."""
     unexpected: list[BaseException] = []
     data, target = bytes(size), bytearray(size)
@@ -519,7 +521,7 @@ def test_threads_that_use_a_buffer_while_another_frees_it_get_errors(tier: Tier,
         thread.start()
     refused = freed = 0
     try:
-        while not unexpected and (freed < 200 or (size > 16384 and refused == 0)):
+        while not unexpected and (freed < frees or (size > 16384 and refused == 0)):
             try:
                 shared[0].free()
                 freed += 1

@@ -65,8 +65,9 @@ def test_threads_share_a_heap(programs: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("membarrier", [1, 0])
 @pytest.mark.parametrize("poison", [0, 10])
-def test_threads_share_a_heap_without_data_races(programs: Path, poison: int) -> None:
+def test_threads_share_a_heap_without_data_races(programs: Path, poison: int, membarrier: int) -> None:
     for seed in range(4):
         fuzz(
             programs,
@@ -77,6 +78,7 @@ def test_threads_share_a_heap_without_data_races(programs: Path, poison: int) ->
             operations=2000,
             check_every=500,
             poison=poison,
+            membarrier=membarrier,
             capacity=4 * MIB,
             largest=20000,
         )

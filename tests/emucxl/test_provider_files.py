@@ -18,7 +18,7 @@ from emucxl import abi, errors, native
 from support.native_context import MIB, NativeContext
 from support.provider_cases import (
     CAPACITY,
-    JoinConfig,
+    join_config,
     region,
 )
 
@@ -225,7 +225,7 @@ def test_poison_of_the_pool_is_met_through_the_tier(tmp_path: Path) -> None:
 
 
 def test_a_host_that_was_fenced_can_use_its_tier_no_more(tmp_path: Path) -> None:
-    no_heartbeat = JoinConfig(flags=1, lease_ns=200_000_000)
+    no_heartbeat = join_config(flags=1, lease_ns=200_000_000)
     with contextlib.ExitStack() as resources:
         fields = region(tmp_path, resources, no_heartbeat)
         context = resources.enter_context(NativeContext())

@@ -58,6 +58,48 @@ def compile_program(
     return program
 
 
+def link_library(directory: Path, sanitize: str) -> Path:
+    """libemucxl.so of the whole core under `sanitize`, with libemucxl_bench.so beside it."""
+    library, loops = directory / "libemucxl.so", directory / "libemucxl_bench.so"
+    archive = ["-Wl,--whole-archive", str(core_archive(sanitize)), "-Wl,--no-whole-archive"]
+    shared = [*_command(sanitize), "-shared", "-fPIC"]
+    _run([*shared, "-Wl,-soname,libemucxl.so", *archive, *LIBRARIES, "-o", str(library)])
+    sources = map(str, sorted((NATIVE / "bench").glob("*.c")))
+    _run(
+        [
+            *shared,
+            *sources,
+            f"-L{directory}",
+            "-lemucxl",
+            "-ldl",
+            "-Wl,-rpath,$ORIGIN",
+            *LIBRARIES,
+            "-o",
+            str(loops),
+        ]
+    )
+    return library
+
+
+def sanitizer_runtime(sanitize: str) -> str | None:
+    """What a program that was not built with `sanitize` must preload to load a library that was; None if it is missing.
+
+    The C++ library is part of it: the runtime looks up what it intercepts as the program starts.
+    """
+    runtime = {"address": "libasan.so", "thread": "libtsan.so"}[sanitize.split(",")[0]]
+    found = [_library_of_compiler(name) for name in (runtime, "libstdc++.so.6")]
+    return None if None in found else " ".join(map(str, found))
+
+
+def _library_of_compiler(name: str) -> Path | None:
+    found = compiler()
+    if found is None:
+        return None
+    done = subprocess.run([found, f"-print-file-name={name}"], capture_output=True, text=True, check=False)
+    path = Path(done.stdout.strip())
+    return path.resolve() if path.is_absolute() else None
+
+
 def run_program(program: Path, *arguments: object, timeout_s: float = 120.0) -> str:
     """What the program printed; AssertionError with its output if it failed."""
     done = subprocess.run(

@@ -6,35 +6,20 @@ import contextlib
 import os
 import re
 from collections.abc import Callable
-from ctypes import POINTER, byref, c_char_p, c_int, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_void_p, sizeof
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emucxl import abi, native
+from emucxl import abi, native, pool_abi
 from support.native_context import MIB, provider_unavailable
 
 CAPACITY = 8 * MIB
 
 
-class JoinConfig(abi.SizedStructure):
-    _fields_ = (
-        ("struct_bytes", c_uint32),
-        ("flags", c_uint32),
-        ("lease_ns", c_uint64),
-        ("quota_bytes", c_uint64),
-    )
-
-
-class PoolConfig(abi.SizedStructure):
-    _fields_ = (
-        ("struct_bytes", c_uint32),
-        ("flags", c_uint32),
-        ("size_bytes", c_uint64),
-        ("extent_bytes", c_uint64),
-        ("max_regions", c_uint32),
-    )
+def join_config(**fields: int) -> pool_abi.JoinConfig:
+    return pool_abi.JoinConfig(struct_bytes=sizeof(pool_abi.JoinConfig), **fields)
 
 
 # Each gives the fields of a tier's config, and has what they need closed by `resources`.
@@ -75,25 +60,14 @@ def null(tmp_path: Path, resources: contextlib.ExitStack) -> dict[str, Any]:
     return {"provider": abi.PROVIDER_NULL}
 
 
-POOL_SIGNATURES: native.Signatures = {
-    "emx_pool_create": (c_int, [c_char_p, POINTER(PoolConfig), POINTER(c_void_p)]),
-    "emx_pool_close": (None, [c_void_p]),
-    "emx_pool_join": (c_int, [c_void_p, c_char_p, c_void_p, POINTER(c_void_p)]),
-    "emx_host_carve": (c_int, [c_void_p, c_char_p, c_uint64, c_void_p, POINTER(c_void_p)]),
-    "emx_host_leave": (None, [c_void_p]),
-    "emx_pool_open": (c_int, [c_char_p, c_uint32, POINTER(c_void_p)]),
-    "emx_pool_reclaim": (c_int, [c_void_p, c_uint32, c_void_p]),
-    "emx_region_close": (None, [c_void_p]),
-    "emx_region_poison": (c_int, [c_void_p, c_uint64, c_uint64]),
-}
-
-
-def region(tmp_path: Path, resources: contextlib.ExitStack, join: JoinConfig | None = None) -> dict[str, Any]:
-    library = abi.load()
-    native.declare(library, POOL_SIGNATURES)
+def region(
+    tmp_path: Path, resources: contextlib.ExitStack, join: pool_abi.JoinConfig | None = None
+) -> dict[str, Any]:
+    library = pool_abi.library()
+    config = pool_abi.PoolConfig(struct_bytes=sizeof(pool_abi.PoolConfig), size_bytes=2 * CAPACITY)
     pool, host, carved = c_void_p(), c_void_p(), c_void_p()
     path = os.fsencode(tmp_path / "pool")
-    native.check(library.emx_pool_create(path, PoolConfig(size_bytes=2 * CAPACITY), byref(pool)))
+    native.check(library.emx_pool_create(path, byref(config), byref(pool)))
     resources.callback(library.emx_pool_close, pool)
     native.check(library.emx_pool_join(pool, b"tester", join and byref(join), byref(host)))
     resources.callback(library.emx_host_leave, host)

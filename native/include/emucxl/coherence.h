@@ -1,21 +1,21 @@
 /* The coherence model: what a host sees of bytes that another host wrote.
  *
- * Memory that several hosts map (a region of a pool, a shm tier, a shared segment) is coherent by itself on one machine.
- * On CXL it need not be. A cache stands between one host and such a range, and makes of it what the mode says:
+ * Memory that several hosts map (a region of a pool, a shm tier, a shared segment) is coherent by itself on one
+ * machine. On CXL it need not be. A cache stands between one host and such a range, and makes of it what the mode says:
  *
  *   hardware   every access sees the newest bytes, as with CXL 3 back-invalidation. Flushes and invalidates do nothing.
- *   software   each host has lines of its own. What it writes stays there until it flushes (or the line is evicted); what
- *              it has read once it reads again, however old, until it invalidates. A program that lacks a flush or an
- *              invalidate gets stale bytes here, on any machine, every time.
+ *   software   each host has lines of its own. What it writes stays there until it flushes (or the line is evicted);
+ *              what it has read once it reads again, however old, until it invalidates. A program that lacks a flush or
+ *              an invalidate gets stale bytes here, on any machine, every time.
  *   uncached   every access goes to the memory, and pays for it.
  *
- * Only accesses through these calls are modelled. Loads and stores through a pointer into the range see the memory itself.
+ * Only accesses through these calls are modelled. Loads and stores through a pointer see the memory itself.
  *
  * Flags, indices and locks that hosts share and never want stale go through emx_cache_load_u64 and emx_cache_store_u64,
  * which bypass the cache in every mode. Atomic read-modify-write operations are not offered: between hosts they need
  * hardware coherence; a lock must be made of loads and stores (Lamport's bakery, a ring with one index for each side).
  *
- * Thread safety: every call but open and close may run in any number of threads. A host is one cache; its threads share it.
+ * Thread safety: every call but open and close may run in any number of threads. The threads of a host share its cache.
  *
  * Invariants
  *   1. A write-back writes the bytes that this host wrote, and no others: hosts that share a line lose nothing by it
@@ -48,13 +48,15 @@ typedef struct emx_cache_config {
   uint32_t mode;              /* emx_coherence */
   void *base;                 /* of the shared range where this process has it mapped; a multiple of EMX_LINE_BYTES */
   uint64_t size_bytes;
+  emx_region *region;         /* or NULL: of a pool, which has the range. Every access then asks whether this host may
+                                 (EMX_E_FENCED, _POISONED, _PERMISSION). It must outlive the cache */
   uint64_t capacity_bytes;    /* of the cache, in whole lines; 0: unlimited, nothing is ever evicted */
   uint64_t seed;              /* decides which lines are evicted */
-  uint32_t detect_stale;      /* 1: count the bytes read from the cache that the memory no longer holds; costs a compare */
+  uint32_t detect_stale;      /* 1: count the bytes read that the memory no longer has; costs a compare */
   uint32_t whole_line_writes; /* 1: a write makes all of its line dirty, as in a processor: two hosts that write to one
                                  line then overwrite each other's bytes */
-  /* What it costs (modelled). Fetching and writing back lines is priced by `timing` and `link` on the clock of `context`,
-   * which must outlive the cache; an access that finds all its lines takes hit_latency_ns. NULL: nothing is priced. */
+  /* What it costs (modelled). Fetching and writing back lines is priced by `timing` and `link` on the clock of
+   * `context`, which outlives the cache; an access that finds all its lines takes hit_latency_ns. NULL: no price. */
   emx_context *context;
   emx_link *link;
   double hit_latency_ns;
@@ -84,8 +86,8 @@ EMX_API emx_status emx_cache_write(emx_cache *cache, uint64_t offset, const void
 
 /* These work on every line that the range touches. When flush returns, the bytes are in the memory.
  *   flush             writes back what this host wrote; the lines stay
- *   invalidate        forgets the lines. Bytes of the range that were written and not flushed are lost; those beside the
- *                     range, in its first and last line, are kept
+ *   invalidate        forgets the lines. Bytes of the range that were written and not flushed are lost; those beside
+ *                     the range, in its first and last line, are kept
  *   flush_invalidate  writes back, then forgets */
 EMX_API emx_status emx_cache_flush(emx_cache *cache, uint64_t offset, uint64_t size_bytes);
 EMX_API emx_status emx_cache_invalidate(emx_cache *cache, uint64_t offset, uint64_t size_bytes);

@@ -1,4 +1,5 @@
-/* How a link lies in its memfd or file, for programs that watch links without taking part (`emucxl top`): map it read-only.
+/* How a link lies in its memfd or file, for programs that watch links without taking part (`emucxl top`): map it
+ * read-only.
  *
  * Everything is little-endian and naturally aligned. Fields above `lanes` are written once, before the link is seen by
  * anyone, except `clock`. Those of the lanes change all the time, each by itself: load them atomically, and expect the
@@ -16,16 +17,16 @@
 
 /* One queue. The arrays are indexed by emx_direction; on a full-duplex link each lane uses one of the two only. */
 typedef struct emx_lane {
-  uint64_t free_ns;      /* when the last byte that was queued so far has passed */
-  uint32_t fraction;     /* of a nanosecond (in 2^-32) that transfers so far took beyond what free_ns counts */
+  uint64_t free_ns;  /* when the last byte that was queued so far has passed */
+  uint32_t fraction; /* of a nanosecond (in 2^-32) that transfers so far took beyond what free_ns counts */
   uint32_t reserved;
-  uint64_t latest_ns;    /* the latest arrival */
-  uint64_t queued_ns;    /* modelled time that transfers waited for others */
+  uint64_t latest_ns; /* the latest arrival */
+  uint64_t queued_ns; /* modelled time that transfers waited for others */
   uint64_t bytes[2];
   uint64_t transfers[2];
-  uint64_t busy_ns[2];   /* modelled time that transfers occupied the queue, or will */
-  /* Window i begins at (i - 1) * EMX_LINK_WINDOW_NS. Slot i mod 4 holds i (24 bits, at the top) and the lane's busy time
-   * up to that moment (40 bits). */
+  uint64_t busy_ns[2]; /* modelled time that transfers occupied the queue, or will */
+  /* Window i begins at (i - 1) * EMX_LINK_WINDOW_NS. Slot i mod 4 holds i (24 bits, at the top) and the lane's busy
+   * time up to that moment (40 bits). */
   uint64_t windows[4];
   uint64_t padding[2];
 } emx_lane;
@@ -39,7 +40,7 @@ typedef struct emx_link_page {
   double read_bandwidth_gbps;
   double write_bandwidth_gbps;
   double latency_ns;
-  uint64_t check;        /* FNV-1a of the bytes from read_bandwidth_gbps up to here, then full_duplex */
+  uint64_t check; /* FNV-1a of the bytes from read_bandwidth_gbps up to here, then full_duplex */
   uint64_t creator_pid;
   uint64_t padding[8];
   emx_lane lanes[2];

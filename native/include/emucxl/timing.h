@@ -3,8 +3,8 @@
  * An access of `size` bytes that begins at `now` ends at
  *     release = max over its queues q of (max(now, free_q) + size / bandwidth_q)
  *               + latency * curve(utilisation) + switch_hops * hop_latency + link latency
- * The queues are the tier's own (one for reads, one for writes) and, where it has one, its link's. A queue's state lies in shared memory, so that all who
- * use a link (tiers, threads, processes) wait for each other.
+ * The queues are the tier's own (one for reads, one for writes) and, where it has one, its link's. A link's state lies
+ * in shared memory, so that all who use it (tiers, threads, processes) wait for each other.
  *
  * Whatever these functions produce is *modelled*; say so wherever it is shown.
  */
@@ -32,40 +32,41 @@ typedef struct emx_curve_point {
 
 /* The timing of a tier. All zero: the tier is not modelled, and its accesses take what the machine takes. */
 typedef struct emx_timing {
-  double read_latency_ns;      /* of one small access, unloaded, all included: what a program would see. 0: the machine's own */
+  double read_latency_ns; /* of one small access, unloaded, all included; 0: the machine's own */
   double write_latency_ns;
-  double read_bandwidth_gbps;  /* of the tier's own queue; 0: unlimited */
+  double read_bandwidth_gbps; /* of the tier's own queue; 0: unlimited */
   double write_bandwidth_gbps;
-  double hop_latency_ns;       /* added once for each switch on the way */
+  double hop_latency_ns; /* added once for each switch on the way */
   uint32_t switch_hops;
-  uint32_t num_curve_points;   /* 0: latency does not depend on load */
+  uint32_t num_curve_points; /* 0: latency does not depend on load */
   emx_curve_point curve[EMX_MAX_CURVE_POINTS];
 } emx_timing;
 
 /* ---- links ------------------------------------------------------------------------------------------------------ */
 
-/* A link follows one kind of clock: that of the first tier that uses it. On the real clock its users wait for each other as
- * they would on hardware. On virtual clocks each context brings its own time, and waits for whatever was queued before it
- * *in the order of the calls*, up to times that lie ahead of its own: use a fresh link for each simulation. */
+/* A link follows one kind of clock: that of the first tier that uses it. On the real clock its users wait for each
+ * other as they would on hardware. On virtual clocks each context brings its own time, and waits for whatever was
+ * queued before it *in the order of the calls*, up to times that lie ahead of its own: use a fresh link for each
+ * simulation. */
 typedef struct emx_link emx_link;
 
 typedef struct emx_link_config {
   uint32_t struct_bytes;
-  uint32_t full_duplex;        /* 1: reads and writes queue apart, as on PCIe; 0: they share one queue */
-  double read_bandwidth_gbps;  /* 0.001 to 100,000 */
+  uint32_t full_duplex;       /* 1: reads and writes queue apart, as on PCIe; 0: they share one queue */
+  double read_bandwidth_gbps; /* 0.001 to 100,000 */
   double write_bandwidth_gbps;
-  double latency_ns;           /* >= 0, added to every transfer */
+  double latency_ns; /* >= 0, added to every transfer */
 } emx_link_config;
 
 typedef struct emx_link_stats {
   uint64_t read_bytes, write_bytes;
   uint64_t read_transfers, write_transfers;
-  uint64_t read_busy_ns, write_busy_ns; /* modelled time that the queue was occupied */
-  uint64_t queued_ns;                   /* modelled time that transfers waited for others */
+  uint64_t read_busy_ns, write_busy_ns;       /* modelled time that the queue was occupied */
+  uint64_t queued_ns;                         /* modelled time that transfers waited for others */
   double read_utilisation, write_utilisation; /* of the recent past, 0 to 1 */
 } emx_link_stats;
 
-/* A link of this process and of those that inherit emx_link_fd(). It lives in a memfd, and so dies with its last user. */
+/* A link of this process and of those that inherit emx_link_fd(): in a memfd, which dies with its last user. */
 EMX_API emx_status emx_link_create(const emx_link_config *config, emx_link **link);
 /* The link behind a descriptor that another process passed on. The descriptor stays the caller's. */
 EMX_API emx_status emx_link_attach(int fd, emx_link **link);
@@ -103,8 +104,8 @@ typedef struct emx_calibration {
 
 /* Measures for about `budget_ns` (100 ms to 10 s). */
 EMX_API emx_status emx_calibrate(uint64_t budget_ns, emx_calibration *calibration);
-/* EMX_E_TOO_FAST, naming the figure and what would do, unless this machine can play `timing`: no latency below its own, no
- * bandwidth above that of all its cores together (one thread alone never gets more than its own). */
+/* EMX_E_TOO_FAST, naming the figure and what would do, unless this machine can play `timing`: no latency below its own,
+ * no bandwidth above that of all its cores together (one thread alone never gets more than its own). */
 EMX_API emx_status emx_check_timing(const emx_calibration *calibration, const emx_timing *timing);
 
 #ifdef __cplusplus

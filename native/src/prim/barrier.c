@@ -14,7 +14,6 @@ void barrier_prepare(void) {
 }
 
 void barrier_heavy(void) {
-  barrier_full();
   /* Once it worked it only fails for want of the registration, which a fork may have lost. */
   if (barrier_is_unequal && !membarrier(PRIVATE_EXPEDITED)) {
     membarrier(REGISTER_PRIVATE_EXPEDITED);

@@ -25,7 +25,8 @@ uint64_t clock_read_ns(void) {
 }
 
 void clock_sleep_until(uint64_t deadline_ns) {
-  struct timespec time = {.tv_sec = (time_t)(deadline_ns / 1000000000ull), .tv_nsec = (long)(deadline_ns % 1000000000ull)};
+  struct timespec time = {.tv_sec = (time_t)(deadline_ns / 1000000000ull),
+                          .tv_nsec = (long)(deadline_ns % 1000000000ull)};
   int slack_ns = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
   if (slack_ns > 1) prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
   while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR) {

@@ -1,4 +1,5 @@
-/* The machine's clock and cores, and ways to let time pass. No policy: how long to sleep or spin is the caller's to decide. */
+/* The machine's clock and cores, and ways to let time pass. No policy: how long to sleep or spin is the caller's to
+ * decide. */
 #ifndef EMX_PRIM_CLOCK_H
 #define EMX_PRIM_CLOCK_H
 
@@ -7,7 +8,8 @@
 /* CLOCK_MONOTONIC in nanoseconds: common to all processes of the machine. */
 uint64_t clock_read_ns(void);
 
-/* Sleeps until `deadline_ns` of that clock, with this thread's timer slack at its least meanwhile. Wakes late, never early. */
+/* Sleeps until `deadline_ns` of that clock, with this thread's timer slack at its least meanwhile. Wakes late, never
+ * early. */
 void clock_sleep_until(uint64_t deadline_ns);
 
 /* A counter that is cheap to read, of the same thread: the processor's own where it is constant and does not stop,

@@ -47,8 +47,8 @@ emx_status shared_page_duplicate(int fd, size_t size_bytes, int *own) {
 
 static emx_status check_owner(const struct stat *status, const char *path) {
   if (status->st_uid == geteuid() && (status->st_mode & 077) == 0) return EMX_OK;
-  return fail(EMX_E_PERMISSION, "'%s' belongs to user %u and has mode %o; expected a file of user %u with mode 600", path,
-              (unsigned)status->st_uid, (unsigned)(status->st_mode & 07777), (unsigned)geteuid());
+  return fail(EMX_E_PERMISSION, "'%s' belongs to user %u and has mode %o; expected a file of user %u with mode 600",
+              path, (unsigned)status->st_uid, (unsigned)(status->st_mode & 07777), (unsigned)geteuid());
 }
 
 emx_status shared_page_open(const char *path, size_t size_bytes, int *fd) {
