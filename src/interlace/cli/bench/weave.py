@@ -1,8 +1,8 @@
 """`interlace bench weave`: what weaving hides. Two ranks of one thread; every system on the same weights, in turns.
 
-The primary figure is the time that a rank's compute lane is blocked: it stays clean when the machine is not quiet. It is
-that of the rank that has more to compute; the others also wait for that one, which no weaving hides. Wall times are
-compared pair by pair within a round. Links are *modelled*.
+The primary figure is the time that a rank's compute lane is blocked: it stays clean when the machine is not quiet. It
+is that of the rank that has more to compute; the others also wait for that one, which no weaving hides. Wall times
+are compared pair by pair within a round. Links are *modelled*.
 """
 
 from __future__ import annotations
@@ -281,8 +281,8 @@ def report(options: Options, found: list[Found]) -> Report:
         ),
         rows=tuple(_row(each) for each in found),
         notes=(
-            f"medians of {options.rounds} interleaved rounds; wall times as ratios by pairs; none: no communication, the full norm on "
-            "every rank",
+            f"medians of {options.rounds} interleaved rounds; wall times as ratios by pairs; none: no "
+            "communication, the full norm on every rank",
             "blocked: the time in which no step of the compute lane runs, on the rank that has more to compute",
             *(f"{target}: {'met' if is_met else 'NOT met'} ({detail})" for target, is_met, detail in targets(found)),
         ),
