@@ -9,6 +9,9 @@ namespace {
 
 constexpr int64_t kGrainElements = 16 * 1024;  // less is done before a second worker would have started on it
 
+// An answer of so many bytes has left the caches before it is read again. Written past them, it is not read first.
+constexpr size_t kPastCachesBytes = size_t{8} << 20;
+
 int64_t first_row_of(int rank, int size, int64_t rows) { return rows * rank / size; }
 
 void reduce_rows(Pool& pool, const ReduceNormArgs& args, int64_t first, int64_t last) {
@@ -64,7 +67,7 @@ extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const
     for (int rank = 0; rank < group->size; ++rank) {
         parts[rank] = static_cast<const char*>(symmetric) + rank * region_bytes + offset;
     }
-    const ReduceNormArgs args{parts, group->size, h, residual, h, weight, out, h, h, eps, dtype};
+    const ReduceNormArgs args{parts, group->size, h, residual, h, weight, out, h, h, eps, dtype, bytes_of(rows, h, dtype) >= kPastCachesBytes};
     if (one_shot) {
         reduce_rows(pool->pool, args, 0, rows);
     } else {

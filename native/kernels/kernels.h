@@ -50,7 +50,8 @@ struct NormArgs {
     int dtype;
 };
 
-// NormArgs of several parts: their sum, in float32 and in order, is what the residual gets.
+// NormArgs of several parts: their sum, in float32 and in order, is what the residual gets. `past_caches`: how to write
+// `out`, where it can be done.
 struct ReduceNormArgs {
     const void *const *parts;
     int num_parts;
@@ -62,6 +63,7 @@ struct ReduceNormArgs {
     int64_t ldo, h;
     float eps;
     int dtype;
+    bool past_caches;
 };
 
 struct GateArgs {

@@ -124,17 +124,43 @@ TW_INLINE Floats load(const BFloat16 *p) {
     return out;
 }
 // Rounds to the nearest, ties to even.
-TW_INLINE void store(BFloat16 *p, Floats a) {
-    TW_EACH_PART {
+TW_INLINE HalfPart to_bfloat16(FloatPart value) {
 #if defined(__AVX512BF16__)
-        const HalfPart half = reinterpret_cast<HalfPart>(_mm512_cvtneps_pbh(a.part[i]));
+    return reinterpret_cast<HalfPart>(_mm512_cvtneps_pbh(value));
 #else
-        const WordPart word = reinterpret_cast<WordPart>(a.part[i]);
-        const WordPart rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
-        const WordPart quiet = (word >> 16) | 0x40;
-        const HalfPart half = __builtin_convertvector(a.part[i] == a.part[i] ? rounded : quiet, HalfPart);
+    const WordPart word = reinterpret_cast<WordPart>(value);
+    const WordPart rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+    const WordPart quiet = (word >> 16) | 0x40;
+    return __builtin_convertvector(value == value ? rounded : quiet, HalfPart);
 #endif
-        *reinterpret_cast<HalfMemory *>(p + i * WIDTH) = half;
+}
+TW_INLINE void store(BFloat16 *p, Floats a) {
+    TW_EACH_PART *reinterpret_cast<HalfMemory *>(p + i * WIDTH) = to_bfloat16(a.part[i]);
+}
+
+// As store, but past the caches: p is a multiple of 64 bytes, or of 32 for bfloat16. A fence has to come before whatever
+// tells other cores of it.
+TW_INLINE void stream(float *p, Floats a) {
+    TW_EACH_PART {
+#if defined(__AVX512F__)
+        _mm512_stream_ps(p, a.part[i]);
+#elif defined(__AVX2__)
+        _mm256_stream_ps(p + i * WIDTH, a.part[i]);
+#else
+        _mm_stream_ps(p + i * WIDTH, a.part[i]);
+#endif
+    }
+}
+TW_INLINE void stream(BFloat16 *p, Floats a) {
+    TW_EACH_PART {
+        const HalfPart half = to_bfloat16(a.part[i]);
+#if defined(__AVX512F__)
+        _mm256_stream_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(half));
+#elif defined(__AVX2__)
+        _mm_stream_si128(reinterpret_cast<__m128i *>(p + i * WIDTH), reinterpret_cast<__m128i>(half));
+#else
+        _mm_stream_si64(reinterpret_cast<long long *>(p + i * WIDTH), reinterpret_cast<long long>(half));
+#endif
     }
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
+from support import rank_programs
 from support.rank_worker import receive, send
 from support.symmetric_segments import REGION_BYTES
 from tokenweave.communicators import (
@@ -212,6 +213,7 @@ def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:
 
 
 def _symmetric_threads(size: int, options: dict[str, Any]) -> ThreadRanks:
+    activations = options.pop("activations", rank_programs.ACTIVATIONS)
     segment, symmetric_fd = (
         SharedSegment.create("test", segment_bytes(size, SLOT_BYTES)),
         empty_segment_fd("test"),
@@ -229,7 +231,7 @@ def _symmetric_threads(size: int, options: dict[str, Any]) -> ThreadRanks:
         ],
         segment,
     )
-    assert ranks.run("reserve_activations") == [None] * size
+    assert ranks.run("reserve_activations", activations) == [None] * size
     os.close(symmetric_fd)
     return ranks
 

@@ -27,8 +27,8 @@ DTYPES = {
 ACTIVATIONS = (128, 4096, torch.float32)  # the largest that symmetric memory has room for
 
 
-def reserve_activations(comm: Communicator) -> None:
-    comm.reserve_activations(*ACTIVATIONS)
+def reserve_activations(comm: Communicator, activations: tuple[int, int, torch.dtype] = ACTIVATIONS) -> None:
+    comm.reserve_activations(*activations)
 
 
 def data_of(rank: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:

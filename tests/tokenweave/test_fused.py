@@ -127,6 +127,16 @@ def test_what_is_too_large_for_the_buffers_goes_the_way_of_all_reduce(ranks: Ran
     assert_all_right(ranks, twice, ranks.run("fused_programs.fused", twice))
 
 
+@pytest.mark.parametrize("hidden_size", [2048, 2056])
+def test_a_large_answer_is_whole_whether_written_past_the_caches_or_not(
+    make: MakeRanks, hidden_size: int
+) -> None:
+    """From 8 MB on it is, if rows are of whole cache lines."""
+    ranks = make("shm-symmetric-threads", 2, activations=(1024, 2056, torch.float32))
+    cases: list[Case] = [(1024, hidden_size, "float32"), (2048, hidden_size, "bfloat16")]
+    assert_all_right(ranks, cases, ranks.run("fused_programs.fused", cases))
+
+
 def test_reference_kernels_do_without_symmetric_memory(ranks: Ranks) -> None:
     case: Case = (7, 64, "float32")
     assert_all_right(ranks, [case], ranks.run("fused_programs.without_native_kernels", case))

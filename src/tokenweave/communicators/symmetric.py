@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NUM_BUFFERS = 4  # two parts, two buffers each
 PAGE_BYTES = 4096
+MAX_TENSORS = 256  # that are kept to be handed out again
 
 
 def symmetric_bytes(size: int, buffer_bytes: int) -> int:
@@ -54,6 +55,7 @@ class SymmetricMemory:
         self._bytes = torch.frombuffer(self._view, dtype=torch.uint8)
         self._own = rank * self.region_bytes
         self._answers = size * self.region_bytes
+        self._tensors: dict[tuple[int, int, int, torch.dtype], Tensor] = {}  # making one costs microseconds
         self._partials_taken = self._answers_taken = 0
 
     def fits(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
@@ -89,6 +91,7 @@ class SymmetricMemory:
     def close(self) -> None:
         """Lets go of the segment, as soon as no tensor of it is in use any more."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._tensors.clear()
         with suppress(
             BufferError, SegmentError
         ):  # a tensor is still alive: the memory goes with the last one
@@ -102,7 +105,13 @@ class SymmetricMemory:
                 f"got ({num_tokens}, {hidden_size}) of {dtype}, {size_bytes:,} bytes; expected at most the "
                 f"{self.buffer_bytes:,} bytes of a buffer"
             )
-        return self._bytes[offset : offset + size_bytes].view(dtype).view(num_tokens, hidden_size)
+        key = (offset, num_tokens, hidden_size, dtype)
+        if (found := self._tensors.get(key)) is None:
+            if len(self._tensors) >= MAX_TENSORS:
+                self._tensors.clear()
+            whole = self._bytes[offset : offset + size_bytes]
+            found = self._tensors[key] = whole.view(dtype).view(num_tokens, hidden_size)
+        return found
 
 
 def _rounded(size_bytes: int) -> int:
