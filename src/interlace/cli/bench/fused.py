@@ -29,12 +29,13 @@ QUICK_TOKENS = (16, 256)
 DTYPES = ("bfloat16", "float32")
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
 FUSED, UNFUSED, VLLM, GLOO = "fused", "unfused", "vllm", "gloo"
+LIMIT = "limit"
 SAMPLE_S = 0.02  # about how long one sample runs
-LIMIT_S = 0.5
+LIMIT_S = 0.05
 OVER_VLLM = {"bfloat16": 3.0, "float32": 2.0}
 OVER_UNFUSED = 2.0
-OF_LIMIT = 0.8  # from this many tokens on
-OF_LIMIT_FROM = 1024
+OF_LIMIT = 0.8
+OF_LIMIT_FROM = 1024  # tokens: fewer stay in caches
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Found:
-    """One shape. Seconds by system, and bytes per second that the machine would allow."""
+    """One shape. Seconds by system; bytes per second that the machine would allow, where memory is what limits."""
 
     dtype: str
     num_tokens: int
     seconds: dict[str, Samples]
-    limit_bytes_per_s: float
+    limit_bytes_per_s: Samples | None = None
 
     @property
     def moved_bytes(self) -> int:
@@ -69,6 +70,14 @@ class Found:
     @property
     def bytes_per_s(self) -> float:
         return self.moved_bytes / self.seconds[FUSED].median
+
+    @property
+    def of_limit(self) -> Samples | None:
+        """The share of what the machine allowed in the same round."""
+        if self.limit_bytes_per_s is None:
+            return None
+        needed_s = Samples(tuple(self.moved_bytes / limit for limit in self.limit_bytes_per_s.values))
+        return needed_s.over(self.seconds[FUSED])
 
     def gain(self, system: str) -> Samples:
         """How many times as long `system` takes as the fused operation, round by round."""
@@ -80,8 +89,8 @@ class Found:
         if VLLM in self.seconds:
             yield f"{shape}: vLLM / fused", self.gain(VLLM).median, OVER_VLLM[self.dtype]
         yield f"{shape}: unfused / fused", self.gain(UNFUSED).median, OVER_UNFUSED
-        if self.num_tokens >= OF_LIMIT_FROM:
-            yield f"{shape}: of the limit", self.bytes_per_s / self.limit_bytes_per_s, OF_LIMIT
+        if self.of_limit is not None:
+            yield f"{shape}: of the limit", self.of_limit.median, OF_LIMIT
 
 
 class Pair:
@@ -112,6 +121,11 @@ class Pair:
         """Of one call, on the slower rank."""
         return max(float(reply["seconds"]) for reply in self.ask("time", name=system, calls=calls))
 
+    def limit(self, dtype: str) -> float:
+        """Bytes per second of both cores at once."""
+        replies = self.ask("limit", dtype=dtype, seconds=LIMIT_S)
+        return sum(float(reply["bytes_per_s"]) for reply in replies)
+
     def close(self) -> None:
         for worker in self.workers:
             worker.close()
@@ -124,23 +138,17 @@ def measure(options: Options, progress: Progress | None = None) -> tuple[list[Fo
         BenchError: a system fails, or gives something wrong.
     """
     with _systems(options) as (pairs, versions):
-        limits = {
-            dtype: sum(
-                reply["bytes_per_s"] for reply in pairs[FUSED].ask("limit", dtype=dtype, seconds=LIMIT_S)
-            )
-            for dtype in DTYPES
-        }
         shapes = [(dtype, num_tokens) for dtype in DTYPES for num_tokens in options.tokens]
         found = []
         for place, (dtype, num_tokens) in enumerate(shapes):
-            seconds = _shape(pairs, dtype, num_tokens, options.rounds, _part_of(progress, place, len(shapes)))
-            found.append(Found(dtype, num_tokens, seconds, limits[dtype]))
+            part = _part_of(progress, place, len(shapes))
+            found.append(_shape(pairs, dtype, num_tokens, options.rounds, part))
         return found, versions
 
 
 def _shape(
     pairs: dict[str, Pair], dtype: str, num_tokens: int, rounds: int, progress: Progress | None
-) -> dict[str, Samples]:
+) -> Found:
     def measure_of(system: str) -> Callable[[], float]:
         pair = pairs[system]
         shape = {"dtype": dtype, "num_tokens": num_tokens, "hidden_size": HIDDEN_SIZE}
@@ -148,7 +156,12 @@ def _shape(
         calls = max(1, round(SAMPLE_S / pair.seconds(system, 2)))
         return lambda: pair.seconds(system, calls)
 
-    return interleaved({system: measure_of(system) for system in pairs}, rounds, progress)
+    measures = {system: measure_of(system) for system in pairs}
+    if num_tokens >= OF_LIMIT_FROM:
+        measures[LIMIT] = lambda: pairs[FUSED].limit(dtype)
+    samples = interleaved(measures, rounds, progress)
+    limit = samples.pop(LIMIT, None)
+    return Found(dtype, num_tokens, samples, limit)
 
 
 @contextmanager
@@ -197,15 +210,12 @@ def report(options: Options, found: list[Found], versions: dict[str, Any]) -> Re
         columns=(
             *("dtype", "tokens", *(names[system] for system in systems)),
             *(f"{names[system]} / fused" for system in systems[1:]),
-            *("fused GB/s", "of the limit"),
+            *("fused GB/s", "limit GB/s", "of the limit"),
         ),
         rows=tuple(_row(each, systems) for each in found),
         notes=(
             f"{options.rounds} interleaved rounds; ratios are medians of ratios within a round",
-            *(
-                f"limit of {dtype}'s mix of reads and writes: {limit / 1e9:.1f} GB/s"
-                for dtype, limit in {each.dtype: each.limit_bytes_per_s for each in found}.items()
-            ),
+            "limit: what both cores stream in the same mix of reads and writes, measured in every round",
             "all targets met" if not missed else "missed: " + "; ".join(missed),
         ),
         results={"versions": versions, "shapes": [_to_json(each) for each in found]},
@@ -221,7 +231,8 @@ def _row(found: Found, systems: list[str]) -> tuple[str, ...]:
         *(microseconds(found.seconds[system]) for system in systems),
         *(f"{found.gain(system).median:.1f}" for system in systems[1:]),
         f"{found.bytes_per_s / 1e9:.1f}",
-        f"{found.bytes_per_s / found.limit_bytes_per_s:.0%}",
+        f"{found.limit_bytes_per_s.median / 1e9:.1f}" if found.limit_bytes_per_s else "-",
+        f"{found.of_limit.median:.0%}" if found.of_limit else "-",
     )
 
 
@@ -232,7 +243,8 @@ def _to_json(found: Found) -> dict[str, Any]:
         "seconds": {system: samples.to_json("s") for system, samples in found.seconds.items()},
         "gain": {system: found.gain(system).to_json("ratio") for system in found.seconds if system != FUSED},
         "bytes_per_s": found.bytes_per_s,
-        "limit_bytes_per_s": found.limit_bytes_per_s,
+        "limit": found.limit_bytes_per_s and found.limit_bytes_per_s.to_json("B/s"),
+        "of_limit": found.of_limit and found.of_limit.to_json("ratio"),
         "targets": [
             {"name": name, "got": got, "wanted": wanted, "is_met": got >= wanted}
             for name, got, wanted in found.targets()

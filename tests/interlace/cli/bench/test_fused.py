@@ -19,7 +19,7 @@ FOUND = Found(
     "bfloat16",
     1024,
     {FUSED: Samples((1e-3, 2e-3)), UNFUSED: Samples((3e-3, 6e-3)), VLLM: Samples((2e-3, 4e-3))},
-    limit_bytes_per_s=100e9,
+    Samples((100e9, 50e9)),
 )
 
 
@@ -33,12 +33,14 @@ def test_bandwidth_counts_what_must_be_read_and_written() -> None:
         2 * 2 + 4 + 4 + 2
     )  # two parts, the residual twice, the answer
     assert FOUND.bytes_per_s == pytest.approx(FOUND.moved_bytes / 1.5e-3)
+    assert FOUND.of_limit is not None
+    assert FOUND.of_limit.values == pytest.approx([FOUND.moved_bytes / 1e8] * 2)
 
 
 def test_missed_targets_are_told() -> None:
     made = report(Options(), [FOUND], {})
     assert any("bfloat16 1024: vLLM / fused 2.00 (wanted 3)" in note for note in made.notes)
-    assert any("of the limit 0.39 (wanted 0.8)" in note for note in made.notes)
+    assert any("of the limit 0.59 (wanted 0.8)" in note for note in made.notes)
     assert not any("unfused / fused 3.00" in note for note in made.notes)
 
 
