@@ -36,7 +36,7 @@ static void rms_norm(const NormArgs &args, int64_t first_row, int64_t last_row) 
     });
 }
 
-// What lies this far ahead is asked for: the parts are in other cores' caches, or in memory.
+// What lies this far ahead is asked for: it is in other cores' caches, or in memory on a page to come.
 constexpr int64_t AHEAD_BYTES = 1024;
 constexpr int CHAINS = 4;  // sums of squares that do not wait for each other
 constexpr int MAX_PARTS = 64;
@@ -62,6 +62,8 @@ TW_INLINE float add_parts_row(const T *const *parts, int num_parts, float *resid
     int64_t i = 0;
     for (; i + CHAINS * LANES <= h; i += CHAINS * LANES) {
         const int last = NUM_PARTS ? NUM_PARTS : num_parts;
+        TW_UNROLL for (size_t line = 0; line < CHAINS * LANES * sizeof(float); line += 64)
+            _mm_prefetch(reinterpret_cast<const char *>(residual + i) + AHEAD_BYTES + line, _MM_HINT_T0);
         for (int part = 0; part < last; ++part) {
             TW_UNROLL for (size_t line = 0; line < CHAINS * LANES * sizeof(T); line += 64)
                 _mm_prefetch(reinterpret_cast<const char *>(parts[part] + i) + AHEAD_BYTES + line, _MM_HINT_T0);
