@@ -16,12 +16,12 @@ typedef struct process_identity {
 
 typedef enum process_state { PROCESS_ALIVE, PROCESS_DEAD, PROCESS_UNKNOWN } process_state;
 
+uint64_t process_own_pid(void);
 /* 0, or an errno. */
 int process_identify_self(process_identity *identity);
 /* UNKNOWN where `self` cannot look: another machine, an earlier boot, another PID namespace. A zombie is dead. */
 process_state process_look(const process_identity *self, const process_identity *other);
 /* Alike for PIDs of `self`'s machine and namespace; the start time is not compared. */
-uint64_t process_own_pid(void);
 process_state process_look_at_pid(uint64_t pid);
 bool process_shares_clock(const process_identity *self, const process_identity *other);
 bool process_shares_pids(const process_identity *self, const process_identity *other);
