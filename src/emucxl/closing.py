@@ -1,4 +1,4 @@
-"""What objects that own a handle of the core have in common: a `with` block, and an end when they are collected."""
+"""What objects that are closed have in common: a `with` block, and an end when they are collected."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Closing:
-    """Base of objects whose `_handle` is open until `close`, and None from then on."""
-
-    _handle: Any
+class WithBlock:
+    """Base of objects that a `with` block closes."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -24,6 +22,12 @@ class Closing:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Closing(WithBlock):
+    """Base of objects whose `_handle` is open until `close`, and None from then on."""
+
+    _handle: Any
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:  # also when the constructor failed
