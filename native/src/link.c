@@ -4,10 +4,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "fail.h"
 #include "prim/clock.h"
+#include "prim/process.h"
 #include "prim/shared_page.h"
 
 _Static_assert(sizeof(emx_lane) == 128, "the layout of a lane is public");
@@ -64,7 +64,7 @@ static void fill_page(emx_link_page *page, const emx_link_config *config) {
   page->write_bandwidth_gbps = config->write_bandwidth_gbps;
   page->latency_ns = config->latency_ns;
   page->check = check_of(page);
-  page->creator_pid = (uint64_t)getpid();
+  page->creator_pid = process_own_pid();
 }
 
 static emx_status check_page(const emx_link_page *page) {

@@ -20,12 +20,10 @@ from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
+from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ClosedError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from emucxl.context import Context
     from emucxl.links import Link
     from emucxl.presets import Preset
@@ -117,7 +115,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class Cache:
+class Cache(Closing):
     """One host's cache before `memory`, which is shared with other hosts.
 
     Args:
@@ -258,18 +256,6 @@ class Cache:
             return
         self._library.emx_cache_close(handle)
         self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"before {self.size_bytes:,} bytes"

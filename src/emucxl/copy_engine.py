@@ -29,12 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
 from emucxl.buffer import Buffer
+from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ClosedError, OutOfBoundsError, WaitTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
-    from typing import Self
 
     from emucxl.context import Context
 
@@ -106,7 +105,7 @@ def _has_memory(buffer: Buffer) -> bool:
     return is_touchable(buffer.tier.provider)
 
 
-class CopyEngine:
+class CopyEngine(Closing):
     """Threads that copy. Batches begin in the order in which they are submitted; each thread runs one at a time."""
 
     def __init__(self, context: Context, num_threads: int = 1) -> None:
@@ -176,18 +175,6 @@ class CopyEngine:
                 raise ClosedError("the copy engine is closed")
             native.check(self._library.emx_engine_submit(self._handle, array, len(requests), byref(handle)))
         return Completion(self._library, handle.value or 0, exports)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
 
     def __repr__(self) -> str:
         return f"<CopyEngine of {self._num_threads} threads{', closed' if self.closed else ''}>"

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from emucxl import abi, native
+from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ClosedError
 from emucxl.timing import MOST_LATENCY_NS, check_bandwidth, check_number
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 Direction = Literal["read", "write"]
@@ -74,7 +74,7 @@ class LinkStats:
     write_utilisation: float
 
 
-class Link:
+class Link(Closing):
     """A shared link; `create`, `attach` or `open` one."""
 
     def __init__(self, handle: int) -> None:
@@ -183,18 +183,6 @@ class Link:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._library.emx_link_close(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "full duplex" if self._config.full_duplex else "half duplex"

@@ -8,18 +8,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from emucxl import errors, native, pool_abi
+from emucxl.closing import WithBlock
 from emucxl.pool_cells import Cell, Use, take_all
 from emucxl.pool_records import HostInfo, Sharing, host_info
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # from Python 3.12 on
-    from types import TracebackType
-    from typing import Self
 
     from emucxl.pool import Pool
 
 
-class PoolObject:
+class PoolObject(WithBlock):
     """What a pool, a host and a region have in common: a cell, and an end."""
 
     _cell: Cell
@@ -27,17 +26,6 @@ class PoolObject:
     @property
     def closed(self) -> bool:
         return self._cell.closed
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_cell", None) is None:  # the constructor failed

@@ -20,16 +20,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emucxl.closing import WithBlock
 from emucxl.errors import SegmentError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 _MAX_NAME_BYTES = 249  # of memfd_create, without the terminator
 
 
-class SharedSegment:
+class SharedSegment(WithBlock):
     """`size_bytes` of zero-filled memory, mapped here and in every process that `attach`es to it."""
 
     def __init__(self, fd: int, size_bytes: int) -> None:
@@ -154,14 +154,6 @@ class SharedSegment:
             ) from error
         self._closed = True
         os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"fd {self._fd}"

@@ -93,6 +93,8 @@ static process_state look(uint64_t pid, uint64_t start_time) {
   return start_time && start_time != actual_start_time ? PROCESS_DEAD : PROCESS_ALIVE;
 }
 
+uint64_t process_own_pid(void) { return (uint64_t)getpid(); }
+
 process_state process_look_at_pid(uint64_t pid) { return look(pid, 0); }
 
 process_state process_look(const process_identity *self, const process_identity *other) {

@@ -16,6 +16,7 @@ typedef struct process_identity {
 
 typedef enum process_state { PROCESS_ALIVE, PROCESS_DEAD, PROCESS_UNKNOWN } process_state;
 
+uint64_t process_own_pid(void);
 /* 0, or an errno. */
 int process_identify_self(process_identity *identity);
 /* UNKNOWN where `self` cannot look: another machine, an earlier boot, another PID namespace. A zombie is dead. */

@@ -1,59 +1,25 @@
-"""The `emucxl` command: its subcommands, and how every one of them ends.
-
-Exit status: 0 done, 1 an error that was reported in one line, 2 wrong usage, 130 interrupted with Ctrl-C.
-"""
+"""The `emucxl` command: its subcommands. `emucxl.cli.command` says how every one of them ends."""
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from emucxl.cli import bench, calibrate, console, doctor, pool, presets, top
+from emucxl.cli import bench, calibrate, doctor, pool, presets, top
+from emucxl.cli.command import new_app, run, version_printer
 from emucxl.errors import EmucxlError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
-
-class Commands(TyperGroup):
-    """Runs a subcommand; an error of emucxl becomes one line on standard error."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except EmucxlError as error:
-            if ctx.params.get("debug"):
-                raise
-            console.show_error(error)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
-
-
-app = typer.Typer(
-    name="emucxl",
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"emucxl {version('interlace')}")
-        raise typer.Exit
+app = new_app("emucxl", EmucxlError)
 
 
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=version_printer("emucxl"), is_eager=True, help="Print the version."
+        ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -70,7 +36,4 @@ app.command()(bench.bench)
 
 def main() -> None:
     """Entry point of the `emucxl` script."""
-    try:
-        app(prog_name="emucxl")
-    except KeyboardInterrupt:  # between the pieces: before a subcommand began or after it ended
-        sys.exit(INTERRUPTED)
+    run(app, "emucxl")
