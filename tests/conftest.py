@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from interlace.cli.bench.namespaces import Host, NamespacesNotPermitted, two_nam
 # A slow example on a busy machine is no failure; `timeout` in pyproject.toml bounds every test.
 settings.register_profile("interlace", deadline=None)
 settings.load_profile("interlace")
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

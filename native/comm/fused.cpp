@@ -35,8 +35,9 @@ bool can_reduce(const tw_shm_group* group, const tw_pool* pool, const void* symm
     return offset <= region_bytes && bytes_of(rows, h, dtype) <= region_bytes - offset;
 }
 
-Tag tag_of(size_t bytes, int dtype) {
-    return {Operation::kReduceNorm, int16_t(dtype == TW_FLOAT32 ? TW_SHM_FLOAT32 : TW_SHM_BFLOAT16), -1, bytes};
+Tag tag_of(size_t bytes, size_t offset, int dtype) {
+    return {Operation::kReduceNorm, int16_t(dtype == TW_FLOAT32 ? TW_SHM_FLOAT32 : TW_SHM_BFLOAT16), -1, bytes,
+            offset};
 }
 
 tw_status meet(tw_shm_group* group, const Tag& tag) {
@@ -52,9 +53,9 @@ extern "C" void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t* fir
     *last = first_row_of(rank + 1, size, rows);
 }
 
-extern "C" int tw_shm_reduce_norm_begin(tw_shm_group* group, size_t bytes, int dtype) {
+extern "C" int tw_shm_reduce_norm_begin(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
     if (!group || group->rank < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
-    return meet(group, tag_of(bytes, dtype));  // releases this rank's partial sums
+    return meet(group, tag_of(bytes, offset, dtype));  // releases this rank's partial sums
 }
 
 extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const void* symmetric, size_t region_bytes,
@@ -77,8 +78,8 @@ extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const
     return TW_OK;
 }
 
-extern "C" int tw_shm_reduce_norm_end(tw_shm_group* group, size_t bytes, int dtype) {
-    return tw_shm_reduce_norm_begin(group, bytes, dtype);  // the same meeting: releases this rank's rows of the answer
+extern "C" int tw_shm_reduce_norm_end(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
+    return tw_shm_reduce_norm_begin(group, bytes, offset, dtype);  // the same meeting: releases this rank's rows of the answer
 }
 
 extern "C" int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, const void* symmetric,
@@ -88,10 +89,10 @@ extern "C" int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, co
         return TW_ERROR_INVALID_ARGUMENT;
     }
     const size_t bytes = bytes_of(rows, h, dtype);
-    if (int status = tw_shm_reduce_norm_begin(group, bytes, dtype)) return status;
+    if (int status = tw_shm_reduce_norm_begin(group, bytes, offset, dtype)) return status;
     if (int status = tw_shm_reduce_norm_rows(group, pool, symmetric, region_bytes, offset, residual, weight, out, rows,
                                              h, eps, dtype, one_shot)) {
         return status;
     }
-    return one_shot ? TW_OK : tw_shm_reduce_norm_end(group, bytes, dtype);
+    return one_shot ? TW_OK : tw_shm_reduce_norm_end(group, bytes, offset, dtype);
 }

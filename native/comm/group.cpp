@@ -135,11 +135,14 @@ void describe(const Tag& tag, char* text, size_t bytes) {
     if (tag.operation != Operation::kBarrier && tag.operation != Operation::kBroadcastBytes) {
         used += snprintf(text + used, bytes - used, "(%llu bytes%s)", static_cast<unsigned long long>(tag.bytes), dtype);
     }
+    if (tag.operation == Operation::kReduceNorm) {
+        used += snprintf(text + used, bytes - used, " at offset %llu", static_cast<unsigned long long>(tag.offset));
+    }
     if (tag.root >= 0) snprintf(text + used, bytes - used, " from rank %d", tag.root);
 }
 
 tw_status mismatch(tw_shm_group* group, const Tag& own, int rank, const Tag& other) {
-    char mine[96], theirs[96], reason[kReasonBytes];
+    char mine[128], theirs[128], reason[kReasonBytes];
     describe(own, mine, sizeof mine);
     describe(other, theirs, sizeof theirs);
     snprintf(reason, sizeof reason, "rank %d called %s where rank %d called %s", group->rank, mine, rank, theirs);

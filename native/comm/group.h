@@ -27,7 +27,7 @@ constexpr int kMaxRanks = 64;
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kReasonBytes = 512;
 constexpr size_t kLineBytes = 128;  // two cache lines: the adjacent-line prefetcher pairs them
-constexpr uint64_t kLayoutVersion = 1;
+constexpr uint64_t kLayoutVersion = 2;
 
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free,
               "atomics in shared memory must not need a lock");
@@ -40,9 +40,11 @@ struct Tag {
     int16_t dtype = 0;
     int16_t root = -1;
     uint64_t bytes = 0;
+    uint64_t offset = 0;  // kReduceNorm: where in its region each rank's partial sum begins
 
     bool operator==(const Tag& other) const {
-        return operation == other.operation && dtype == other.dtype && root == other.root && bytes == other.bytes;
+        return operation == other.operation && dtype == other.dtype && root == other.root && bytes == other.bytes &&
+               offset == other.offset;
     }
 };
 

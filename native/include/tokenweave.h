@@ -151,19 +151,20 @@ TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *ga
  *     ranks. After it every row of out is there, and nobody reads the partial sums any more.
  *   one_shot 1: each rank does all rows, of memory of its own. After it other ranks may still read this rank's partial
  *     sums, until they call the next collective.
- * `pool` shares the rows out among its workers. */
+ * Ranks that bring different offsets are told, as for different sizes. `pool` shares the rows out among
+ * its workers. */
 TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
                                       size_t offset, float *residual, const void *weight, void *out, int64_t rows,
                                       int64_t h, float eps, int dtype, int one_shot);
 /* The same in three calls, for whoever has something to wait for between them, such as a modelled link:
- *   begin: returns once the partial sums of all ranks are there; `bytes` of each.
+ *   begin: returns once the partial sums of all ranks are there; `bytes` of each, from `offset` on.
  *   rows: this rank's rows, or all with one_shot. Waits for nobody.
  *   end: returns once every row of `out` is there. There is none with one_shot. */
-TW_API int tw_shm_reduce_norm_begin(tw_shm_group *group, size_t bytes, int dtype);
+TW_API int tw_shm_reduce_norm_begin(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
 TW_API int tw_shm_reduce_norm_rows(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
                                    size_t offset, float *residual, const void *weight, void *out, int64_t rows,
                                    int64_t h, float eps, int dtype, int one_shot);
-TW_API int tw_shm_reduce_norm_end(tw_shm_group *group, size_t bytes, int dtype);
+TW_API int tw_shm_reduce_norm_end(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
 /* The rows of a residual that a rank keeps: [first, last). */
 TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t *first, int64_t *last);
 /* data becomes the root's. The root may return before the others have it. */

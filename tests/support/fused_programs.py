@@ -136,6 +136,17 @@ def mismatched(comm: Communicator, odd_rank: int) -> str:
     return "nothing"
 
 
+def out_of_step(comm: Communicator, odd_rank: int) -> str:
+    """What a rank is told where one has taken a buffer more than the others."""
+    if comm.rank == odd_rank:
+        comm.new_partial(7, 64, torch.float32)
+    try:
+        fused(comm, [(7, 64, "float32")])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def refused(comm: Communicator) -> list[str]:
     """What calls say that cannot be; none of them reaches another rank."""
     rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)

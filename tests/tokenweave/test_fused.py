@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -198,5 +199,12 @@ def test_a_killed_rank_ends_the_others_between_the_two_synchronisations(
 def test_ranks_that_bring_different_numbers_of_tokens_are_told(make: MakeRanks) -> None:
     for text in make("shm-symmetric-threads", 3).run("fused_programs.mismatched", 1):
         assert text.startswith("CollectiveMismatch: "), text
-        assert "all_reduce_rms_norm(2048 bytes of float32)" in text
-        assert "all_reduce_rms_norm(1792 bytes of float32)" in text
+        assert "all_reduce_rms_norm(2048 bytes of float32) at offset" in text
+        assert "all_reduce_rms_norm(1792 bytes of float32) at offset" in text
+
+
+def test_ranks_that_took_different_buffers_are_told(make: MakeRanks) -> None:
+    """Their sums would be of other tokens, or of bytes that are being written."""
+    for text in make("shm-symmetric-threads", 3).run("fused_programs.out_of_step", 1):
+        assert text.startswith("CollectiveMismatch: "), text
+        assert len(set(re.findall(r"at offset (\d+)", text))) == 2, text

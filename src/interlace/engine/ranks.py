@@ -102,13 +102,18 @@ class RankProcesses:
         ours, theirs = socket.socketpair()
         shared = (spec.segment_fd, spec.symmetric_fd, spec.link_fd)
         fds = [theirs.fileno(), *(fd for fd in shared if fd is not None)]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "interlace.engine.rank_main", str(theirs.fileno())],
-            pass_fds=fds,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
-        )
-        theirs.close()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "interlace.engine.rank_main", str(theirs.fileno())],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._children.append((process, ours))
         ours.sendall(json.dumps(asdict(spec)).encode() + b"\n")
         watcher = threading.Thread(

@@ -56,6 +56,7 @@ class _FusedCall(NamedTuple):
     """What tw_shm_all_reduce_rms_norm is called with after the group, and where its answer goes."""
 
     arguments: tuple[object, ...]
+    meeting: tuple[int, int, int]  # what the ranks compare when they meet
     out: torch.Tensor
     is_one_shot: bool
 
@@ -196,16 +197,15 @@ class ShmCommunicator(Communicator):
         if call is None:
             return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
         num_tokens, hidden_size = hidden.shape
-        meeting = (hidden.nbytes, DTYPE_CODE[hidden.dtype])
         own = len(self.owned_rows(num_tokens, hidden_size, hidden.dtype))
         row_bytes = hidden_size * hidden.itemsize
         scatter, gather = exchanges_of_rows(self.size, num_tokens, own, row_bytes)
-        self._check_status(self._library.tw_shm_reduce_norm_begin(self._open(), *meeting))
+        self._check_status(self._library.tw_shm_reduce_norm_begin(self._open(), *call.meeting))
         yield exchanges_of_sum(self.size, hidden.nbytes)[0] if call.is_one_shot else scatter
         self._check_status(self._library.tw_shm_reduce_norm_rows(self._open(), *call.arguments))
         if not call.is_one_shot:
             yield gather
-            self._check_status(self._library.tw_shm_reduce_norm_end(self._open(), *meeting))
+            self._check_status(self._library.tw_shm_reduce_norm_end(self._open(), *call.meeting))
         return call.out
 
     def share_core(self, is_shared: bool) -> None:
@@ -238,7 +238,7 @@ class ShmCommunicator(Communicator):
             *(residual.data_ptr(), weight.data_ptr(), out.data_ptr(), num_tokens, hidden_size),
             *(eps, DTYPE_CODE[hidden.dtype], one_shot),
         )
-        return _FusedCall(arguments, out, one_shot)
+        return _FusedCall(arguments, (hidden.nbytes, offset, DTYPE_CODE[hidden.dtype]), out, one_shot)
 
     def _fused(
         self, num_tokens: int, hidden_size: int, dtype: torch.dtype

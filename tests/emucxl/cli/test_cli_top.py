@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -175,7 +176,9 @@ def test_at_a_terminal_it_goes_on_until_ctrl_c(worker: Any) -> None:
         seen += os.read(leader, 65536)
     process.send_signal(signal.SIGINT)
     try:
-        while os.read(leader, 65536):
+        while (
+            select.select([leader], [], [], 30)[0] and os.read(leader, 65536) and time.monotonic() < deadline
+        ):
             pass
     except OSError:  # the terminal's other end is closed
         pass
