@@ -37,6 +37,6 @@ def run_sequential(plan: Plan, handlers: Mapping[Op, Handler], observe: Observer
 
 def check_handlers(plan: Plan, handlers: Mapping[Op, Handler]) -> None:
     """Raises PlanError unless every operation of `plan` has a handler."""
-    missing = {step.op for step in plan.steps} - handlers.keys()
+    missing = plan.ops - handlers.keys()
     if missing:
         raise PlanError(f"no handler for {sorted(missing)}; got handlers for {sorted(handlers)}")

@@ -1,14 +1,16 @@
 """The lane executor: a thread for each lane, so that a transfer runs while another part of the tokens computes.
 
 The compute lane runs on the calling thread. Every lane runs its own steps in list order, and a step waits for what it
-names and for nothing else. A lane that waits sleeps.
+names and for nothing else. A lane that waits sleeps, and is woken only when it can go on.
 
 Thread safety: one `run` at a time.
 
 Invariants
-1. What a step wrote is visible to the steps that wait for it: both go through the executor's lock.
+1. What a step wrote is visible to the steps that wait for it: each sees the mark that was set after it.
 2. `run` returns, or raises, only when no lane is inside a step any more.
 3. After a step has failed no further step begins, on any lane.
+4. No wake-up is lost: a lane says what it waits for before it looks a last time, and whoever ends a step marks it
+   before looking who waits. A lane may be woken in vain, and looks again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from tokenweave.execute import Handler, Observer, check_handlers
@@ -26,6 +29,9 @@ from tokenweave.threads import staying_on, wake_promptly
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+
+Bell = SimpleQueue[None]  # what a lane sleeps on: rung by putting something in
 
 
 class LaneExecutor:
@@ -43,10 +49,7 @@ class LaneExecutor:
         """
         self._scope = scope
         self._cores = frozenset(cores)
-        self._lock = threading.Lock()
-        self._bells = {
-            lane: threading.Condition(self._lock) for lane in Lane
-        }  # one each: nobody wakes in vain
+        self._bells: dict[Lane, Bell] = {lane: SimpleQueue() for lane in Lane}
         self._run: _Run | None = None
         self._closed = False
         self._threads = [
@@ -67,11 +70,10 @@ class LaneExecutor:
             Whatever a handler raised first.
         """
         check_handlers(plan, handlers)
-        run = _Run(plan, handlers, observe, self._lock, self._bells)
-        with self._lock:
-            self._run = run
-            for lane in run.lanes:
-                self._bells[lane].notify()
+        run = _Run(plan, handlers, observe, self._bells)
+        self._run = run
+        for lane in run.lanes - {Lane.COMPUTE}:
+            self._bells[lane].put(None)
         with staying_on(self._cores):
             run.follow(Lane.COMPUTE)
         run.wait_for_other_lanes()
@@ -81,10 +83,9 @@ class LaneExecutor:
 
     def close(self) -> None:
         """Ends the threads; a second call does nothing."""
-        with self._lock:
-            self._closed = True
-            for bell in self._bells.values():
-                bell.notify()
+        self._closed = True
+        for bell in self._bells.values():
+            bell.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -106,13 +107,12 @@ class LaneExecutor:
 
     def _next(self, lane: Lane, done: _Run | None) -> _Run | None:
         """The run after `done` that has steps on `lane`; None when the executor is closed."""
-
-        def is_there() -> bool:
-            return self._closed or (self._run not in (None, done) and lane in self._run.lanes)
-
-        with self._lock:
-            self._bells[lane].wait_for(is_there)
-            return None if self._closed else self._run
+        while not self._closed:
+            run = self._run
+            if run is not None and run is not done and lane in run.lanes:
+                return run
+            self._bells[lane].get()
+        return None
 
 
 class _Run:
@@ -123,58 +123,62 @@ class _Run:
         plan: Plan,
         handlers: Mapping[Op, Handler],
         observe: Observer | None,
-        lock: threading.Lock,
-        bells: Mapping[Lane, threading.Condition],
+        bells: Mapping[Lane, Bell],
     ) -> None:
-        self._plan, self._handlers, self._observe = plan, handlers, observe
-        self._lock, self._bells = lock, bells
+        self._plan, self._handlers, self._observe, self._bells = plan, handlers, observe, bells
         self._is_done = [False] * len(plan.steps)
-        self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep
-        self.lanes = {step.lane for step in plan.steps} | {Lane.COMPUTE}
-        self._lanes_left = len(self.lanes)
+        self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep, or are about to
+        self.lanes = plan.places.keys() | {Lane.COMPUTE}
+        self._ended: set[Lane] = set()
         self.failure: BaseException | None = None
 
     def follow(self, lane: Lane) -> None:
         """Run the steps of one lane, each as soon as what it waits for is done."""
+        steps, handlers, observe = self._plan.steps, self._handlers, self._observe
         try:
-            for position, step in enumerate(self._plan.steps):
-                if step.lane is lane and not self._step(position):
+            for position in self._plan.places.get(lane, ()):
+                step = steps[position]
+                if not self._await(lane, step.waits_for):
                     break
+                if observe is None:
+                    handlers[step.op](step)
+                else:
+                    start = time.perf_counter()
+                    handlers[step.op](step)
+                    observe(step, start, time.perf_counter())
+                self._mark(position)
         except BaseException as failure:
-            with self._lock:
-                self.failure = self.failure or failure
-                for bell in self._bells.values():
-                    bell.notify()
-        with self._lock:
-            self._lanes_left -= 1
-            if self._lanes_left == 0:
-                self._bells[Lane.COMPUTE].notify()
+            self.failure = self.failure or failure
+            for bell in self._bells.values():
+                bell.put(None)
+        self._ended.add(lane)
+        self._bells[Lane.COMPUTE].put(None)
 
     def wait_for_other_lanes(self) -> None:
         """A transfer's own bound ends it when another rank is gone, so this ends too."""
-        with self._lock:
-            self._bells[Lane.COMPUTE].wait_for(lambda: self._lanes_left == 0)
+        while len(self._ended) < len(self.lanes):
+            self._bells[Lane.COMPUTE].get()
 
-    def _step(self, position: int) -> bool:
-        """False when another lane has failed."""
-        step = self._plan.steps[position]
-        with self._lock:
-            while self.failure is None and not self._are_done(step.waits_for):
-                self._awaited[step.lane] = step.waits_for
-                self._bells[step.lane].wait()
-            self._awaited.pop(step.lane, None)
-            if self.failure is not None:
-                return False
-        start = time.perf_counter()
-        self._handlers[step.op](step)
-        if self._observe is not None:
-            self._observe(step, start, time.perf_counter())
-        with self._lock:
-            self._is_done[position] = True
-            for lane, awaited in self._awaited.items():
-                if position in awaited and self._are_done(awaited):
-                    self._bells[lane].notify()
-        return True
+    def _await(self, lane: Lane, positions: tuple[int, ...]) -> bool:
+        """Returns when the steps at `positions` are done; False when a lane has failed."""
+        while self.failure is None:
+            if self._are_done(positions):
+                return True
+            self._awaited[lane] = positions
+            if self.failure is None and not self._are_done(positions):
+                self._bells[lane].get()
+            self._awaited.pop(lane, None)
+        return False
+
+    def _mark(self, position: int) -> None:
+        self._is_done[position] = True
+        for lane, awaited in list(self._awaited.items()):
+            if position in awaited and self._are_done(awaited):
+                self._bells[lane].put(None)
 
     def _are_done(self, positions: tuple[int, ...]) -> bool:
-        return all(self._is_done[position] for position in positions)
+        is_done = self._is_done
+        for position in positions:  # noqa: SIM110 - a generator costs more, and this is asked for every step
+            if not is_done[position]:
+                return False
+        return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tokenweave.errors import PlanError
 
@@ -110,6 +110,17 @@ class Plan:
         if self.split is None:
             return (range(self.num_tokens),)
         return (range(self.split), range(self.split, self.num_tokens))
+
+    @cached_property
+    def places(self) -> dict[Lane, tuple[int, ...]]:
+        """The positions of each lane's steps, in the order in which it runs them; only of lanes that have any."""
+        lanes = dict.fromkeys(step.lane for step in self.steps)
+        return {lane: tuple(at for at, step in enumerate(self.steps) if step.lane is lane) for lane in lanes}
+
+    @cached_property
+    def ops(self) -> frozenset[Op]:
+        """What the steps do."""
+        return frozenset(step.op for step in self.steps)
 
     def on(self, lane: Lane) -> list[Step]:
         """The steps of one lane, in the order in which that lane runs them."""

@@ -230,6 +230,7 @@ class ShmCommunicator(Communicator):
         if offset is None:  # it does not come from `new_partial`
             hidden = memory.new_partial(num_tokens, hidden_size, hidden.dtype).copy_(hidden)
             offset = memory.offset_of(hidden)
+        assert offset is not None
         one_shot = num_tokens <= ONE_SHOT_TOKENS
         shape = (num_tokens, hidden_size, hidden.dtype)
         out = torch.empty_like(hidden) if one_shot else memory.next_answer(*shape)
