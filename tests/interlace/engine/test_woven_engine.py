@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(model: Path, weave: str) -> EngineConfig:
     return EngineConfig(
         str(model), tp=2, communicator="thread", dtype="float32", num_kv_blocks=64, threads=1, weave=weave,
-        max_num_batched_tokens=24,
+        max_num_batched_tokens=24, max_num_seqs=8,
     )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def tokens_of(
     ranks: RankGroup, prompts: dict[str, list[int]], victim: str = "", after: int = 0
 ) -> dict[str, list[int]]:
     """The tokens of each request that ends by itself; `victim` is aborted after so many steps."""
-    engine = Engine(ranks, EngineConfig(model="any", max_num_batched_tokens=24))
+    engine = Engine(ranks, EngineConfig(model="any", max_num_batched_tokens=24, max_num_seqs=8))
     for name, prompt in prompts.items():
         engine.add_request(name, prompt, GREEDY)
     early = {}
@@ -92,7 +92,7 @@ def test_a_rank_killed_within_a_woven_pass_ends_the_job_with_its_name(model: Pat
     """The passes take seconds: the other rank is waiting for the link, or for the dead one, on its transfer lane."""
     with LLM(
         str(model), tp=2, communicator="shm", dtype="float32", num_kv_blocks=64, threads=1,
-        weave="always", link="100KB/s,5us",
+        weave="always", link="0.1MB/s,5us",
     ) as llm:  # fmt: skip
         ranks = llm.describe()["ranks"]
         assert isinstance(ranks, list)
