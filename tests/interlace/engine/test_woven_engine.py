@@ -92,7 +92,7 @@ def test_a_rank_killed_within_a_woven_pass_ends_the_job_with_its_name(model: Pat
     """The passes take seconds: the other rank is waiting for the link, or for the dead one, on its transfer lane."""
     with LLM(
         str(model), tp=2, communicator="shm", dtype="float32", num_kv_blocks=64, threads=1,
-        weave="always", link="0.1MB/s,5us",
+        weave="always", link="1MB/s,100ms",
     ) as llm:  # fmt: skip
         ranks = llm.describe()["ranks"]
         assert isinstance(ranks, list)
