@@ -22,19 +22,19 @@ from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from emucxl.closing import WithBlock
 from tokenweave.execute import Handler, Observer, check_handlers
 from tokenweave.plan import Lane, Op, Plan
 from tokenweave.threads import staying_on, wake_promptly
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
+    pass
 
 
 Bell = SimpleQueue[None]  # what a lane sleeps on: rung by putting something in
 
 
-class LaneExecutor:
+class LaneExecutor(WithBlock):
     """Runs plans on a thread per lane. The threads live until `close`."""
 
     def __init__(
@@ -88,14 +88,6 @@ class LaneExecutor:
             bell.put(None)
         for thread in self._threads:
             thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _serve(self, lane: Lane) -> None:
         wake_promptly()

@@ -179,6 +179,7 @@ class ProcessRanks:
 
 
 Ranks = ThreadRanks | ProcessRanks
+MakeRanks = Callable[..., Ranks]  # kind, size, and options of `make_ranks`
 
 
 def make_ranks(kind: str, size: int, workers: Workers, **options: Any) -> Ranks:

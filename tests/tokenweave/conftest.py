@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.rank_groups import Workers
+from support.rank_groups import MakeRanks, Ranks, Workers, make_ranks
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +13,17 @@ def workers() -> Iterator[Workers]:
     made = Workers()
     yield made
     made.close()
+
+
+@pytest.fixture
+def make(workers: Workers) -> Iterator[MakeRanks]:
+    """Makes groups of ranks, and closes them after the test."""
+    made: list[Ranks] = []
+
+    def make_one(kind: str, size: int, **options: object) -> Ranks:
+        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
+        return made[-1]
+
+    yield make_one
+    for ranks in made:
+        ranks.close()

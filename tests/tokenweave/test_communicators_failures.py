@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from emucxl.shared_memory import SharedSegment
-from support.rank_groups import SLOT_BYTES, ProcessRanks, Ranks, ThreadRanks, Workers, make_ranks
+from support.rank_groups import SLOT_BYTES, MakeRanks, ProcessRanks, ThreadRanks
 from tokenweave.communicators import ShmCommunicator, TorchCommunicator, segment_bytes, thread_group
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
@@ -19,21 +18,6 @@ KINDS = [
     *("linked-thread", "linked-shm-processes"),
 ]
 PROMPTLY_S = 5.0
-
-MakeRanks = Callable[..., Ranks]
-
-
-@pytest.fixture
-def make(workers: Workers) -> Iterator[MakeRanks]:
-    made: list[Ranks] = []
-
-    def make_one(kind: str, size: int, **options: object) -> Ranks:
-        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
-        return made[-1]
-
-    yield make_one
-    for ranks in made:
-        ranks.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from support.fused_programs import EPS, Case, Outcome, inputs
-from support.rank_groups import Ranks, Workers, make_ranks
+from support.rank_groups import MakeRanks, Ranks, Workers, make_ranks
 from support.rank_programs import ACTIVATIONS
 from tokenweave.communicators.symmetric import NUM_BUFFERS
 from tokenweave.kernels.norms import REDUCE_NORM_TOLERANCE, reference_reduce_rms_norm
@@ -22,8 +22,6 @@ TOKENS = (0, 1, 3, 4, 5, 7, 16, 33, 100)  # up to 4 go in one shot
 HIDDEN_SIZES = (64, 100, 576, 4096)  # 100 is not of whole vectors
 PROMPTLY_S = 5.0
 
-MakeRanks = Callable[..., Ranks]
-
 
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda group: f"{group[0]}-{group[1]}")
 def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
@@ -31,19 +29,6 @@ def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
     made = make_ranks(kind, size, workers, timeout_s=30)
     yield made
     made.close()
-
-
-@pytest.fixture
-def make(workers: Workers) -> Iterator[MakeRanks]:
-    made: list[Ranks] = []
-
-    def make_one(kind: str, size: int, **options: object) -> Ranks:
-        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
-        return made[-1]
-
-    yield make_one
-    for ranks in made:
-        ranks.close()
 
 
 def assert_right(size: int, case: Case, seed: int, outcome: Outcome) -> None:

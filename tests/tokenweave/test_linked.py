@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from emucxl.links import Link
-from support.rank_groups import ProcessRanks, Ranks, ThreadRanks, Workers, make_ranks
+from support.rank_groups import MakeRanks, ProcessRanks, Ranks, ThreadRanks
 from tokenweave.communicators import LinkedCommunicator, NullCommunicator, thread_group
 from tokenweave.errors import RankError
 from tokenweave.link import LinkSpec
 
 SLOW = "10MB/s,20ms"
 PROMPTLY_S = 2.0
-
-MakeRanks = Callable[..., Ranks]
-
-
-@pytest.fixture
-def make(workers: Workers) -> Iterator[MakeRanks]:
-    made: list[Ranks] = []
-
-    def make_one(kind: str, size: int, **options: object) -> Ranks:
-        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
-        return made[-1]
-
-    yield make_one
-    for ranks in made:
-        ranks.close()
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from emucxl.bench import machine
+from emucxl.closing import WithBlock
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
@@ -31,9 +32,6 @@ from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
 from tokenweave.wave_table import RankShape, TableKey, pairs_seen
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from interlace.models.config import ModelConfig
     from tokenweave.communicators import Communicator
 
@@ -190,7 +188,7 @@ class RankStages:
         return self._calls % len(self.decoder.layers)
 
 
-class HostStages:
+class HostStages(WithBlock):
     """All ranks, each on a thread of its own: what `tokenweave.tune.measure_table` times. Close it when done."""
 
     def __init__(
@@ -233,14 +231,6 @@ class HostStages:
         self._communicators = []
         os.close(self._symmetric_fd)
         self._segment.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _on_all(self, call: Callable[[RankStages], float]) -> tuple[float, ...]:
         @torch.inference_mode()
