@@ -14,8 +14,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tokenweave.plan import Op, Plan, Step
+from tokenweave.plan import Op, Plan, Step, narrows
 from tokenweave.simulate import Cost, Phase, Resource
+from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import (
     AttentionTimes,
     Curve,
@@ -81,6 +82,18 @@ class Load:
         )
 
     @cached_property
+    def ending(self) -> Load:
+        """What is left of this part in the last layer, behind its keys: each wanted row as a sequence of its own, where
+        these are few (`narrows`); otherwise the whole part."""
+        rows = self.logit_rows
+        if not narrows(self.num_tokens, len(rows)):
+            return self
+        ends = self.query_start[1:]
+        owner = np.searchsorted(ends, rows, side="right")
+        count = np.arange(len(rows) + 1, dtype=np.int32)
+        return Load(count, self.seq_lens[owner] - (ends[owner] - 1 - rows), count[:-1])
+
+    @cached_property
     def num_new(self) -> Floats:
         """(num_seqs,)"""
         return np.diff(self.query_start).astype(np.float64)
@@ -96,42 +109,44 @@ class CostModel:
     def cost_of(self, plan: Plan, load: Load) -> Cost:
         """The price of each step of `plan` over the batch that `load` describes."""
         loads = [load.part(rows) for rows in plan.parts]
-        is_woven = plan.split is not None
-        prices: dict[tuple[Op, int | None], tuple[Phase, ...]] = {}
+        last = plan.num_layers - 1
+        prices: dict[tuple[Op, int, bool, bool], tuple[Phase, ...]] = {}
 
         def cost(step: Step) -> tuple[Phase, ...]:
-            key = (step.op, step.part)
+            if step.part is None:
+                return ()
+            key = (step.op, step.part, step.layer == last, step.norm == 2 * last)
             if key not in prices:
-                if step.part is None:
-                    prices[key] = ()
-                else:
-                    factor = self._factor(step.op, load, loads) if is_woven else 1.0
-                    prices[key] = self._phases(step.op, loads[step.part], is_woven, factor)
+                prices[key] = self._phases(step, load, loads, last)
             return prices[key]
 
         return cost
 
-    def _factor(self, op: Op, whole: Load, parts: list[Load]) -> float:
+    def _factor(self, op: Op, whole: Load, parts: list[Load], *, is_last: bool) -> float:
         """Cutting a stage in two never makes it cheaper: where the table says so, that is noise in it."""
-        apart_s = sum(self.stage_s(op, part) for part in parts)
-        return max(1.0, self.stage_s(op, whole) / apart_s) if apart_s > 0 else 1.0
+        apart_s = sum(self.stage_s(op, part, is_last=is_last) for part in parts)
+        return max(1.0, self.stage_s(op, whole, is_last=is_last) / apart_s) if apart_s > 0 else 1.0
 
-    def stage_s(self, op: Op, load: Load) -> float:
-        """Seconds on the core of one stage."""
+    def stage_s(self, op: Op, load: Load, *, is_last: bool = False) -> float:
+        """Seconds on the core of one stage; `is_last`: in the last layer, which ends with the rows that are wanted."""
         table, num_tokens = self.table, load.num_tokens
+        rest = load.ending if is_last else load
         match op:
             case Op.EMBED:
                 return table.embed(num_tokens)
             case Op.ATTENTION:
-                keys = load.seq_lens.astype(np.float64)
-                pairs = pairs_seen(load.num_new, keys, table.key.sliding_window)
-                return table.projections(num_tokens) + table.attention(load.num_new, pairs)
+                pairs = pairs_seen(rest.num_new, rest.seq_lens.astype(np.float64), table.key.sliding_window)
+                projected_s = table.projections(num_tokens)
+                if rest is not load:
+                    share = table.key.qkv_share
+                    projected_s = share * projected_s + (1 - share) * table.projections(rest.num_tokens)
+                return projected_s + table.attention(rest.num_new, pairs)
             case Op.MLP:
-                return table.mlp(num_tokens)
+                return table.mlp(rest.num_tokens)
             case Op.LOGITS:
                 return table.logits(len(load.logit_rows))
             case Op.REDUCE_NORM:
-                return table.reduce(num_tokens)
+                return table.reduce(rest.num_tokens)
             case Op.GATHER:
                 return 0.0
 
@@ -144,17 +159,35 @@ class CostModel:
         sent_bytes = num_tokens * key.hidden_size * DTYPE_BYTES[key.dtype] * (size - 1) / size
         return self.link.seconds(sent_bytes) + self.table.wake_s
 
+    def keep_s(self, num_rows: int) -> float:
+        """Seconds on the link of `select_residual` for so many rows."""
+        if self.link is None or not num_rows:
+            return 0.0
+        exchanges = exchanges_of_sum(len(self.table.key.ranks), num_rows * self.table.key.hidden_size * 4)
+        return sum(self.link.seconds(each.sent_bytes) + self.table.wake_s for each in exchanges)
+
     def hideable_s(self, num_tokens: int, *, shared_core: bool) -> float:
         """Seconds of one reduction that another part's computation could hide."""
         return 2 * self.link_s(num_tokens) + (0.0 if shared_core else self.table.reduce(num_tokens))
 
-    def _phases(self, op: Op, load: Load, is_woven: bool, factor: float) -> tuple[Phase, ...]:
-        core = Phase(Resource.CORE, factor * self.stage_s(op, load))
-        if op is not Op.REDUCE_NORM:
+    def _phases(self, step: Step, whole: Load, parts: list[Load], last: int) -> tuple[Phase, ...]:
+        """`last` is the plan's last layer."""
+        assert step.part is not None
+        load = parts[step.part]
+        is_woven, is_last = len(parts) > 1, step.layer == last
+        factor = self._factor(step.op, whole, parts, is_last=is_last) if is_woven else 1.0
+        core = Phase(Resource.CORE, factor * self.stage_s(step.op, load, is_last=is_last))
+        if step.op is not Op.REDUCE_NORM:
             return (core,)
-        link = Phase(Resource.LINK, self.link_s(load.num_tokens))
+        num_rows = (load.ending if is_last else load).num_tokens
+        if not num_rows:
+            return ()
+        link = Phase(Resource.LINK, self.link_s(num_rows))
         handed_over = Phase(Resource.CORE, self.table.switch_s if is_woven else 0.0)
-        return (handed_over, link, core, link)
+        phases = [handed_over, link, core, link]
+        if step.norm == 2 * last and load.ending is not load:
+            phases.append(Phase(Resource.LINK, self.keep_s(load.ending.num_tokens)))
+        return tuple(phases)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,10 @@ class Plan:
         """What the steps do."""
         return frozenset(step.op for step in self.steps)
 
+    @cached_property
+    def num_layers(self) -> int:
+        return len({step.layer for step in self.steps} - {None})
+
     def on(self, lane: Lane) -> list[Step]:
         """The steps of one lane, in the order in which that lane runs them."""
         return [step for step in self.steps if step.lane is lane]
@@ -136,6 +140,15 @@ class Plan:
             + (", ".join(f"{other} {self.steps[other].name}" for other in step.waits_for) or "-")
             for position, step in enumerate(self.steps)
         ]
+
+
+def narrows(num_tokens: int, num_wanted: int) -> bool:
+    """Whether a part of `num_tokens` rows, of which `num_wanted` have their logits wanted, ends with those alone.
+
+    Behind the last layer's keys and values nobody sees the other rows: its attention, its MLP and the last two
+    reductions then run on the wanted ones only, or not at all. That costs an exchange of their residual.
+    """
+    return 2 * num_wanted <= num_tokens
 
 
 @lru_cache(maxsize=256)

@@ -74,8 +74,8 @@ def choose_split(
 ) -> Choice:
     """The candidate whose plan is predicted to end first, if that gains more than `guard`; otherwise no split.
 
-    `guard` is a share of the time without a split. With `num_layers`, the plans may have fewer layers than that: at
-    least two, of which the last stands for those that are missing. Of candidates that are equally good the first wins.
+    `guard` is a share of the time without a split. With `num_layers`, the plans may have fewer layers than that: see
+    `extrapolate`. Of candidates that are equally good the first wins.
     """
 
     def price(split: int | None) -> float:
@@ -93,19 +93,25 @@ def choose_split(
 
 
 def extrapolate(timeline: Timeline, num_layers: int) -> float:
-    """What a plan like `timeline`'s, but of `num_layers` layers, would take: each more is like the last.
+    """What a plan like `timeline`'s, but of `num_layers` layers, would take: each more is like the last but one.
+
+    (The first layer finds an empty pipeline, and the last has less to do.)
 
     Raises:
-        PlanError: it has fewer than two layers, so that none is known from end to end, or more than `num_layers`.
+        PlanError: it has fewer than three layers and not all of them, so that none is in the middle, or too many.
     """
     ends: dict[int, float] = {}
     for interval in timeline.intervals:
         if interval.step.op is Op.MLP and interval.step.layer is not None:
             ends[interval.step.layer] = interval.end_s
     known = len(ends)
-    if not 2 <= known <= num_layers:
-        raise PlanError(f"got a plan of {known} layers to stand for {num_layers}; expected 2 to {num_layers}")
-    return timeline.total_s + (num_layers - known) * (ends[known - 1] - ends[known - 2])
+    if known == num_layers:
+        return timeline.total_s
+    if not 3 <= known <= num_layers:
+        raise PlanError(
+            f"got a plan of {known} layers to stand for {num_layers}; expected 3 to {num_layers}, or all of them"
+        )
+    return timeline.total_s + (num_layers - known) * (ends[known - 2] - ends[known - 3])
 
 
 def _check(num_tokens: int, alignment: int) -> None:

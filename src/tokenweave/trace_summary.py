@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
-from tokenweave.plan import Lane, Op, Step
+from tokenweave.plan import Lane, Op, Plan, Step
 from tokenweave.simulate import Cost, Phase, Resource, simulate
 from tokenweave.trace import Pass, Span, Trace
 
@@ -137,11 +137,11 @@ def costs_of(done: Pass) -> tuple[Cost, Cost]:
     alike: dict[object, list[float]] = {}
     for span in done.spans():
         own[id(span.step)] = span.end_s - span.start_s
-        alike.setdefault(_kind_of(span.step), []).append(span.end_s - span.start_s)
+        alike.setdefault(_kind_of(span.step, done.plan), []).append(span.end_s - span.start_s)
     typical = {kind: median(each) for kind, each in alike.items()}
     return (
         lambda step: (Phase(Resource.CORE, own.get(id(step), 0.0)),),
-        lambda step: (Phase(Resource.CORE, typical.get(_kind_of(step), 0.0)),),
+        lambda step: (Phase(Resource.CORE, typical.get(_kind_of(step, done.plan), 0.0)),),
     )
 
 
@@ -150,9 +150,10 @@ def layer_of(step: Step) -> str:
     return OUTSIDE.get(step.op, "output") if step.layer is None else str(step.layer)
 
 
-def _kind_of(step: Step) -> object:
-    """A reduction after an attention, one after an MLP, and the embedding's are not alike."""
-    return step.op, step.part, step.layer is None, (step.norm or 0) % 2
+def _kind_of(step: Step, plan: Plan) -> object:
+    """A reduction after an attention, one after an MLP, and the embedding's are not alike; nor is the last layer."""
+    layer = step.layer if step.layer in (None, plan.num_layers - 1) else 0
+    return step.op, step.part, layer, (step.norm or 0) % 2
 
 
 def _layer_order(name: str) -> tuple[int, int]:

@@ -65,6 +65,13 @@ class TableKey:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
         return f"{len(self.ranks)}-ranks-{self.hidden_size}-{self.dtype}-{digest[:16]}.json"
 
+    @property
+    def qkv_share(self) -> float:
+        """Query, key and value's share of the arithmetic of an attention's projections; the rest is the output's."""
+        heads = sum(rank.heads for rank in self.ranks)
+        kv_heads = sum(rank.kv_heads for rank in self.ranks)
+        return (heads + 2 * kv_heads) / (2 * heads + 2 * kv_heads)
+
 
 @dataclass(frozen=True)
 class Curve:

@@ -28,6 +28,13 @@ class Driver:
 
     def run(self, chunks: Sequence[tuple[int, int]], split: int | None = None) -> list[Tensor]:
         """One pass over the next `n` tokens of sequence `s`, for each (s, n). Logits (n, vocab) of each."""
+        counts = [n for _, n in chunks]
+        return list(self.logits(chunks, range(sum(counts)), split).split(counts))
+
+    def logits(
+        self, chunks: Sequence[tuple[int, int]], wanted: Sequence[int], split: int | None = None
+    ) -> Tensor:
+        """As `run`, but the logits of the rows `wanted` of the batch alone: (len(wanted), vocab)."""
         rows: dict[str, list[int]] = {"token_ids": [], "positions": [], "slots": []}
         lengths, query_start = [], [0]
         for s, n in chunks:
@@ -47,10 +54,10 @@ class Driver:
             query_start=torch.tensor(query_start, dtype=torch.int32),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=torch.tensor(tables, dtype=torch.int32),
-            logit_rows=torch.arange(query_start[-1], dtype=torch.int32),
+            logit_rows=torch.tensor(list(wanted), dtype=torch.int32),
             split=split,
         )
-        return list(self.group.execute(batch).split([n for _, n in chunks]))
+        return self.group.execute(batch)
 
 
 def logits_of(group: RankGroup, prompts: Sequence[Sequence[int]], chunk: int | None = None) -> list[Tensor]:

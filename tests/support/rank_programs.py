@@ -126,6 +126,22 @@ def all_reduce_rms_norm(comm: Communicator, num_tokens: int) -> tuple[Tensor, Te
     return normed, residual, comm.owned_rows(*hidden.shape, hidden.dtype)
 
 
+def selected_residual(
+    comm: Communicator, num_tokens: int, rows: list[int], dtype: str
+) -> tuple[Tensor, Tensor]:
+    """The residual's `rows` after a reduction, and what reducing those alone then gives; others are spoiled first."""
+    hidden = data_of(comm.rank, (num_tokens, 64), dtype)
+    residual = data_of(100, (num_tokens, 64), "float32")
+    weight = data_of(200, (64,), dtype)
+    comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+    own = comm.owned_rows(num_tokens, 64, DTYPES[dtype])
+    residual[: own.start] = residual[own.stop :] = float("nan")
+    kept = comm.select_residual(residual, torch.tensor(rows, dtype=torch.int32), DTYPES[dtype])
+    selected = kept.clone()
+    few = data_of(comm.rank, (num_tokens, 64), dtype, seed=1)[rows]
+    return selected, comm.all_reduce_rms_norm(few, kept, weight, 1e-5).clone()
+
+
 def sequence(comm: Communicator, operations: list[tuple[Any, ...]]) -> list[Any]:
     """One collective after the other, e.g. ("all_reduce", (3,), "int32")."""
     return [globals()[name](comm, *arguments) for name, *arguments in operations]

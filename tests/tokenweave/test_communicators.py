@@ -20,6 +20,7 @@ from tokenweave.communicators import (
     thread_group,
 )
 from tokenweave.errors import CommunicatorError
+from tokenweave.kernels.norms import reference_reduce_rms_norm
 
 GROUPS = [
     ("null", 1),
@@ -184,6 +185,32 @@ def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens:
     for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens):
         torch.testing.assert_close(got_normed, normed)
         torch.testing.assert_close(got_residual[owned], residual[owned])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 301, 1024])
+@pytest.mark.parametrize("share", [0, 0.02, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_selected_rows_of_the_residual_are_every_ranks(
+    ranks: Ranks, num_tokens: int, share: float, dtype: str
+) -> None:
+    """So that a reduction of those rows alone is right on every rank."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    chosen = (
+        torch.randperm(num_tokens, generator=generator)[: round(share * num_tokens)].sort().values.tolist()
+    )
+    shape, weight = (num_tokens, 64), data_of(200, (64,), dtype)
+    parts, more = ([data_of(rank, shape, dtype, seed) for rank in range(ranks.size)] for seed in (0, 1))
+    residual = data_of(100, shape, "float32")
+    reference_reduce_rms_norm(parts, residual, weight, 1e-5)
+    expected = residual[chosen].clone()
+    normed = reference_reduce_rms_norm([part[chosen] for part in more], residual[chosen], weight, 1e-5)
+    outcomes = ranks.run("selected_residual", num_tokens, chosen, dtype)
+    tolerance = 1e-5 if dtype == "float32" else 2e-2  # a backend that sums apart from adding rounds the sum
+    for outcome in outcomes:
+        assert not isinstance(outcome, Exception), outcome
+        for got, wanted, own in zip(outcome, (expected, normed), outcomes[0], strict=True):
+            assert bool(((got - wanted).norm(dim=-1) <= tolerance * wanted.norm(dim=-1)).all())
+            assert_equal_bits(got, own)
 
 
 Operation = tuple[object, ...]

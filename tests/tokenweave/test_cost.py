@@ -76,12 +76,46 @@ def test_a_reduction_goes_over_the_link_twice_around_the_core() -> None:
 
 def test_without_a_link_there_is_only_the_core() -> None:
     plan = plan_forward(2, 100)
-    timeline = simulate(plan, CostModel(linear_table()).cost_of(plan, Load.prefill(100)), shared_core=True)
+    costs, load = CostModel(linear_table()), Load.prefill(100)
+    timeline = simulate(plan, costs.cost_of(plan, load), shared_core=True)
     table = linear_table()
-    load = Load.prefill(100)
-    expected = table.embed(100) + table.logits(1) + 5 * table.reduce(100)
-    expected += 2 * sum(CostModel(table).stage_s(op, load) for op in (Op.ATTENTION, Op.MLP))
+    expected = table.embed(100) + table.logits(1) + 3 * table.reduce(100) + 2 * table.reduce(1)
+    for is_last in (False, True):
+        expected += sum(costs.stage_s(op, load, is_last=is_last) for op in (Op.ATTENTION, Op.MLP))
     assert timeline.total_s == pytest.approx(expected)
+
+
+def test_the_last_layer_ends_with_the_wanted_rows() -> None:
+    """Of 100 tokens one is wanted: projecting the keys costs what it costs for all, the rest what it costs for one."""
+    costs, load, table = CostModel(linear_table()), Load.prefill(100), linear_table()
+    assert load.ending.seq_lens.tolist() == [100]
+    assert costs.stage_s(Op.MLP, load, is_last=True) == table.mlp(1)
+    share = 9 / 14  # 5 heads, 2 KV heads: (5 + 2 * 2) of (5 + 2 * 2 + 5) columns
+    projected_s = share * table.projections(100) + (1 - share) * table.projections(1)
+    attended_s = table.attention(np.ones(1), np.full(1, 100.0))
+    assert costs.stage_s(Op.ATTENTION, load, is_last=True) == pytest.approx(projected_s + attended_s)
+
+
+def test_a_part_without_wanted_rows_ends_with_its_keys() -> None:
+    costs, plan = CostModel(linear_table(), LinkSpeed(1e9)), plan_forward(2, 100, 48)
+    cost = costs.cost_of(plan, Load.prefill(100))
+    rest = {step.name: sum(phase.seconds for phase in cost(step)) for step in plan.steps}
+    assert rest["mlp[1]"] == rest["reduce_norm[3]"] == rest["reduce_norm[4]"] == 0
+    assert 0 < rest["mlp[1]'"] < rest["mlp[0]'"]
+    assert 0 < rest["reduce_norm[4]'"] < rest["reduce_norm[2]'"]
+    # What goes on needs the residual of one row, float32, from the rank that keeps it.
+    assert rest["reduce_norm[2]'"] - rest["reduce_norm[0]'"] == pytest.approx(576 * 4 / 1e9)
+
+
+@given(chunks=chunks)
+def test_the_ending_of_a_load_sees_the_keys_of_its_rows(chunks: list[tuple[int, int]]) -> None:
+    load = load_of(chunks)
+    ending = load.ending
+    if 2 * len(chunks) > load.num_tokens:
+        assert ending is load
+    else:  # the last token of each sequence sees all of its keys
+        assert ending.seq_lens.tolist() == load.seq_lens.tolist()
+        assert ending.num_new.tolist() == [1.0] * len(chunks)
 
 
 @given(num_tokens=st.integers(1, 4000), more=st.integers(1, 500), size=st.integers(1, 4))

@@ -105,8 +105,8 @@ def test_the_guard_holds_back_what_gains_too_little() -> None:
 
 
 @given(
-    layers=st.integers(3, 12),
-    known=st.integers(2, 3),
+    layers=st.integers(4, 12),
+    known=st.integers(3, 4),
     tokens=st.integers(100, 3000),
     bandwidth=st.floats(1e8, 1e10),
     woven=st.booleans(),
@@ -124,7 +124,9 @@ def test_a_plan_of_a_few_layers_tells_what_the_whole_one_takes(
     assert extrapolate(run(known), layers) == pytest.approx(run(layers).total_s, rel=0.02)
 
 
-def test_one_layer_tells_nothing_of_the_next() -> None:
-    timeline = simulate(plan_forward(1, 8), lambda step: (), shared_core=True)
-    with pytest.raises(PlanError, match="a plan of 1 layers"):
+@pytest.mark.parametrize("known", [1, 2])
+def test_the_first_and_the_last_layer_tell_nothing_of_those_between(known: int) -> None:
+    timeline = simulate(plan_forward(known, 8), lambda step: (), shared_core=True)
+    assert extrapolate(timeline, known) == timeline.total_s
+    with pytest.raises(PlanError, match=f"a plan of {known} layers"):
         extrapolate(timeline, 5)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from interlace.models.config import ModelConfig
 from interlace.models.shard import Shard
-from tokenweave.plan import Op, Step
+from tokenweave.plan import Op, Step, narrows
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 LOGIT_BYTES = 4  # logits are float32
@@ -54,6 +54,9 @@ class Work:
         return "\n".join([*map(str, self.gemms), *([self.note] if self.note else [])])
 
 
+NOTHING_WANTED = Work(note="the last token is not in this part")
+
+
 @dataclass(frozen=True)
 class Workload:
     """One rank's part of a forward pass over `num_tokens` tokens."""
@@ -77,11 +80,14 @@ class Workload:
             case Op.EMBED:
                 return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(rows)}")
             case Op.ATTENTION:
-                return self._attention(rows)
+                return self._attention(rows, self._kept(step, rows))
             case Op.MLP:
-                return self._experts(len(rows)) if self.config.num_experts else self._mlp(len(rows))
+                kept = self._kept(step, rows)
+                if not kept:
+                    return NOTHING_WANTED
+                return self._experts(len(kept)) if self.config.num_experts else self._mlp(len(kept))
             case Op.REDUCE_NORM:
-                return self._reduce_norm(rows)
+                return self._reduce_norm(self._kept(step, rows))
             case Op.LOGITS:
                 return self._logits(rows)
             case Op.GATHER:
@@ -102,16 +108,23 @@ class Workload:
         per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
         return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
 
-    def _attention(self, rows: range) -> Work:
-        config, t, d = self.config, len(rows), self.config.head_dim
+    def _kept(self, step: Step, rows: range) -> range:
+        """Which of `rows` the step works on: in the last layer, those whose logits are wanted, if they are few."""
+        wanted = range(max(rows.start, self.num_tokens - 1), rows.stop)
+        is_last = step.layer == self.config.num_layers - 1
+        return wanted if is_last and narrows(len(rows), len(wanted)) else rows
+
+    def _attention(self, rows: range, kept: range) -> Work:
+        """Keys of `rows`, and what `kept` of them see."""
+        config, d = self.config, self.config.head_dim
         heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
-        window = min(rows.stop, config.sliding_window or rows.stop)
-        seen = _seen(rows.stop, window) - _seen(rows.start, window)  # keys, summed over the queries
+        qkv = Gemm("qkv", len(rows), config.hidden_size, (heads + 2 * kv_heads) * d)
+        if not kept:
+            return Work((qkv,), "keys and values only")
+        window = min(kept.stop, config.sliding_window or kept.stop)
+        seen = _seen(kept.stop, window) - _seen(kept.start, window)  # keys, summed over the queries
         return Work(
-            gemms=(
-                Gemm("qkv", t, config.hidden_size, (heads + 2 * kv_heads) * d),
-                Gemm("o", t, heads * d, config.hidden_size),
-            ),
+            gemms=(qkv, Gemm("o", len(kept), heads * d, config.hidden_size)),
             note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
             other_flops=4 * heads * d * seen,
         )
@@ -136,6 +149,8 @@ class Workload:
         )
 
     def _reduce_norm(self, rows: range) -> Work:
+        if not rows:
+            return NOTHING_WANTED
         if self.shard.size == 1:
             return Work(note=f"add + norm {self._shape(rows)}; one rank: nothing to reduce")
         size_bytes = len(rows) * self.config.hidden_size * DTYPE_BYTES[self.dtype]
@@ -143,7 +158,7 @@ class Workload:
 
     def _logits(self, rows: range) -> Work:
         if rows.stop < self.num_tokens:
-            return Work(note="the last token is not in this part")
+            return NOTHING_WANTED
         return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
 
     def _gather(self) -> Work:

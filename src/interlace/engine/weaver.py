@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tokenweave.plan import Plan
     from tokenweave.wave_table import TableKey, WaveTable
 
-PRICED_LAYERS = 2  # of a plan that is simulated; the others are like the last
+PRICED_LAYERS = 3  # of a plan that is simulated: the first, the last, and one that stands for the others
 MAX_DECISIONS = 4096
 PEAK_S = 0.05  # how long each peak is measured where there is no table
 TORCH_PEAKS = Peaks(20e9, 5e9)  # for the reference kernels, which are for checking and not for speed
@@ -106,7 +106,7 @@ class Weaver:
             candidates(num_tokens, self.alignment) if hideable_s > 0 else (),
             shared_core=self.shared_core,
             guard=guard,
-            num_layers=self._num_layers if layers >= 2 else None,
+            num_layers=self._num_layers,
         )
 
     def _kind(self, load: Load) -> tuple[int, ...]:

@@ -58,6 +58,21 @@ class ForwardBatch:
             logit_rows=self.logit_rows[wanted] - rows.start,
         )
 
+    def single_tokens(self, rows: Tensor) -> ForwardBatch:
+        """The tokens of `rows`, ascending, each as a sequence of its own that ends with it. All logits are wanted."""
+        owner = torch.searchsorted(self.query_start[1:], rows, right=True)
+        behind = self.query_start[1:][owner] - 1 - rows  # tokens of the same sequence that come after the row
+        count = torch.arange(len(rows) + 1, dtype=torch.int32)
+        return ForwardBatch(
+            token_ids=self.token_ids[rows],
+            positions=self.positions[rows],
+            slots=self.slots[rows],
+            query_start=count,
+            seq_lens=self.seq_lens[owner] - behind,
+            block_tables=self.block_tables[owner],
+            logit_rows=count[:-1],
+        )
+
     def to_bytes(self) -> bytes:
         """One message for the other ranks: the split (0: none), the seven lengths, the seven arrays, as int32."""
         arrays = [getattr(self, name).numpy() for name in _ARRAYS]

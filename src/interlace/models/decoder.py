@@ -19,7 +19,7 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler
 from tokenweave.kernels import Kernels, PackedLinear
-from tokenweave.plan import Op, Plan, Step
+from tokenweave.plan import Op, Plan, Step, narrows
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,23 @@ class _Loader:
 
 
 class Part:
-    """One part of the tokens of a forward pass, and the tensors that its steps hand on to each other."""
+    """One part of the tokens of a forward pass, and the tensors that its steps hand on to each other.
+
+    In the last layer, once its keys are stored, a part goes on with the rows whose logits are wanted, if those are few
+    (`narrows`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
+    """
 
     def __init__(self, batch: ForwardBatch) -> None:
         self.batch = batch
-        self.hidden: Tensor  # (num_tokens, hidden): a partial sum before REDUCE_NORM, normed after it
-        self.residual: Tensor  # (num_tokens, hidden) float32: belongs to the communicator between its calls
+        self.wanted = batch.logit_rows if narrows(batch.num_tokens, len(batch.logit_rows)) else None
+        self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
+        self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
         self.logits: Tensor  # (num_logits, local vocab) float32
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing of this part is wanted behind the last layer's keys."""
+        return self.wanted is not None and not len(self.wanted)
 
 
 class Forward:
@@ -216,7 +226,7 @@ class Forward:
         decoder, part = self.decoder, self._part_of(step)
         rows = decoder.kernels.gather_rows(decoder.embed, part.batch.token_ids, decoder.shard.vocab.start)
         # Taken here, on the compute lane, as every partial sum: all ranks must take them in one order.
-        part.hidden = self._new_partial(part).copy_(rows)
+        part.hidden = self._new_partial(part.batch.num_tokens).copy_(rows)
         part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
 
     def attention(self, step: Step) -> None:
@@ -234,6 +244,10 @@ class Forward:
             k_norm=layer.k_norm,
             eps=decoder.config.rms_norm_eps,
         )
+        if part.wanted is not None and self._is_last(index):
+            if part.is_done:
+                return
+            q, batch = q[part.wanted], batch.single_tokens(part.wanted)
         attended = kernels.paged_attention(
             q,
             cache,
@@ -244,22 +258,32 @@ class Forward:
             scale=decoder.config.head_dim**-0.5,
             sliding_window=decoder.config.sliding_window,
         )
-        part.hidden = kernels.linear(attended, layer.o, out=self._new_partial(part))
+        part.hidden = kernels.linear(attended, layer.o, out=self._new_partial(len(attended)))
 
     def mlp(self, step: Step) -> None:
-        part, mlp = self._part_of(step), self.decoder.layers[_layer_of(step)].mlp
-        part.hidden = mlp(self.decoder.kernels, part.hidden, out=self._new_partial(part))
+        part, index = self._part_of(step), _layer_of(step)
+        if part.is_done and self._is_last(index):
+            return
+        mlp = self.decoder.layers[index].mlp
+        part.hidden = mlp(self.decoder.kernels, part.hidden, out=self._new_partial(len(part.hidden)))
 
     def reduce_norm(self, step: Step) -> None:
-        decoder, part = self.decoder, self._part_of(step)
+        decoder, part, communicator = self.decoder, self._part_of(step), self.decoder.communicator
         assert step.norm is not None
-        part.hidden = decoder.communicator.all_reduce_rms_norm(
+        last = 2 * (decoder.config.num_layers - 1)  # the norm before the last layer
+        if part.is_done and step.norm > last:
+            return
+        part.hidden = communicator.all_reduce_rms_norm(
             part.hidden, part.residual, decoder.norms[step.norm], decoder.config.rms_norm_eps
         )
+        if part.wanted is not None and not part.is_done and step.norm == last:
+            part.residual = communicator.select_residual(part.residual, part.wanted, decoder.dtype)
 
     def output_head(self, step: Step) -> None:
         part = self._part_of(step)
-        rows = part.hidden[part.batch.logit_rows]
+        rows = part.hidden
+        if part.wanted is None or part.is_done:  # otherwise there are no others left
+            rows = rows[part.batch.logit_rows]
         out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
         part.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
 
@@ -271,12 +295,13 @@ class Forward:
         joined = decoder.communicator.gather_columns(own, [len(shard.vocab) for shard in shards])
         self.logits = own if joined is None else joined
 
-    def _new_partial(self, part: Part) -> Tensor:
+    def _new_partial(self, num_rows: int) -> Tensor:
         """Where a part's next partial sum goes: memory that the ranks share, if the communicator has such."""
         decoder = self.decoder
-        return decoder.communicator.new_partial(
-            part.batch.num_tokens, decoder.config.hidden_size, decoder.dtype
-        )
+        return decoder.communicator.new_partial(num_rows, decoder.config.hidden_size, decoder.dtype)
+
+    def _is_last(self, layer: int) -> bool:
+        return layer == self.decoder.config.num_layers - 1
 
     def _part_of(self, step: Step) -> Part:
         assert step.part is not None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tokenweave.errors import CommunicatorError
+from tokenweave.traffic import exchanges_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -17,20 +17,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tokenweave.kernels import Kernels
+    from tokenweave.traffic import Traffic
 
 DTYPES = frozenset(
     {torch.float32, torch.bfloat16, torch.float16, torch.int32, torch.int64, torch.uint8},
 )
 DEFAULT_TIMEOUT_S = 60.0
-ONE_EXCHANGE_BYTES = 64 * 1024  # a sum of less is one exchange of whole tensors: half the latency
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What one rank sends and receives in one exchange between all ranks."""
-
-    sent_bytes: int
-    received_bytes: int
 
 
 class Communicator(ABC):
@@ -209,6 +201,30 @@ class Communicator(ABC):
         """The rows of the residual that are valid on this rank after `all_reduce_rms_norm`."""
         return range(num_tokens)
 
+    def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        """Whether `owned_rows` may be fewer than all. The same on every rank."""
+        return False
+
+    def select_residual(self, residual: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """These rows of the residual alone, so that later reductions can do without the others.
+
+        residual: (num_tokens, hidden_size) float32, as `all_reduce_rms_norm` of tensors of `dtype` left it; rows: (n,)
+        integers, the same on every rank. Returns (n, hidden_size) float32, every row valid on every rank: what
+        `all_reduce_rms_norm` takes beside n rows. A collective call; of few rows, one exchange of n * hidden_size * 4
+        bytes, and none where every rank has all rows.
+        """
+        num_tokens, hidden_size = residual.shape
+        rows = rows.long()
+        if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
+            return residual[rows]
+        own = self.owned_rows(num_tokens, hidden_size, dtype)
+        mine = (rows >= own.start) & (rows < own.stop)
+        # Every row has one owner, and a sum with zeros is exact. What a rank does not own may be no number: not summed.
+        selected = torch.zeros((len(rows), hidden_size), dtype=torch.float32, device=residual.device)
+        selected[mine] = residual[rows[mine]]
+        self.all_reduce(selected)
+        return selected
+
     def share_core(self, is_shared: bool) -> None:  # noqa: B027 - a backend may never spin
         """Says whether another thread of this rank has use for the core while a call waits: then waits sleep at once.
 
@@ -288,20 +304,6 @@ def run_phases(
     except StopIteration as end:
         normed: Tensor = end.value
         return normed
-
-
-def exchanges_of_sum(size: int, size_bytes: int) -> tuple[Traffic, ...]:
-    """What a sum of tensors of `size_bytes` over `size` ranks moves: all at once, or reduce-scatter and all-gather."""
-    if size_bytes < ONE_EXCHANGE_BYTES:
-        return (Traffic((size - 1) * size_bytes, (size - 1) * size_bytes),)
-    share_bytes = -(-size_bytes * (size - 1) // size)
-    return (Traffic(share_bytes, share_bytes),) * 2
-
-
-def exchanges_of_rows(size: int, num_rows: int, own_rows: int, row_bytes: int) -> tuple[Traffic, Traffic]:
-    """What the reduce-scatter and the all-gather of `num_rows` move on a rank that owns `own_rows` of them."""
-    others, own = (num_rows - own_rows) * row_bytes, (size - 1) * own_rows * row_bytes
-    return Traffic(others, own), Traffic(own, others)
 
 
 def sum_in_rank_order(parts: list[Tensor], out: Tensor) -> None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tokenweave.communicators.base import Communicator, Traffic, exchanges_of_sum, run_phases
+from tokenweave.communicators.base import Communicator, run_phases
+from tokenweave.traffic import Traffic, exchanges_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -75,6 +76,9 @@ class LinkedCommunicator(Communicator):
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         return self.inner.owned_rows(num_tokens, hidden_size, dtype)
+
+    def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        return self.inner.is_residual_sharded(num_tokens, hidden_size, dtype)
 
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """The inner communicator's, with a wait for the link wherever ranks exchange rows."""

@@ -19,18 +19,13 @@ import torch
 
 from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
-from tokenweave.communicators.base import (
-    DEFAULT_TIMEOUT_S,
-    Communicator,
-    Traffic,
-    exchanges_of_rows,
-    exchanges_of_sum,
-)
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
 from tokenweave.communicators.symmetric import SymmetricMemory, symmetric_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.kernels.calls import DTYPE_CODE
 from tokenweave.kernels.compiled import NativeKernels
+from tokenweave.traffic import Traffic, exchanges_of_rows, exchanges_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -172,13 +167,16 @@ class ShmCommunicator(Communicator):
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """Each rank's share, in rank order; all rows where tokens are few or the operation is not fused."""
-        if num_tokens <= ONE_SHOT_TOKENS or self._fused(num_tokens, hidden_size, dtype) is None:
+        if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return range(num_tokens)
         first, last = ctypes.c_int64(), ctypes.c_int64()
         self._library.tw_shm_owned_rows(
             self.rank, self.size, num_tokens, ctypes.byref(first), ctypes.byref(last)
         )
         return range(first.value, last.value)
+
+    def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        return num_tokens > ONE_SHOT_TOKENS and self._fused(num_tokens, hidden_size, dtype) is not None
 
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float

@@ -125,9 +125,12 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """All of them up to `one_shot_tokens`; above, this rank's share, `num_tokens / size` neighbours or one more."""
-        if num_tokens <= self.one_shot_tokens:
+        if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return range(num_tokens)
         return shard(num_tokens, self.rank, self.size)
+
+    def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        return num_tokens > self.one_shot_tokens
 
     def symmetric_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor that `all_reduce_rms_norm` takes without a copy; a collective. It lives as long as the communicator.

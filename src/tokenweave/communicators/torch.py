@@ -38,16 +38,14 @@ from torch._C._distributed_c10d import (
 
 from tokenweave.communicators.base import (
     DEFAULT_TIMEOUT_S,
-    ONE_EXCHANGE_BYTES,
     Communicator,
-    Traffic,
-    exchanges_of_rows,
     run_phases,
     sum_in_rank_order,
 )
 from tokenweave.communicators.bulletin import SLICE_S, Bulletin
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -195,6 +193,9 @@ class TorchCommunicator(Communicator):
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """Each rank's share, in rank order, the last ones' smaller; all rows where the tensor is small."""
         return self._rows_of(self.rank, num_tokens, hidden_size * dtype.itemsize)
+
+    def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
+        return self._shares_rows(num_tokens * hidden_size * dtype.itemsize)
 
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float

@@ -49,13 +49,14 @@ def test_every_step_of_both_ranks_is_in_the_file(llm: LLM, tmp_path: Path) -> No
 
 
 def test_the_ranks_times_are_those_of_one_clock(llm: LLM, tmp_path: Path) -> None:
-    """No rank ends a reduction before the other has begun it."""
+    """No rank ends a reduction before the other has begun it; but what has no wanted row ends with its last keys."""
     with llm.trace(tmp_path / "out.json"):
         llm.generate([PROMPT], GREEDY)
     one, two = Trace.read(tmp_path / "out.json").recordings
     for of_one, of_two in zip(one.passes, two.passes, strict=True):
         for a, b in zip(of_one.spans(), of_two.spans(), strict=True):
-            if a.step.lane is Lane.TRANSFER and a.step.norm is not None:
+            is_done = of_one.plan.split is not None and a.step.layer == 1 and a.step.part == 0
+            if a.step.lane is Lane.TRANSFER and a.step.norm is not None and not is_done:
                 assert a.end_s >= b.start_s - 1e-6
                 assert b.end_s >= a.start_s - 1e-6
 

@@ -90,3 +90,21 @@ def test_prefill_chunks_and_decodes_together_can_be_split_anywhere(
     expected = passes(group, lengths, cuts, [-1, -1])
     for got, wanted in zip(passes(group, lengths, cuts, splits), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_few_wanted_rows_have_the_bits_that_they_have_among_all(
+    group: RankGroup, data: st.DataObject
+) -> None:
+    """The last layer then runs on them alone, in each part of a split batch or in one; the keys are those of all."""
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    total = sum(lengths)
+    wanted = sorted(data.draw(st.sets(st.integers(0, total - 1), max_size=total // 2)))
+    split = data.draw(st.one_of(st.none(), st.integers(1, total - 1))) if total > 1 else None
+    next_tokens = [(s, 1) for s in range(len(lengths))]
+    every, few = (Driver(group, prompts([n + 1 for n in lengths])) for _ in range(2))
+    expected = torch.cat(every.run(list(enumerate(lengths)))).clone()
+    then = torch.cat(every.run(next_tokens)).clone()
+    assert torch.equal(few.logits(list(enumerate(lengths)), wanted, split), expected[wanted])
+    assert torch.equal(torch.cat(few.run(next_tokens)), then)
