@@ -20,16 +20,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from emucxl.closing import WithBlock
 from tokenweave.execute import Handler, Observer, check_handlers
 from tokenweave.plan import Lane, Op, Plan
 from tokenweave.threads import staying_on, wake_promptly
-
-if TYPE_CHECKING:
-    pass
-
 
 Bell = SimpleQueue[None]  # what a lane sleeps on: rung by putting something in
 

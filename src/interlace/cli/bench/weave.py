@@ -1,7 +1,7 @@
 """`interlace bench weave`: what weaving hides. Two ranks of one thread; every system on the same weights, in turns.
 
 The primary figure is the time that a rank's compute lane is blocked: it stays clean when the machine is not quiet. It
-is that of the rank that has more to compute; the others also wait for that one, which no weaving hides. Wall times
+is that of the rank that computes longest; the others also wait for that one, which no weaving hides. Wall times
 are compared pair by pair within a round. Links are *modelled*.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,7 +96,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Found:
-    """One number of tokens over one link. All in seconds; blocked and compute of the rank that has more to compute."""
+    """One number of tokens over one link. All in seconds; blocked and compute of the rank that computes longest."""
 
     num_tokens: int
     link: str | None
@@ -218,10 +217,8 @@ def _measure(
         progress,
     )
 
-    busiest = _busiest(outcomes[NOTHING])
-
     def of(system: str, link: str | None, value: Callable[[Outcome], float]) -> Samples:
-        return Samples(tuple(value(every[busiest]) for every in outcomes[_name(system, link)]))
+        return Samples(tuple(value(_busiest(every)) for every in outcomes[_name(system, link)]))
 
     systems = (NOTHING, UNFUSED, FUSED, WOVEN, AUTO)
     return [
@@ -244,10 +241,9 @@ def _sample(running: Session, trial: Trial, outcomes: list[list[Outcome]]) -> fl
     return max(outcome.wall_s for outcome in every)
 
 
-def _busiest(outcomes: list[list[Outcome]]) -> int:
-    """The rank that computes longest, over passes in which nobody waits for anybody."""
-    compute_s = [median(outcome.compute_s for outcome in of_rank) for of_rank in zip(*outcomes, strict=True)]
-    return compute_s.index(max(compute_s))
+def _busiest(outcomes: list[Outcome]) -> Outcome:
+    """That of the rank that computed longest in this pass, and so waited least for the others to compute."""
+    return max(outcomes, key=lambda outcome: outcome.compute_s)
 
 
 def _check(running: Session, trials: Mapping[str, Trial]) -> None:
@@ -283,7 +279,7 @@ def report(options: Options, found: list[Found]) -> Report:
         notes=(
             f"medians of {options.rounds} interleaved rounds; wall times as ratios by pairs; none: no "
             "communication, the full norm on every rank",
-            "blocked: the time in which no step of the compute lane runs, on the rank that has more to compute",
+            "blocked: the time in which no step of the compute lane runs, on the rank that computed longest",
             *(f"{target}: {'met' if is_met else 'NOT met'} ({detail})" for target, is_met, detail in targets(found)),
         ),
         results={
