@@ -10,7 +10,7 @@ Invariants
    offset on all ranks.
 2. A buffer is taken again only after `NUM_BUFFERS - 1` others. A plan has two parts at most, and each part writes its
    next partial sum only after its last reduction; so when a buffer is taken again every rank has been through a later
-   reduction of the same part, and so is done reading it.
+   reduction of the same part, or of the other if that part has ended, and so is done reading it.
 """
 
 from __future__ import annotations
