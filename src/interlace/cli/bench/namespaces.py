@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+PREFIX = "interlace-"  # of a namespace's name; then the process that made it, and which end it is
 INTERFACE = "eth0"
 BURST_BYTES = 256 * 1024  # what a shaped end lets out at once: a millisecond at 0.25 GB/s
 
@@ -58,12 +60,15 @@ class Host:
 def two_namespaces() -> Iterator[tuple[Host, Host]]:
     """Two hosts that see each other and nothing else; gone afterwards, also after a failure.
 
+    What a process that was killed has left is removed first.
+
     Raises:
         NamespacesNotPermitted: with the reason, e.g. that it takes root.
     """
     if shutil.which("ip") is None:
         raise NamespacesNotPermitted("there is no `ip` command (iproute2)")
-    hosts = tuple(Host(f"interlace-{os.getpid()}-{end}", f"10.213.7.{end}") for end in (1, 2))
+    _remove_orphans()
+    hosts = tuple(Host(f"{PREFIX}{os.getpid()}-{end}", f"10.213.7.{end}") for end in (1, 2))
     try:
         for host in hosts:
             _ip("netns", "add", host.namespace)
@@ -76,7 +81,21 @@ def two_namespaces() -> Iterator[tuple[Host, Host]]:
         yield hosts[0], hosts[1]
     finally:
         for host in hosts:  # the cable goes with them
-            subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True)
+            _remove(host.namespace)
+
+
+def _remove_orphans() -> None:
+    """Removes the namespaces of processes that are no more."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
+    for line in listed.stdout.splitlines():
+        name = line.split()[0]
+        maker = re.fullmatch(rf"{PREFIX}(\d+)-[12]", name)
+        if maker is not None and not os.path.exists(f"/proc/{maker[1]}"):
+            _remove(name)
+
+
+def _remove(namespace: str) -> None:
+    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True)
 
 
 def torchrun_variables(rank: int, world_size: int, master: Host, port: int) -> dict[str, str]:
