@@ -1,7 +1,8 @@
 """`interlace bench split`: is the chosen split the best one? Measured, against a sweep over aligned splits.
 
 One sequence of T tokens is prefilled at every split of the sweep and without any, the rounds interleaved; every split
-has to give the logits of the whole batch first. Beside the measured times stand the simulator's.
+has to give the logits of the whole batch first. The least of many noisy times is too small, so the sweep's winner and
+the chosen split run against each other once more, and only these times count. Beside them stand the simulator's.
 """
 
 from __future__ import annotations
@@ -30,34 +31,41 @@ if TYPE_CHECKING:
 
 TOKENS = (640, 1100, 1536, 2560, 3000)
 SWEEP_POINTS = 16  # between an eighth and seven eighths of the tokens, besides the candidates
+FINAL_ROUNDS = 7  # of the chosen split, the sweep's best, and none
 
 
 @dataclass(frozen=True)
 class Found:
-    """One number of tokens: measured seconds of every split (None: no split), and what was predicted."""
+    """One number of tokens: measured seconds of splits (None: no split), and what was predicted."""
 
     num_tokens: int
     chosen: int | None
-    measured: dict[int | None, Samples]
+    swept: dict[int | None, Samples]
+    finals: dict[int | None, Samples]  # of the chosen split, the sweep's best, and none
     predicted_s: dict[int | None, float]
 
     @property
     def best(self) -> int | None:
-        return min(self.measured, key=lambda split: self.measured[split].median)
+        return best_of(self.swept)
 
     @property
     def over_best(self) -> Samples:
         """The chosen split's time over the best one's, round by round."""
-        return self.measured[self.chosen].over(self.measured[self.best])
+        return self.finals[self.chosen].over(self.finals[self.best])
 
     @property
     def over_unsplit(self) -> Samples:
-        return self.measured[self.chosen].over(self.measured[None])
+        return self.finals[self.chosen].over(self.finals[None])
 
     @property
     def simulator_error(self) -> float:
         """How far the simulated time of the chosen plan is from the measured one, as a share of it."""
-        return self.predicted_s[self.chosen] / self.measured[self.chosen].median - 1
+        return self.predicted_s[self.chosen] / self.finals[self.chosen].median - 1
+
+
+def best_of(swept: dict[int | None, Samples]) -> int | None:
+    """The split of the least median."""
+    return min(swept, key=lambda split: swept[split].median)
 
 
 def measure(
@@ -114,16 +122,18 @@ def _sweep(
     def timed(split: int | None) -> Callable[[], float]:
         return lambda: _seconds(lambda: group.execute(replace(batch, split=split)))
 
-    measures = {str(split): timed(split) for split in splits}
-    samples = interleaved(measures, rounds, progress)
+    def run(splits: set[int | None], rounds: int) -> dict[int | None, Samples]:
+        samples = interleaved({str(split): timed(split) for split in splits}, rounds, progress)
+        return {split: samples[str(split)] for split in splits}
 
     def predict(split: int | None) -> float:
         plan = plan_forward(group.model_config.num_layers, num_tokens, split)
         cost = costs.cost_of(plan, Load.prefill(num_tokens))
         return simulate(plan, cost, shared_core=weaver.shared_core).total_s
 
-    measured = {split: samples[str(split)] for split in splits}
-    return Found(num_tokens, chosen, measured, {split: predict(split) for split in splits})
+    swept = run(splits, rounds)
+    finals = run({None, chosen, best_of(swept)}, FINAL_ROUNDS)
+    return Found(num_tokens, chosen, swept, finals, {split: predict(split) for split in splits})
 
 
 def sweep(num_tokens: int, alignment: int) -> list[int]:
@@ -162,7 +172,10 @@ def report(config: EngineConfig, found: list[Found], is_table_measured: bool) ->
             "chosen/best", "chosen/not split", "simulated (modelled)", "simulated/measured",
         ),
         rows=tuple(_row(each) for each in found),
-        notes=(f"medians of interleaved rounds (quartiles); predicted from {source}",),
+        notes=(
+            f"best: of the sweep; times: medians of {FINAL_ROUNDS} more interleaved rounds (quartiles)",
+            f"simulated from {source}",
+        ),
         results={
             "link": config.link,
             "is_table_measured": is_table_measured,
@@ -173,7 +186,7 @@ def report(config: EngineConfig, found: list[Found], is_table_measured: bool) ->
 
 def _row(found: Found) -> tuple[str, ...]:
     def ms(split: int | None) -> str:
-        return f"{1e3 * found.measured[split].median:,.1f}"
+        return f"{1e3 * found.finals[split].median:,.1f}"
 
     return (
         str(found.num_tokens),
@@ -199,10 +212,14 @@ def _to_json(found: Found) -> dict[str, Any]:
         "splits": [
             {
                 "split": split,
-                "measured": found.measured[split].to_json("s"),
+                "measured": found.swept[split].to_json("s"),
                 "simulated_s": found.predicted_s[split],
             }
-            for split in sorted(found.measured, key=lambda split: split or 0)
+            for split in sorted(found.swept, key=lambda split: split or 0)
+        ],
+        "finals": [
+            {"split": split, "measured": found.finals[split].to_json("s")}
+            for split in sorted(found.finals, key=lambda split: split or 0)
         ],
     }
 

@@ -25,9 +25,10 @@ def test_a_sweep_is_aligned_and_holds_every_candidate(num_tokens: int) -> None:
     assert len(splits) < 40
 
 
-def test_the_chosen_split_is_compared_round_by_round() -> None:
-    measured = {None: Samples((4.0, 8.0)), 24: Samples((3.0, 6.0)), 48: Samples((2.0, 4.0))}
-    found = Found(100, 24, measured, {None: 4.0, 24: 4.5, 48: 2.0})
+def test_the_chosen_split_is_compared_round_by_round_with_the_sweeps_winner() -> None:
+    swept = {None: Samples((9.0,)), 24: Samples((9.0,)), 48: Samples((1.0,)), 72: Samples((2.0,))}
+    finals = {None: Samples((4.0, 8.0)), 24: Samples((3.0, 6.0)), 48: Samples((2.0, 4.0))}
+    found = Found(100, 24, swept, finals, {None: 4.0, 24: 4.5, 48: 2.0})
     assert found.best == 48
     assert found.over_best.values == (1.5, 1.5)
     assert found.over_unsplit.values == (0.75, 0.75)
@@ -44,4 +45,5 @@ def test_it_runs(tmp_path: Path, invoke: Callable[..., Any]) -> None:
     (row,) = found["results"]["tokens"]
     assert row["num_tokens"] == 120
     assert {split["split"] for split in row["splits"]} >= {None, row["chosen"], row["best"]}
+    assert {split["split"] for split in row["finals"]} == {None, row["chosen"], row["best"]}
     assert list(tmp_path.glob("*/split.json"))
