@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -50,18 +50,6 @@ class LinkSpeed:
 
     def seconds(self, size_bytes: float) -> float:
         return self.latency_s + size_bytes / self.bytes_per_s
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What a reduction takes more where the core computes meanwhile, as in a woven plan: threads that move the bytes
-    have to wait for the core, and it has to wait for them."""
-
-    delay_s: float  # of each exchange
-    core_s: float  # of each reduction
-
-
-ALONE = Beside(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,6 @@ class CostModel:
 
     table: WaveTable
     link: LinkSpeed | None = None
-    beside: Beside = ALONE
 
     def cost_of(self, plan: Plan, load: Load) -> Cost:
         """The price of each step of `plan` over the batch that `load` describes."""
@@ -197,9 +184,7 @@ class CostModel:
         num_rows = (load.ending if is_last else load).num_tokens
         if not num_rows:
             return ()
-        beside = self.beside if is_woven else ALONE
-        link = Phase(Resource.LINK, self.link_s(num_rows) + beside.delay_s)
-        core = replace(core, seconds=core.seconds + beside.core_s)
+        link = Phase(Resource.LINK, self.link_s(num_rows))
         handed_over = Phase(Resource.CORE, self.table.switch_s if is_woven else 0.0)
         phases = [handed_over, link, core, link]
         if step.norm == 2 * last and load.ending is not load:

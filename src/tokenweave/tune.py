@@ -9,19 +9,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tokenweave.cost import ALONE, Beside, LinkSpeed
+from tokenweave.cost import LinkSpeed
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, plan_forward
-from tokenweave.threads import wake_promptly
 from tokenweave.wave_table import CURVES, AttentionTimes, Curve, TableKey, WaveTable
 
 if TYPE_CHECKING:
@@ -39,10 +37,6 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 12
 SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
 MAX_REPEATS = 16
 EXCHANGED_TOKENS = (16, 256)
-BESIDE_ROUNDS = (
-    16  # reductions beside a computation: what happens to them is a matter of luck, so many are taken
-)
-COMPUTED_ROWS = 384  # of the matrices that are multiplied meanwhile, about a millisecond each
 LEAST_S_PER_BYTE = 1e-13  # faster links than that are none
 NAP_S = 5e-4  # about what one waits for a link
 
@@ -207,11 +201,10 @@ class Exchange:
 
     reduce: Curve
     link: LinkSpeed
-    beside: Beside = ALONE
 
 
 def measure_exchange(communicator: Communicator, hidden_size: int, dtype: torch.dtype) -> Exchange:
-    """Times `all_reduce_rms_norm` at a few and at many tokens, and beside a computation. A collective call.
+    """Times `all_reduce_rms_norm` at a few and at many tokens. A collective call.
 
     What this process computed meanwhile is the core's part. The rest is waiting, and counts as two exchanges over a
     link: its latency from the few tokens, its bandwidth from the many.
@@ -228,47 +221,7 @@ def measure_exchange(communicator: Communicator, hidden_size: int, dtype: torch.
     few, many = (count * sent_bytes for count in EXCHANGED_TOKENS)
     per_byte_s = max((idle_s[1] - idle_s[0]) / 2 / (many - few), LEAST_S_PER_BYTE)
     latency_s = max(0.0, idle_s[0] / 2 - few * per_byte_s)
-    wall_s, core_s = _time_beside_computation(communicator, EXCHANGED_TOKENS[1], weight)
-    more_core_s = max(0.0, core_s - busy_s[1])
-    delay_s = max(0.0, wall_s - busy_s[1] - idle_s[1] - more_core_s) / 2
-    return Exchange(
-        Curve(EXCHANGED_TOKENS, tuple(busy_s)),
-        LinkSpeed(1 / per_byte_s, latency_s),
-        Beside(delay_s, more_core_s),
-    )
-
-
-def _time_beside_computation(
-    communicator: Communicator, num_tokens: int, weight: torch.Tensor
-) -> tuple[float, float]:
-    """Seconds of one reduction while this thread computes, and what of them the computation lacks."""
-    matrix = torch.ones(COMPUTED_ROWS, COMPUTED_ROWS)
-    product = torch.empty_like(matrix)
-
-    def compute() -> float:
-        start_s = time.perf_counter()
-        torch.mm(matrix, matrix, out=product)
-        return time.perf_counter() - start_s
-
-    def reduce() -> float:
-        start_s = time.perf_counter()
-        for _ in range(BESIDE_ROUNDS):
-            partial = communicator.new_partial(num_tokens, len(weight), weight.dtype).zero_()
-            residual = torch.zeros(num_tokens, len(weight))
-            communicator.all_reduce_rms_norm(partial, residual, weight, 1e-5)
-        return (time.perf_counter() - start_s) / BESIDE_ROUNDS
-
-    alone_s = statistics.median(compute() for _ in range(BESIDE_ROUNDS))
-    communicator.barrier()
-    with ThreadPoolExecutor(1, initializer=wake_promptly) as pool:
-        start_s, computed = time.perf_counter(), 0
-        reduced = pool.submit(reduce)
-        while not reduced.done():
-            compute()
-            computed += 1
-        lacking_s = time.perf_counter() - start_s - computed * alone_s
-    wall_s = reduced.result()
-    return wall_s, min(max(0.0, lacking_s / BESIDE_ROUNDS), wall_s)
+    return Exchange(Curve(EXCHANGED_TOKENS, tuple(busy_s)), LinkSpeed(1 / per_byte_s, latency_s))
 
 
 def _time_reduction(communicator: Communicator, num_tokens: int, weight: torch.Tensor) -> tuple[float, float]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.wave_tables import key_of, linear_table
-from tokenweave.cost import Beside, CostModel, LinkSpeed, Load, Peaks, analytic_table
+from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
 from tokenweave.plan import Op, plan_forward
 from tokenweave.simulate import Resource, simulate
 
@@ -74,19 +72,6 @@ def test_a_reduction_goes_over_the_link_twice_around_the_core() -> None:
     ]  # fmt: skip
     sent_bytes = 48 * 576 * 2 / 2  # half of the rows go to the other rank
     assert phases[1].seconds == phases[3].seconds == pytest.approx(1e-6 + sent_bytes / 1e9)
-
-
-def test_what_a_reduction_takes_more_beside_a_computation_counts_where_there_is_one() -> None:
-    alone = CostModel(linear_table(), LinkSpeed(1e9))
-    beside = replace(alone, beside=Beside(delay_s=1e-3, core_s=1e-4))
-    load = Load.prefill(100)
-    for split, more_s in ((None, 0.0), (48, 2 * 1e-3 + 1e-4)):
-        plan = plan_forward(2, 100, split)
-        step = next(step for step in plan.steps if step.op is Op.REDUCE_NORM)
-        had_s, has_s = (
-            sum(phase.seconds for phase in costs.cost_of(plan, load)(step)) for costs in (alone, beside)
-        )
-        assert has_s - had_s == pytest.approx(more_s)
 
 
 def test_without_a_link_there_is_only_the_core() -> None:

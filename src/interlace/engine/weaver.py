@@ -130,10 +130,9 @@ def costs_of(runner: Runner) -> CostModel:
     """Prices of this job's plans: from the machine's wave table if there is one, otherwise from what it could do."""
     key = table_key(runner.model_config, runner.communicator.size, runner.kernels, runner.dtype)
     table = load_table(table_directory(), key) or default_table(key, runner.kernels)
-    exchange = runner.exchange
-    if exchange is None:
-        return CostModel(table, link_of(runner))
-    return CostModel(replace(table, reduce=exchange.reduce), exchange.link, exchange.beside)
+    if runner.exchange is not None:
+        table = replace(table, reduce=runner.exchange.reduce)
+    return CostModel(table, link_of(runner))
 
 
 def link_of(runner: Runner) -> LinkSpeed | None:
