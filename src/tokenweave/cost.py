@@ -30,10 +30,8 @@ from tokenweave.wave_table import (
 Ints = npt.NDArray[np.int32]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# What the analytic default assumes where nothing was measured.
-GEMM_EFFICIENCY = (
-    0.85  # of the peak, in matrix products; this and the next are what our kernels reach on Zen 4
-)
+# What the analytic default assumes where nothing was measured. Efficiencies are shares of the peak: ours on Zen 4.
+GEMM_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = 0.6
 CALL_S = 15e-6  # of calling one stage
 SWITCH_S = 30e-6  # of handing a step from lane to lane
