@@ -124,11 +124,12 @@ class Plan:
 
     @cached_property
     def num_layers(self) -> int:
+        """How many layers its steps belong to."""
         return len({step.layer for step in self.steps} - {None})
 
     def on(self, lane: Lane) -> list[Step]:
         """The steps of one lane, in the order in which that lane runs them."""
-        return [step for step in self.steps if step.lane is lane]
+        return [self.steps[at] for at in self.places.get(lane, ())]
 
     def __str__(self) -> str:
         return "\n".join(self._lines())

@@ -75,8 +75,7 @@ class _Worker:
     """A lane on its way through its steps."""
 
     def __init__(self, plan: Plan, lane: Lane) -> None:
-        self.queue = [at for at, step in enumerate(plan.steps) if step.lane is lane]
-        self.queue.reverse()
+        self.queue = list(reversed(plan.places.get(lane, ())))  # the next one last
         self.phases: list[Phase] = []  # of the step that runs, the next one last
         self.left_s = 0.0  # of the phase that runs
         self.start_s = 0.0
