@@ -11,9 +11,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from interlace.errors import TokenizerError
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 from interlace.models.sources import load_model
-from interlace.models.tokenizer import tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
+from interlace.models.tokenization.gguf import tokenizer_from_gguf
 from support.tiny_models import make_gguf, write_tokenizer
 
 TEXTS = [
@@ -82,9 +82,9 @@ def test_byte_level_vocabularies_cut_words_as_their_family_does(tmp_path: Path, 
 def test_word_rules_equal_transformers(pre: str) -> None:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    from interlace.models.gguf_tokenizer import _PRE_TOKENIZERS
+    from interlace.models.tokenization.pre_tokenizers import PRE_TOKENIZERS
 
-    assert _PRE_TOKENIZERS[pre].split == GGUF_PRE_TOKENIZER_SPLITS[pre]
+    assert PRE_TOKENIZERS[pre].split == GGUF_PRE_TOKENIZER_SPLITS[pre]
 
 
 def test_a_gguf_file_gives_the_tokenizer_of_its_directory(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Builds a tokenizer from a GGUF file's metadata.
+
+The file has the vocabulary and merges (or scores), but only the name of the rule that cuts text into words before
+merging (`tokenizer.ggml.pre`); `pre_tokenizers` has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken, processors
+from tokenizers import Tokenizer as Backend
+
+from interlace.errors import TokenizerError
+from interlace.models.tokenization.byte_level import byte_level
+from interlace.models.tokenization.metadata import required
+from interlace.models.tokenization.pre_tokenizers import words_of
+from interlace.models.tokenization.sentence_piece import sentence_piece
+from interlace.models.tokenizer import Tokenizer
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
+
+
+def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer that a GGUF file's metadata describe.
+
+    Raises:
+        TokenizerError: no vocabulary in the file, or of a kind that is not supported.
+    """
+    kind = fields.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise TokenizerError(
+            f"the GGUF tokenizer is of kind {kind!r}; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
+        )
+    tokens = required(fields, "tokens")
+    try:
+        backend = byte_level(fields, tokens) if kind == "gpt2" else sentence_piece(fields, tokens)
+        special = _special_tokens(fields, tokens)
+        _add_added_tokens(backend, fields, tokens)
+        _add_post_processor(backend, fields, special)
+    except TokenizerError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception, for merges outside the vocabulary and more
+        raise TokenizerError(f"the GGUF file's vocabulary is damaged: {error}") from error
+    template = fields.get("tokenizer.chat_template")
+    return Tokenizer(backend, special, template if isinstance(template, str) else None)
+
+
+def _special_tokens(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {}
+    for name, key in names.items():
+        token_id = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if token_id is not None:
+            if not 0 <= token_id < len(tokens):
+                raise TokenizerError(
+                    f"the GGUF {key} token id {token_id} is outside the {len(tokens)} tokens"
+                )
+            special[name] = tokens[token_id]
+    return special
+
+
+def _add_added_tokens(backend: Backend, fields: Mapping[str, Any], tokens: list[str]) -> None:
+    """Control tokens are matched whole and left out of decoded text; user-defined ones are matched whole."""
+    types = fields.get("tokenizer.ggml.token_type") or []
+    sentence_piece = fields.get("tokenizer.ggml.model") == "llama"
+    special_types = (_CONTROL, _UNKNOWN) if sentence_piece else (_CONTROL,)
+    typed = list(zip(tokens, types, strict=False))
+    backend.add_special_tokens(
+        [AddedToken(t, normalized=False, special=True) for t, k in typed if k in special_types]
+    )
+    backend.add_tokens(
+        [AddedToken(t, normalized=False, special=False) for t, k in typed if k == _USER_DEFINED]
+    )
+
+
+def _add_post_processor(backend: Backend, fields: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """The tokens the model expects around a text."""
+    sentence_piece = fields.get("tokenizer.ggml.model") == "llama"
+    default_bos = True if sentence_piece else words_of(fields).add_bos
+    bos = special.get("bos_token") if fields.get("tokenizer.ggml.add_bos_token", default_bos) else None
+    eos = special.get("eos_token") if fields.get("tokenizer.ggml.add_eos_token", False) else None
+    around = [token for token in (bos, eos) if token is not None]
+    if around:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[part for part in (bos, "$A", eos) if part is not None],
+            special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(around)],
+        )

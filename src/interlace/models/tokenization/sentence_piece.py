@@ -1,0 +1,48 @@
+"""SentencePiece vocabularies out of GGUF metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from interlace.models.tokenization.metadata import ids_of, required
+
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+def sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Backend:
+    """SentencePiece BPE: the best-scored neighbours merge first, characters outside the vocabulary become bytes."""
+    ids = ids_of(tokens)
+    unknown = fields.get("tokenizer.ggml.unknown_token_id")
+    backend = Backend(
+        BPE(
+            vocab=ids,
+            merges=_merges_by_score(ids, required(fields, "scores")),
+            unk_token=tokens[unknown] if unknown is not None else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    leading_space = fields.get("tokenizer.ggml.add_space_prefix", True)
+    scheme = "first" if leading_space else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
+    steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if leading_space:
+        steps.append(decoders.Strip(content=" ", left=1))
+    backend.decoder = decoders.Sequence(steps)
+    return backend
+
+
+def _merges_by_score(ids: Mapping[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """Every way to join two tokens into a third, best score of the third first; earlier parts first among equals."""
+    found = []
+    for token, token_id in ids.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                found.append((-scores[token_id], -len(left), -len(right), ids[left], ids[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
