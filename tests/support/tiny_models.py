@@ -6,6 +6,7 @@ Written by transformers itself, so that it is the oracle for what they hold. Eac
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama_linear_rope": ("llama", _rope("linear", factor=4.0)),
     "llama_yarn_rope": ("llama", _rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+    "llama_biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral_window": ("mistral", {"sliding_window": 24}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3_biases": ("qwen3", {"head_dim": 32, "attention_bias": True}),
     "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
 }
 
@@ -137,11 +140,19 @@ _CORPUS = [
 
 
 def make_gguf(
-    path: Path, quantization: str = "Q8_0", *, family: str = "llama", seed: int = 0
+    path: Path,
+    quantization: str = "Q8_0",
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    biases: Sequence[str] = (),
+    extra: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
 
-    `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts).
+    `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts). `biases` are the
+    matrices that get one, `extra` vectors to add (name: length), `settings` metadata to add, by whole keys.
     """
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[quantization]
@@ -150,6 +161,7 @@ def make_gguf(
     experts = 3 if family == "mixtral" else 0
     _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)
     _write_gguf_vocabulary(writer)
+    _write_gguf_values(writer, settings or {})
     expected = {}
 
     def add(name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False) -> None:
@@ -170,9 +182,21 @@ def make_gguf(
     add("layers.0.k", "blk.0.attn_k.weight", kv_heads * d, hidden, heads=kv_heads)
     add("layers.0.v", "blk.0.attn_v.weight", kv_heads * d, hidden)
     add("layers.0.o", "blk.0.attn_output.weight", hidden, heads * d)
-    if family == "qwen2":
-        for part, size in (("q", heads * d), ("k", kv_heads * d), ("v", kv_heads * d)):
-            add(f"layers.0.{part}_bias", f"blk.0.attn_{part}.bias", size)
+    rows = {
+        "q": heads * d,
+        "k": kv_heads * d,
+        "v": kv_heads * d,
+        "o": hidden,
+        "gate": inter,
+        "up": inter,
+        "down": hidden,
+    }
+    for part in ("q", "k", "v") if family == "qwen2" else biases:
+        tensor = "attn_output" if part == "o" else f"attn_{part}" if part in "qkv" else f"ffn_{part}"
+        permuted = {"q": heads, "k": kv_heads}.get(part, 0)
+        add(f"layers.0.{part}_bias", f"blk.0.{tensor}.bias", rows[part], heads=permuted)
+    for tensor, size in (extra or {}).items():
+        writer.add_tensor(tensor, np.ones(size, dtype=np.float32))
     if family == "qwen3":
         add("layers.0.q_norm", "blk.0.attn_q_norm.weight", d)
         add("layers.0.k_norm", "blk.0.attn_k_norm.weight", d)
@@ -217,6 +241,17 @@ def _write_gguf_settings(
     if experts:
         writer.add_expert_count(experts)
         writer.add_expert_used_count(2)
+
+
+def _write_gguf_values(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> None:
+    adders = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
+    for key, value in values.items():
+        adders.get(type(value), writer.add_array)(key, value)
 
 
 def _write_gguf_vocabulary(writer: gguf.GGUFWriter) -> None:

@@ -13,6 +13,7 @@ from interlace.errors import ConfigError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "mixtral"]
 RopeScaling = Literal["linear", "llama3", "yarn", "divisors"]
+BIASABLE = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's matrices that may have a bias
 _MAX_LAYERS, _MAX_EXPERTS = (
     1000,
     1000,
@@ -72,7 +73,7 @@ class ModelConfig:
     max_position: int  # context length in tokens
     rope: RopeConfig
     tie_word_embeddings: bool = False
-    qkv_bias: bool = False
+    biases: tuple[str, ...] = ()  # the matrices, of BIASABLE, that have a bias in every layer
     qk_norm: bool = False
     sliding_window: int | None = None  # keys a token sees, itself included; None: all
     num_experts: int = 0  # 0: a dense MLP
@@ -84,6 +85,7 @@ class ModelConfig:
         self._check_sizes()
         self._check_heads()
         self._check_experts()
+        self._check_biases()
 
     def _check_sizes(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "max_position"):
@@ -124,6 +126,12 @@ class ModelConfig:
                 f"experts_per_token must be between 1 and num_experts ({self.num_experts}), "
                 f"got {self.experts_per_token}"
             )
+
+    def _check_biases(self) -> None:
+        if unknown := set(self.biases) - set(BIASABLE):
+            raise ConfigError(f"biases must be among {', '.join(BIASABLE)}, got {', '.join(sorted(unknown))}")
+        if self.num_experts and {"gate", "up", "down"} & set(self.biases):
+            raise ConfigError("biases of experts are not supported; only those of a dense MLP are")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -170,8 +178,6 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "v": (kv_size, hidden),
         "o": (hidden, query_size),
     }
-    if config.qkv_bias:
-        shapes |= {"q_bias": (query_size,), "k_bias": (kv_size,), "v_bias": (kv_size,)}
     if config.qk_norm:
         shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
     mlp: dict[str, tuple[int, ...]] = {
@@ -179,6 +185,7 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "up": (inter, hidden),
         "down": (hidden, inter),
     }
+    shapes |= {f"{part}_bias": (shapes | mlp)[part][:1] for part in config.biases}
     if not config.num_experts:
         return shapes | mlp
     shapes["router"] = (config.num_experts, hidden)

@@ -138,14 +138,9 @@ class _Loader:
 
     def _layer(self, index: int) -> Layer:
         name = f"layers.{index}"
-        rows = {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}
-        qkv = torch.cat([self.source.load(f"{name}.{part}", rows=rows[part]) for part in rows])
-        bias = None
-        if self.config.qkv_bias:
-            bias = torch.cat([self.source.load(f"{name}.{part}_bias", rows=rows[part]) for part in rows])
         return Layer(
-            qkv=self._pack(qkv, bias),
-            o=self._pack(self.source.load(f"{name}.o", columns=self.q_rows)),
+            qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}),
+            o=self._summed(f"{name}.o", self.q_rows),
             q_norm=self._vector(f"{name}.q_norm") if self.config.qk_norm else None,
             k_norm=self._vector(f"{name}.k_norm") if self.config.qk_norm else None,
             mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
@@ -170,8 +165,27 @@ class _Loader:
 
     def _mlp(self, name: str) -> Mlp:
         columns = self.shard.intermediate
-        gate_up = torch.cat([self.source.load(f"{name}.{part}", rows=columns) for part in ("gate", "up")])
-        return Mlp(self._pack(gate_up), self._pack(self.source.load(f"{name}.down", columns=columns)))
+        return Mlp(
+            self._joined(name, {"gate": columns, "up": columns}), self._summed(f"{name}.down", columns)
+        )
+
+    def _joined(self, name: str, rows: Mapping[str, range]) -> PackedLinear:
+        """The rank's rows of several matrices as one. Where only some of them have a bias, the others' is zero."""
+        weight = torch.cat([self.source.load(f"{name}.{part}", rows=own) for part, own in rows.items()])
+        if not any(self.source.has(f"{name}.{part}_bias") for part in rows):
+            return self._pack(weight)
+        return self._pack(
+            weight, torch.cat([self._bias(f"{name}.{part}_bias", own) for part, own in rows.items()])
+        )
+
+    def _bias(self, name: str, rows: range) -> Tensor:
+        return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
+
+    def _summed(self, name: str, columns: range) -> PackedLinear:
+        """The rank's columns of a matrix whose products are summed over the ranks: rank 0's adds the bias, once."""
+        has_bias = self.shard.rank == 0 and self.source.has(f"{name}_bias")
+        bias = self.source.load(f"{name}_bias").float() if has_bias else None
+        return self._pack(self.source.load(name, columns=columns), bias)
 
     def _pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         return self.kernels.pack(weight, bias, dtype=self.dtype)

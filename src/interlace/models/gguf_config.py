@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import Family, ModelConfig, RopeConfig
+from interlace.models.config import BIASABLE, Family, ModelConfig, RopeConfig
 from interlace.models.hf_config import yarn_magnitude
+from interlace.models.weight_map import gguf_layer_tensor
 
 ROPE_DIVISORS = "rope_freqs.weight"  # the tensor that carries Llama 3.1's scaling
 _FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -36,7 +37,7 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
         max_position=max_position,
         rope=_rope(values, max_position),
         tie_word_embeddings="output.weight" not in tensor_shapes,
-        qkv_bias=family == "qwen2",
+        biases=_biases(tensor_shapes, num_experts),
         qk_norm=family == "qwen3",
         sliding_window=values.integer("attention.sliding_window", 0) or None,
         num_experts=num_experts,
@@ -94,6 +95,15 @@ def _family(fields: Mapping[str, Any]) -> Family:
             "merge them with `llama-gguf-split --merge`"
         )
     return _FAMILIES[architecture]
+
+
+def _biases(tensor_shapes: Mapping[str, tuple[int, ...]], num_experts: int) -> tuple[str, ...]:
+    """The matrices with a bias: no metadata say so, the tensors are there or not."""
+    parts = [part for part in BIASABLE if part in "qkvo" or not num_experts]
+    found = {
+        tensor.partition(".")[2].partition(".")[2] for tensor in tensor_shapes if tensor.startswith("blk.")
+    }
+    return tuple(part for part in parts if gguf_layer_tensor(f"{part}_bias") in found)
 
 
 def _vocab_size(values: _Values, tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from interlace.models.weights import WeightSource, place_weights
 _CHUNK_VALUES = (
     1 << 16
 )  # dequantised at a time: the working set of numpy's passes stays in the second-level cache
-_PERMUTED = (
-    "q",
-    "k",
-)  # their rows are reordered by llama.cpp's converter, for models of its "llama" architecture
+# Their rows are reordered by llama.cpp's converter, for models of its "llama" architecture.
+_PERMUTED = ("q", "k", "q_bias", "k_bias")
+
+_Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class GgufSource(WeightSource):
@@ -57,12 +58,17 @@ class GgufSource(WeightSource):
     def _read(self, name: str, rows: range, columns: range) -> Tensor:
         place = self._places[name]
         tensor = self.file.tensors[place.tensor]
-        if len(self.shape(name)) == 1:
-            return torch.from_numpy(self._values(tensor, range(1), rows)[0])
-        if name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1:
-            return torch.from_numpy(self._unpermuted(tensor, rows, columns))
         first = self._first_row(place, tensor)
-        return torch.from_numpy(self._values(tensor, range(first + rows.start, first + rows.stop), columns))
+
+        def read(rows: range) -> _Floats:
+            """float32 (rows, columns); a vector's elements are rows of one column."""
+            if len(tensor.shape) == 1:
+                return self._values(tensor, range(1), rows).T
+            return self._values(tensor, range(first + rows.start, first + rows.stop), columns)
+
+        is_permuted = name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1
+        values = torch.from_numpy(self._unpermuted(read, rows) if is_permuted else read(rows))
+        return values.flatten() if len(tensor.shape) == 1 else values
 
     def release_pages(self) -> None:
         self.file.release_pages()
@@ -70,23 +76,19 @@ class GgufSource(WeightSource):
     def _first_row(self, place: Place, tensor: TensorInfo) -> int:
         return 0 if place.expert is None else place.expert * tensor.shape[1]
 
-    def _unpermuted(
-        self, tensor: TensorInfo, rows: range, columns: range
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _unpermuted(self, read: Callable[[range], _Floats], rows: range) -> _Floats:
         """Undoes the converter's reordering: in each head it stores row j and row d/2 + j side by side.
 
         Whole heads are read; the rows asked for are cut from them.
         """
         d = self._head_dim
         first_head, last_head = rows.start // d, -(-rows.stop // d)
-        values = self._values(tensor, range(first_head * d, last_head * d), columns)
-        heads = values.reshape(last_head - first_head, d // 2, 2, len(columns)).swapaxes(1, 2)
+        values = read(range(first_head * d, last_head * d))
+        heads = values.reshape(last_head - first_head, d // 2, 2, values.shape[1]).swapaxes(1, 2)
         start = rows.start - first_head * d
         return np.ascontiguousarray(heads.reshape(values.shape)[start : start + len(rows)])
 
-    def _values(
-        self, tensor: TensorInfo, rows: range, columns: range
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _values(self, tensor: TensorInfo, rows: range, columns: range) -> _Floats:
         """float32 (rows, columns), dequantised a few rows at a time from the blocks the columns lie in."""
         block, block_bytes = GGML_QUANT_SIZES[tensor.type]
         first, last = columns.start // block, -(-columns.stop // block)

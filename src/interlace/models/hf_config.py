@@ -11,6 +11,7 @@ from interlace.errors import ConfigError
 from interlace.models.config import Family, ModelConfig, RopeConfig
 
 _HUGE = 1e30  # beyond any value of a configuration; NaN and infinity are not below it
+_ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -21,16 +22,19 @@ class _Defaults:
     rms_norm_eps: float = 1e-6
     sliding_window: int | None = None
     head_dim: int | None = None  # None: hidden_size / num_heads
-    qkv_bias: bool = False
+    biases: tuple[str, ...] = ()  # in every model of the family
+    attention_bias: tuple[str, ...] = ()  # what `attention_bias` adds
+    mlp_bias: tuple[str, ...] = ()  # what `mlp_bias` adds
     qk_norm: bool = False
     window_by_layer: bool = False  # Qwen: `use_sliding_window` and `max_window_layers`
 
 
 _FAMILIES: dict[Family, _Defaults] = {
-    "llama": _Defaults(),
+    "llama": _Defaults(attention_bias=_ATTENTION, mlp_bias=_MLP),
     "mistral": _Defaults(sliding_window=4096),
-    "qwen2": _Defaults(qkv_bias=True, window_by_layer=True),
-    "qwen3": _Defaults(qk_norm=True, head_dim=128, window_by_layer=True),
+    # Qwen2 has no bias on its attention's output: `attention_bias` says nothing about it, as in transformers.
+    "qwen2": _Defaults(biases=("q", "k", "v"), attention_bias=("q", "k", "v"), window_by_layer=True),
+    "qwen3": _Defaults(attention_bias=_ATTENTION, qk_norm=True, head_dim=128, window_by_layer=True),
     "mixtral": _Defaults(rope_theta=1_000_000.0, rms_norm_eps=1e-5),
 }
 
@@ -56,7 +60,7 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         max_position=max_position,
         rope=_rope(config, defaults.rope_theta, max_position),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=defaults.qkv_bias,
+        biases=_biases(config, defaults),
         qk_norm=defaults.qk_norm,
         sliding_window=_sliding_window(config, defaults, num_layers),
         num_experts=_integer(config, "num_local_experts", 8) if family == "mixtral" else 0,
@@ -82,18 +86,20 @@ def _refuse_what_the_decoder_lacks(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ConfigError(f"hidden_act {activation!r} is not supported, expected 'silu'")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key, False):
-            raise ConfigError(
-                f"{key} is set in config.json: biases on output projections are not supported; "
-                "only Qwen2's biases on q, k and v are"
-            )
     if config.get("quantization_config"):
         method = _mapping(config, "quantization_config").get("quant_method")
         raise ConfigError(
             f"config.json asks for quantised weights (quant_method {method!r}): only float32, bfloat16 and "
             "float16 safetensors are supported; use the unquantised model or a GGUF file"
         )
+
+
+def _biases(config: Mapping[str, Any], defaults: _Defaults) -> tuple[str, ...]:
+    found = defaults.biases
+    for key, parts in (("attention_bias", defaults.attention_bias), ("mlp_bias", defaults.mlp_bias)):
+        if parts and _flag(config, key):
+            found += tuple(part for part in parts if part not in found)
+    return found
 
 
 def _head_dim(config: Mapping[str, Any], defaults: _Defaults, hidden_size: int, num_heads: int) -> int:
@@ -221,6 +227,13 @@ def _number(config: Mapping[str, Any], key: str, default: float | None = None) -
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _HUGE:
         raise ConfigError(f"config.json: {key!r} must be a number, got {value!r}")
     return float(value)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value not in (None, True, False):
+        raise ConfigError(f"config.json: {key!r} must be true or false, got {value!r}")
+    return bool(value)
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

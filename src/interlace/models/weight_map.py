@@ -23,9 +23,10 @@ _HF_LAYER = {
     "input_norm": "input_layernorm.weight",
     "post_norm": "post_attention_layernorm.weight",
     **{part: f"self_attn.{part}_proj.weight" for part in "qkvo"},
-    **{f"{part}_bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
+    **{f"{part}_bias": f"self_attn.{part}_proj.bias" for part in "qkvo"},
     **{f"{part}_norm": f"self_attn.{part}_norm.weight" for part in "qk"},
     **{part: f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+    **{f"{part}_bias": f"mlp.{part}_proj.bias" for part in ("gate", "up", "down")},
     "router": "block_sparse_moe.gate.weight",
 }
 
@@ -39,8 +40,10 @@ _GGUF_LAYER = {
     **{part: f"attn_{part}.weight" for part in "qkv"},
     "o": "attn_output.weight",
     **{f"{part}_bias": f"attn_{part}.bias" for part in "qkv"},
+    "o_bias": "attn_output.bias",
     **{f"{part}_norm": f"attn_{part}_norm.weight" for part in "qk"},
     **{part: f"ffn_{part}.weight" for part in ("gate", "up", "down")},
+    **{f"{part}_bias": f"ffn_{part}.bias" for part in ("gate", "up", "down")},
     "router": "ffn_gate_inp.weight",
 }
 
@@ -57,6 +60,11 @@ def hf_places(name: str) -> list[Place]:
         case ["layers", layer, part]:
             return [Place(f"model.layers.{layer}.{_HF_LAYER[part]}")]
     raise KeyError(name)
+
+
+def gguf_layer_tensor(part: str) -> str:
+    """The tensor that holds a part of a layer, as it is called behind "blk.3."."""
+    return _GGUF_LAYER[part]
 
 
 def gguf_places(name: str) -> list[Place]:

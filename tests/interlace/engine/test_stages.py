@@ -16,7 +16,9 @@ from tokenweave.tune import measure_table
 from tokenweave.wave_table import CURVES
 
 SMALL = replace(SMOLLM2, hidden_size=144, intermediate_size=112, head_dim=16, num_layers=2, vocab_size=331)
-SPARSE = replace(SMALL, family="mixtral", num_experts=4, experts_per_token=2, qkv_bias=True, qk_norm=True)
+SPARSE = replace(
+    SMALL, family="mixtral", num_experts=4, experts_per_token=2, biases=("q", "k", "v", "o"), qk_norm=True
+)
 WINDOWED = replace(SMALL, family="mistral", sliding_window=24)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
-from interlace.models.config import ModelConfig, RopeConfig, weight_shapes
+from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, weight_shapes
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -84,13 +84,33 @@ def test_sliding_window_follows_the_family(changes: dict[str, Any], window: int 
 
 
 def test_families_have_their_own_parts() -> None:
-    assert read(model_type="qwen2").qkv_bias
+    assert read(model_type="qwen2").biases == ("q", "k", "v")
     assert read(model_type="qwen3").qk_norm
     assert read(model_type="qwen3").head_dim == 128
     mixtral = read(model_type="mixtral", num_local_experts=4)
     assert (mixtral.num_experts, mixtral.experts_per_token) == (4, 2)
     assert weight_shapes(mixtral)["layers.1.experts.3.down"] == (64, 112)
     assert weight_shapes(mixtral)["layers.0.router"] == (4, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "biases"),
+    [
+        ({}, ()),
+        ({"attention_bias": False, "mlp_bias": None}, ()),
+        ({"attention_bias": True}, ("q", "k", "v", "o")),
+        ({"mlp_bias": True}, ("gate", "up", "down")),
+        ({"attention_bias": True, "mlp_bias": True}, BIASABLE),
+        ({"model_type": "qwen2", "attention_bias": True}, ("q", "k", "v")),
+        ({"model_type": "qwen3", "attention_bias": True}, ("q", "k", "v", "o")),
+    ],
+)
+def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases: tuple[str, ...]) -> None:
+    config = read(**changes)
+    assert config.biases == biases
+    assert {name for name in weight_shapes(config) if name.endswith("bias")} == {
+        f"layers.{layer}.{part}_bias" for layer in range(2) for part in biases
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,7 @@ def test_families_have_their_own_parts() -> None:
         ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
         ({"head_dim": 15}, "head_dim must be even"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported, expected 'silu'"),
-        ({"attention_bias": True}, "attention_bias is set"),
+        ({"attention_bias": "yes"}, "'attention_bias' must be true or false, got 'yes'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from interlace.engine.config import EngineConfig
 from interlace.engine.launch import start
 from interlace.engine.rank_group import RankGroup
+from interlace.models.shard import Shard
 from support.driver import Driver, logits_of
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 
@@ -78,6 +79,17 @@ def test_reference_kernels_give_the_same_logits(model: tuple[Path, list[Tensor]]
     group = ranks(model[0], tp=2, kernels="reference")
     try:
         assert_close(logits_of(group, prompts(), chunk=20), model[1])
+    finally:
+        group.close()
+
+
+def test_a_bias_behind_a_sum_counts_once_where_rank_0_has_nothing_to_sum(tmp_path: Path) -> None:
+    """With more ranks than heads, rank 0 has neither heads nor columns of the MLP, but still the biases."""
+    make_model(tmp_path, "llama_biases")
+    group = ranks(tmp_path, tp=6)
+    try:
+        assert not Shard.of(group.runner.model_config, 0, 6).heads
+        assert_close(logits_of(group, prompts()), expected_logits(tmp_path, prompts()))
     finally:
         group.close()
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, CorruptFile, ModelError
-from interlace.models.config import weight_shapes
+from interlace.models.config import BIASABLE, weight_shapes
 from interlace.models.gguf_file import GgufFile
 from interlace.models.gguf_source import GgufSource
 from interlace.models.sources import load_model
@@ -90,6 +90,23 @@ def test_every_family_loads(tmp_path: Path, family: str) -> None:
     assert set(weight_shapes(source.config)) == set(expected)
     for name, tensor in expected.items():
         assert torch.equal(source.load(name), tensor), name
+
+
+@pytest.mark.parametrize(
+    ("family", "biases"),
+    [("llama", BIASABLE), ("llama", ("v", "down")), ("qwen3", BIASABLE), ("mixtral", ("q", "k", "v", "o"))],
+)
+def test_biases_are_loaded_where_the_file_has_them(
+    tmp_path: Path, family: str, biases: tuple[str, ...]
+) -> None:
+    expected = make_gguf(tmp_path / "model.gguf", "Q4_0", family=family, biases=biases)
+    source = GgufSource(tmp_path / "model.gguf")
+    assert source.config.biases == biases
+    assert set(weight_shapes(source.config)) == set(expected)
+    for part in biases:
+        whole = source.load(f"layers.0.{part}_bias")
+        assert torch.equal(whole, expected[f"layers.0.{part}_bias"])
+        assert torch.equal(source.load(f"layers.0.{part}_bias", rows=range(5, 41)), whole[5:41])
 
 
 @pytest.mark.parametrize("name", ["layers.0.q", "layers.0.v", "layers.0.down", "embed"])

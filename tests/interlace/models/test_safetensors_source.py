@@ -52,7 +52,8 @@ def oracle(model: Any, name: str) -> torch.Tensor:
         case ["layers", i, ("q_norm" | "k_norm") as part]:
             return state[f"model.layers.{i}.self_attn.{part}.weight"]
         case ["layers", i, part] if part.endswith("_bias"):
-            return state[f"model.layers.{i}.self_attn.{part[0]}_proj.bias"]
+            part = part.removesuffix("_bias")
+            return state[f"model.layers.{i}.{'self_attn' if part in 'qkvo' else 'mlp'}.{part}_proj.bias"]
         case ["layers", i, part] if part in "qkvo":
             return state[f"model.layers.{i}.self_attn.{part}_proj.weight"]
         case ["layers", i, part]:
