@@ -33,6 +33,8 @@ def find_cached(repo_id: str) -> Path | None:
 def _is_whole(directory: Path) -> bool:
     if not (directory / "config.json").is_file():
         return False
+    if (directory / "model.safetensors").is_file():
+        return True
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         files = list(

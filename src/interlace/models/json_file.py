@@ -20,3 +20,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a JSON {type(content).__name__}, expected an object")
     return content
+
+
+def read_optional_json(path: Path) -> dict[str, Any] | None:
+    """As `read_json`; None where there is no such file, or one without a byte: what a broken download leaves."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return None
+    return read_json(path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
-from interlace.models.json_file import read_json
+from interlace.models.json_file import read_json, read_optional_json
 from interlace.models.weight_map import hf_places
 from interlace.models.weights import WeightSource, place_weights
 
@@ -89,16 +89,17 @@ def read_directory_config(directory: Path) -> ModelConfig:
         )
     generation = directory / "generation_config.json"
     try:
-        return ModelConfig.from_hf(read_json(path), read_json(generation) if generation.is_file() else None)
+        return ModelConfig.from_hf(read_json(path), read_optional_json(generation))
     except ConfigError as error:
         raise ConfigError(f"{directory}: {error}") from error
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _INDEX).is_file():
-        return _indexed_files(directory)
+    """As transformers: one whole file comes first, since an index beside it is what another download left."""
     if (directory / _SINGLE).is_file():
         return [directory / _SINGLE]
+    if (directory / _INDEX).is_file():
+        return _indexed_files(directory)
     files = sorted(directory.glob("*.safetensors"))
     if len(files) == 1:
         return files

@@ -48,17 +48,23 @@ _GGUF_LAYER = {
 }
 
 
+_HF_BASE = "model."  # what precedes a tensor's name, unless the decoder was saved without its output head
+
+
 def hf_places(name: str) -> list[Place]:
     """Where transformers' safetensors keep the weight called `name` here."""
+    tensor = _hf_tensor(name)
+    return [Place(found) for found in dict.fromkeys((tensor, tensor.removeprefix(_HF_BASE)))]
+
+
+def _hf_tensor(name: str) -> str:
     match name.split("."):
         case [top]:
-            return [Place(_HF_TOP[top])]
+            return _HF_TOP[top]
         case ["layers", layer, "experts", expert, part]:
-            return [
-                Place(f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{_HF_EXPERT[part]}.weight")
-            ]
+            return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{_HF_EXPERT[part]}.weight"
         case ["layers", layer, part]:
-            return [Place(f"model.layers.{layer}.{_HF_LAYER[part]}")]
+            return f"model.layers.{layer}.{_HF_LAYER[part]}"
     raise KeyError(name)
 
 

@@ -176,8 +176,39 @@ def test_index_that_names_a_missing_file_is_corrupt(tmp_path: Path) -> None:
         SafetensorsSource(tmp_path)
 
 
+def test_a_whole_file_is_read_whatever_an_index_beside_it_says(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path)
+    stale = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stale))
+    source = SafetensorsSource(tmp_path)
+    assert source.files == (tmp_path / "model.safetensors",)
+    assert torch.equal(source.load("norm"), SafetensorsSource(llama).load("norm"))
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_names_without_the_models_prefix_are_the_same_weights(tmp_path: Path, family: str) -> None:
+    """What transformers writes for a decoder that was saved without its output head."""
+    with_prefix = make_model(tmp_path / "with", family, tie_word_embeddings=True)
+    bare = copy_model(
+        with_prefix, tmp_path / "bare", lambda t: {k.removeprefix("model."): v for k, v in t.items()}
+    )
+    source, expected = SafetensorsSource(bare), SafetensorsSource(with_prefix)
+    for name in weight_shapes(source.config):
+        assert torch.equal(source.load(name), expected.load(name)), name
+
+
+def test_an_empty_generation_configuration_says_nothing(tmp_path: Path, llama: Path) -> None:
+    copy_model(llama, tmp_path)
+    (tmp_path / "generation_config.json").write_bytes(b"")
+    assert SafetensorsSource(tmp_path).config == SafetensorsSource(llama).config
+    (tmp_path / "generation_config.json").write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"generation_config\.json is not JSON"):
+        SafetensorsSource(tmp_path)
+
+
 def test_index_may_not_name_a_file_elsewhere(tmp_path: Path, llama: Path) -> None:
     copy_model(llama, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "outside.safetensors").write_bytes(b"")
