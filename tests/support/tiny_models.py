@@ -148,15 +148,17 @@ def make_gguf(
     biases: Sequence[str] = (),
     extra: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    max_tensors: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
 
     `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts). `biases` are the
-    matrices that get one, `extra` vectors to add (name: length), `settings` metadata to add, by whole keys.
+    matrices that get one, `extra` vectors to add (name: length), `settings` metadata to add, by whole keys. With
+    `max_tensors` it is split: `model.gguf` becomes model-00001-of-00003.gguf and so on.
     """
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[quantization]
-    writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family)
+    writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family, split_max_tensors=max_tensors)
     hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, VOCAB_SIZE
     experts = 3 if family == "mixtral" else 0
     _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)

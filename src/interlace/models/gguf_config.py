@@ -89,11 +89,6 @@ def _family(fields: Mapping[str, Any]) -> Family:
             f"unknown architecture {architecture!r} in the GGUF metadata; supported are "
             f"{', '.join(_FAMILIES)} (llama covers Llama, Mistral and Mixtral)"
         )
-    if fields.get("split.count", 0) not in (0, 1):
-        raise ConfigError(
-            f"the model is split over {fields['split.count']} GGUF files, only single files are supported: "
-            "merge them with `llama-gguf-split --merge`"
-        )
     return _FAMILIES[architecture]
 
 

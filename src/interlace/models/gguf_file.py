@@ -89,6 +89,11 @@ class GgufFile:
         if magic != b"GGUF":
             raise CorruptFile(f"{self.path} starts with {magic!r}, expected b'GGUF'; it is not a GGUF file")
         version = cursor.scalar("<I")
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS:
+            raise ConfigError(
+                f"{self.path} was written for big-endian machines, which is not supported; fetch the "
+                "little-endian file of the model"
+            )
         if version not in _VERSIONS:
             raise ConfigError(
                 f"{self.path}: GGUF version {version} is not supported, expected one of {_VERSIONS}"

@@ -1,4 +1,4 @@
-"""Weights from a GGUF file: memory-mapped, dequantised slice by slice."""
+"""Weights from a GGUF model: memory-mapped, dequantised slice by slice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig
 from interlace.models.gguf_config import ROPE_DIVISORS, with_divisors
-from interlace.models.gguf_file import GgufFile, TensorInfo
+from interlace.models.gguf_file import TensorInfo
+from interlace.models.gguf_parts import GgufModel
 from interlace.models.weight_map import Place, gguf_places
 from interlace.models.weights import WeightSource, place_weights
 
@@ -29,23 +30,23 @@ _Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class GgufSource(WeightSource):
-    """The weights of a GGUF file, as float32 whatever their quantisation.
+    """The weights of a GGUF file or of all parts of one, as float32 whatever their quantisation.
 
     Raises:
-        CorruptFile: no GGUF file, truncated, damaged, or a tensor missing.
+        CorruptFile: no GGUF file, truncated, damaged, or a tensor or a part missing.
         ConfigError: an architecture, version or quantisation that is not supported.
         ShapeMismatch: a tensor's shape is not what the metadata calls for.
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = GgufFile(path)
+        self.file = GgufModel(path)
         shapes = {name: tensor.shape for name, tensor in self.file.tensors.items()}
         try:
             config = self._with_rope_divisors(ModelConfig.from_gguf(self.file.fields, shapes))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        super().__init__(config, (path,))
-        self._places = place_weights(config, gguf_places, shapes, lambda _tensor: path, path)
+        super().__init__(config, self.file.files)
+        self._places = place_weights(config, gguf_places, shapes, self.file.file_of, path)
         self._head_dim = config.head_dim if config.family in ("llama", "mixtral") else 1
 
     def _with_rope_divisors(self, config: ModelConfig) -> ModelConfig:
@@ -108,11 +109,11 @@ class GgufSource(WeightSource):
             values = dequantize(np.ascontiguousarray(stored).reshape(1, -1), tensor.type)
         except NotImplementedError as error:
             raise ConfigError(
-                f"{self.file.path}: tensor {tensor.name!r} is quantised as {tensor.type.name}, which is not "
-                "supported; use another quantisation of the model"
+                f"{self.file.file_of(tensor.name)}: tensor {tensor.name!r} is quantised as {tensor.type.name}, "
+                "which is not supported; use another quantisation of the model"
             ) from error
         except ValueError as error:
             raise ModelError(
-                f"{self.file.path}: tensor {tensor.name!r} cannot be dequantised: {error}"
+                f"{self.file.file_of(tensor.name)}: tensor {tensor.name!r} cannot be dequantised: {error}"
             ) from error
         return values.reshape(len(stored), -1)

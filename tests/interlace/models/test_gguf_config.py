@@ -100,11 +100,6 @@ def test_what_the_decoder_cannot_follow_is_refused(
         read(architecture, **changes)
 
 
-def test_split_files_are_refused() -> None:
-    with pytest.raises(ConfigError, match="llama-gguf-split --merge"):
-        ModelConfig.from_gguf({**fields(), "split.count": 3}, SHAPES)
-
-
 def test_divisors_must_fit() -> None:
     with pytest.raises(ConfigError, match="3 frequency divisors, expected head_dim / 2 = 8"):
         with_divisors(read(), (1.0, 1.0, 1.0))
