@@ -12,9 +12,18 @@ InterlaceError
 │   └── RankFailed              a rank of the job died; `.rank` names it
 ├── RequestError                a request that cannot be served
 │   ├── PromptTooLong           the prompt does not fit the context
+│   ├── RequestFailed           a request that had been taken failed in a step; the others go on
 │   └── SamplingError           a sampling parameter is out of range
 └── BenchError                  a benchmark cannot be run, or a system in it produced something wrong
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interlace.engine.output import RequestOutput
 
 
 class InterlaceError(Exception):
@@ -67,6 +76,14 @@ class RequestError(InterlaceError):
 
 class PromptTooLong(RequestError):
     """The prompt does not fit the context."""
+
+
+class RequestFailed(RequestError):
+    """A request that had been taken failed in a step. `outputs` has what its call's requests came to, it included."""
+
+    def __init__(self, message: str, outputs: Sequence[RequestOutput] = ()) -> None:
+        super().__init__(message)
+        self.outputs = list(outputs)
 
 
 class SamplingError(RequestError):

@@ -1,7 +1,7 @@
 """AsyncLLM: the engine for asyncio. One background thread owns it; requests reach it through an inbox.
 
 Thread safety: any thread and any event loop may call. Everything the engine thread owns (`_engine`, `_streams`) is
-touched only by commands that it takes from the inbox. An error in a step ends every stream and every later call.
+touched only by commands that it takes from the inbox. When the ranks fail, every stream and every later call ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from interlace.engine.frontend import FrontEnd
 from interlace.engine.output import RequestOutput, StreamChunk
 from interlace.engine.prompts import Conversation, Prompt, TokenisedPrompt, one_for_each, tokenise
 from interlace.engine.protocols import RankGroup
+from interlace.engine.request import as_request_id
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import EngineError
 
@@ -54,7 +55,7 @@ class AsyncLLM(FrontEnd):
     ) -> RequestOutput:
         """The output for one text, list of token ids or conversation. Cancelling the task aborts the request.
 
-        Raises as LLM.generate; RequestError also for a `request_id` that is in use.
+        Raises as LLM.generate; RequestError also for a `request_id` that is in use or no string.
         """
         async for chunk in self.stream(prompt, sampling_params, request_id=request_id):
             if chunk.output is not None:
@@ -81,13 +82,15 @@ class AsyncLLM(FrontEnd):
         """The same, a chunk per token. Closing the iterator aborts the request."""
         tokenised = tokenise(self.tokenizer, prompt)
         (params,) = one_for_each(sampling_params, 1)
-        stream = _Stream(request_id or f"request-{next(self._numbers)}")
+        stream = _Stream(None if request_id is None else as_request_id(request_id))
         self._send(partial(self._add, stream, tokenised, params))
         try:
             while True:
                 item = await stream.items.get()
                 if isinstance(item, Exception):
                     raise item.with_traceback(None)
+                if item.error is not None:
+                    raise item.error
                 yield item
                 if item.finished:
                     return
@@ -95,8 +98,12 @@ class AsyncLLM(FrontEnd):
             self._inbox.put(partial(self._abandon, stream))
 
     async def abort(self, request_id: str) -> None:
-        """Ends a request; its stream gets a last chunk with finish reason "abort". Nothing if it had ended."""
-        self._send(partial(self._abort, request_id))
+        """Ends a request; its stream gets a last chunk with finish reason "abort". Nothing if it had ended.
+
+        Raises:
+            RequestError: `request_id` is no string.
+        """
+        self._send(partial(self._abort, as_request_id(request_id)))
 
     async def describe(self) -> dict[str, object]:
         """The ranks: where they run, communicator, dtype, threads, memory."""
@@ -165,12 +172,19 @@ class AsyncLLM(FrontEnd):
                 command()
 
     def _add(self, stream: _Stream, prompt: TokenisedPrompt, params: SamplingParams) -> None:
+        request_id = stream.request_id or self._unused_id()
         try:
-            self._engine.add_request(stream.request_id, prompt.token_ids, params, prompt.text)
+            self._engine.add_request(request_id, prompt.token_ids, params, prompt.text)
         except Exception as error:
             stream.put([error])
         else:
-            self._streams[stream.request_id] = stream
+            stream.request_id = request_id
+            self._streams[request_id] = stream
+
+    def _unused_id(self) -> str:
+        """One that no caller's own collides with."""
+        ids = (f"request-{number}" for number in self._numbers)
+        return next(request_id for request_id in ids if not self._engine.has_request(request_id))
 
     def _abort(self, request_id: str) -> None:
         chunk = self._engine.abort(request_id)
@@ -180,7 +194,7 @@ class AsyncLLM(FrontEnd):
 
     def _abandon(self, stream: _Stream) -> None:
         """Nobody reads `stream` any more. Its id may belong to another request by now."""
-        if self._streams.get(stream.request_id) is stream:
+        if stream.request_id is not None and self._streams.get(stream.request_id) is stream:
             self._abort(stream.request_id)
 
     def _describe(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[dict[str, object]]) -> None:
@@ -209,8 +223,8 @@ class AsyncLLM(FrontEnd):
 class _Stream:
     """One request's items, on their way to the event loop that reads them."""
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, request_id: str | None) -> None:
+        self.request_id = request_id  # None: made when the engine takes it
         self.loop = asyncio.get_running_loop()
         self.items: asyncio.Queue[Item] = asyncio.Queue()
 

@@ -5,11 +5,11 @@ Imports nothing heavy: rank processes read it before they load torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypedDict
 
+from interlace.engine.values import as_float, shown
 from interlace.errors import EngineError
 from tokenweave.errors import CommunicatorError
 from tokenweave.link import LinkSpec
@@ -89,7 +89,7 @@ class EngineConfig:
             ("weave", WEAVES),
             ("executor", EXECUTORS),
         ):
-            if getattr(self, name) not in choices:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
         self._check_limits()
         self._check_link()
@@ -119,18 +119,14 @@ class EngineConfig:
         for name in ("kv_cache_gb", "timeout_s"):
             value = getattr(self, name)
             is_unset = value is None and name == "kv_cache_gb"
-            if not is_unset and not (_is_number(value) and math.isfinite(value) and value > 0):
+            if not is_unset and (as_float(value) or 0.0) <= 0:
                 _reject(name, value, "a number above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < SEED_LIMIT:
             _reject("seed", self.seed, f"an integer from 0 to {SEED_LIMIT - 1}")
 
 
 def _reject(name: str, got: Any, expected: str) -> NoReturn:
-    raise EngineError(f"{name}={got!r}: expected {expected}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    raise EngineError(f"{name}={shown(got)}: expected {expected}")
 
 
 def _check_count(name: str, value: Any) -> None:

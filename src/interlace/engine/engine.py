@@ -2,8 +2,8 @@
 
 Thread safety: none; one thread owns an engine. LLM and AsyncLLM are its safe fronts.
 
-After a step has failed (a rank died, the model computed NaN) the engine serves nothing more: every later call
-raises that same error.
+After the ranks have failed in a step the engine serves nothing more: every later call raises that same error.
+What goes wrong with one request (its row of logits is NaN, its text cannot be decoded) ends that request alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from interlace.engine.config import EngineConfig
 from interlace.engine.meter import Meter
 from interlace.engine.output import EngineStats, StreamChunk
 from interlace.engine.protocols import RankGroup
-from interlace.engine.request import Request
+from interlace.engine.request import Request, as_request_id
 from interlace.engine.sampler import SampledToken, mix64, sample
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.scheduler import Scheduled, Scheduler
 from interlace.engine.sequence import Sequence, max_total_tokens
 from interlace.engine.text import TextAssembler
+from interlace.engine.values import as_int, shown
 from interlace.errors import EngineError, PromptTooLong, RequestError
 
 
@@ -57,12 +58,13 @@ class Engine:
         """Queues a request; its chunks come out of later steps.
 
         Raises:
-            RequestError: empty prompt, foreign token ids, or an id that is in use.
+            RequestError: empty prompt, foreign token ids, or an id that is in use or no string.
             PromptTooLong: no room in the context for even one token after the prompt.
             CacheTooSmall: the request could not finish even with the whole cache to itself.
         """
         self.raise_if_failed()
-        if request_id in self._requests:
+        request_id = as_request_id(request_id)
+        if self.has_request(request_id):
             raise RequestError(
                 f"request id {request_id!r} is in use: expected one that no unfinished request has"
             )
@@ -74,6 +76,10 @@ class Engine:
         decoder = self.ranks.tokenizer.stream(skip_special=params.skip_special_tokens)
         assembler = TextAssembler(decoder, params.stop_strings)
         self._requests[request_id] = Request(sequence, prompt, assembler, self._eos_ids)
+
+    def has_request(self, request_id: str) -> bool:
+        """Whether an unfinished request has this id."""
+        return request_id in self._requests
 
     def check_request(self, prompt_token_ids: Any, params: SamplingParams) -> None:
         """Raises what `add_request` would, adding nothing."""
@@ -92,9 +98,12 @@ class Engine:
         request = self._requests.get(request_id)
         if request is None:
             return None
-        chunk = request.abort(time.perf_counter())
-        self._remove(request)
-        return chunk
+        try:
+            return request.abort(time.perf_counter())
+        except Exception as error:
+            return request.fail(error, time.perf_counter())
+        finally:
+            self._remove(request)
 
     def step(self) -> list[StreamChunk]:
         """One forward pass; a chunk for each request that got a token. Empty when there is nothing to do."""
@@ -149,12 +158,14 @@ class Engine:
         num_prompt = sum(num_new for s, num_new in scheduled if num_new > 1 or s.num_output == 0)
         self._meter.record(time.perf_counter(), num_prompt, len(yielding))
 
-    def _deliver(self, yielding: list[Sequence], sampled: list[SampledToken]) -> list[StreamChunk]:
+    def _deliver(
+        self, yielding: list[Sequence], sampled: list[SampledToken | Exception]
+    ) -> list[StreamChunk]:
         now_s = time.perf_counter()
         chunks = []
         for sequence, token in zip(yielding, sampled, strict=True):
             request = self._requests[sequence.request_id]
-            chunks.append(request.accept(token, now_s))
+            chunks.append(_advance(request, token, now_s))
             if request.finish_reason is not None:
                 self._remove(request)
         return chunks
@@ -165,6 +176,16 @@ class Engine:
 
     def _derived_seed(self) -> int:
         return mix64(mix64(self.config.seed) + self._num_requests)
+
+
+def _advance(request: Request, token: SampledToken | Exception, now_s: float) -> StreamChunk:
+    """The chunk of `token`; where there is none, or the request cannot take it, the one that ends the request."""
+    try:
+        if isinstance(token, Exception):
+            raise token
+        return request.accept(token, now_s)
+    except Exception as error:
+        return request.fail(error, now_s)
 
 
 def eos_token_ids(ranks: RankGroup) -> tuple[int, ...]:
@@ -180,8 +201,9 @@ def check_token_ids(token_ids: Any, vocab_size: int) -> None:
     if len(token_ids) == 0:
         raise RequestError("the prompt is empty: expected at least one token; pass some text or a token id")
     for token in token_ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+        number = token if type(token) is int else as_int(token)
+        if number is None or not 0 <= number < vocab_size:
             raise RequestError(
-                f"token id {token!r} in the prompt: expected an integer from 0 to {vocab_size - 1} "
+                f"token id {shown(token)} in the prompt: expected an integer from 0 to {vocab_size - 1} "
                 f"(the model's vocabulary); tokenise the prompt with this model's tokenizer"
             )

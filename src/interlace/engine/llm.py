@@ -32,6 +32,7 @@ from interlace.engine.prompts import (
 )
 from interlace.engine.protocols import RankGroup
 from interlace.engine.sampling_params import SamplingParams
+from interlace.errors import RequestFailed
 from tokenweave.trace import check_writable
 
 Mailbox = deque[StreamChunk]
@@ -63,6 +64,7 @@ class LLM(FrontEnd):
 
         Raises:
             RequestError: a prompt that is empty, too long, or not of this vocabulary. No request is run then.
+            RequestFailed: a request failed in a step; its `outputs` has what all of them came to.
             EngineError: the KV cache cannot hold a request, a rank failed, or the LLM is closed.
         """
         return self._run(as_prompts(prompts), sampling_params, progress)
@@ -145,6 +147,7 @@ class LLM(FrontEnd):
         mailbox: Mailbox = deque()
         request_ids: list[str] = []
         outputs: dict[str, RequestOutput] = {}
+        failures: list[RequestFailed] = []
         try:
             self._submit(tokenised, each, mailbox, request_ids)
             with progress_bar(len(request_ids), progress) as advance:
@@ -153,9 +156,14 @@ class LLM(FrontEnd):
                     if chunk.output is not None:
                         outputs[chunk.request_id] = chunk.output
                         advance()
+                    if chunk.error is not None:
+                        failures.append(chunk.error)
         finally:
             self._abandon(request_ids)
-        return [outputs[request_id] for request_id in request_ids]
+        in_order = [outputs[request_id] for request_id in request_ids]
+        if failures:
+            raise _all_told(failures, in_order) from failures[0].__cause__
+        return in_order
 
     def _stream(self, prompt: TokenisedPrompt, params: SamplingParams) -> Iterator[StreamChunk]:
         mailbox: Mailbox = deque()
@@ -164,6 +172,8 @@ class LLM(FrontEnd):
             self._submit([prompt], [params], mailbox, request_ids)
             while True:
                 chunk = self._next(mailbox)
+                if chunk.error is not None:
+                    raise chunk.error
                 yield chunk
                 if chunk.finished:
                     return
@@ -216,3 +226,9 @@ class LLM(FrontEnd):
             request_id = self._abandoned.popleft()
             self._mailboxes.pop(request_id, None)
             self._engine.abort(request_id)
+
+
+def _all_told(failures: list[RequestFailed], outputs: list[RequestOutput]) -> RequestFailed:
+    """One error for a call of which some requests failed."""
+    count = "" if len(outputs) == 1 else f"{len(failures)} of {len(outputs)} requests failed: "
+    return RequestFailed(f"{count}{failures[0]}", outputs)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from interlace.engine.sampler import Logprob
+from interlace.errors import RequestFailed
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class StreamChunk:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] | None = None
     output: RequestOutput | None = None  # the whole result, in the last chunk
+    error: RequestFailed | None = None  # why that is all, where the request failed in a step
 
     @property
     def finished(self) -> bool:

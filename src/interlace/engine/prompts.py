@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from interlace.engine.protocols import Message, Tokenizer
 from interlace.engine.sampling_params import SamplingParams
+from interlace.engine.values import shown
 from interlace.errors import RequestError, SamplingError
 
 Conversation = Sequence[Message]
@@ -25,11 +26,12 @@ def tokenise(tokenizer: Tokenizer, prompt: Any) -> TokenisedPrompt:
     if is_conversation(prompt):
         token_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
         return TokenisedPrompt(tokenizer.decode(token_ids, skip_special=False), token_ids)
-    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-        return TokenisedPrompt(None, list(prompt))
+    if (given := _as_list(prompt)) is not None:
+        return TokenisedPrompt(None, given)
     raise RequestError(
-        f"got a prompt of type {type(prompt).__name__}: expected a string, a list of token ids, or a list of "
-        f"messages such as {{'role': 'user', 'content': '...'}}"
+        f"got a prompt of type {type(prompt).__name__}: expected a string, a list of token ids (one "
+        f"prompt of ids among many is itself a list: [[1, 2]]), or a list of messages such as "
+        f"{{'role': 'user', 'content': '...'}}"
     )
 
 
@@ -45,11 +47,20 @@ def as_prompts(prompts: Any) -> list[Any]:
     """One text, or many texts or lists of token ids, as a list."""
     if isinstance(prompts, str):
         return [prompts]
-    if isinstance(prompts, Sequence) and not isinstance(prompts, bytes):
-        return list(prompts)
+    if (each := _as_list(prompts)) is not None:
+        return each
     raise RequestError(
         f"got prompts of type {type(prompts).__name__}: expected a string or a list of prompts"
     )
+
+
+def _as_list(value: Any) -> list[Any] | None:
+    """A list, a tuple, an array or a tensor as a list; None for anything else."""
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return list(value)
+    tolist = getattr(value, "tolist", None)
+    items = tolist() if callable(tolist) and not isinstance(value, (type, memoryview)) else None
+    return items if isinstance(items, list) else None
 
 
 def as_conversations(messages: Any) -> list[Conversation]:
@@ -60,7 +71,7 @@ def as_conversations(messages: Any) -> list[Conversation]:
         return list(messages)
     raise RequestError(
         "expected a conversation (a list of messages such as {'role': 'user', 'content': '...'}) "
-        f"or a list of them, got {messages!r:.200}"
+        f"or a list of them, got {shown(messages)}"
     )
 
 
@@ -75,7 +86,7 @@ def one_for_each(
     each = list(params) if isinstance(params, Sequence) else [params]
     for item in each:
         if not isinstance(item, SamplingParams):
-            raise SamplingError(f"got {item!r:.200}: expected SamplingParams, or a list of them")
+            raise SamplingError(f"got {shown(item)}: expected SamplingParams, or a list of them")
     if len(each) != num_prompts:
         raise SamplingError(
             f"got {len(each)} SamplingParams for {num_prompts} prompts: expected one, or one each"

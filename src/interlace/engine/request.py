@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 from interlace.engine.output import (
     CompletionOutput,
@@ -15,6 +16,18 @@ from interlace.engine.output import (
 from interlace.engine.sampler import Logprob, SampledToken
 from interlace.engine.sequence import Sequence
 from interlace.engine.text import TextAssembler
+from interlace.engine.values import shown
+from interlace.errors import InterlaceError, RequestError, RequestFailed
+
+
+def as_request_id(request_id: Any) -> str:
+    """`request_id` as a plain string: it is looked up in steps that all requests share. Raises RequestError."""
+    if not isinstance(request_id, str) or not request_id:
+        raise RequestError(
+            f"request_id={shown(request_id)}: expected a string of at least one character; "
+            f"leave it out to have one made"
+        )
+    return str.__str__(request_id)
 
 
 class Request:
@@ -49,6 +62,15 @@ class Request:
         """Ends it where it is; what was held back of its text is given out."""
         self.finish_reason = "abort"
         return self._chunk(self._assembler.finish(), [], None, now_s)
+
+    def fail(self, error: Exception, now_s: float) -> StreamChunk:
+        """Ends it because of `error`, with the text that is out already."""
+        self.finish_reason = "error"
+        cause = str(error) if isinstance(error, InterlaceError) else f"{type(error).__name__}: {error}"
+        output = self._output("error", now_s)
+        failure = RequestFailed(f"request {self.sequence.request_id!r} failed: {cause}", [output])
+        failure.__cause__ = error
+        return StreamChunk(self.sequence.request_id, "", output=output, error=failure)
 
     def _read(self, token_id: int) -> str:
         """The text that `token_id` adds, setting the finish reason if it ends the request."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.sequence import Sequence
-from interlace.errors import EngineError
+from interlace.errors import RequestFailed
 
 Float32Array = npt.NDArray[np.float32]
 UInt32Array = npt.NDArray[np.uint32]
@@ -23,6 +23,7 @@ IndexArray = npt.NDArray[np.intp]
 
 CHUNK = 256  # entries whose sum or maximum is taken first, so that most of a vocabulary is touched only once
 UINT64 = 2**64 - 1
+LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -39,44 +40,56 @@ class SampledToken:
     logprobs: dict[int, Logprob] | None  # the likeliest first, then the chosen one if it is not among them
 
 
-def sample(logits: Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+def sample(logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
     """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
 
-    Raises:
-        EngineError: a row holds no finite maximum (the model computed NaN or infinity).
+    A row that none can be taken from gives what went wrong with it, and changes nothing for the others.
     """
     rows: Float32Array = logits.numpy()
-    return [_sample_row(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
+    return [_sample_alone(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
+
+
+def _sample_alone(row: Float32Array, sequence: Sequence) -> SampledToken | Exception:
+    try:
+        return _sample_row(row, sequence)
+    except Exception as error:
+        return error
 
 
 def _sample_row(row: Float32Array, sequence: Sequence) -> SampledToken:
     params = sequence.params
-    scores = penalised(row, sequence) if params.has_penalties else row
-    if params.is_greedy:
-        token = int(scores.argmax())  # the first of equals, whatever the batch
-        _check_finite(scores[token], sequence)
+    if params.is_greedy and not params.has_penalties:
+        token = int(row.argmax())  # the first of equals, whatever the batch; the first NaN where there is one
+        _check_finite(row[token], sequence)
     else:
-        token = _draw(scores, sequence)
+        _check_finite(row.max(), sequence)  # of the model's own numbers: no penalty makes them overflow
+        scores = penalised(row, sequence) if params.has_penalties else row
+        token = int(scores.argmax()) if params.is_greedy else _draw(scores, sequence)
     return SampledToken(token, None if params.logprobs is None else _logprobs(row, token, params.logprobs))
 
 
-def _check_finite(score: np.float32, sequence: Sequence) -> None:
-    if not np.isfinite(score):
-        raise EngineError(
-            f"the model's largest logit for request {sequence.request_id!r} is {score}: expected a finite "
-            f"number; the weights are damaged or overflow in this dtype (try dtype='float32')"
+def _check_finite(largest: np.float32, sequence: Sequence) -> None:
+    if not np.isfinite(largest):
+        raise RequestFailed(
+            f"the model's largest logit after {sequence.num_tokens} tokens is {largest}: expected a finite "
+            f"number; its weights are damaged, or overflow on this text in this dtype (try dtype='float32')"
         )
 
 
 def penalised(row: Float32Array, sequence: Sequence) -> Float32Array:
-    """A copy of `row` with repetition (prompt and output), then frequency and presence (output) penalties."""
+    """A copy of `row` with repetition (prompt and output), then frequency and presence (output) penalties.
+
+    What would leave float32 stays at its end, so that no penalty makes an infinity.
+    """
     params = sequence.params
     scores = row.copy()
     if params.repetition_penalty != 1.0:
         seen = sequence.tokens[: sequence.num_tokens]
         penalty = np.float32(params.repetition_penalty)
         values = scores[seen]
-        scores[seen] = np.where(values > 0, values / penalty, values * penalty)
+        with np.errstate(over="ignore"):
+            changed = np.where(values > 0, values / penalty, values * penalty)
+        scores[seen] = np.clip(changed, -LARGEST, LARGEST)
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
         tokens, counts = np.unique(sequence.output_ids, return_counts=True)
         scores[tokens] -= np.float32(params.frequency_penalty) * counts.astype(np.float32)
@@ -86,7 +99,6 @@ def penalised(row: Float32Array, sequence: Sequence) -> Float32Array:
 
 def _draw(scores: Float32Array, sequence: Sequence) -> int:
     """A token drawn from what the filters leave of the tempered distribution."""
-    _check_finite(scores.max(), sequence)
     kept, weights = filtered(scores, sequence.params)
     drawn = _inverse_cdf(weights, uniform(sequence.seed, sequence.num_output))
     return int(drawn if kept is None else kept[drawn])
@@ -183,7 +195,8 @@ def _inverse_cdf(weights: Float32Array, u: float) -> int:
 def _logprobs(row: Float32Array, token: int, count: int) -> dict[int, Logprob]:
     """Log-probabilities of the `count` likeliest tokens (of equals, the lower id first) and of `token`."""
     maximum = row.max()
-    log_total = float(maximum) + float(np.log(np.exp(row - maximum).sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):  # as in `filtered`
+        log_total = float(maximum) + float(np.log(np.exp(row - maximum).sum(dtype=np.float64)))
     top: list[int] = []
     if count > 0:
         candidates = _top_k(row, min(count, len(row)))

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, Self
 
+from interlace.engine.values import as_float, as_int, as_items, shown
 from interlace.errors import SamplingError
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy: dividing by it would only overflow
 SEED_LIMIT = 2**64
 PENALTY_LIMIT = 2.0
+REPETITION_LIMIT = (
+    100.0  # and at least its inverse: logits are float32, and a factor beyond says nothing more
+)
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+# What one request may cost each step that all share: these are searched or sorted for every token.
+MAX_LOGPROBS = 256
+MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 64, 1024
+MAX_STOP_TOKEN_IDS = 4096
+
+ELSEWHERE = {  # names that other engines have, and what does the same here
+    "max_new_tokens": "it is called max_tokens",
+    "n": "ask once for each answer, with seeds of their own",
+    "best_of": "ask once for each answer, with seeds of their own",
+    "typical_p": "use top_p or min_p",
+    "repeat_penalty": "it is called repetition_penalty",
+    "stop_strings": "it is called stop",
+    "do_sample": "temperature=0 is greedy",
+}
 
 
 def _reject(name: str, got: Any, expected: str, advice: str) -> NoReturn:
-    raise SamplingError(f"{name}={got!r}: expected {expected}; {advice}")
+    raise SamplingError(f"{name}={shown(got)}: expected {expected}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -40,31 +58,59 @@ class SamplingParams:
     logprobs: int | None = None  # this many likeliest tokens, and the chosen one; 0: the chosen one alone
     skip_special_tokens: bool = True
 
+    def __new__(cls, *arguments: Any, **values: Any) -> Self:
+        """Refuses what is no parameter in the words of the others' errors, before Python does in its own."""
+        names = [field.name for field in fields(cls)]
+        for name, value in values.items():
+            if name not in names:
+                advice = ELSEWHERE.get(name, "leave it out")
+                _reject(name, value, f"a parameter that there is: {', '.join(names)}", advice)
+        if len(arguments) > len(names):
+            raise SamplingError(
+                f"got {len(arguments)} values: expected at most {len(names)}; give them by name"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_switches()
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _stop_token_ids(self.stop_token_ids))
-
-    def _check_numbers(self) -> None:
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, None, "use None to generate up to the context's end")
-        _check_float("temperature", self.temperature, 0.0, None, "use 0 for greedy decoding")
-        _check_int("top_k", self.top_k, -1, None, "use -1 to switch it off")
-        _check_float("top_p", self.top_p, 0.0, 1.0, "use 1 to switch it off", above_low=True)
-        _check_float("min_p", self.min_p, 0.0, 1.0, "use 0 to switch it off")
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, "1 is none", above_low=True)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _check_float(name, getattr(self, name), -PENALTY_LIMIT, PENALTY_LIMIT, "use 0 for none")
-        if self.seed is not None:
-            _check_int("seed", self.seed, 0, SEED_LIMIT - 1, "use None to have one derived")
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, None, "use None for none")
-
-    def _check_switches(self) -> None:
+        self._take_numbers()
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 _reject(name, getattr(self, name), "True or False", "pass a bool")
+        self._set("stop", _stop_strings(self.stop))
+        self._set("stop_token_ids", _stop_token_ids(self.stop_token_ids))
+
+    def _take_numbers(self) -> None:
+        self._take_int("max_tokens", 1, None, "use None to generate up to the context's end", optional=True)
+        self._take_int("top_k", -1, None, "use -1 to switch it off")
+        self._take_int("seed", 0, SEED_LIMIT - 1, "use None to have one derived", optional=True)
+        self._take_int("logprobs", 0, MAX_LOGPROBS, "use None for none", optional=True)
+        self._take_float("temperature", 0.0, FLOAT32_MAX, "use 0 for greedy decoding")
+        self._take_float("top_p", 0.0, 1.0, "use 1 to switch it off", above_low=True)
+        self._take_float("min_p", 0.0, 1.0, "use 0 to switch it off")
+        self._take_float("repetition_penalty", 1 / REPETITION_LIMIT, REPETITION_LIMIT, "1 is none")
+        self._take_float("presence_penalty", -PENALTY_LIMIT, PENALTY_LIMIT, "use 0 for none")
+        self._take_float("frequency_penalty", -PENALTY_LIMIT, PENALTY_LIMIT, "use 0 for none")
+
+    def _take_int(self, name: str, low: int, high: int | None, advice: str, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and optional:
+            return
+        number = as_int(value)
+        if number is None or number < low or (high is not None and number > high):
+            expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+            _reject(name, value, expected, advice)
+        self._set(name, number)
+
+    def _take_float(self, name: str, low: float, high: float, advice: str, above_low: bool = False) -> None:
+        value = getattr(self, name)
+        number = as_float(value)
+        if number is None or number < low or (above_low and number == low) or number > high:
+            expected = f"a number {'above' if above_low else 'of at least'} {low:g} and at most {high:g}"
+            _reject(name, value, expected, advice)
+        self._set(name, number)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -85,45 +131,27 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
-def _check_int(name: str, value: Any, low: int, high: int | None, advice: str) -> None:
-    expected = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        _reject(name, value, expected, advice)
-    if value < low or (high is not None and value > high):
-        _reject(name, value, expected, advice)
-
-
-def _check_float(
-    name: str, value: Any, low: float, high: float | None, advice: str, above_low: bool = False
-) -> None:
-    expected = f"a number {'above' if above_low else 'of at least'} {low:g}"
-    if high is not None:
-        expected += f" and at most {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        _reject(name, value, expected, advice)
-    if value < low or (above_low and value == low) or (high is not None and value > high):
-        _reject(name, value, expected, advice)
-
-
 def _stop_strings(stop: Any) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else _as_tuple("stop", stop, "a string or a list of strings")
-    for string in strings:
-        if not isinstance(string, str) or not string:
-            _reject("stop", stop, "strings of at least one character", "drop the empty or foreign ones")
-    return strings
+    given = (stop,) if isinstance(stop, str) else _items("stop", stop, MAX_STOP_STRINGS, "strings")
+    for string in given:
+        if not isinstance(string, str) or not 1 <= len(string) <= MAX_STOP_CHARACTERS:
+            expected = f"strings of 1 to {MAX_STOP_CHARACTERS} characters"
+            _reject("stop", stop, expected, "drop the empty, longer or foreign ones")
+    return tuple(str.__str__(string) for string in given)
 
 
 def _stop_token_ids(ids: Any) -> tuple[int, ...]:
-    tokens = _as_tuple("stop_token_ids", ids, "a list of token ids")
-    for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+    tokens = []
+    for item in _items("stop_token_ids", ids, MAX_STOP_TOKEN_IDS, "token ids"):
+        token = as_int(item)
+        if token is None or token < 0:
             _reject("stop_token_ids", ids, "integers of at least 0", "pass ids of the model's vocabulary")
-    return tokens
+        tokens.append(token)
+    return tuple(tokens)
 
 
-def _as_tuple(name: str, value: Any, expected: str) -> tuple[Any, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        _reject(name, value, expected, "use None for none")
-    return tuple(value)
+def _items(name: str, value: Any, limit: int, kind: str) -> tuple[Any, ...]:
+    items = () if value is None else as_items(value, limit)
+    if items is None:
+        _reject(name, value, f"a list of at most {limit} {kind}", "use None for none")
+    return items

@@ -4,6 +4,7 @@ import math
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from interlace.engine.config import EngineConfig, EngineOptions
@@ -11,25 +12,27 @@ from interlace.engine.launch import resolve_communicator
 from interlace.errors import EngineError
 from tokenweave.link import LinkSpec
 
-BAD = {
+BAD: dict[str, list[Any]] = {
     "tp": [0, -1, 1.0, "2", True],
     "communicator": ["mpi", None, ""],
-    "dtype": ["float64", None],
+    "dtype": ["float64", None, np.array(["auto", "float32"])],
     "threads": [0, 1.5, True],
     "max_num_seqs": [0, None],
     "max_num_batched_tokens": [0, 63, None],
     "max_model_len": [0, 1.5],
     "num_kv_blocks": [0, -3],
-    "kv_cache_gb": [0, -1.0, math.nan, math.inf, "4", True],
+    "kv_cache_gb": [0, -1.0, 10**400, math.nan, math.inf, "4", True],
     "kernels": ["cuda", None],
-    "seed": [-1, 2**64, None, 1.0],
+    "seed": [-1, 2**64, None, 1.0, 10**5000],
     "timeout_s": [0, -5, math.nan, None],
     "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+    ("name", "value"),
+    [(name, value) for name, values in BAD.items() for value in values],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> None:
     with pytest.raises(EngineError, match=rf"^{name}=.*: expected .+"):

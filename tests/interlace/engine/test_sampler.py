@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from interlace.engine.sampler import Logprob, filtered, penalised, sample, uniform
-from interlace.engine.sampling_params import SamplingParams
+from interlace.engine import sampler
+from interlace.engine.sampler import Logprob, SampledToken, filtered, penalised, uniform
+from interlace.engine.sampling_params import FLOAT32_MAX, SamplingParams
 from interlace.engine.sequence import Sequence
-from interlace.errors import EngineError
+from interlace.errors import RequestFailed
 
 VOCAB = 1000
 
@@ -26,6 +27,16 @@ def make_sequence(
     for token in output or []:
         sequence.append_token(token)
     return sequence
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken]:
+    """The tokens of rows that all have one; raises what a row gave instead."""
+    tokens = []
+    for token in sampler.sample(logits, sequences):
+        if isinstance(token, Exception):
+            raise token
+        tokens.append(token)
+    return tokens
 
 
 def make_logits(seed: int, vocab: int = VOCAB, scale: float = 3.0) -> np.ndarray:
@@ -275,8 +286,49 @@ def test_greedy_obeys_penalties() -> None:
 def test_logits_that_are_not_numbers_are_a_clear_error(bad: float, temperature: float) -> None:
     row = torch.from_numpy(make_logits(5)[None].copy())
     row[0, 17] = bad
-    with pytest.raises(EngineError, match="finite"):
+    with pytest.raises(RequestFailed, match="finite"):
         sample(row, [make_sequence(params_of(temperature=temperature, top_k=5, top_p=0.9))])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_of_no_numbers_changes_no_bit_of_its_neighbours(bad: float) -> None:
+    rows = np.stack([make_logits(seed) for seed in range(5)])
+    sequences = [make_sequence(params_of(logprobs=3, repetition_penalty=1.2), seed=n) for n in range(5)]
+    healthy = sample(torch.from_numpy(rows), sequences)
+    poisoned = rows.copy()
+    poisoned[2] = bad
+    found = sampler.sample(torch.from_numpy(poisoned), sequences)
+    assert isinstance(found[2], RequestFailed)
+    assert [*found[:2], *found[3:]] == [*healthy[:2], *healthy[3:]]
+
+
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-30, 1.0, 1e30, 3e38]),
+    penalty=st.floats(0.01, 100.0),
+    temperature=st.floats(0.0, FLOAT32_MAX),
+    top_p=st.floats(5e-324, 1.0),
+    min_p=st.floats(0.0, 1.0),
+    logprobs=st.sampled_from([None, 2]),
+)
+def test_every_allowed_value_gives_a_token_from_any_finite_row(
+    seed: int,
+    scale: float,
+    penalty: float,
+    temperature: float,
+    top_p: float,
+    min_p: float,
+    logprobs: int | None,
+) -> None:
+    """No value overflows float32 into an infinity, and no warning is given (they are errors here)."""
+    wide = make_logits(seed, 50, 1.0).astype(np.float64) * scale
+    row = np.clip(wide, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+    params = params_of(
+        repetition_penalty=penalty, frequency_penalty=2, presence_penalty=-2, temperature=temperature,
+        top_p=top_p, min_p=min_p, logprobs=logprobs,
+    )  # fmt: skip
+    (token,) = sample(torch.from_numpy(row[None]), [make_sequence(params, [1, 2], [3, 3], seed)])
+    assert 0 <= token.token_id < 50
 
 
 # --- logprobs

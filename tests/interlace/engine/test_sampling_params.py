@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import math
+import pickle
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from interlace import SamplingParams
@@ -10,7 +16,7 @@ from interlace.errors import SamplingError
 
 NAN, INF = math.nan, math.inf
 
-BAD = {
+BAD: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 1.5, "9", True],
     "temperature": [-0.1, NAN, INF, "hot", None, True],
     "top_k": [-2, 2.5, "5", None, False],
@@ -25,11 +31,30 @@ BAD = {
     "ignore_eos": [1, "yes", None],
     "logprobs": [-1, 1.0, True],
     "skip_special_tokens": [0, None],
+    # What float32 or the steps that all share could not bear, and what only looks like a number.
+    "n": [1],
+    "max_new_tokens": [5],
+    "logit_bias": [{1: 2.0}],
+    "no_such_thing": [None],
 }
+BAD["repetition_penalty"] += [1e-38, 1e38, 0.001, 10**400, np.float32(np.nan), np.bool_(True), [1.0], 1j]
+BAD["temperature"] += [10**400, 1e39, np.array([1.0]), Decimal("0.5")]
+BAD["top_p"] += [np.float64(1.5), -(10**400)]
+BAD["seed"] += [10**5000, np.float64(3), np.int64(-1)]
+BAD["max_tokens"] += [np.bool_(True), -(10**5000), 1e3]
+BAD["logprobs"] += [10**9, 257]
+BAD["stop"] += [itertools.repeat("a"), ["a"] * 65, "x" * 1025, [["a"]], [b"a"], [None]]
+BAD["stop_token_ids"] += [itertools.count(), [np.float32(1)], [-(10**5000)], [None], {"a": 1}]
+
+
+def number_of(value: Any) -> str:
+    return (
+        f"<{type(value).__name__}>"  # pytest would spell an integer of 5,000 digits out, which Python refuses
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=number_of
 )
 def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> None:
     with pytest.raises(SamplingError, match=rf"^{name}=.*: expected .*; .+"):
@@ -46,3 +71,32 @@ def test_stops_are_kept_as_tuples() -> None:
     assert (params.stop_strings, params.stop_ids) == (("END",), (3, 4))
     assert SamplingParams(stop=["a", "b"]).stop_strings == ("a", "b")
     assert hash(params) == hash(SamplingParams(stop=["END"], stop_token_ids=(3, 4)))
+
+
+def test_numbers_of_any_kind_are_kept_as_python_s_own() -> None:
+    params = SamplingParams(
+        max_tokens=np.int32(5),  # type: ignore[arg-type]
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        top_p=Fraction(1, 2),  # type: ignore[arg-type]
+        top_k=np.uint8(3),  # type: ignore[arg-type]
+        seed=np.uint64(2**64 - 1),  # type: ignore[arg-type]
+        stop_token_ids=np.array([7, 8]),  # type: ignore[arg-type]
+    )
+    kinds = [type(value) for value in (params.max_tokens, params.temperature, params.top_p, params.top_k)]
+    assert kinds == [int, float, float, int]
+    assert (params.temperature, params.seed, params.stop_ids) == (0.5, 2**64 - 1, (7, 8))
+
+
+def test_a_foreign_name_says_what_it_is_called_here() -> None:
+    with pytest.raises(SamplingError, match=r"max_new_tokens=5: .*; it is called max_tokens"):
+        SamplingParams(max_new_tokens=5)  # type: ignore[call-arg]
+    with pytest.raises(SamplingError, match="expected at most 14"):
+        SamplingParams(*range(15))  # type: ignore[call-arg, arg-type]
+
+
+def test_they_can_be_copied_with_a_change_and_pickled() -> None:
+    params = SamplingParams(stop=["END"], temperature=0.5)
+    assert pickle.loads(pickle.dumps(params)) == params
+    assert replace(params, seed=3) == SamplingParams(stop="END", temperature=0.5, seed=3)
+    with pytest.raises(SamplingError, match="top_q"):
+        replace(params, top_q=3)  # type: ignore[call-arg]
