@@ -12,6 +12,7 @@ Rank processes are started before torch is imported here, so that all ranks load
 
 from __future__ import annotations
 
+import logging
 import socket
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from interlace.engine.rank_group import RankGroup, Ranks
     from tokenweave.communicators import Communicator
 
+_log = logging.getLogger(__name__)
 FAILURE_REPORT_S = 2.0  # how long to wait for a watcher to say which rank is behind a failed collective
 
 
@@ -141,6 +143,8 @@ def _load(
         others.on_failure(lambda _, reason: communicator.abort(reason))
     try:
         model = load_model(config.model)
+        for notice in model.weights.notices:  # the other ranks have the same to say
+            _log.warning(notice)
         runner = Runner(config, model, communicator, ranks_on_host or config.tp)
         return RankGroup(runner, model.tokenizer, others)
     except RankError as error:

@@ -10,6 +10,8 @@ from typing import Any
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, Family, ModelConfig, RopeConfig
 from interlace.models.hf_config import yarn_magnitude
+from interlace.models.leftovers import refuse_unread_gguf_settings
+from interlace.models.settings import Settings
 from interlace.models.weight_map import gguf_layer_tensor
 
 ROPE_DIVISORS = "rope_freqs.weight"  # the tensor that carries Llama 3.1's scaling
@@ -24,7 +26,7 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
     num_experts = values.integer("expert_count", 0)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
     max_position = values.integer("context_length")
-    return ModelConfig(
+    config = ModelConfig(
         family="mixtral" if family == "llama" and num_experts else family,
         vocab_size=_vocab_size(values, tensor_shapes),
         hidden_size=hidden_size,
@@ -45,6 +47,8 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
         eos_token_ids=_stop_token_ids(fields),
         bos_token_id=_token_id(fields, "bos"),
     )
+    refuse_unread_gguf_settings(values.fields, values.architecture, config)
+    return config
 
 
 def with_divisors(config: ModelConfig, divisors: tuple[float, ...]) -> ModelConfig:
@@ -62,11 +66,13 @@ class _Values:
     """The fields of one architecture, checked."""
 
     def __init__(self, fields: Mapping[str, Any], architecture: str) -> None:
-        self.fields, self.architecture = fields, architecture
+        self.fields, self.architecture = Settings(fields), architecture
 
     def number(self, key: str, default: float | None = None) -> float:
         name = f"{self.architecture}.{key}"
         value = self.fields.get(name, default)
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]  # one for each layer, all the same
         if value is None:
             raise ConfigError(f"the GGUF metadata has no {name!r}; the file is incomplete")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -83,6 +89,11 @@ class _Values:
 
 
 def _family(fields: Mapping[str, Any]) -> Family:
+    kind = fields.get("general.type", "model")
+    if kind != "model":
+        raise ConfigError(
+            f"the GGUF file holds a {kind!r}, expected a 'model'; name the file of the model itself"
+        )
     architecture = fields.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _FAMILIES:
         raise ConfigError(

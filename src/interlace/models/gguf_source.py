@@ -17,6 +17,7 @@ from interlace.models.config import ModelConfig
 from interlace.models.gguf_config import ROPE_DIVISORS, with_divisors
 from interlace.models.gguf_file import TensorInfo
 from interlace.models.gguf_parts import GgufModel
+from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import Place, gguf_places
 from interlace.models.weights import WeightSource, place_weights
 
@@ -47,6 +48,8 @@ class GgufSource(WeightSource):
             raise ConfigError(f"{path}: {error}") from error
         super().__init__(config, self.file.files)
         self._places = place_weights(config, gguf_places, shapes, self.file.file_of, path)
+        read = {ROPE_DIVISORS, *(place.tensor for place in self._places.values())}
+        refuse_unread_tensors(shapes, read, self.file.file_of)
         self._head_dim = config.head_dim if config.family in ("llama", "mixtral") else 1
 
     def _with_rope_divisors(self, config: ModelConfig) -> ModelConfig:

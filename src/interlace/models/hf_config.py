@@ -9,6 +9,8 @@ from typing import Any
 
 from interlace.errors import ConfigError
 from interlace.models.config import Family, ModelConfig, RopeConfig
+from interlace.models.leftovers import refuse_unread_hf_settings
+from interlace.models.settings import Settings
 
 _HUGE = 1e30  # beyond any value of a configuration; NaN and infinity are not below it
 _ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -20,6 +22,7 @@ class _Defaults:
 
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
+    has_window: bool = True
     sliding_window: int | None = None
     head_dim: int | None = None  # None: hidden_size / num_heads
     biases: tuple[str, ...] = ()  # in every model of the family
@@ -30,7 +33,7 @@ class _Defaults:
 
 
 _FAMILIES: dict[Family, _Defaults] = {
-    "llama": _Defaults(attention_bias=_ATTENTION, mlp_bias=_MLP),
+    "llama": _Defaults(has_window=False, attention_bias=_ATTENTION, mlp_bias=_MLP),
     "mistral": _Defaults(sliding_window=4096),
     # Qwen2 has no bias on its attention's output: `attention_bias` says nothing about it, as in transformers.
     "qwen2": _Defaults(biases=("q", "k", "v"), attention_bias=("q", "k", "v"), window_by_layer=True),
@@ -41,13 +44,14 @@ _FAMILIES: dict[Family, _Defaults] = {
 
 def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     """See `ModelConfig.from_hf`."""
+    config = settings = Settings(config)
     family = _family(config)
     defaults = _FAMILIES[family]
     _refuse_what_the_decoder_lacks(config)
     hidden_size, num_heads = _integer(config, "hidden_size"), _integer(config, "num_attention_heads")
     max_position = _integer(config, "max_position_embeddings")
     num_layers = _integer(config, "num_hidden_layers")
-    return ModelConfig(
+    found = ModelConfig(
         family=family,
         vocab_size=_integer(config, "vocab_size"),
         hidden_size=hidden_size,
@@ -63,13 +67,15 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         biases=_biases(config, defaults),
         qk_norm=defaults.qk_norm,
         sliding_window=_sliding_window(config, defaults, num_layers),
-        num_experts=_integer(config, "num_local_experts", 8) if family == "mixtral" else 0,
+        num_experts=_num_experts(config) if family == "mixtral" else 0,
         experts_per_token=_integer(config, "num_experts_per_tok", 2) if family == "mixtral" else 0,
         eos_token_ids=_token_ids(generation, "eos_token_id") or _token_ids(config, "eos_token_id"),
         bos_token_id=next(
             iter(_token_ids(generation, "bos_token_id") or _token_ids(config, "bos_token_id")), None
         ),
     )
+    refuse_unread_hf_settings(settings, found)
+    return found
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -115,18 +121,26 @@ def _head_dim(config: Mapping[str, Any], defaults: _Defaults, hidden_size: int, 
     return hidden_size // num_heads
 
 
+def _num_experts(config: Mapping[str, Any]) -> int:
+    """transformers knows Mixtral's by two names."""
+    return _integer(config, "num_local_experts", _integer(config, "num_experts", 8))
+
+
 def _sliding_window(config: Mapping[str, Any], defaults: _Defaults, num_layers: int) -> int | None:
     if defaults.window_by_layer:
         return _window_of_all_layers(config, num_layers)
-    if defaults.sliding_window is None and config.get("model_type") != "mixtral":
-        return None  # Llama has no window, whatever the file says
+    if not defaults.has_window:
+        if not config.get("use_sliding_window", True):
+            config.get("sliding_window")  # read: it is said to be unused
+        return None
     window = config.get("sliding_window", defaults.sliding_window)
     return None if window is None else _integer({"sliding_window": window}, "sliding_window")
 
 
 def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | None:
     """Qwen's window holds from layer `max_window_layers` on: here it must be all layers or none."""
-    if not config.get("use_sliding_window", False) or config.get("sliding_window", 4096) is None:
+    window = config.get("sliding_window", 4096)
+    if window is None or not config.get("use_sliding_window", False):
         return None
     first = _integer(config, "max_window_layers", 28)
     kinds = config.get("layer_types")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,17 @@ from torch import Tensor
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
 from interlace.models.json_file import read_json, read_optional_json
+from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import hf_places
 from interlace.models.weights import WeightSource, place_weights
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F32", "BF16", "F16")
+_COMPARED_VALUES = 1 << 22  # of two matrices at a time
+_OTHER_HEAD = (
+    "{directory}: config.json has tie_word_embeddings true, but the files hold {head!r} with other values than the "
+    "embedding; they are used as they are, untied. Set tie_word_embeddings to false to say so"
+)
 
 
 class SafetensorsSource(WeightSource):
@@ -31,18 +39,45 @@ class SafetensorsSource(WeightSource):
 
     def __init__(self, directory: Path) -> None:
         config = read_directory_config(directory)
-        files = _weight_files(directory)
-        super().__init__(config, tuple(files))
-        self._handles = {file: _open(file) for file in files}
+        self.files = tuple(_weight_files(directory))
+        self._handles = {file: _open(file) for file in self.files}
         self._file_of: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for file, handle in self._handles.items():
             for tensor in handle.keys():  # noqa: SIM118 -- not a dict
                 view = handle.get_slice(tensor)
                 self._file_of[tensor], shapes[tensor] = file, tuple(view.get_shape())
+        head = self._tensor_of("lm_head", shapes)
+        if config.tie_word_embeddings and head is not None and not self._is_embedding(head, shapes):
+            config = replace(config, tie_word_embeddings=False)
+            self.notices += (_OTHER_HEAD.format(directory=directory, head=head),)
+        super().__init__(config, self.files)
         self._places = place_weights(config, hf_places, shapes, self._file_of.__getitem__, directory)
         for place in self._places.values():
             self._check_dtype(place.tensor)
+        read = {head, *(place.tensor for place in self._places.values())}
+        refuse_unread_tensors(shapes, read, self._file_of.__getitem__)
+
+    def _tensor_of(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        return next((place.tensor for place in hf_places(name) if place.tensor in shapes), None)
+
+    def _is_embedding(self, head: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a tied model's output head holds what its embedding does. Stops at the first difference."""
+        embed = self._tensor_of("embed", shapes)
+        if embed is None or shapes[embed] != shapes[head] or len(shapes[head]) != 2:
+            return False
+        one, other = (self._handles[self._file_of[tensor]].get_slice(tensor) for tensor in (embed, head))
+        num_rows, num_columns = shapes[head]
+        step = max(1, _COMPARED_VALUES // max(1, num_columns))
+        try:
+            is_equal = all(
+                torch.equal(one[at : at + step].float(), other[at : at + step].float())
+                for at in range(0, num_rows, step)
+            )
+        except SafetensorError as error:
+            raise CorruptFile(f"{self._file_of[head]}: cannot read tensor {head!r}: {error}") from error
+        self.release_pages()
+        return is_equal
 
     def _check_dtype(self, tensor: str) -> None:
         file = self._file_of[tensor]

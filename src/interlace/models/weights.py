@@ -24,6 +24,7 @@ class WeightSource(ABC):
 
     config: ModelConfig
     files: tuple[Path, ...]  # the weight files, in name order
+    notices: tuple[str, ...] = ()  # what whoever runs the model should be told
 
     def __init__(self, config: ModelConfig, files: tuple[Path, ...]) -> None:
         self.config, self.files = config, files

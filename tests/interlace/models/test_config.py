@@ -67,7 +67,8 @@ def test_generation_config_decides_the_stop_tokens() -> None:
         ({"model_type": "mistral"}, 4096),
         ({"model_type": "mistral", "sliding_window": None}, None),
         ({"model_type": "mixtral"}, None),
-        ({"model_type": "llama", "sliding_window": 32}, None),
+        ({"model_type": "llama", "sliding_window": 32, "use_sliding_window": False}, None),
+        ({"model_type": "llama", "sliding_window": 256}, None),
         ({"model_type": "qwen2", "sliding_window": 32}, None),
         (
             {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 2},
@@ -169,14 +170,35 @@ FULL = {
 }
 
 
-@given(
-    family=st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "mixtral"]),
-    key=st.sampled_from(sorted(FULL)),
-    value=JSON,
-)
+def full(family: str) -> dict[str, Any]:
+    """A configuration with every key that the family has."""
+    absent = {
+        "llama": ("window", "layer_types", "experts"),
+        "mistral": ("window_layers", "experts"),
+        "mixtral": ("window_layers",),
+    }
+    return {
+        key: value
+        for key, value in {**FULL, "model_type": family}.items()
+        if not any(part in key for part in absent.get(family, ("experts",)))
+    }
+
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "mixtral"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_key_of_a_family_together_gives_a_configuration(family: str) -> None:
+    assert weight_shapes(ModelConfig.from_hf(full(family)))
+
+
+KNOWN = ["logit_scale", "layer_types", "is_causal", "num_experts", "attention_multiplier", "no_rope_layers"]
+
+
+@given(family=st.sampled_from(FAMILIES), key=st.sampled_from(sorted(FULL) + KNOWN), value=JSON)
 def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str, value: Any) -> None:
     try:
-        config = ModelConfig.from_hf({**FULL, "model_type": family, key: value})
+        config = ModelConfig.from_hf({**full(family), key: value})
         assert weight_shapes(config)
     except ConfigError:
         pass
