@@ -68,7 +68,7 @@ def oracle_backend(directory: Path, pre: str) -> Backend:
     return backend
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "default", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
 def test_byte_level_vocabularies_cut_words_as_their_family_does(tmp_path: Path, pre: str) -> None:
     ours = tokenizer_from_gguf(byte_level_fields(tmp_path, pre))
     oracle = oracle_backend(tmp_path, pre)
@@ -84,7 +84,7 @@ def test_word_rules_equal_transformers(pre: str) -> None:
 
     from interlace.models.tokenization.pre_tokenizers import PRE_TOKENIZERS
 
-    assert PRE_TOKENIZERS[pre].split == GGUF_PRE_TOKENIZER_SPLITS[pre]
+    assert PRE_TOKENIZERS[pre].splits == (GGUF_PRE_TOKENIZER_SPLITS[pre],)
 
 
 def test_a_gguf_file_gives_the_tokenizer_of_its_directory(tmp_path: Path) -> None:
@@ -120,6 +120,60 @@ def test_user_defined_tokens_stay_whole_and_are_shown(tmp_path: Path) -> None:
     ids = tokenizer.encode("<think>", add_special=False)
     assert ids == [len(fields["tokenizer.ggml.tokens"]) - 1]
     assert tokenizer.decode(ids) == "<think>"
+
+
+def test_control_tokens_typed_as_text_stay_whole_and_are_not_shown(tmp_path: Path) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    names = ["<|eot_id|>", "<|fim_prefix|>", "<|not_known|>"]
+    first = len(fields["tokenizer.ggml.tokens"])
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], *names]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], 1, 1, 1]
+    tokenizer = tokenizer_from_gguf(fields)
+    assert tokenizer.encode("<|eot_id|><|fim_prefix|>") == [first, first + 1]
+    assert first + 2 not in tokenizer.encode("<|not_known|>")
+    assert tokenizer.decode([first, first + 1]) == ""
+
+
+def test_an_unknown_token_is_matched_and_not_shown(tmp_path: Path) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "<unk>"]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], 2]
+    tokenizer = tokenizer_from_gguf(fields)
+    ids = tokenizer.encode("<unk>")
+    assert ids == [len(fields["tokenizer.ggml.tokens"]) - 1]
+    assert tokenizer.decode(ids) == ""
+
+
+def test_tokens_without_text_keep_their_places(tmp_path: Path) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    count = len(fields["tokenizer.ggml.tokens"])
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], "", "", "<last>"]
+    fields["tokenizer.ggml.token_type"] = [*fields["tokenizer.ggml.token_type"], 1, 1, 3]
+    assert tokenizer_from_gguf(fields).encode("<last>") == [count + 2]
+
+
+def test_of_a_merge_that_is_there_twice_the_first_place_holds(tmp_path: Path) -> None:
+    fields = byte_level_fields(tmp_path, "gpt-2")
+    plain = tokenizer_from_gguf(fields)
+    merges = fields["tokenizer.ggml.merges"]
+    twice = tokenizer_from_gguf({**fields, "tokenizer.ggml.merges": [*merges, *merges[:20]]})
+    assert [twice.encode(text) for text in TEXTS] == [plain.encode(text) for text in TEXTS]
+
+
+def test_keys_without_effect_are_read_past_and_unknown_ones_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quiet = {
+        "tokenizer.ggml.mask_token_id": 3,
+        "tokenizer.ggml.remove_extra_whitespaces": False,
+        "tokenizer.ggml.precompiled_charsmap": [],
+        "tokenizer.chat_template.tool_use": "",
+        "tokenizer.huggingface.json": "{}",
+    }
+    tokenizer_from_gguf({**byte_level_fields(tmp_path, "gpt-2"), **quiet})
+    assert not caplog.records
+    tokenizer_from_gguf({**byte_level_fields(tmp_path, "gpt-2"), "tokenizer.ggml.new_rule": 1})
+    assert "'tokenizer.ggml.new_rule' is not known" in caplog.text
 
 
 SPM_PIECES = [
@@ -217,10 +271,21 @@ def test_sentence_piece_equals_transformers_conversion() -> None:
     ("changes", "says"),
     [
         ({"tokenizer.ggml.model": "bert"}, "supported are 'gpt2'.*'llama'"),
-        ({"tokenizer.ggml.pre": "viking"}, "'viking' is not known; known are default, gpt-2, smollm"),
+        ({"tokenizer.ggml.pre": 7}, "pre-tokenizer 7 is not known; known are default, gpt-2"),
         ({"tokenizer.ggml.merges": None}, r"no 'tokenizer\.ggml\.merges'"),
         ({"tokenizer.ggml.merges": ["notatoken x"]}, "vocabulary is damaged"),
         ({"tokenizer.ggml.eos_token_id": 10_000}, "eos token id 10000 is outside"),
+        ({"tokenizer.ggml.tokens": ["a", "b", "a"]}, "has 'a' twice, as tokens 0 and 2"),
+        ({"tokenizer.ggml.token_type": [1]}, "1 values in 'tokenizer.ggml.token_type' for 331 tokens"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token' must be true or false, got 'yes'"),
+        ({"tokenizer.ggml.remove_extra_whitespaces": True}, "remove_extra_whitespaces' .True., which is not"),
+        (
+            {"tokenizer.ggml.precompiled_charsmap": [1, 2, 3]},
+            "precompiled_charsmap' .3 values., which is not",
+        ),
+        ({"tokenizer.ggml.normalizer.lowercase": True}, r"normalizer\.lowercase' .True., which is not"),
+        ({"tokenizer.ggml.add_sep_token": True}, "add_sep_token' .True., which is not"),
+        ({"tokenizer.ggml.suppress_tokens": [5]}, "suppress_tokens' .1 values., which is not"),
     ],
 )
 def test_what_cannot_be_built_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:

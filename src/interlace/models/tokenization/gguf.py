@@ -13,8 +13,9 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from interlace.errors import TokenizerError
+from interlace.models.tokenization import known_tokens
 from interlace.models.tokenization.byte_level import byte_level
-from interlace.models.tokenization.metadata import required
+from interlace.models.tokenization.metadata import check_keys, flag, tokens_of, types_of
 from interlace.models.tokenization.pre_tokenizers import words_of
 from interlace.models.tokenization.sentence_piece import sentence_piece
 from interlace.models.tokenizer import Tokenizer
@@ -26,19 +27,25 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe.
 
     Raises:
-        TokenizerError: no vocabulary in the file, or of a kind that is not supported.
+        TokenizerError: no vocabulary in the file, or of a kind that is not supported, or it asks for more than is.
     """
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise TokenizerError(
             f"the GGUF tokenizer is of kind {kind!r}; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
         )
-    tokens = required(fields, "tokens")
+    check_keys(fields)
     try:
-        backend = byte_level(fields, tokens) if kind == "gpt2" else sentence_piece(fields, tokens)
+        tokens = tokens_of(fields)
+        types = types_of(fields, tokens)
+        if kind == "gpt2":
+            words = words_of(fields)
+            backend, add_bos = byte_level(fields, tokens, words), words.add_bos
+        else:
+            backend, add_bos = sentence_piece(fields, tokens), True
         special = _special_tokens(fields, tokens)
-        _add_added_tokens(backend, fields, tokens)
-        _add_post_processor(backend, fields, special)
+        _add_added_tokens(backend, tokens, types)
+        _add_post_processor(backend, fields, special, add_bos)
     except TokenizerError:
         raise
     except Exception as error:  # tokenizers raises bare Exception, for merges outside the vocabulary and more
@@ -61,26 +68,28 @@ def _special_tokens(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, s
     return special
 
 
-def _add_added_tokens(backend: Backend, fields: Mapping[str, Any], tokens: list[str]) -> None:
-    """Control tokens are matched whole and left out of decoded text; user-defined ones are matched whole."""
-    types = fields.get("tokenizer.ggml.token_type") or []
-    sentence_piece = fields.get("tokenizer.ggml.model") == "llama"
-    special_types = (_CONTROL, _UNKNOWN) if sentence_piece else (_CONTROL,)
-    typed = list(zip(tokens, types, strict=False))
-    backend.add_special_tokens(
-        [AddedToken(t, normalized=False, special=True) for t, k in typed if k in special_types]
-    )
-    backend.add_tokens(
-        [AddedToken(t, normalized=False, special=False) for t, k in typed if k == _USER_DEFINED]
-    )
+def _add_added_tokens(backend: Backend, tokens: list[str], types: list[int]) -> None:
+    """Control tokens are matched whole and left out of decoded text; user-defined ones are matched whole.
+
+    Some files have control tokens typed as ordinary text, `<|eot_id|>` for one: those that are known by name are
+    control tokens whatever their type, as in llama.cpp.
+    """
+    control, user_defined = [], []
+    for token, kind in zip(tokens, types, strict=False):
+        if kind in (_CONTROL, _UNKNOWN) or token in known_tokens.CONTROL:
+            control.append(AddedToken(token, normalized=False, special=True))
+        elif kind == _USER_DEFINED:
+            user_defined.append(AddedToken(token, normalized=False, special=False))
+    backend.add_special_tokens(control)
+    backend.add_tokens(user_defined)
 
 
-def _add_post_processor(backend: Backend, fields: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """The tokens the model expects around a text."""
-    sentence_piece = fields.get("tokenizer.ggml.model") == "llama"
-    default_bos = True if sentence_piece else words_of(fields).add_bos
-    bos = special.get("bos_token") if fields.get("tokenizer.ggml.add_bos_token", default_bos) else None
-    eos = special.get("eos_token") if fields.get("tokenizer.ggml.add_eos_token", False) else None
+def _add_post_processor(
+    backend: Backend, fields: Mapping[str, Any], special: Mapping[str, str], add_bos: bool
+) -> None:
+    """The tokens the model expects around a text; `add_bos` holds when the file does not say."""
+    bos = special.get("bos_token") if flag(fields, "add_bos_token", add_bos) else None
+    eos = special.get("eos_token") if flag(fields, "add_eos_token", False) else None
     around = [token for token in (bos, eos) if token is not None]
     if around:
         backend.post_processor = processors.TemplateProcessing(
