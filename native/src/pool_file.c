@@ -146,11 +146,13 @@ static emx_status make_object(emx_pool **made) {
     free(pool);
     return fail_system(error, "cannot tell who this process is (is /proc mounted?)");
   }
+  presence_watch(pool);
   *made = pool;
   return EMX_OK;
 }
 
 static void destroy_object(emx_pool *pool) {
+  if (!pool_is_inherited(pool)) presence_unwatch(pool);
   if (pool->tables && !pool_is_inherited(pool)) address_release(pool->tables, pool->tables_bytes);
   close_file(pool->fd);
   pthread_mutex_destroy(&pool->lock);
@@ -158,6 +160,7 @@ static void destroy_object(emx_pool *pool) {
 }
 
 static emx_status map_tables(emx_pool *pool, const char *path) {
+  pool->lock_inode = file_inode(pool->fd);
   pool->tables_bytes = (size_t)pool->header.data_offset;
   const int error = map_file(pool->fd, 0, pool->tables_bytes, pool->writable, NULL, &pool->tables);
   if (error) return fail_system(error, "cannot map the tables of the pool %s", path);
@@ -270,8 +273,8 @@ static emx_status read_header(emx_pool *pool, const char *path, uint64_t actual_
   address_release(page, mapped_bytes);
   if (header->magic != POOL_MAGIC) return fail(EMX_E_FOREIGN, "%s does not begin like a pool", path);
   if (header->version != POOL_VERSION)
-    return fail(EMX_E_FOREIGN, "%s is a pool of version %u; this library makes and opens version %d", path, header->version,
-                POOL_VERSION);
+    return fail(EMX_E_FOREIGN, "%s is a pool of version %u; this library makes and opens version %d: remove it and make it "
+                "anew, or use the library that made it", path, header->version, POOL_VERSION);
   if (header->checksum != checksum_of(header)) return fail(EMX_E_CORRUPT, "the checksum of the header of %s is wrong", path);
   expected = *header;
   if (header->extent_bytes == 0 || header->extent_bytes % POOL_PAGE || header->extent_bytes > MAX_EXTENT_BYTES ||

@@ -72,9 +72,12 @@ static bool take_slot(emx_host *host) {
   for (uint32_t slot = 0; slot < POOL_HOSTS; slot++) {
     const uint64_t word = shared_load(&pool->hosts[slot].word);
     if (host_state(word) != HOST_FREE) continue;
+    if (!presence_take(host, slot)) continue;
     host->word = joining_word(pool, host_epoch(word) + 1);
-    if (!shared_swap(&pool->hosts[slot].word, word, host->word)) continue;
-    host->slot = slot;
+    if (!shared_swap(&pool->hosts[slot].word, word, host->word)) {
+      presence_let_go(host);
+      continue;
+    }
     host->epoch = (uint32_t)host_epoch(host->word);
     return true;
   }
@@ -91,6 +94,7 @@ static void write_record(emx_host *host, const char *name) {
   shared_store(&record->boot_id[1], self->boot_id[1]);
   shared_store(&record->pid_namespace, self->pid_namespace);
   shared_store(&record->time_namespace, self->time_namespace);
+  shared_store(&record->lock_inode, host->lock_inode);
   shared_store(&record->lease_ns, host->lease_ns);
   shared_store(&record->quota_bytes, host->quota_bytes);
   shared_store(&record->heartbeats, 0);
@@ -105,6 +109,7 @@ static emx_status become_active(emx_host *host, const char *name) {
     const bool joined = shared_swap(&host->pool->hosts[host->slot].word, host->word, active);
     host->word = active;
     if (joined) return EMX_OK; /* else it took so long that it was taken for dead */
+    presence_let_go(host);
   }
   return fail(EMX_E_TIMEOUT, "this process was too slow to join before others took it for dead");
 }
@@ -174,6 +179,7 @@ void host_surrender(emx_host *host) {
   const uint64_t fenced = with_host_state(host->word, HOST_FENCED);
   shared_swap(&pool->hosts[host->slot].word, fenced, with_host_state(fenced, HOST_DRAINED));
   host_clean(pool, host->slot, host->epoch, NULL);
+  presence_let_go(host);
 }
 
 static void surrender_locked(emx_host *host) {
@@ -278,6 +284,7 @@ static void drain_self(emx_host *host) {
   if (!shared_swap(&pool->hosts[host->slot].word, host->word, with_host_state(host->word, HOST_DRAINED)))
     host_surrender(host);
   host_clean(pool, host->slot, host->epoch, NULL);
+  presence_let_go(host);
   pthread_mutex_unlock(&host->lock);
 }
 

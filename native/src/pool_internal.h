@@ -24,6 +24,9 @@ struct emx_pool {
   region_record *regions;
   shared_word *extents, *poison;
   process_identity self;
+  uint64_t lock_inode;         /* on which this process's hosts hold their slots' locks */
+  _Atomic uint64_t own_slots;  /* bit h: a host that joined through this object has slot h */
+  emx_pool *next_open;         /* pool_presence.c */
   _Atomic uint64_t claim_hint; /* where the search for a free extent begins */
   pthread_mutex_t lock;        /* over the following */
   observation observations[POOL_HOSTS];
@@ -35,6 +38,8 @@ struct emx_host {
   emx_host *next;
   uint32_t slot, epoch, flags;
   uint64_t word; /* of the record while this host is active */
+  uint64_t lock_inode;       /* 0: its filesystem has no such locks */
+  bool has_slot;
   uint64_t lease_ns, quota_bytes;
   pthread_mutex_t lock;      /* over carving, opening, resizing, closing and heartbeats; taken before `mapping` */
   pthread_rwlock_t mapping;  /* shared: bytes are being copied; exclusive: what is mapped changes */
@@ -77,6 +82,16 @@ bool host_may_hold(const emx_pool *pool, uint32_t slot, uint64_t epoch, unsigned
 uint64_t host_owned_bytes(const emx_pool *pool, uint32_t slot, uint64_t epoch);
 /* Once fenced: unmaps everything, and says so in the pool. `host->lock` is held. */
 void host_surrender(emx_host *host);
+
+/* pool_presence.c */
+void presence_watch(emx_pool *pool); /* from then on a child of fork() closes its file */
+void presence_unwatch(emx_pool *pool);
+/* Takes the slot's lock, before its word. False: somebody has it. */
+bool presence_take(emx_host *host, uint32_t slot);
+void presence_let_go(emx_host *host);
+/* Whether that host's process can still write to the pool. */
+process_state presence_of(const emx_pool *pool, uint32_t slot, const process_identity *identity);
+bool presence_is_locked(const emx_pool *pool, uint32_t slot);
 
 /* pool_extents.c */
 typedef struct claim {

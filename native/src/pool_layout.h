@@ -27,7 +27,7 @@
 
 #define POOL_MAGIC 0x6c6f6f706c78636dull /* "mcxlpool" */
 enum {
-  POOL_VERSION = 1,
+  POOL_VERSION = 2,
   POOL_PAGE = 4096,
   POOL_LINE = 64,
   POOL_HOSTS = EMX_POOL_MAX_HOSTS,
@@ -56,7 +56,8 @@ typedef struct host_record {
   shared_word lease_ns, quota_bytes;
   shared_word pid, start_time, boot_id[2], pid_namespace, time_namespace;
   shared_word name[TAG_WORDS];
-  shared_word unused[32 - 11 - TAG_WORDS];
+  shared_word lock_inode; /* on which the host holds its slot's lock while it lives; 0: it holds none */
+  shared_word unused[32 - 12 - TAG_WORDS];
 } host_record;
 
 typedef struct region_record {

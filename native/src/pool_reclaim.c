@@ -131,28 +131,31 @@ static bool lease_ran_out(emx_pool *pool, uint32_t slot, uint64_t word, const pr
   return unchanged_ns(pool, slot, word) > lease_ns;
 }
 
+/* Its record isn't written yet, so that it isn't known which lock it should have; but if it has this one, it lives. */
 static bool joiner_is_gone(emx_pool *pool, uint32_t slot, uint64_t word) {
   const bool is_here = host_machine(word) == host_machine_hash(&pool->self);
-  const process_state state = is_here ? process_look_at_pid(host_pid(word)) : PROCESS_UNKNOWN;
+  const process_state state = is_here ? process_look_at_pid(&pool->self, host_pid(word)) : PROCESS_UNKNOWN;
   if (state == PROCESS_DEAD) return true;
+  if (presence_is_locked(pool, slot)) return false;
   return unchanged_ns(pool, slot, word) > (state == PROCESS_ALIVE ? LIVING_JOIN_PATIENCE_NS : JOIN_PATIENCE_NS);
 }
 
-static bool kill_and_wait(const emx_pool *pool, const process_identity *identity) {
-  if (process_kill(&pool->self, identity) != 0) return process_look(&pool->self, identity) == PROCESS_DEAD;
+static bool kill_and_wait(const emx_pool *pool, uint32_t slot, const process_identity *identity) {
+  if (process_kill(&pool->self, identity) != 0) return presence_of(pool, slot, identity) == PROCESS_DEAD;
   for (int i = 0; i < KILL_POLLS; i++) {
-    if (process_look(&pool->self, identity) == PROCESS_DEAD) return true;
+    if (presence_of(pool, slot, identity) == PROCESS_DEAD) return true;
     process_sleep_ns(KILL_POLL_NS);
   }
   return false;
 }
 
 /* A fenced host is drained once it can write to nothing: it said so itself, its process is gone, or (where nobody here can
- * see its process) it kept silent for one more lease, in which a host that lives surrenders. */
+ * tell whether that is) it kept silent for one more lease, in which a host that lives surrenders. */
 static bool fenced_is_gone(emx_pool *pool, uint32_t slot, uint64_t word, const process_identity *identity, uint32_t flags) {
-  switch (process_look(&pool->self, identity)) {
+  const bool is_own = process_shares_pids(&pool->self, identity) && identity->pid == pool->self.pid;
+  switch (presence_of(pool, slot, identity)) {
     case PROCESS_DEAD: return true;
-    case PROCESS_ALIVE: return (flags & EMX_RECLAIM_KILL) && identity->pid != pool->self.pid && kill_and_wait(pool, identity);
+    case PROCESS_ALIVE: return (flags & EMX_RECLAIM_KILL) && !is_own && kill_and_wait(pool, slot, identity);
     default: return unchanged_ns(pool, slot, word) > lease_of(&pool->hosts[slot]);
   }
 }
@@ -164,7 +167,7 @@ static unsigned next_state(emx_pool *pool, uint32_t slot, uint64_t word, uint32_
   switch (host_state(word)) {
     case HOST_JOINING: return joiner_is_gone(pool, slot, word) ? HOST_DRAINED : HOST_JOINING;
     case HOST_ACTIVE:
-      if (process_look(&pool->self, &identity) == PROCESS_DEAD) return HOST_DRAINED;
+      if (presence_of(pool, slot, &identity) == PROCESS_DEAD) return HOST_DRAINED;
       return lease_ran_out(pool, slot, word, &identity) ? HOST_FENCED : HOST_ACTIVE;
     case HOST_FENCED: return fenced_is_gone(pool, slot, word, &identity, flags) ? HOST_DRAINED : HOST_FENCED;
     default: return (unsigned)host_state(word);

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from emucxl import errors, native, pool_abi
 from emucxl.pool_cells import Cell, take_all
 from emucxl.pool_hosts import Host, HostCells, PoolObject, Region, natural, text_bytes
+from emucxl.pool_patience import Patience
 from emucxl.pool_records import (
     HostInfo,
     HostState,
@@ -216,12 +218,22 @@ class Pool(PoolObject):
                 )
             )
 
-    def reclaim(self, *, kill: bool = False) -> ReclaimReport:
+    def reclaim(self, *, kill: bool = False, wait: bool = False) -> ReclaimReport:
         """Fences hosts that are gone or silent, and finishes or undoes what hosts left half-done.
 
         Args:
             kill: sends SIGKILL to processes of this machine whose hosts are fenced but hold on to memory.
+            wait: waits until it is clear which of the hosts live that cannot be looked at (another machine's, or from
+                before a restart): a lease to fence a silent one, another to free what it held. Without it, the
+                silence that this object has seen in earlier calls counts.
         """
+        total, patience = self._reclaim(kill), Patience()
+        while wait and (silent := patience.waits_for(self.hosts(), time.monotonic())):
+            time.sleep(min([0.1, *(host.lease_s / 4 for host in silent)]))
+            total = total.followed_by(self._reclaim(kill))
+        return total
+
+    def _reclaim(self, kill: bool) -> ReclaimReport:
         report = pool_abi.ReclaimReport()
         flags = pool_abi.RECLAIM_KILL if kill else 0
         with self._cell as pool:

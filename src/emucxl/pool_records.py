@@ -106,6 +106,16 @@ class ReclaimReport:
     freed_extents: int
     quarantined_hosts: int  # fenced, and perhaps still able to write to what they held
 
+    def followed_by(self, later: ReclaimReport) -> ReclaimReport:
+        """What both did; in quarantine is what was there in the end."""
+        return ReclaimReport(
+            self.fenced_hosts + later.fenced_hosts,
+            self.freed_hosts + later.freed_hosts,
+            self.freed_regions + later.freed_regions,
+            self.freed_extents + later.freed_extents,
+            later.quarantined_hosts,
+        )
+
 
 def host_info(entry: pool_abi.HostInfo) -> HostInfo:
     unseen = entry.silence_ns == 2**64 - 1

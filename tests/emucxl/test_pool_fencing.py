@@ -2,106 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import signal
-import struct
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emucxl import errors
 from emucxl.pool import HostState, Pool
+from support.pool_victims import BOOT_ID, HEARTBEAT_NS, LOCK_INODE, START_TIME, poke, victim, wait_until
 
 EXTENT = 4096
-HOSTS_OFFSET = 4096
-START_TIME, BOOT_ID, HEARTBEAT_NS = 48, 56, 8  # of a host's record (native/src/pool_layout.h)
-
-# Joins, carves "theirs", and does what it is told, a line at a time.
-VICTIM = """
-import sys
-from emucxl import errors
-from emucxl.pool import Pool
-
-path, lease_s, persistent, fault = sys.argv[1], float(sys.argv[2]), sys.argv[3] == "1", sys.argv[4] == "1"
-pool = Pool.open(path)
-host = pool.join("victim", lease_s=lease_s, fault_on_fence=fault)
-region = host.carve("theirs", 4 * 4096, persistent=persistent)
-region.fill(0x11)
-view = region.memoryview()
-print("ready", flush=True)
-for line in sys.stdin:
-    try:
-        if line == "write\\n":
-            region.write(b"\\xee" * 4096)
-        elif line == "store\\n":
-            view[:] = b"\\xee" * len(view)
-        elif line == "load\\n":
-            print(view[0], flush=True)
-            continue
-        elif line == "carve\\n":
-            host.carve("more", 1)
-        elif line == "rejoin\\n":
-            before = epoch
-            del view
-            host.leave()
-            host = pool.join("again")
-            print(host.info().epoch > before, flush=True)
-            continue
-        elif line == "epoch\\n":
-            epoch = host.info().epoch
-        print("done", flush=True)
-    except errors.EmucxlError as error:
-        print(type(error).__name__, flush=True)
-"""
-
-
-class Victim:
-    def __init__(self, path: Path, lease_s: float, persistent: bool, fault: bool) -> None:
-        arguments = [str(path), str(lease_s), str(int(persistent)), str(int(fault))]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        assert self.answer() == "ready"
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def told(self, what: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def victim(
-    pool: Pool, lease_s: float = 30.0, persistent: bool = False, fault: bool = False
-) -> Iterator[Victim]:
-    started = Victim(pool.path, lease_s, persistent, fault)
-    try:
-        yield started
-    finally:
-        started.kill()
-        for stream in (started.process.stdin, started.process.stdout):
-            assert stream is not None
-            stream.close()
 
 
 @pytest.fixture
@@ -109,19 +21,6 @@ def pool(tmp_path: Path) -> Iterator[Pool]:
     with Pool.create(tmp_path / "pool", 16 * EXTENT, extent_bytes=EXTENT, max_regions=8) as created:
         yield created
         created.check()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def poke(pool: Pool, slot: int, field: int, value: int) -> None:
-    """Overwrites a word of a host's record, as no library would."""
-    with pool.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
-        struct.pack_into("<Q", content, HOSTS_OFFSET + 256 * slot + field, value)
 
 
 # ---- death
@@ -196,9 +95,9 @@ def test_region_that_others_hold_survives_its_owner(pool: Pool) -> None:
 def test_reused_pid_is_not_taken_for_the_host(pool: Pool) -> None:
     with pool.join("a", heartbeat=False, lease_s=3600) as host:
         host.carve("x", 1, persistent=True).close()
-        poke(
-            pool, host.info().slot, START_TIME, host.info().start_time + 1
-        )  # as if that process had started later
+        poke(pool, host.info().slot, LOCK_INODE, 0)  # as on a filesystem without locks
+        # as if that process had started later
+        poke(pool, host.info().slot, START_TIME, host.info().start_time + 1)
         assert pool.reclaim().freed_hosts == 1
         with pytest.raises(errors.FencedError):
             host.heartbeat()

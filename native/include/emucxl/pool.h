@@ -127,7 +127,7 @@ EMX_API emx_status emx_pool_list_poison(const emx_pool *pool, emx_poison_range *
 EMX_API emx_status emx_pool_poison(emx_pool *pool, uint64_t offset, uint64_t size_bytes);
 
 typedef enum emx_reclaim_flag {
-  EMX_RECLAIM_KILL = 1, /* SIGKILL to the processes of this machine whose hosts were fenced but hold on to memory */
+  EMX_RECLAIM_KILL = 1, /* SIGKILL to the processes of these PID and time namespaces whose hosts were fenced but hold on to memory */
 } emx_reclaim_flag;
 
 typedef struct emx_reclaim_report {
@@ -136,7 +136,9 @@ typedef struct emx_reclaim_report {
 } emx_reclaim_report;
 
 /* Fences hosts whose lease ran out or whose process is gone, and finishes or undoes what hosts left half-done. Joining,
- * carving and every heartbeat do the same. `report` may be NULL. */
+ * carving and every heartbeat do the same. `report` may be NULL. Of a host that cannot be looked at (another machine's, or one
+ * from before a restart) only silence tells: a lease until it is fenced, another until it is freed, as seen by calls on this
+ * `pool` object. A program that exits after one call never frees it; call again until nothing is in quarantine. */
 EMX_API emx_status emx_pool_reclaim(emx_pool *pool, uint32_t flags, emx_reclaim_report *report);
 /* Every invariant; EMX_E_CORRUPT names the first that does not hold. May run while hosts work. */
 EMX_API emx_status emx_pool_check(const emx_pool *pool);

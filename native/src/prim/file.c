@@ -97,6 +97,33 @@ int file_reserve(int fd, uint64_t size_bytes) {
   return posix_fallocate(fd, 0, (off_t)size_bytes);
 }
 
+static struct flock byte_at(uint64_t offset, short type) {
+  return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+}
+
+int file_lock_byte(int fd, uint64_t offset) {
+  struct flock lock = byte_at(offset, F_WRLCK);
+  if (fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+  return errno == EACCES ? EAGAIN : errno;
+}
+
+void file_unlock_byte(int fd, uint64_t offset) {
+  struct flock lock = byte_at(offset, F_UNLCK);
+  (void)fcntl(fd, F_OFD_SETLK, &lock);
+}
+
+int file_byte_is_locked(int fd, uint64_t offset) {
+  struct flock lock = byte_at(offset, F_WRLCK);
+  if (fcntl(fd, F_OFD_GETLK, &lock) != 0) return -1;
+  return lock.l_type != F_UNLCK;
+}
+
+uint64_t file_inode(int fd) {
+  struct stat status;
+  if (fstat(fd, &status) != 0) return 0;
+  return ((uint64_t)status.st_dev * 0x9e3779b97f4a7c15u ^ (uint64_t)status.st_ino) | 1;
+}
+
 static int finish_mapping(void *mapped, size_t size_bytes, void **out) {
   if (mapped == MAP_FAILED) return errno;
   (void)madvise(mapped, size_bytes, MADV_DONTFORK);

@@ -25,6 +25,16 @@ void close_file(int fd);
 /* Sets the size and reserves every page, so that touching one never fails. ENOMEM or ENOSPC before anything is used up. */
 int file_reserve(int fd, uint64_t size_bytes);
 
+/* Locks on single bytes. One belongs to the open file behind `fd`, and goes with the last descriptor and mapping of that,
+ * however their process ends. Any other open file of the same inode on this running kernel can ask for it, whatever its
+ * namespaces; the one that holds it is told that it is free. 0, or an errno: EAGAIN if another holds it. */
+int file_lock_byte(int fd, uint64_t offset);
+void file_unlock_byte(int fd, uint64_t offset);
+/* 1: another open file holds it; 0: none does; -1: that cannot be told. */
+int file_byte_is_locked(int fd, uint64_t offset);
+/* Names the inode that such locks lie on: two nodes of one device have two. 0: that cannot be told. */
+uint64_t file_inode(int fd);
+
 /* Maps shared. `at` NULL: anywhere. Children of fork() do not inherit it. */
 int map_file(int fd, uint64_t offset, size_t size_bytes, bool writable, void *at, void **mapped);
 /* Addresses without memory, aligned; touching them faults. */

@@ -25,15 +25,23 @@ static int read_text(const char *path, char *text, size_t capacity) {
   return 0;
 }
 
-/* The state letter and the start time. ENOENT or ESRCH: there is no such process. */
-static int read_stat(uint64_t pid, char *state, uint64_t *start_time) {
+typedef struct process_facts {
+  char state;           /* of its first thread: Z also where that has ended and others go on */
+  uint64_t num_threads; /* the first one counts until all are gone */
+  uint64_t start_time;
+} process_facts;
+
+/* Of "self" or a PID. ENOENT or ESRCH: there is no such process. */
+static int read_stat(const char *name, process_facts *facts) {
   char path[64], text[1024];
-  snprintf(path, sizeof path, "/proc/%" PRIu64 "/stat", pid);
+  snprintf(path, sizeof path, "/proc/%s/stat", name);
   const int error = read_text(path, text, sizeof text);
   if (error) return error;
   const char *after_name = strrchr(text, ')'); /* the name may hold anything, a ')' too */
-  if (!after_name || sscanf(after_name + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %" SCNu64,
-                            state, start_time) != 2)
+  if (!after_name ||
+      sscanf(after_name + 1,
+             " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %" SCNu64 " %*d %" SCNu64, &facts->state,
+             &facts->num_threads, &facts->start_time) != 3)
     return EIO;
   return 0;
 }
@@ -58,52 +66,68 @@ static uint64_t namespace_of(const char *path) {
   return stat(path, &facts) == 0 ? (uint64_t)facts.st_ino : 0; /* 0: a kernel without such namespaces */
 }
 
-int process_identify_self(process_identity *identity) {
-  char state;
-  *identity = (process_identity){.pid = (uint64_t)getpid()};
-  const int error = read_boot_id(identity->boot_id);
-  if (error) return error;
-  identity->pid_namespace = namespace_of("/proc/self/ns/pid");
-  identity->time_namespace = namespace_of("/proc/self/ns/time");
-  return read_stat(identity->pid, &state, &identity->start_time);
+/* In a new PID namespace whose /proc is still that of its parent, /proc/PID is somebody else. */
+static bool proc_counts_as_we_do(void) {
+  char target[32], own[32];
+  const ssize_t num_bytes = readlink("/proc/self", target, sizeof target - 1);
+  if (num_bytes < 0) return false;
+  target[num_bytes] = 0;
+  snprintf(own, sizeof own, "%d", (int)getpid());
+  return strcmp(target, own) == 0;
 }
 
-static bool shares_boot(const process_identity *self, const process_identity *other) {
+int process_identify_self(process_identity *identity) {
+  process_facts facts;
+  *identity = (process_identity){.pid = (uint64_t)getpid()};
+  int error = read_boot_id(identity->boot_id);
+  if (!error) error = read_stat("self", &facts);
+  if (error) return error;
+  identity->start_time = facts.start_time;
+  identity->pid_namespace = proc_counts_as_we_do() ? namespace_of("/proc/self/ns/pid") : UINT64_MAX;
+  identity->time_namespace = namespace_of("/proc/self/ns/time");
+  return 0;
+}
+
+bool process_shares_boot(const process_identity *self, const process_identity *other) {
   return self->boot_id[0] == other->boot_id[0] && self->boot_id[1] == other->boot_id[1];
 }
 
 bool process_shares_clock(const process_identity *self, const process_identity *other) {
-  return shares_boot(self, other) && self->time_namespace == other->time_namespace;
+  return process_shares_boot(self, other) && self->time_namespace == other->time_namespace;
 }
 
 bool process_shares_pids(const process_identity *self, const process_identity *other) {
-  return shares_boot(self, other) && self->pid_namespace == other->pid_namespace;
+  return process_shares_boot(self, other) && self->pid_namespace == other->pid_namespace && self->pid_namespace != UINT64_MAX;
 }
 
 /* `start_time` 0: of any. */
 static process_state look(uint64_t pid, uint64_t start_time) {
-  char state;
-  uint64_t actual_start_time;
+  char name[32];
+  process_facts facts;
   if (pid == 0 || pid > INT32_MAX) return PROCESS_DEAD;
-  const int error = read_stat(pid, &state, &actual_start_time);
+  snprintf(name, sizeof name, "%" PRIu64, pid);
+  const int error = read_stat(name, &facts);
   if (error == ENOENT || error == ESRCH) /* or /proc hides it */
     return kill((pid_t)pid, 0) != 0 && errno == ESRCH ? PROCESS_DEAD : PROCESS_UNKNOWN;
   if (error) return PROCESS_UNKNOWN;
-  if (state == 'Z' || state == 'X' || state == 'x') return PROCESS_DEAD;
-  return start_time && start_time != actual_start_time ? PROCESS_DEAD : PROCESS_ALIVE;
+  if ((facts.state == 'Z' && facts.num_threads <= 1) || facts.state == 'X' || facts.state == 'x') return PROCESS_DEAD;
+  return start_time && start_time != facts.start_time ? PROCESS_DEAD : PROCESS_ALIVE;
 }
 
 uint64_t process_own_pid(void) { return (uint64_t)getpid(); }
 
-process_state process_look_at_pid(uint64_t pid) { return look(pid, 0); }
+process_state process_look_at_pid(const process_identity *self, uint64_t pid) {
+  return self->pid_namespace == UINT64_MAX ? PROCESS_UNKNOWN : look(pid, 0);
+}
 
 process_state process_look(const process_identity *self, const process_identity *other) {
   if (!process_shares_pids(self, other)) return PROCESS_UNKNOWN;
-  return look(other->pid, other->start_time);
+  if (process_shares_clock(self, other)) return look(other->pid, other->start_time);
+  return look(other->pid, 0) == PROCESS_DEAD ? PROCESS_DEAD : PROCESS_UNKNOWN;
 }
 
 int process_kill(const process_identity *self, const process_identity *other) {
-  if (!process_shares_pids(self, other)) return ESRCH;
+  if (!process_shares_pids(self, other) || !process_shares_clock(self, other)) return ESRCH;
   if (other->pid == 0 || other->pid > INT32_MAX) return ESRCH;
   const int descriptor = (int)syscall(SYS_pidfd_open, (pid_t)other->pid, 0);
   if (descriptor < 0) return errno;
@@ -112,6 +136,21 @@ int process_kill(const process_identity *self, const process_identity *other) {
   if (!error && syscall(SYS_pidfd_send_signal, descriptor, SIGKILL, NULL, 0) != 0) error = errno;
   close(descriptor);
   return error;
+}
+
+uint64_t process_boot_hash(void) {
+  uint64_t boot_id[2];
+  return read_boot_id(boot_id) == 0 ? (boot_id[0] ^ boot_id[1] * 0x9e3779b97f4a7c15u) | 1 : 0;
+}
+
+int64_t process_monotonic_offset_ns(void) {
+  char text[256];
+  int64_t seconds, nanoseconds;
+  /* The file is about the namespace of future children, which differs in a process that just asked for a new one. */
+  if (namespace_of("/proc/self/ns/time") != namespace_of("/proc/self/ns/time_for_children")) return 0;
+  if (read_text("/proc/self/timens_offsets", text, sizeof text) != 0) return 0;
+  if (sscanf(text, "monotonic %" SCNd64 " %" SCNd64, &seconds, &nanoseconds) != 2) return 0;
+  return seconds * 1000000000 + nanoseconds;
 }
 
 static uint64_t read_clock(clockid_t clock) {

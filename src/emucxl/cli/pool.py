@@ -119,7 +119,17 @@ def release(pool: PoolArgument, tag: Annotated[str, typer.Argument(help="Of a re
 def reclaim(
     pool: PoolArgument,
     kill: Annotated[
-        bool, typer.Option("--kill", help="Kill processes whose hosts were fenced but hold on to memory.")
+        bool,
+        typer.Option(
+            "--kill", help="Kill processes whose hosts were fenced but hold on to memory; and --wait."
+        ),
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait",
+            help="Wait out the leases of silent hosts that cannot be looked at, such as another machine's.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,6 +138,9 @@ def reclaim(
 
     with Pool.open(pool) as opened:
         report = opened.reclaim(kill=kill)
+        if wait or kill:
+            _tell_wait(opened)
+            report = report.followed_by(opened.reclaim(kill=kill, wait=True))
     if as_json:
         console.show_json(asdict(report))
         return
@@ -136,9 +149,19 @@ def reclaim(
         f"{report.freed_extents} extents"
     )
     if report.quarantined_hosts:
-        print(
-            f"{report.quarantined_hosts} fenced hosts hold on to memory: their processes live (--kill ends them)"
-        )
+        end = "end them where they run: that cannot be done from here" if kill else "--kill ends them"
+        print(f"{report.quarantined_hosts} fenced hosts hold on to memory: their processes live ({end})")
+
+
+def _tell_wait(pool: Pool) -> None:
+    """Says on stderr whom a call that waits will wait for."""
+    from emucxl.pool_patience import Patience
+
+    silent = Patience().waits_for(pool.hosts(), 0)
+    if silent:
+        names = ", ".join(host.name for host in silent)
+        most_s = max(host.lease_s for host in silent) * 2.5 + 0.5
+        typer.echo(f"waiting up to {most_s:.0f} s for a sign of life of {names}", err=True)
 
 
 @app.command()
