@@ -61,12 +61,13 @@ static void note_windows(emx_lane *lane, uint64_t now_ns) {
   }
 }
 
-lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
+lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns,
+                       uint64_t most_ahead_ns) {
   note_windows(lane, now_ns);
   uint64_t busy_ns = occupancy_ns(lane, rate, size_bytes);
   uint64_t free_ns = load(&lane->free_ns), start_ns, release_ns;
   do {
-    start_ns = now_ns > free_ns ? now_ns : free_ns;
+    start_ns = now_ns > free_ns || free_ns - now_ns > most_ahead_ns ? now_ns : free_ns;
     release_ns = sum_saturated(start_ns, busy_ns);
   } while (
       !__atomic_compare_exchange_n(&lane->free_ns, &free_ns, release_ns, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
@@ -76,6 +77,12 @@ lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, 
   add(&lane->transfers[direction], 1);
   add(&lane->busy_ns[direction], busy_ns);
   return (lane_slot){start_ns, release_ns};
+}
+
+void lane_restart(emx_lane *lane) {
+  __atomic_store_n(&lane->free_ns, 0, __ATOMIC_RELAXED);
+  __atomic_store_n(&lane->latest_ns, 0, __ATOMIC_RELAXED);
+  for (int i = 0; i < 4; i++) __atomic_store_n(&lane->windows[i], 0, __ATOMIC_RELAXED);
 }
 
 double lane_utilisation(emx_lane *lane, uint64_t now_ns) {

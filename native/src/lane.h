@@ -5,7 +5,7 @@
  *
  * Invariants
  *   1. free_ns only grows, by exactly what was queued: any number of transfers, however small, add up to
- * bytes/bandwidth.
+ * bytes/bandwidth. Only a leftover of another clock is dropped.
  *   2. What is queued at one time is a stretch without gaps that ends at free_ns.
  */
 #ifndef EMX_LANE_H
@@ -24,7 +24,11 @@ typedef struct lane_slot {
   uint64_t start_ns, release_ns;
 } lane_slot;
 
-lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns);
+/* A queue that ends more than `most_ahead_ns` after `now_ns` is taken for a leftover: it begins anew. */
+lane_slot lane_reserve(emx_lane *lane, lane_rate rate, emx_direction direction, uint64_t size_bytes, uint64_t now_ns,
+                       uint64_t most_ahead_ns);
+/* Forgets what is queued, and when; not how much there was. */
+void lane_restart(emx_lane *lane);
 
 /* The share of the recent past (one to two windows up to `now_ns`) in which the lane was busy, 0 to 1. Clocks that run
  * behind others on the same lane see it as busy as soon as the others queued a window ahead of them. */

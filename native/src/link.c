@@ -20,6 +20,7 @@ struct emx_link {
   int fd;
   atomic_uint users;
   lane_rate rates[2]; /* by direction */
+  int64_t clock_offset_ns; /* of this process's clock, beyond the machine's */
 };
 
 static uint64_t fnv1a(uint64_t hash, const void *bytes, size_t size_bytes) {
@@ -65,12 +66,25 @@ static void fill_page(emx_link_page *page, const emx_link_config *config) {
   page->latency_ns = config->latency_ns;
   page->check = check_of(page);
   page->creator_pid = process_own_pid();
+  page->boot_id = process_boot_hash();
+}
+
+/* After a restart of the machine the clock that the queues' times count in has begun anew. Whoever notices first forgets
+ * them; if that process dies meanwhile, EMX_LINK_MOST_AHEAD_NS keeps what is left from harm. */
+static void forget_earlier_boot(emx_link_page *page) {
+  uint64_t now = process_boot_hash(), found = __atomic_load_n(&page->boot_id, __ATOMIC_RELAXED);
+  if (found == now || __atomic_load_n(&page->clock, __ATOMIC_RELAXED) == CLOCK_OF_CONTEXTS) return;
+  if (!__atomic_compare_exchange_n(&page->boot_id, &found, now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
+  lane_restart(&page->lanes[0]);
+  lane_restart(&page->lanes[1]);
 }
 
 static emx_status check_page(const emx_link_page *page) {
   if (page->magic != EMX_LINK_MAGIC) return fail(EMX_E_FOREIGN, "the file is no link: it begins with other bytes");
   if (page->version != EMX_LINK_VERSION || page->struct_bytes != sizeof *page)
-    return fail(EMX_E_FOREIGN, "the link has version %u and %u bytes; this library makes version %u of %zu bytes",
+    return fail(EMX_E_FOREIGN,
+                "the link has version %u and %u bytes; this library makes version %u of %zu bytes: remove the file, and it "
+                "is made anew",
                 page->version, page->struct_bytes, EMX_LINK_VERSION, sizeof *page);
   if (page->check != check_of(page)) return fail(EMX_E_CORRUPT, "the link's configuration does not match its checksum");
   emx_link_config config = config_of(page);
@@ -91,8 +105,10 @@ static emx_status adopt(int fd, const emx_link_config *fresh, emx_link **link) {
     shared_page_close(fd);
     return status;
   }
+  forget_earlier_boot(page);
   made->page = page;
   made->fd = fd;
+  made->clock_offset_ns = process_monotonic_offset_ns();
   made->rates[EMX_READ] = lane_rate_of(made->page->read_bandwidth_gbps);
   made->rates[EMX_WRITE] = lane_rate_of(made->page->write_bandwidth_gbps);
   atomic_init(&made->users, 1);
@@ -171,18 +187,25 @@ emx_status emx_link_get_config(const emx_link *link, emx_link_config *config) {
 
 static uint64_t load(const uint64_t *field) { return __atomic_load_n(field, __ATOMIC_RELAXED); }
 
+static bool is_real(const emx_link *link) {
+  return __atomic_load_n(&link->page->clock, __ATOMIC_RELAXED) == CLOCK_OF_MACHINE;
+}
+
+static emx_lane *lane_of(const emx_link *link, emx_direction direction) {
+  return &link->page->lanes[link->page->full_duplex ? direction : 0];
+}
+
 /* The real clock tells what is recent; among virtual ones it is the one that is ahead. */
-static double recent_utilisation(const emx_link *link, emx_lane *lane) {
-  uint64_t latest_ns = load(&lane->latest_ns);
-  bool real = __atomic_load_n(&link->page->clock, __ATOMIC_RELAXED) == CLOCK_OF_MACHINE;
-  uint64_t now_ns = real ? clock_read_ns() : latest_ns;
-  return lane_utilisation(lane, now_ns > latest_ns ? now_ns : latest_ns);
+static double recent_utilisation(const emx_link *link, emx_direction direction) {
+  if (is_real(link)) return link_utilisation(link, direction, clock_read_ns());
+  emx_lane *lane = lane_of(link, direction);
+  return lane_utilisation(lane, load(&lane->latest_ns));
 }
 
 emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
   if (link == NULL || stats == NULL)
     return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its statistics");
-  emx_lane *reads = link_lane((emx_link *)link, EMX_READ), *writes = link_lane((emx_link *)link, EMX_WRITE);
+  emx_lane *reads = lane_of(link, EMX_READ), *writes = lane_of(link, EMX_WRITE);
   *stats = (emx_link_stats){
       .read_bytes = load(&reads->bytes[EMX_READ]),
       .write_bytes = load(&writes->bytes[EMX_WRITE]),
@@ -191,8 +214,8 @@ emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
       .read_busy_ns = load(&reads->busy_ns[EMX_READ]),
       .write_busy_ns = load(&writes->busy_ns[EMX_WRITE]),
       .queued_ns = load(&reads->queued_ns) + (writes != reads ? load(&writes->queued_ns) : 0),
-      .read_utilisation = recent_utilisation(link, reads),
-      .write_utilisation = recent_utilisation(link, writes),
+      .read_utilisation = recent_utilisation(link, EMX_READ),
+      .write_utilisation = recent_utilisation(link, EMX_WRITE),
   };
   return EMX_OK;
 }
@@ -202,8 +225,7 @@ emx_status emx_link_reserve(emx_link *link, emx_direction direction, uint64_t si
   if (link == NULL || release_ns == NULL || (direction != EMX_READ && direction != EMX_WRITE))
     return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a link and EMX_READ or EMX_WRITE",
                 direction);
-  *release_ns =
-      lane_reserve(link_lane(link, direction), link->rates[direction], direction, size_bytes, now_ns).release_ns;
+  *release_ns = link_queue(link, direction, size_bytes, now_ns).release_ns;
   return EMX_OK;
 }
 
@@ -226,11 +248,22 @@ void link_release(emx_link *link) {
   free(link);
 }
 
-emx_lane *link_lane(emx_link *link, emx_direction direction) {
-  return &link->page->lanes[link->page->full_duplex ? direction : 0];
+lane_slot link_queue(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
+  emx_lane *lane = lane_of(link, direction);
+  if (!is_real(link)) return lane_reserve(lane, link->rates[direction], direction, size_bytes, now_ns, UINT64_MAX);
+  const uint64_t offset_ns = (uint64_t)link->clock_offset_ns; /* wraps where it is negative, there and back */
+  lane_slot slot = lane_reserve(lane, link->rates[direction], direction, size_bytes, now_ns - offset_ns, EMX_LINK_MOST_AHEAD_NS);
+  slot.start_ns += offset_ns;
+  slot.release_ns += offset_ns;
+  return slot;
 }
 
-lane_rate link_rate(const emx_link *link, emx_direction direction) { return link->rates[direction]; }
+double link_utilisation(const emx_link *link, emx_direction direction, uint64_t now_ns) {
+  emx_lane *lane = lane_of(link, direction);
+  if (!is_real(link)) return lane_utilisation(lane, now_ns);
+  const uint64_t here_ns = now_ns - (uint64_t)link->clock_offset_ns, free_ns = load(&lane->free_ns);
+  return free_ns > here_ns && free_ns - here_ns > EMX_LINK_MOST_AHEAD_NS ? 0 : lane_utilisation(lane, here_ns);
+}
 
 double link_latency_ns(const emx_link *link) { return link->page->latency_ns; }
 

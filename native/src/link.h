@@ -9,8 +9,9 @@
 emx_status link_join(emx_link *link, bool real_clock);
 void link_release(emx_link *link);
 
-emx_lane *link_lane(emx_link *link, emx_direction direction);
-lane_rate link_rate(const emx_link *link, emx_direction direction);
+/* Queues bytes that arrive at `now_ns` of the caller's clock, and tells times of that clock. */
+lane_slot link_queue(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns);
+double link_utilisation(const emx_link *link, emx_direction direction, uint64_t now_ns);
 double link_latency_ns(const emx_link *link);
 double link_bandwidth_gbps(const emx_link *link, emx_direction direction);
 

@@ -77,7 +77,7 @@ void path_destroy(path *path) {
 
 static double busiest(path *path, emx_direction direction, uint64_t now_ns) {
   double own = path->own_rates[direction] != 0 ? lane_utilisation(&path->own[direction], now_ns) : 0;
-  double shared = path->link != NULL ? lane_utilisation(link_lane(path->link, direction), now_ns) : 0;
+  double shared = path->link != NULL ? link_utilisation(path->link, direction, now_ns) : 0;
   return own > shared ? own : shared;
 }
 
@@ -96,10 +96,8 @@ static lane_slot later(lane_slot left, lane_slot right) {
 lane_slot path_reserve(path *path, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {
   lane_slot own = {now_ns, now_ns};
   if (path->own_rates[direction] != 0)
-    own = lane_reserve(&path->own[direction], path->own_rates[direction], direction, size_bytes, now_ns);
-  if (path->link == NULL) return own;
-  emx_lane *shared = link_lane(path->link, direction);
-  return later(own, lane_reserve(shared, link_rate(path->link, direction), direction, size_bytes, now_ns));
+    own = lane_reserve(&path->own[direction], path->own_rates[direction], direction, size_bytes, now_ns, UINT64_MAX);
+  return path->link != NULL ? later(own, link_queue(path->link, direction, size_bytes, now_ns)) : own;
 }
 
 size_t path_piece_bytes(const path *path) { return path->piece_bytes; }

@@ -21,7 +21,7 @@ from typing import TypeVar
 CONTEXT_NAME, LINK_NAME = "emucxl-context", "emucxl-link"
 PROVIDERS = ("anon", "shm", "numa", "dax", "null", "region")  # by emx_provider
 _CONTEXT_MAGIC, _CONTEXT_VERSION = 0x31786E6F4D786D65, 1
-_LINK_MAGIC, _LINK_VERSION = 0x316B6E696C786D65, 1
+_LINK_MAGIC, _LINK_VERSION = 0x316B6E696C786D65, 2
 _LINK_FILE_BYTES = 4096
 _MAX_TIERS, _SHARDS = 16, 16
 
@@ -92,7 +92,8 @@ class _LinkPage(ctypes.Structure):
         ("latency_ns", c_double),
         ("check", c_uint64),
         ("creator_pid", c_uint64),
-        ("padding", c_uint64 * 8),
+        ("boot_id", c_uint64),
+        ("padding", c_uint64 * 7),
         ("lanes", _Lane * 2),
     )
 

@@ -10,6 +10,7 @@ that every rank left when recording began: to within the time that the barrier's
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -205,9 +206,11 @@ def check_writable(path: Path) -> None:
 
 
 def clock_id() -> bytes:
-    """The same on two ranks if and only if they read one clock: 16 bytes that the kernel drew when it booted."""
-    with open("/proc/sys/kernel/random/boot_id") as lines:
-        return bytes.fromhex(lines.read().strip().replace("-", ""))
+    """The same on two ranks if and only if they read one clock: 16 bytes of the boot and the time namespace."""
+    clock = Path("/proc/sys/kernel/random/boot_id").read_text()
+    with suppress(OSError):  # an old kernel has no such namespaces
+        clock += os.readlink("/proc/self/ns/time")
+    return hashlib.blake2b(clock.encode(), digest_size=16).digest()
 
 
 def _read(rank: int, own: Recorder, message: bytes, offset_s: float) -> Recording:

@@ -239,7 +239,7 @@ def made(path: Path) -> bytes:
         (lambda content: content[:-1], ForeignError),
         (lambda content: content + b"x", ForeignError),
         (lambda content: bytes(len(content)), ForeignError),
-        (lambda content: content[:8] + b"\2" + content[9:], ForeignError),  # the version
+        (lambda content: content[:8] + b"\1" + content[9:], ForeignError),  # the version
         (lambda content: content[:26] + b"\xff" + content[27:], CorruptError),  # the bandwidth
         (
             lambda content: content[:16] + b"\1\0\0\0" + content[20:],
@@ -255,6 +255,104 @@ def test_files_that_are_no_links_are_refused(damage: object, error: type[Excepti
         Link.open(path)
     with path.open("rb+") as file, pytest.raises(error):
         Link.attach(file.fileno())
+
+
+# ---- clocks that begin anew
+
+
+CLOCK, BOOT, FREE_NS, LATEST_NS = 20, 64, 128, 144  # in the file (native/include/emucxl/link_layout.h)
+
+
+def poke(path: Path, place: int, value: int, size: int = 8) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(value.to_bytes(size, "little"))
+
+
+def peek(path: Path, place: int) -> int:
+    return int.from_bytes(path.read_bytes()[place : place + 8], "little")
+
+
+def read_through(link: Link) -> None:
+    """One small access on the real clock, which waits for the link as long as that says."""
+    with (
+        emucxl.Context(calibration=CALIBRATION) as context,
+        context.add_tier("far", 1 << 20, link=link).alloc(64) as buffer,
+    ):
+        buffer.read(64)
+
+
+def test_a_queue_that_no_clock_can_reach_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    with Link.open(path, LinkConfig(1)) as link:
+        read_through(link)
+        poke(path, FREE_NS, 2**63)
+        assert link.stats().read_utilisation == 0
+        read_through(link)  # would wait for centuries
+        assert peek(path, FREE_NS) <= time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        assert link.reserve("read", 50 * 10**9, now_ns) == now_ns + 50 * 10**9  # what is near is a queue
+        assert link.reserve("read", 5, now_ns) == now_ns + 50 * 10**9 + 5
+
+
+def test_a_link_that_was_made_before_a_restart_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    later_ns = time.monotonic_ns() + 30 * 10**9  # near enough to be a queue, were it of this clock
+    for clock in (0, 1):  # nobody said which, the real one
+        Link.open(path, LinkConfig(1)).close()
+        poke(path, CLOCK, clock, 4)
+        poke(path, BOOT, 12345)
+        poke(path, FREE_NS, later_ns)
+        poke(path, LATEST_NS, later_ns)
+        with Link.open(path) as link:
+            now_ns = time.monotonic_ns()
+            assert link.reserve("read", 7, now_ns) == now_ns + 7
+            with Link.open(path) as other:  # of this run of the machine: it queues
+                assert other.reserve("read", 7, now_ns) == now_ns + 14
+        path.unlink()
+
+
+def test_virtual_times_outlast_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    with Link.open(path, LinkConfig(1)) as link, emucxl.Context("virtual") as context:
+        context.add_tier("far", 1 << 20, link=link)
+        link.reserve("read", 1000, 0)
+    poke(path, BOOT, 12345)
+    with Link.open(path) as link:
+        assert link.reserve("read", 1, 0) == 1001
+
+
+IN_ANOTHER_TIME = """
+import sys, time
+from emucxl.links import Link
+with Link.open(sys.argv[1]) as link:
+    now_ns = time.monotonic_ns()
+    print(link.reserve("read", 5_000_000_000, now_ns) - now_ns, now_ns)
+"""
+
+
+def test_time_namespaces_share_one_queue(tmp_path: Path) -> None:
+    other_time = ["unshare", "-T", "--monotonic", "1000"]
+    try:
+        subprocess.run([*other_time, "true"], capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("this machine or this user makes no time namespaces")
+    path = tmp_path / "link"
+    with Link.open(path, LinkConfig(1)) as link:
+        read_through(link)
+        command = [*other_time, sys.executable, "-c", IN_ANOTHER_TIME, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        waits_ns, then_ns = map(int, done.stdout.split())
+        assert waits_ns == 5 * 10**9
+        assert then_ns > time.monotonic_ns() + 900 * 10**9  # it was another time
+        now_ns = time.monotonic_ns()
+        assert (
+            link.reserve("read", 0, now_ns) == then_ns - 1000 * 10**9 + waits_ns
+        )  # what it queued lies before us
+        assert link.stats().read_bytes == 64 + 5 * 10**9
+
+
+# ---- files that are refused
 
 
 def test_a_file_open_to_others_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
 from tokenweave.trace import Recorder, Trace, check_writable
 from tokenweave.trace_summary import measure, summarise
 
+PRINT_CLOCK = "from tokenweave.trace import clock_id; print(clock_id().hex())"
 NOTHING = dict.fromkeys(Op, lambda step: None)
 
 
@@ -85,6 +88,24 @@ def test_ranks_of_one_host_share_a_clock_and_those_of_others_are_moved_to_it(
     assert [a - b for a, b in zip(there.times, moved.times, strict=True)] == pytest.approx(
         [1000] * len(moved.times)
     )
+
+
+def test_clock_of_another_time_namespace_is_another_clock() -> None:
+    try:
+        other = subprocess.run(
+            ["unshare", "-T", "--monotonic", "1000", sys.executable, "-c", PRINT_CLOCK],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("this machine or this user makes no time namespaces")
+    own = subprocess.run(
+        [sys.executable, "-c", PRINT_CLOCK], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert own == trace_module.clock_id().hex() + "\n" != other
+    assert len(other) == len(own)
 
 
 def _before(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> bytes:

@@ -2,7 +2,8 @@
  * read-only.
  *
  * Everything is little-endian and naturally aligned. Fields above `lanes` are written once, before the link is seen by
- * anyone, except `clock`. Those of the lanes change all the time, each by itself: load them atomically, and expect the
+ * anyone, except `clock` and `boot_id`. On the real clock the times of the lanes are CLOCK_MONOTONIC of the machine, without
+ * the offset of a time namespace. Those of the lanes change all the time, each by itself: load them atomically, and expect the
  * sums of two fields to be off by a transfer that is just being queued.
  */
 #ifndef EMUCXL_LINK_LAYOUT_H
@@ -11,9 +12,12 @@
 #include <stdint.h>
 
 #define EMX_LINK_MAGIC 0x316b6e696c786d65ull /* the bytes "emxlink1" */
-#define EMX_LINK_VERSION 1u
+#define EMX_LINK_VERSION 2u
 #define EMX_LINK_FILE_BYTES 4096u
 #define EMX_LINK_WINDOW_NS 100000ull /* utilisation looks back over one to two of these */
+/* On the real clock no queue reaches further than this beyond the present: what does was left by a clock that restarted, or
+ * is damage, and is not waited for. */
+#define EMX_LINK_MOST_AHEAD_NS 60000000000ull
 
 /* One queue. The arrays are indexed by emx_direction; on a full-duplex link each lane uses one of the two only. */
 typedef struct emx_lane {
@@ -42,7 +46,8 @@ typedef struct emx_link_page {
   double latency_ns;
   uint64_t check; /* FNV-1a of the bytes from read_bandwidth_gbps up to here, then full_duplex */
   uint64_t creator_pid;
-  uint64_t padding[8];
+  uint64_t boot_id; /* a hash of that in which the lanes' times count: a link that is opened after a restart begins anew */
+  uint64_t padding[7];
   emx_lane lanes[2];
 } emx_link_page;
 
