@@ -63,7 +63,7 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         rms_norm_eps=_number(config, "rms_norm_eps", defaults.rms_norm_eps),
         max_position=max_position,
         rope=_rope(config, defaults.rope_theta, max_position),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_word_embeddings=_flag(config, "tie_word_embeddings"),
         biases=_biases(config, defaults),
         qk_norm=defaults.qk_norm,
         sliding_window=_sliding_window(config, defaults, num_layers),
@@ -130,8 +130,8 @@ def _sliding_window(config: Mapping[str, Any], defaults: _Defaults, num_layers: 
     if defaults.window_by_layer:
         return _window_of_all_layers(config, num_layers)
     if not defaults.has_window:
-        if not config.get("use_sliding_window", True):
-            config.get("sliding_window")  # read: it is said to be unused
+        if config.get("use_sliding_window") is False:
+            config.get("sliding_window")  # read, that is: it is said to be unused
         return None
     window = config.get("sliding_window", defaults.sliding_window)
     return None if window is None else _integer({"sliding_window": window}, "sliding_window")
@@ -140,7 +140,7 @@ def _sliding_window(config: Mapping[str, Any], defaults: _Defaults, num_layers: 
 def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | None:
     """Qwen's window holds from layer `max_window_layers` on: here it must be all layers or none."""
     window = config.get("sliding_window", 4096)
-    if window is None or not config.get("use_sliding_window", False):
+    if not _flag(config, "use_sliding_window") or window is None:
         return None
     first = _integer(config, "max_window_layers", 28)
     kinds = config.get("layer_types")

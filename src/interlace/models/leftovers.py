@@ -131,6 +131,8 @@ HF_RULES = (
     Rule(r"routed_scaling_factor|n_group|topk_group", "chooses or scales its experts otherwise", _dense(_among(1))),
     Rule(r"num_loops|total_ut_steps|num_recurren\w+", "runs its layers several times", _among(1)),
     Rule(r"pruned_heads", "lacks heads"),
+    Rule(r"architectures", "is no language model that continues a text", lambda value, config:
+         not re.search("bidirectional|classification|reward", str(value), re.IGNORECASE)),
 )  # fmt: skip
 
 GGUF_RULES = (

@@ -71,8 +71,7 @@ class SafetensorsSource(WeightSource):
         step = max(1, _COMPARED_VALUES // max(1, num_columns))
         try:
             is_equal = all(
-                torch.equal(one[at : at + step].float(), other[at : at + step].float())
-                for at in range(0, num_rows, step)
+                _are_equal(one[at : at + step], other[at : at + step]) for at in range(0, num_rows, step)
             )
         except SafetensorError as error:
             raise CorruptFile(f"{self._file_of[head]}: cannot read tensor {head!r}: {error}") from error
@@ -113,6 +112,10 @@ class SafetensorsSource(WeightSource):
         self._handles = {
             file: _open(file) for file in self.files
         }  # the old mapping goes with the last view of it
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float())
 
 
 def read_directory_config(directory: Path) -> ModelConfig:

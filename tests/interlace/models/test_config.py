@@ -125,6 +125,7 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
         ({"head_dim": 15}, "head_dim must be even"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported, expected 'silu'"),
+        ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' must be true or false, got 'false'"),
         ({"attention_bias": "yes"}, "'attention_bias' must be true or false, got 'yes'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),

@@ -109,6 +109,7 @@ HF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
     (EXPERTS, "scoring_func", "sigmoid", ["softmax"]),
     (EXPERTS, "routed_scaling_factor", 2.5, [1.0]),
     ({}, "num_loops", 2, [1]),
+    ({}, "architectures", ["LlamaBidirectionalModel"], [["LlamaForCausalLM"], ["LlamaModel"], None]),
     ({}, "pruned_heads", {"0": [1]}, [{}]),
 ]  # fmt: skip
 
