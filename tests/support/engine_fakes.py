@@ -74,7 +74,7 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         return bytes(token for token in ids if token != EOS).decode(errors="replace")
 
-    def stream(self, skip_special: bool = True) -> ByteDecoder:
+    def stream(self, skip_special: bool = True, prompt: Sequence[int] = ()) -> ByteDecoder:
         return ByteDecoder()
 
     def apply_chat_template(

@@ -73,7 +73,7 @@ class Engine:
         sequence = Sequence(request_id, prompt_token_ids, params, seed, self.ranks.max_model_len)
         self.scheduler.add(sequence)
         self._num_requests += 1
-        decoder = self.ranks.tokenizer.stream(skip_special=params.skip_special_tokens)
+        decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, prompt_token_ids)
         assembler = TextAssembler(decoder, params.stop_strings)
         self._requests[request_id] = Request(sequence, prompt, assembler, self._eos_ids)
 

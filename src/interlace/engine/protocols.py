@@ -40,7 +40,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str: ...
 
-    def stream(self, skip_special: bool = True) -> TextDecoder: ...
+    def stream(self, skip_special: bool = True, prompt: Sequence[int] = ()) -> TextDecoder:
+        """A decoder of the tokens that follow `prompt`, which shapes their text and is not shown."""
 
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True

@@ -14,11 +14,7 @@ import tokenizers
 
 from interlace.errors import TokenizerError
 from interlace.models.chat_template import ChatTemplate, Message
-
-_BROKEN = "\ufffd"  # what a decoder shows for bytes that are no character, or not yet
-_WINDOW = (
-    32  # tokens of an unfinished character after which it is shown as broken: the longest real ones have four
-)
+from interlace.models.token_stream import TokenStream
 
 
 class Tokenizer:
@@ -74,9 +70,20 @@ class Tokenizer:
         text: str = self.backend.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
-    def stream(self, skip_special: bool = True) -> TokenStream:
-        """A decoder to push tokens into one by one."""
-        return TokenStream(self, skip_special)
+    def is_spelled(self, token_id: int, skip_special: bool = True) -> bool:
+        """Whether `decode` looks at the token: it leaves out special ones, and ids outside the vocabulary."""
+        if token_id in self._special_ids:
+            return not skip_special
+        return self.backend.id_to_token(token_id) is not None
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    def stream(self, skip_special: bool = True, prompt: Sequence[int] = ()) -> TokenStream:
+        """A decoder to push tokens into one by one. The first is spelled as after `prompt`, whose text is not shown."""
+        return TokenStream(self, skip_special, prompt)
 
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
@@ -102,41 +109,3 @@ class Tokenizer:
                 "this model has no chat template, so it cannot chat; give it a plain prompt instead (--raw)"
             )
         return ChatTemplate(self.chat_template, self.special_tokens)
-
-
-class TokenStream:
-    """Turns tokens into text as they come, holding back what may yet change.
-
-    Invariant: the pieces pushed out, with what `flush` gives, join to `decode` of all the tokens, wherever those
-    spell valid UTF-8 (SentencePiece breaks a whole run of bytes for one bad byte in it, and what is out stays out).
-    """
-
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
-        self._tokenizer, self._skip_special = tokenizer, skip_special
-        self._ids: list[int] = []
-        self._context = 0  # tokens before `_done` that still shape how the next ones are spelled
-        self._done = 0  # tokens whose text is out
-
-    def push(self, token_id: int) -> str:
-        """The text that `token_id` completes: "" while a character is unfinished."""
-        self._ids.append(token_id)
-        new = self._pending()
-        if new.endswith(_BROKEN) and len(self._ids) - self._done < _WINDOW:
-            return ""
-        if new:
-            self._context, self._done = self._done, len(self._ids)
-        return new
-
-    def flush(self) -> str:
-        """The text still held back, at the end of the tokens."""
-        rest = self._pending()
-        self._context, self._done = self._done, len(self._ids)
-        return rest
-
-    def _pending(self) -> str:
-        """Text of the tokens not yet out, spelled as after the ones before them."""
-        shown = self._tokenizer.decode(self._ids[self._context : self._done], self._skip_special)
-        both = self._tokenizer.decode(self._ids[self._context :], self._skip_special)
-        if both.startswith(shown):
-            return both[len(shown) :]
-        return self._tokenizer.decode(self._ids[self._done :], self._skip_special)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, normalizers
 from tokenizers.models import BPE
 
 from interlace.models.tokenization.metadata import ids_of, required
@@ -15,7 +15,12 @@ _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 def sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Backend:
-    """SentencePiece BPE: the best-scored neighbours merge first, characters outside the vocabulary become bytes."""
+    """SentencePiece BPE: the best-scored neighbours merge first, characters outside the vocabulary become bytes.
+
+    A space goes before the text, and before what follows a token that was spelled out in it: normalisation is of
+    each stretch between such tokens by itself. It goes there whatever the text begins with, so that `" Hello"` and
+    `"Hello"` differ.
+    """
     ids = ids_of(tokens)
     unknown = fields.get("tokenizer.ggml.unknown_token_id")
     backend = Backend(
@@ -27,12 +32,12 @@ def sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Backend:
             byte_fallback=True,
         )
     )
-    leading_space = fields.get("tokenizer.ggml.add_space_prefix", True)
-    scheme = "first" if leading_space else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme, split=False)
+    rules: list[Any] = [normalizers.Replace(" ", _SPACE)]
     steps: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if leading_space:
+    if fields.get("tokenizer.ggml.add_space_prefix", True):
+        rules.insert(0, normalizers.Prepend(_SPACE))
         steps.append(decoders.Strip(content=" ", left=1))
+    backend.normalizer = normalizers.Sequence(rules)
     backend.decoder = decoders.Sequence(steps)
     return backend
 
