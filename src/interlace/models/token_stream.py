@@ -89,7 +89,8 @@ class TokenStream:
         if not ids:
             return ""
         both = self._decode([*self._context, *ids])
-        for shown in (self._shown, self._shown.rstrip(_BROKEN)):  # or `ids` complete the context's last character
+        completed = self._shown.rstrip(_BROKEN)  # what is left of it if `ids` complete its last character
+        for shown in (self._shown, completed):
             if both.startswith(shown):
                 return both[len(shown) :]
         return self._decode(ids)
