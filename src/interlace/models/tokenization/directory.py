@@ -8,15 +8,13 @@ from typing import Any
 
 import tokenizers
 
-from interlace.errors import ConfigError, TokenizerError
-from interlace.models.json_file import read_json
+from interlace.errors import TokenizerError
+from interlace.models.tokenization import side_files
 from interlace.models.tokenizer import Tokenizer
-
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def tokenizer_from_directory(directory: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja.
+    """The tokenizer of a Hugging Face directory: tokenizer.json, and what the files beside it add.
 
     Raises:
         TokenizerError: tokenizer.json is missing or damaged, or the other files are.
@@ -31,26 +29,9 @@ def tokenizer_from_directory(directory: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise TokenizerError(f"{path} is damaged or of an unknown kind: {error}") from error
-    settings = _read_settings(directory / "tokenizer_config.json")
-    return Tokenizer(backend, _special_tokens(settings), _chat_template(directory, settings))
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path) if path.is_file() else {}
-    except ConfigError as error:
-        raise TokenizerError(str(error)) from error
-
-
-def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Each special token is a string, or an object with the string in `content`."""
-    found = {}
-    for name in _SPECIAL_NAMES:
-        value = settings.get(name)
-        token = value.get("content") if isinstance(value, Mapping) else value
-        if isinstance(token, str):
-            found[name] = token
-    return found
+    settings = side_files.read_settings(directory)
+    side_files.complete(backend, directory, settings)
+    return Tokenizer(backend, side_files.special_tokens(settings), _chat_template(directory, settings))
 
 
 def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
