@@ -173,7 +173,7 @@ def refuse_unread_hf_settings(settings: Settings, config: ModelConfig) -> None:
             refused.append(f"{key!r} is {_shown(value)}: the model {rule.does}")
     if refused:
         raise ConfigError(
-            f"config.json asks for what is not supported for {config.family} models: {_listed(refused, '; ')}. "
+            f"config.json asks for what is not supported for {config.family} models: {listed(refused, '; ')}. "
             "Where the model is meant to run without, remove the key"
         )
 
@@ -190,7 +190,7 @@ def refuse_unread_gguf_settings(settings: Settings, architecture: str, config: M
             refused.append(f"{key!r} is {_shown(value)}: the model {rule.does}")
     if refused:
         raise ConfigError(
-            f"the GGUF metadata ask for what is not supported for {config.family} models: {_listed(refused, '; ')}"
+            f"the GGUF metadata ask for what is not supported for {config.family} models: {listed(refused, '; ')}"
         )
 
 
@@ -205,7 +205,7 @@ def refuse_unread_tensors(
     )
     if unread:
         raise ConfigError(
-            f"{file_of(unread[0])}: the configuration describes a model without {_listed(unread, ', ')}; running it "
+            f"{file_of(unread[0])}: the configuration describes a model without {listed(unread, ', ')}; running it "
             "without would give wrong answers. Correct the configuration, or use files of that model alone"
         )
 
@@ -219,6 +219,6 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE_CHARS else f"{text[:_MAX_VALUE_CHARS]}…"
 
 
-def _listed(items: list[str], separator: str) -> str:
+def listed(items: list[str], separator: str) -> str:
     more = [f"and {len(items) - _MAX_NAMES} more"] if len(items) > _MAX_NAMES else []
     return separator.join(items[:_MAX_NAMES] + more)

@@ -102,11 +102,22 @@ def place_weights(
         if place is None:
             raise CorruptFile(
                 f"{missing_from}: tensor {candidates[0].tensor!r} ({name}) is missing, and the configuration "
-                "calls for it; fetch the model again, or correct its configuration"
+                f"calls for it{_others(config, places, shapes)}; fetch the model again, or correct its configuration"
             )
         _check_shape(place, shapes[place.tensor], expected, config, file_of(place.tensor))
         found[name] = place
     return found
+
+
+def _others(
+    config: ModelConfig, places: Callable[[str], list[Place]], shapes: Mapping[str, tuple[int, ...]]
+) -> str:
+    """What the files hold in place of what is missing: the name of another layout, mostly."""
+    wanted = {place.tensor for name in weight_shapes(config) for place in places(name)}
+    others = sorted(set(shapes) - wanted)
+    return (
+        f", which does not call for {others[0]!r} and {len(others) - 1} more that are there" if others else ""
+    )
 
 
 def _check_shape(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from interlace.engine.config import EngineConfig
 from interlace.engine.launch import start
-from interlace.errors import ConfigError
+from interlace.errors import ConfigError, CorruptFile
 from interlace.models.config import ModelConfig
 from interlace.models.gguf_source import GgufSource
 from interlace.models.leftovers import GGUF_RULES, HF_RULES
@@ -178,7 +178,7 @@ GGUF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
     ({}, "logit_scale", 0.25, [1.0]),
     ({}, "attention.value_scale", 0.5, [1.0]),
     ({}, "hidden_activation", "gelu", ["silu"]),
-    ({}, "rope.scaling.attn_factor", 1.2, [1.0]),
+    ({}, "rope.scaling.yarn_ext_factor", 0.5, [1.0]),
     (GGUF_EXPERTS, "expert_feed_forward_length", 96, [112]),
     (GGUF_EXPERTS, "expert_weights_norm", False, [True]),
     (GGUF_EXPERTS, "expert_gating_func", 2, [1, 0]),
@@ -297,3 +297,15 @@ def test_an_output_head_that_is_the_embedding_is_kept_once(tmp_path: Path, untie
     assert source.config.tie_word_embeddings
     assert not source.has("lm_head")
     assert source.notices == ()
+
+
+def test_a_missing_tensor_is_told_with_what_is_there_instead(tmp_path: Path, untied: Path) -> None:
+    shutil.copytree(untied, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(untied / "model.safetensors")
+    parts = [tensors.pop(f"model.layers.0.self_attn.{part}_proj.weight") for part in "qkv"]
+    tensors["model.layers.0.self_attn.qkv_proj.weight"] = torch.cat(parts)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CorruptFile, match=r"'model\.layers\.0\.self_attn\.q_proj\.weight' .*qkv_proj.weight' and 0 more"
+    ):
+        SafetensorsSource(tmp_path)
