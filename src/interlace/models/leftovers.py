@@ -220,5 +220,6 @@ def _shown(value: Any) -> str:
 
 
 def listed(items: list[str], separator: str) -> str:
+    """The first few of them, and how many more there are."""
     more = [f"and {len(items) - _MAX_NAMES} more"] if len(items) > _MAX_NAMES else []
     return separator.join(items[:_MAX_NAMES] + more)

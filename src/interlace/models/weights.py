@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlace.errors import CorruptFile, ModelError, ShapeMismatch
 from interlace.models.config import ModelConfig, weight_shapes
+from interlace.models.leftovers import listed
 from interlace.models.weight_map import Place
 
 
@@ -115,9 +116,7 @@ def _others(
     """What the files hold in place of what is missing: the name of another layout, mostly."""
     wanted = {place.tensor for name in weight_shapes(config) for place in places(name)}
     others = sorted(set(shapes) - wanted)
-    return (
-        f", which does not call for {others[0]!r} and {len(others) - 1} more that are there" if others else ""
-    )
+    return f", while the files hold {listed(others, ', ')} instead" if others else ""
 
 
 def _check_shape(
