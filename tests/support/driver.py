@@ -15,8 +15,15 @@ from tokenweave.kernels import BLOCK_SIZE
 class Driver:
     """Sequences with blocks of their own, dealt out interleaved so that no block table is contiguous."""
 
-    def __init__(self, group: RankGroup, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        group: RankGroup,
+        prompts: Sequence[Sequence[int]],
+        prompt_lens: Sequence[int] | None = None,
+    ) -> None:
+        """`prompt_lens` says how much of each sequence is its prompt; the rest counts as generated. None: all."""
         self.group, self.prompts = group, prompts
+        self.prompt_lens = [len(prompt) for prompt in prompts] if prompt_lens is None else prompt_lens
         self.done = [0] * len(prompts)
         self.tables: list[list[int]] = [[] for _ in prompts]
         free = list(reversed(range(group.num_blocks)))
@@ -55,6 +62,7 @@ class Driver:
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=torch.tensor(tables, dtype=torch.int32),
             logit_rows=torch.tensor(list(wanted), dtype=torch.int32),
+            prompt_lens=torch.tensor([self.prompt_lens[s] for s, _ in chunks], dtype=torch.int32),
             split=split,
         )
         return self.group.execute(batch)

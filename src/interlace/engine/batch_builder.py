@@ -38,4 +38,5 @@ def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
         seq_lens=torch.from_numpy(seq_lens),
         block_tables=torch.from_numpy(tables),
         logit_rows=torch.from_numpy((query_start[1:] - 1)[yields]),
+        prompt_lens=torch.tensor([sequence.num_prompt for sequence in sequences], dtype=torch.int32),
     )

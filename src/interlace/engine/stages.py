@@ -96,6 +96,7 @@ class RankStages:
         self._queries = torch.randn(most_queries, layout.num_heads * layout.head_dim).to(dtype)
         self._residual = torch.zeros(max_tokens, config.hidden_size)
         self._ids = torch.arange(max_tokens, dtype=torch.int32) % config.vocab_size
+        self._cos_sin = decoder.rotations.table(max_tokens)
         keys = max(max_tokens + CONTEXT, MANY * (FEW_QUERIES + CONTEXT + BLOCK_SIZE))
         self._blocks = torch.arange(-(-keys // BLOCK_SIZE), dtype=torch.int32)
         self._cache = decoder.kernels.new_kv_cache(config.num_layers, len(self._blocks), layout, dtype).fill_(
@@ -159,7 +160,7 @@ class RankStages:
         rows = self._ids[:num_tokens]
         query = kernels.rope_and_store(
             kernels.linear(self._hidden[:num_tokens], layer.qkv),
-            rows, decoder.cos_sin, torch.arange(num_tokens, dtype=torch.int32), self._cache[index], decoder.heads,
+            rows, self._cos_sin, torch.arange(num_tokens, dtype=torch.int32), self._cache[index], decoder.heads,
             q_norm=layer.q_norm, k_norm=layer.k_norm, eps=decoder.config.rms_norm_eps,
         )  # fmt: skip
         kernels.linear(query, layer.o, out=self._new_partial(num_tokens))

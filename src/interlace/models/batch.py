@@ -27,6 +27,7 @@ class ForwardBatch:
     seq_lens: Tensor  # (num_seqs,)  keys each sequence can see after this pass
     block_tables: Tensor  # (num_seqs, max_blocks)  rows padded with block 0
     logit_rows: Tensor  # (num_logits,)  token rows whose logits are wanted, ascending
+    prompt_lens: Tensor  # (num_seqs,)  tokens of each sequence's prompt, computed or not
     split: int | None = None  # a row that cuts the batch in two parts, to be woven; None: one part
 
     @property
@@ -36,6 +37,11 @@ class ForwardBatch:
     @property
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
+
+    def text_lengths(self) -> Tensor:
+        """(num_tokens,)  how much text had been read for each token: its whole prompt, or all up to itself."""
+        prompts = self.prompt_lens.repeat_interleave(self.query_start.diff())
+        return torch.maximum(prompts, self.positions + 1)
 
     def part(self, rows: range) -> ForwardBatch:
         """The tokens of `rows` alone, a non-empty range. A sequence that goes on behind `rows` has fewer keys there.
@@ -56,6 +62,7 @@ class ForwardBatch:
             seq_lens=self.seq_lens[inside] - (ends[inside] - last),
             block_tables=self.block_tables[inside],
             logit_rows=self.logit_rows[wanted] - rows.start,
+            prompt_lens=self.prompt_lens[inside],
         )
 
     def single_tokens(self, rows: Tensor) -> ForwardBatch:
@@ -71,10 +78,11 @@ class ForwardBatch:
             seq_lens=self.seq_lens[owner] - behind,
             block_tables=self.block_tables[owner],
             logit_rows=count[:-1],
+            prompt_lens=self.prompt_lens[owner],
         )
 
     def to_bytes(self) -> bytes:
-        """One message for the other ranks: the split (0: none), the seven lengths, the seven arrays, as int32."""
+        """One message for the other ranks: the split (0: none), the eight lengths, the eight arrays, as int32."""
         arrays = [getattr(self, name).numpy() for name in _ARRAYS]
         head = np.array([self.split or 0, *(array.size for array in arrays)], dtype=np.int32)
         return b"".join([head.tobytes(), *(array.tobytes() for array in arrays)])

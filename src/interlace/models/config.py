@@ -5,56 +5,78 @@ Pure Python: reading a configuration imports neither torch nor a tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from interlace.errors import ConfigError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "mixtral"]
-RopeScaling = Literal["linear", "llama3", "yarn", "divisors"]
+RopeScaling = Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
 BIASABLE = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's matrices that may have a bias
 _MAX_LAYERS, _MAX_EXPERTS = (
     1000,
     1000,
 )  # beyond any model: a damaged file must not make us list weights for ever
+_MAX_POSITION = 2**31 - 1  # positions are int32
 
 
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding: the base and how its frequencies are stretched to longer contexts.
 
-    `scaling` is None (plain), "linear", "llama3" (Llama 3.1), "yarn" (arXiv 2309.00071) or "divisors" (each
-    frequency is divided by its own number, the way GGUF files carry Llama 3.1's scaling).
+    `scaling` is None (plain), "linear", "llama3" (Llama 3.1), "yarn" (arXiv 2309.00071), "dynamic" (NTK-aware, by the
+    length of the text) or "longrope" (arXiv 2402.13753: other divisors for long texts than for short ones).
     """
 
     theta: float
     scaling: RopeScaling | None = None
-    factor: float = 1.0
-    original_max_position: int = 0  # llama3, yarn: the context length before stretching, in tokens
+    factor: float = 1.0  # longrope: frequencies are divided by it as well
+    original_max_position: int = 0  # the context length before stretching, in tokens; linear: 0 if not stated
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     truncate: bool = True  # yarn: round the corrected range to whole dimensions
-    attention_factor: float = 1.0  # yarn: multiplies cos and sin
-    divisors: tuple[float, ...] = ()  # divisors: one per frequency, head_dim / 2 of them
+    attention_factor: float = 1.0  # multiplies cos and sin
+    divisors: tuple[float, ...] = ()  # of each frequency, in GGUF files: Llama 3.1's scaling is carried so
+    short_divisors: tuple[float, ...] = ()  # longrope: in texts within the original context
+    long_divisors: tuple[float, ...] = ()  # longrope: in longer ones
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a token is rotated otherwise in a long text than in a short one."""
+        return self.scaling in ("dynamic", "longrope")
 
     def __post_init__(self) -> None:
         if not self.theta > 1:
             raise ConfigError(f"rope theta must be greater than 1, got {self.theta}")
         if not self.factor > 0:
             raise ConfigError(f"rope scaling factor must be positive, got {self.factor}")
-        if self.scaling in ("llama3", "yarn") and self.original_max_position <= 0:
+        if self.scaling not in (None, "linear") and self.original_max_position <= 0:
             raise ConfigError(
                 f"rope scaling {self.scaling!r} needs the context length before scaling "
                 f"(original_max_position_embeddings), got {self.original_max_position}"
             )
+        for divisors in (self.divisors, self.short_divisors, self.long_divisors):
+            if not all(math.isfinite(divisor) and divisor > 0 for divisor in divisors):
+                raise ConfigError(f"rope divisors must be positive numbers, got {divisors}")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 "rope scaling 'llama3' needs 0 < low_freq_factor < high_freq_factor, "
                 f"got {self.low_freq_factor} and {self.high_freq_factor}"
             )
+
+
+def context_length(rope: RopeConfig, max_position: int) -> int:
+    """The longest text in tokens for which a model is meant whose files say `max_position`.
+
+    Where scaling stretches a context by a factor, many files name the length before it. It is the larger of the two.
+    """
+    if rope.scaling not in ("linear", "dynamic", "yarn"):
+        return max_position
+    return max(max_position, int((rope.original_max_position or max_position) * rope.factor))
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,8 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_layers > _MAX_LAYERS:
             raise ConfigError(f"num_layers must be at most {_MAX_LAYERS}, got {self.num_layers}")
+        if self.max_position > _MAX_POSITION:
+            raise ConfigError(f"max_position must be at most {_MAX_POSITION}, got {self.max_position}")
         if not 0 <= self.rms_norm_eps < 1:
             raise ConfigError(f"rms_norm_eps must be in [0, 1), got {self.rms_norm_eps}")
         if self.sliding_window is not None and self.sliding_window < 1:
@@ -112,11 +136,19 @@ class ModelConfig:
             raise ConfigError(
                 f"head_dim must be even and at least 2 for rotary embedding, got {self.head_dim}"
             )
-        if self.rope.scaling == "divisors" and len(self.rope.divisors) != self.head_dim // 2:
-            raise ConfigError(
-                f"rope scaling has {len(self.rope.divisors)} frequency divisors, expected head_dim / 2 = "
-                f"{self.head_dim // 2}"
-            )
+        self._check_divisors()
+
+    def _check_divisors(self) -> None:
+        rope = self.rope
+        needed = {"divisors": bool(rope.divisors)}
+        needed |= dict.fromkeys(("short_divisors", "long_divisors"), rope.scaling == "longrope")
+        for name, is_needed in needed.items():
+            count = len(getattr(rope, name))
+            if is_needed and count != self.head_dim // 2:
+                raise ConfigError(
+                    f"rope scaling has {count} {name.replace('_', ' ')}, expected one for each frequency: head_dim / 2 "
+                    f"= {self.head_dim // 2}"
+                )
 
     def _check_experts(self) -> None:
         if not 0 <= self.num_experts <= _MAX_EXPERTS:
@@ -145,12 +177,15 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(
-        cls, fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]
+        cls,
+        fields: Mapping[str, Any],
+        tensor_shapes: Mapping[str, tuple[int, ...]],
+        read_vector: Callable[[str], tuple[float, ...]] | None = None,
     ) -> ModelConfig:
-        """From a GGUF file's metadata and its tensors' shapes. Raises ConfigError as `from_hf`."""
+        """From a GGUF file's metadata, its tensors' shapes, and the values of the small ones. Raises as `from_hf`."""
         from interlace.models.gguf_config import read_gguf_config
 
-        return read_gguf_config(fields, tensor_shapes)
+        return read_gguf_config(fields, tensor_shapes, read_vector or (lambda _tensor: ()))
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.rope import cos_sin_table
+from interlace.models.rope import Rotations
 from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
@@ -95,7 +95,7 @@ class Decoder:
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
         self.heads = shard.head_layout(config)
-        self.cos_sin = cos_sin_table(config.rope, config.head_dim, max_model_len)
+        self.rotations = Rotations(config.rope, config.head_dim, max_model_len)
         loader = _Loader(source, shard, kernels, dtype)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
@@ -201,8 +201,9 @@ class Part:
     (`narrows`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
     """
 
-    def __init__(self, batch: ForwardBatch) -> None:
+    def __init__(self, batch: ForwardBatch, rotation_rows: Tensor) -> None:
         self.batch = batch
+        self.rotation_rows = rotation_rows  # (num_tokens,) of the pass's rotations
         self.wanted = batch.logit_rows if narrows(batch.num_tokens, len(batch.logit_rows)) else None
         self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
@@ -222,7 +223,10 @@ class Forward:
 
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.cache = decoder, cache
-        self.parts = tuple(Part(batch.part(rows)) for rows in plan.parts)
+        self.rotations, rotation_rows = decoder.rotations.of(batch)
+        self.parts = tuple(
+            Part(batch.part(rows), rotation_rows[rows.start : rows.stop]) for rows in plan.parts
+        )
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
@@ -249,8 +253,8 @@ class Forward:
         layer, cache = decoder.layers[index], self.cache[index]
         q = kernels.rope_and_store(
             kernels.linear(part.hidden, layer.qkv),
-            batch.positions,
-            decoder.cos_sin,
+            part.rotation_rows,
+            self.rotations,
             batch.slots,
             cache,
             decoder.heads,

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import BIASABLE, Family, ModelConfig, RopeConfig
-from interlace.models.hf_config import yarn_magnitude
+from interlace.models.config import BIASABLE, Family, ModelConfig, context_length
+from interlace.models.gguf_rope import read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
 from interlace.models.weight_map import gguf_layer_tensor
 
-ROPE_DIVISORS = "rope_freqs.weight"  # the tensor that carries Llama 3.1's scaling
 _FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _STOP_TOKENS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
 
 
-def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """See `ModelConfig.from_gguf`. The divisors of rope scaling are in a tensor: see `with_divisors`."""
+def read_gguf_config(
+    fields: Mapping[str, Any],
+    tensor_shapes: Mapping[str, tuple[int, ...]],
+    read_vector: Callable[[str], tuple[float, ...]],
+) -> ModelConfig:
+    """See `ModelConfig.from_gguf`."""
     family = _family(fields)
     values = _Values(fields, fields["general.architecture"])
     num_experts = values.integer("expert_count", 0)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
     max_position = values.integer("context_length")
+    rope = with_divisors(read_gguf_rope(values, max_position), tensor_shapes, read_vector)
     config = ModelConfig(
         family="mixtral" if family == "llama" and num_experts else family,
         vocab_size=_vocab_size(values, tensor_shapes),
@@ -36,8 +39,8 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
         num_kv_heads=values.integer("attention.head_count_kv", num_heads),
         head_dim=_head_dim(values, hidden_size, num_heads),
         rms_norm_eps=values.number("attention.layer_norm_rms_epsilon"),
-        max_position=max_position,
-        rope=_rope(values, max_position),
+        max_position=context_length(rope, max_position),
+        rope=rope,
         tie_word_embeddings="output.weight" not in tensor_shapes,
         biases=_biases(tensor_shapes, num_experts),
         qk_norm=family == "qwen3",
@@ -51,22 +54,18 @@ def read_gguf_config(fields: Mapping[str, Any], tensor_shapes: Mapping[str, tupl
     return config
 
 
-def with_divisors(config: ModelConfig, divisors: tuple[float, ...]) -> ModelConfig:
-    """The configuration with each rotary frequency divided by its own number."""
-    if config.rope.scaling is not None:
-        raise ConfigError(
-            f"the file has both rope scaling {config.rope.scaling!r} and a {ROPE_DIVISORS!r} tensor"
-        )
-    if not all(math.isfinite(d) and d > 0 for d in divisors):
-        raise ConfigError(f"{ROPE_DIVISORS!r} must hold positive numbers, got {divisors}")
-    return replace(config, rope=replace(config.rope, scaling="divisors", divisors=divisors))
-
-
 class _Values:
     """The fields of one architecture, checked."""
 
     def __init__(self, fields: Mapping[str, Any], architecture: str) -> None:
         self.fields, self.architecture = Settings(fields), architecture
+
+    def text(self, key: str, default: str) -> str:
+        name = f"{self.architecture}.{key}"
+        value = self.fields.get(name, default)
+        if not isinstance(value, str):
+            raise ConfigError(f"GGUF metadata {name!r} must be a text, got {value!r}")
+        return value
 
     def number(self, key: str, default: float | None = None) -> float:
         name = f"{self.architecture}.{key}"
@@ -130,27 +129,6 @@ def _head_dim(values: _Values, hidden_size: int, num_heads: int) -> int:
             "supported: all three must be equal"
         )
     return head_dim
-
-
-def _rope(values: _Values, max_position: int) -> RopeConfig:
-    theta = values.number("rope.freq_base", 10_000.0)
-    kind = values.fields.get(f"{values.architecture}.rope.scaling.type", "none")
-    factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 1.0))
-    if kind == "none" or factor in (0, 1):  # 0 means unscaled too
-        return RopeConfig(theta)
-    if kind == "linear":
-        return RopeConfig(theta, "linear", factor=factor)
-    if kind == "yarn":
-        return RopeConfig(
-            theta,
-            "yarn",
-            factor=factor,
-            original_max_position=values.integer("rope.scaling.original_context_length", max_position),
-            beta_fast=values.number("rope.scaling.yarn_beta_fast", 32.0),
-            beta_slow=values.number("rope.scaling.yarn_beta_slow", 1.0),
-            attention_factor=values.number("rope.scaling.attn_factor", 1.0) * yarn_magnitude(factor),
-        )
-    raise ConfigError(f"rope scaling {kind!r} is not supported; supported are none, linear and yarn")
 
 
 def _stop_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:

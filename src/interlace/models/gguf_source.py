@@ -14,7 +14,6 @@ from torch import Tensor
 
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig
-from interlace.models.gguf_config import ROPE_DIVISORS, with_divisors
 from interlace.models.gguf_file import TensorInfo
 from interlace.models.gguf_parts import GgufModel
 from interlace.models.leftovers import refuse_unread_tensors
@@ -41,23 +40,22 @@ class GgufSource(WeightSource):
 
     def __init__(self, path: Path) -> None:
         self.file = GgufModel(path)
+        self._read_vectors: set[str] = set()
         shapes = {name: tensor.shape for name, tensor in self.file.tensors.items()}
         try:
-            config = self._with_rope_divisors(ModelConfig.from_gguf(self.file.fields, shapes))
+            config = ModelConfig.from_gguf(self.file.fields, shapes, self._vector)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         super().__init__(config, self.file.files)
         self._places = place_weights(config, gguf_places, shapes, self.file.file_of, path)
-        read = {ROPE_DIVISORS, *(place.tensor for place in self._places.values())}
+        read = {*self._read_vectors, *(place.tensor for place in self._places.values())}
         refuse_unread_tensors(shapes, read, self.file.file_of)
         self._head_dim = config.head_dim if config.family in ("llama", "mixtral") else 1
 
-    def _with_rope_divisors(self, config: ModelConfig) -> ModelConfig:
-        tensor = self.file.tensors.get(ROPE_DIVISORS)
-        if tensor is None:
-            return config
-        values = self._values(tensor, range(1), range(tensor.shape[-1]))
-        return with_divisors(config, tuple(values.flatten().tolist()))
+    def _vector(self, tensor: str) -> tuple[float, ...]:
+        self._read_vectors.add(tensor)
+        info = self.file.tensors[tensor]
+        return tuple(self._values(info, range(1), range(info.shape[-1])).flatten().tolist())
 
     def _read(self, name: str, rows: range, columns: range) -> Tensor:
         place = self._places[name]

@@ -1,6 +1,10 @@
-"""Rotary position embedding tables: cos and sin of every position, as the kernels read them.
+"""Rotary position embedding: cos and sin of positions, as the kernels read them.
 
 Frequencies are computed in float32, step by step as transformers does, so that the tables agree bit for bit.
+
+Two kinds of scaling depend on how long the text is. As in transformers, a token's text is what has been read when the
+token is computed: the whole prompt for its tokens, and everything up to itself for a token that was generated. So a
+rotation depends on the request alone, however its prompt is cut and whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -10,32 +14,100 @@ import math
 import torch
 from torch import Tensor
 
+from interlace.models.batch import ForwardBatch
 from interlace.models.config import RopeConfig
 
+_FIRST_ROWS = 4096  # of a table, which at least doubles whenever a position lies beyond it
 
-def cos_sin_table(rope: RopeConfig, head_dim: int, max_position: int) -> Tensor:
-    """The rotations of positions 0 .. max_position - 1: float32 (max_position, head_dim) as [cos | sin].
+
+class Rotations:
+    """The rotations of the positions of a context, computed when they are first needed.
+
+    A long context costs those who use it, not those who could. Thread safety: none.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int, max_position: int) -> None:
+        self.rope, self.head_dim, self.max_position = rope, head_dim, max_position
+        self._table = torch.empty(0, head_dim)
+
+    def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """A table [cos | sin], float32 (rows, head_dim), and the row of each token in it, int32 (num_tokens,)."""
+        if not self.rope.depends_on_length:
+            return self.table(int(batch.positions.max()) + 1), batch.positions
+        rows = torch.arange(batch.num_tokens, dtype=torch.int32)
+        return self._by_length(batch.positions, batch.text_lengths()), rows
+
+    def table(self, num_positions: int) -> Tensor:
+        """The rotations of at least the first `num_positions`, in a text within the original context."""
+        known = len(self._table)
+        if num_positions > known:
+            wanted = min(self.max_position, max(num_positions, 2 * known, _FIRST_ROWS))
+            self._table = torch.cat([self._table, self._rotations(range(known, wanted))])
+        return self._table
+
+    def _rotations(self, positions: range) -> Tensor:
+        return cos_sin(
+            torch.arange(positions.start, positions.stop), frequencies(self.rope, self.head_dim), self.rope
+        )
+
+    def _by_length(self, positions: Tensor, lengths: Tensor) -> Tensor:
+        """cos and sin of each token: float32 (num_tokens, head_dim)."""
+        original = self.rope.original_max_position
+        if self.rope.scaling == "longrope":
+            lengths = lengths.clamp(original, original + 1)  # all that matters is on which side it is
+        different, which = torch.unique(lengths.clamp(min=original), return_inverse=True)
+        each = torch.stack([frequencies(self.rope, self.head_dim, length) for length in different.tolist()])
+        return cos_sin(positions, each[which], self.rope)
+
+
+def cos_sin(positions: Tensor, frequencies: Tensor, rope: RopeConfig) -> Tensor:
+    """[cos | sin] of positions (n,) at frequencies (n or 1, head_dim / 2): float32 (n, head_dim).
 
     Column j and head_dim / 2 + j belong to the pair (j, head_dim / 2 + j) of a head ("neox" halves).
     """
-    positions = torch.arange(max_position, dtype=torch.float32)
-    angles = torch.outer(positions, frequencies(rope, head_dim))
-    table = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return table * rope.attention_factor
+    angles = positions.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * rope.attention_factor
 
 
-def frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each pair: float32 (head_dim / 2,)."""
-    plain = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+def frequencies(rope: RopeConfig, head_dim: int, length: int = 0) -> Tensor:
+    """Radians per position of each pair, in a text of `length` tokens: float32 (head_dim / 2,)."""
+    scaled = _scaled(rope, head_dim, length)
+    return scaled / torch.tensor(rope.divisors, dtype=torch.float32) if rope.divisors else scaled
+
+
+def _scaled(rope: RopeConfig, head_dim: int, length: int) -> Tensor:
+    if rope.scaling == "yarn":
+        return _yarn(rope, head_dim)
+    if rope.scaling == "longrope":
+        return _longrope(rope, head_dim, length)
+    plain = 1.0 / _powers(
+        _dynamic_theta(rope, head_dim, length) if rope.scaling == "dynamic" else rope.theta, head_dim
+    )
     if rope.scaling == "linear":
         return plain / rope.factor
     if rope.scaling == "llama3":
         return _llama3(rope, plain)
-    if rope.scaling == "yarn":
-        return _yarn(rope, head_dim)
-    if rope.scaling == "divisors":
-        return plain / torch.tensor(rope.divisors, dtype=torch.float32)
     return plain
+
+
+def _powers(theta: float, head_dim: int) -> Tensor:
+    """theta to the power of 2j / head_dim: float32 (head_dim / 2,)."""
+    return theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+
+
+def _dynamic_theta(rope: RopeConfig, head_dim: int, length: int) -> float:
+    """The base grows with the text: the slowest pair turns as far at its end as it did in the original context."""
+    original = rope.original_max_position
+    if length <= original or head_dim == 2:  # a single pair turns once per token, whatever the base
+        return rope.theta
+    stretch = rope.factor * length / original - (rope.factor - 1)
+    return rope.theta * float(stretch ** (head_dim / (head_dim - 2)))
+
+
+def _longrope(rope: RopeConfig, head_dim: int, length: int) -> Tensor:
+    is_long = length > rope.original_max_position
+    divisors = torch.tensor(rope.long_divisors if is_long else rope.short_divisors, dtype=torch.float32)
+    return 1.0 / (divisors * _powers(rope.theta, head_dim)) / rope.factor
 
 
 def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
@@ -53,7 +125,7 @@ def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
 
 def _yarn(rope: RopeConfig, head_dim: int) -> Tensor:
     """Frequencies that turn often in the original context are kept, slow ones interpolated."""
-    powers = rope.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    powers = _powers(rope.theta, head_dim)
     low, high = _yarn_range(rope, head_dim)
     ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low), 0, 1)
     keep = 1 - ramp

@@ -69,7 +69,7 @@ def batch_of(chunks: list[tuple[int, int]]) -> ForwardBatch:
     rows = torch.zeros(int(ends[-1]), dtype=torch.int32)
     lengths = torch.tensor([keys for _, keys in chunks], dtype=torch.int32)
     starts = torch.from_numpy(ends)
-    return ForwardBatch(rows, rows, rows, starts, lengths, rows[None], starts[1:] - 1)
+    return ForwardBatch(rows, rows, rows, starts, lengths, rows[None], starts[1:] - 1, lengths)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -31,6 +32,18 @@ def read(**changes: Any) -> ModelConfig:
     return ModelConfig.from_hf({**LLAMA, **changes})
 
 
+def longrope(**changes: Any) -> dict[str, Any]:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    return {
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 64,
+            **factors,
+            **changes,
+        }
+    }
+
+
 def test_absent_keys_take_transformers_defaults() -> None:
     config = ModelConfig.from_hf(
         {k: v for k, v in LLAMA.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
@@ -53,6 +66,71 @@ def test_old_and_new_spelling_of_rope_scaling_agree() -> None:
     new = read(rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **scaling})
     assert old == new
     assert old.rope.scaling == "llama3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "context"),
+    [
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 256}, 1024),  # as Qwen2.5 documents it
+        ("yarn", {"factor": 4.0}, 1024),
+        ("yarn", {"factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ("yarn", {"factor": 2.0, "original_max_position_embeddings": 32}, 256),
+        ("yarn", {"original_max_position_embeddings": 64}, 256),
+        ("linear", {"factor": 2.5}, 640),
+        ("linear", {"factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ("dynamic", {"factor": 2.0}, 512),
+        ("llama3", {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 256),
+        ("longrope", {"factor": 8.0, **longrope()["rope_scaling"]}, 256),
+    ],
+)
+def test_scaling_stretches_the_context_by_its_factor(
+    kind: str, changes: dict[str, Any], context: int
+) -> None:
+    """Many files name the context before it is stretched, some the one after. Here it is 256."""
+    assert read(rope_scaling={**changes, "rope_type": kind}).max_position == context
+
+
+def test_an_absent_context_is_the_familys() -> None:
+    lengths = {
+        family: ModelConfig.from_hf(
+            {**LLAMA, "model_type": family, "max_position_embeddings": None}
+        ).max_position
+        for family in ("llama", "mistral", "qwen2", "qwen3", "mixtral")
+    }
+    assert lengths == {
+        "llama": 2048,
+        "mistral": 131_072,
+        "qwen2": 32_768,
+        "qwen3": 32_768,
+        "mixtral": 131_072,
+    }
+
+
+def test_rope_scaling_replaces_rope_parameters() -> None:
+    """As transformers: whoever edits an old key into a new file means it."""
+    both = read(
+        rope_theta=5000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 7000.0},
+        rope_scaling={"type": "linear", "factor": 2.0},
+    )
+    assert both.rope == RopeConfig(5000.0, "linear", factor=2.0)
+    assert read(rope_scaling={}, rope_parameters={"rope_theta": 7000.0}).rope == RopeConfig(7000.0)
+
+
+def test_an_original_context_outside_the_scaling_wins() -> None:
+    inside = longrope(original_max_position_embeddings=128)
+    assert read(original_max_position_embeddings=64, **inside) == read(**longrope())
+
+
+def test_notes_and_nulls_in_rope_scaling_are_no_settings() -> None:
+    plain = read(rope_scaling={"rope_type": "yarn", "factor": 2.0})
+    noted = read(
+        rope_scaling={"type": "yarn", "factor": 2.0, "finetuned": True, "mscale": None, "alpha": None}
+    )
+    assert plain == noted
+    assert read(rope_scaling={"rope_type": "default", "factor": 1.0}) == read()
+    su = longrope(rope_type="su")
+    assert read(**su) == read(**longrope())
 
 
 def test_generation_config_decides_the_stop_tokens() -> None:
@@ -128,8 +206,28 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' must be true or false, got 'false'"),
         ({"attention_bias": "yes"}, "'attention_bias' must be true or false, got 'yes'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported; supported are default, linear"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "no 'factor'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1e3}}, "'dynamic' with 'alpha'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 2.0, "beta_fast": 3}},
+            "'llama3' with 'beta_fast'",
+        ),
+        ({"rope_scaling": {"factor": 4.0}}, "has 'factor' and no rope_type; add the one that is meant"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "'default' with 'factor'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+            "has 'full_attention' and no rope_type",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "'short_factor' must be a list of numbers, got None"),
+        (longrope(short_factor=[1.0] * 7), "7 short divisors, expected one for each frequency: .* = 8"),
+        (longrope(long_factor=[1.0] * 7 + [0.0]), "divisors must be positive numbers"),
+        (longrope(long_factor=[1.0] * 7 + ["x"]), "'long_factor' must be a number, got 'x'"),
+        (
+            longrope(original_max_position_embeddings=1),
+            "original_max_position_embeddings of at least 2, got 1",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "no 'factor'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor must be positive"),
         ({"rope_scaling": [1]}, "'rope_scaling' must be an object"),
@@ -160,6 +258,7 @@ FULL = {
     **LLAMA,
     "rope_theta": 10_000.0,
     "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "mscale": 1.0},
+    "original_max_position_embeddings": 128,
     "sliding_window": 8,
     "use_sliding_window": True,
     "max_window_layers": 0,
@@ -203,6 +302,22 @@ def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str
         assert weight_shapes(config)
     except ConfigError:
         pass
+
+
+@given(
+    kind=st.sampled_from(["linear", "dynamic", "llama3", "yarn", "longrope"]),
+    key=st.sampled_from(
+        sorted({"type", "rope_theta", "beta_slow", "attention_factor", *longrope()["rope_scaling"]})
+    ),
+    value=JSON,
+)
+def test_any_value_of_rope_scaling_gives_a_configuration_or_a_config_error(
+    kind: str, key: str, value: Any
+) -> None:
+    factors = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    whole = {**longrope()["rope_scaling"], **factors, "rope_type": kind, key: value}
+    with suppress(ConfigError):
+        assert read(rope_scaling=whole).max_position >= 256
 
 
 def test_importing_the_configuration_imports_no_torch() -> None:

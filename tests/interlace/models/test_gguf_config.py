@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig, RopeConfig
-from interlace.models.gguf_config import with_divisors
 from interlace.models.tokenization.gguf import tokenizer_from_gguf
 
 SHAPES = {"token_embd.weight": (331, 64)}
@@ -88,7 +87,12 @@ def test_rope_scaling_is_read() -> None:
         ("llama", {"block_count": 2.5}, "must be a whole number"),
         ("llama", {"attention__key_length": 16, "attention__value_length": 32}, "all three must be equal"),
         ("llama", {"rope__dimension_count": 8}, "all three must be equal"),
-        ("llama", {"rope__scaling__type": "longrope", "rope__scaling__factor": 2.0}, "'longrope'"),
+        (
+            "llama",
+            {"rope__scaling__type": "dynamic", "rope__scaling__factor": 2.0},
+            "'dynamic' is not supported",
+        ),
+        ("llama", {"rope__scaling__type": 3}, "must be a text, got 3"),
         ("llama", {"attention__head_count_kv": 3}, "must be a multiple"),
         ("llama", {"block_count": 1 << 60}, "at most 1000"),
     ],
@@ -100,11 +104,69 @@ def test_what_the_decoder_cannot_follow_is_refused(
         read(architecture, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "rope"),
+    [
+        ({"factor": 4.0}, RopeConfig(10_000.0, "linear", factor=4.0)),
+        ({"factor": 0.0}, RopeConfig(10_000.0)),
+        ({"type": "none", "factor": 4.0}, RopeConfig(10_000.0)),
+        ({"type": "none", "attn_factor": 1.3}, RopeConfig(10_000.0, attention_factor=1.3)),
+        ({"type": "linear", "factor": 2.0, "attn_factor": 0.8},
+         RopeConfig(10_000.0, "linear", factor=2.0, attention_factor=0.8)),
+        ({"type": "yarn"}, RopeConfig(10_000.0)),
+        ({"type": "longrope", "factor": 4.0}, RopeConfig(10_000.0, "linear", factor=4.0, original_max_position=256)),
+    ],
+)  # fmt: skip
+def test_rope_scaling_means_what_it_means_to_llama_cpp(changes: dict[str, Any], rope: RopeConfig) -> None:
+    """Logits of such files were compared with those of llama.cpp (llama-cpp-python 0.3.36)."""
+    assert read(**{f"rope__scaling__{key}": value for key, value in changes.items()}).rope == rope
+
+
+def test_the_old_name_of_the_factor_is_read_where_there_is_no_new_one() -> None:
+    assert read(rope__scale_linear=4.0).rope == RopeConfig(10_000.0, "linear", factor=4.0)
+    assert read(rope__scale_linear=4.0, rope__scaling__factor=2.0).rope.factor == 2.0
+
+
+def test_the_context_is_the_stretched_one() -> None:
+    assert read(rope__scaling__type="yarn", rope__scaling__factor=4.0).max_position == 1024
+    stated = read(
+        rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=64
+    )
+    assert stated.max_position == 256
+
+
+def with_tensors(tensors: dict[str, tuple[float, ...]], **changes: Any) -> RopeConfig:
+    shapes = {**SHAPES, **{f"{name}.weight": (len(values),) for name, values in tensors.items()}}
+    return ModelConfig.from_gguf(
+        fields(**changes), shapes, lambda tensor: tensors[tensor.removesuffix(".weight")]
+    ).rope
+
+
+def test_divisors_come_on_top_of_any_scaling() -> None:
+    eight = tuple(float(i + 1) for i in range(8))
+    assert with_tensors({"rope_freqs": eight}) == RopeConfig(10_000.0, divisors=eight)
+    linear = with_tensors({"rope_freqs": eight}, rope__scaling__factor=2.0)
+    assert linear == RopeConfig(10_000.0, "linear", factor=2.0, divisors=eight)
+
+
+def test_longrope_has_divisors_for_short_and_for_long_texts() -> None:
+    short, long = (1.0,) * 8, (2.0,) * 8
+    kind = {"rope__scaling__type": "longrope", "rope__scaling__original_context_length": 64}
+    both = {"rope_factors_short": short, "rope_factors_long": long}
+    expected = RopeConfig(
+        10_000.0, "longrope", original_max_position=64, short_divisors=short, long_divisors=long
+    )
+    assert with_tensors(both, **kind) == expected
+    with pytest.raises(ConfigError, match=r"'longrope' needs the tensor 'rope_factors_long\.weight'"):
+        with_tensors({"rope_factors_short": short}, **kind)
+
+
 def test_divisors_must_fit() -> None:
-    with pytest.raises(ConfigError, match="3 frequency divisors, expected head_dim / 2 = 8"):
-        with_divisors(read(), (1.0, 1.0, 1.0))
-    with pytest.raises(ConfigError, match="positive"):
-        with_divisors(read(), (0.0,) * 8)
+    with pytest.raises(ConfigError, match="3 divisors, expected one for each frequency: head_dim / 2 = 8"):
+        with_tensors({"rope_freqs": (1.0, 1.0, 1.0)})
+    for bad in (0.0, float("nan")):
+        with pytest.raises(ConfigError, match="positive"):
+            with_tensors({"rope_freqs": (bad,) * 8})
 
 
 VALUES = st.one_of(
@@ -125,7 +187,10 @@ VOCABULARY = {
     "tokenizer.ggml.add_bos_token": True,
     "tokenizer.chat_template": "x",
 }
-ALL = {**fields(expert_count=4, expert_used_count=2), **VOCABULARY, "split.count": 1}
+ALL = {
+    **fields(expert_count=4, expert_used_count=2, rope__scaling__type="yarn", rope__scaling__factor=2.0),
+    **VOCABULARY,
+}
 
 
 @given(key=st.sampled_from(sorted(ALL)), value=VALUES, kind=st.sampled_from(["gpt2", "llama"]))

@@ -157,6 +157,7 @@ def prefill(num_tokens: int, vocab_size: int) -> ForwardBatch:
         seq_lens=ends[1:],
         block_tables=torch.arange(-(-num_tokens // BLOCK_SIZE), dtype=torch.int32)[None],
         logit_rows=ends[1:] - 1,
+        prompt_lens=ends[1:],
     )
 
 
