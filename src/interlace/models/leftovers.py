@@ -141,7 +141,7 @@ GGUF_RULES = (
     Rule(r"attention\.layer_norm_epsilon", "has another norm than RMSNorm", _is(lambda config: config.rms_norm_eps)),
     Rule(r"(logit|residual|embedding)_scale|attention\.(output|value)_scale", "scales its activations", _among(1)),
     Rule(r"hidden_activation", "has another activation than SiLU", _among("silu", "swish", "swiglu")),
-    Rule(r"rope\.scaling\.(attn_factor|yarn_(attn|ext)_factor)", "scales its rotary embedding otherwise", _among(1)),
+    Rule(r"rope\.scaling\.yarn_(attn|ext)_factor", "scales its rotary embedding otherwise", _among(1)),
     Rule(r"expert_feed_forward_length", "has experts of another size", _dense(_is(lambda c: c.intermediate_size))),
     Rule(r"expert_weights_norm", "does not norm its experts' weights", _dense(_among(True)), off=False),
     Rule(r"expert_gating_func", "scores its experts otherwise", _dense(_among(1))),

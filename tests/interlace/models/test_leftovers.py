@@ -179,6 +179,7 @@ GGUF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
     ({}, "attention.value_scale", 0.5, [1.0]),
     ({}, "hidden_activation", "gelu", ["silu"]),
     ({}, "rope.scaling.yarn_ext_factor", 0.5, [1.0]),
+    ({}, "rope.scaling.yarn_attn_factor", 1.2, [1.0]),
     (GGUF_EXPERTS, "expert_feed_forward_length", 96, [112]),
     (GGUF_EXPERTS, "expert_weights_norm", False, [True]),
     (GGUF_EXPERTS, "expert_gating_func", 2, [1, 0]),
