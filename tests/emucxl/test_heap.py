@@ -13,7 +13,6 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
 FACTS = re.findall(r"FACT\((\w+)\),", (PROGRAMS / "heap_facts.c").read_text())
 MIB = 1 << 20
-HEAP = ("heap*.c", "status.c", "prim/barrier.c", "prim/memory.c")  # it needs no more of the core
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +21,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fuzz(programs: Path, sanitize: str, **options: int) -> str:
-    program = compile_program(Path("fuzz_heap.c"), programs, sanitize, core=HEAP)
+    program = compile_program(Path("fuzz_heap.c"), programs, sanitize)
     return run_program(program, *(f"{name}={value}" for name, value in options.items()))
 
 
 @pytest.mark.parametrize("fact", FACTS)
 def test_fact(programs: Path, fact: str) -> None:
-    run_program(compile_program(Path("heap_facts.c"), programs, core=HEAP), fact)
+    run_program(compile_program(Path("heap_facts.c"), programs), fact)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fact", FACTS)
 def test_fact_without_data_races(programs: Path, fact: str) -> None:
-    run_program(compile_program(Path("heap_facts.c"), programs, "thread", core=HEAP), fact)
+    run_program(compile_program(Path("heap_facts.c"), programs, "thread"), fact)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from support.native_build import ROOT, build_target, cmake
+
 SANITIZERS = "address,undefined"
 
 
@@ -19,21 +20,14 @@ def runtime(name: str) -> str:
     return found.stdout.strip()
 
 
-def build_sanitized(build: Path) -> Path:
-    configure = ["cmake", "-S", str(ROOT), "-B", str(build), f"-DINTERLACE_SANITIZE={SANITIZERS}"]
-    subprocess.run([*configure, "-DCMAKE_BUILD_TYPE=Debug"], check=True)
-    subprocess.run(["cmake", "--build", str(build), "--parallel", "2"], check=True)
-    return build / "libtokenweave.so"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kernel_tests_pass_under_the_sanitizers(tmp_path):
-    if shutil.which("cmake") is None or shutil.which("gcc") is None:
-        pytest.skip("no cmake or no gcc")
+def test_kernel_tests_pass_under_the_sanitizers() -> None:
+    if cmake() is None or shutil.which("gcc") is None:
+        pytest.skip("no CMake or no gcc")
     environment = {
         **os.environ,
-        "KERNEL_LIBRARY": str(build_sanitized(tmp_path / "build")),
+        "KERNEL_LIBRARY": str(build_target("tokenweave", SANITIZERS) / "libtokenweave.so"),
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",

@@ -1,0 +1,44 @@
+"""What CMake builds of the native code, under a sanitizer: the sources are the build's own, not a list of the tests.
+
+A tree is configured once for each sanitizer and session, and removed with the session.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def cmake() -> str | None:
+    """CMake, of the environment or of the system; None where there is none."""
+    return shutil.which("cmake", path=sysconfig.get_path("scripts")) or shutil.which("cmake")
+
+
+@cache
+def build_target(target: str, sanitize: str) -> Path:
+    """Builds `target` under `sanitize`, what -fsanitize gets ("": none), once a session. Returns the build tree."""
+    tree = _tree(sanitize)
+    _run("--build", str(tree), "--parallel", "2", "--target", target)
+    return tree
+
+
+@cache
+def _tree(sanitize: str) -> Path:
+    tree = Path(tempfile.mkdtemp(prefix="native-build-"))
+    atexit.register(shutil.rmtree, tree, ignore_errors=True)
+    _run("-S", str(ROOT), "-B", str(tree), f"-DINTERLACE_SANITIZE={sanitize}", "-DCMAKE_BUILD_TYPE=Debug")
+    return tree
+
+
+def _run(*arguments: str) -> None:
+    found = cmake()
+    assert found is not None, "no CMake: install it, or pip install cmake"
+    done = subprocess.run([found, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"cmake {' '.join(arguments)}\n{done.stdout[-5000:]}{done.stderr[-5000:]}"
