@@ -66,7 +66,12 @@ class ByteDecoder:
 
 
 class ByteTokenizer:
-    eos_token_id = EOS
+    def __init__(self) -> None:
+        self.end_token_ids: tuple[int, ...] = (EOS,)
+        self.special_tokens = {"<end>": EOS}
+
+    def special_token_id(self, text: str) -> int | None:
+        return self.special_tokens.get(text)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())

@@ -8,6 +8,7 @@ What goes wrong with one request (its row of logits is NaN, its text cannot be d
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
@@ -28,6 +29,8 @@ from interlace.engine.text import TextAssembler
 from interlace.engine.values import as_int, shown
 from interlace.errors import EngineError, PromptTooLong, RequestError
 
+_log = logging.getLogger(__name__)
+
 
 class Engine:
     """Continuous batching over `ranks`, which execute batches and know the model and its tokenizer."""
@@ -40,7 +43,7 @@ class Engine:
         )
         self._requests: dict[str, Request] = {}
         self._num_requests = 0
-        self._eos_ids = eos_token_ids(ranks)
+        self._eos_ids = end_token_ids(ranks)
         self._meter = Meter()
         self._failure: Exception | None = None
 
@@ -75,7 +78,21 @@ class Engine:
         self._num_requests += 1
         decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, prompt_token_ids)
         assembler = TextAssembler(decoder, params.stop_strings)
-        self._requests[request_id] = Request(sequence, prompt, assembler, self._eos_ids)
+        self._requests[request_id] = Request(
+            sequence, prompt, assembler, self._eos_ids, self._stop_tokens(params)
+        )
+
+    def _stop_tokens(self, params: SamplingParams) -> dict[int, str | int]:
+        """The tokens that end a request, with the reason to give: its ids, and strings that are special tokens.
+
+        Such a string may be hidden from the text, where it would not be found.
+        """
+        tokens: dict[int, str | int] = {token: token for token in params.stop_ids}
+        for string in params.stop_strings:
+            token = self.ranks.tokenizer.special_token_id(string)
+            if token is not None:
+                tokens.setdefault(token, string)
+        return tokens
 
     def has_request(self, request_id: str) -> bool:
         """Whether an unfinished request has this id."""
@@ -188,10 +205,18 @@ def _advance(request: Request, token: SampledToken | Exception, now_s: float) ->
         return request.fail(error, now_s)
 
 
-def eos_token_ids(ranks: RankGroup) -> tuple[int, ...]:
-    """The ids that end a text: the model's own or, if its configuration names none, the tokenizer's."""
-    own, fallback = ranks.model_config.eos_token_ids, ranks.tokenizer.eos_token_id
-    return own if own or fallback is None else (fallback,)
+def end_token_ids(ranks: RankGroup) -> tuple[int, ...]:
+    """The ids that end a text: those of the model's configuration, and those of its tokenizer."""
+    named = dict.fromkeys((*ranks.model_config.eos_token_ids, *ranks.tokenizer.end_token_ids))
+    vocab_size = ranks.model_config.vocab_size
+    if foreign := [token for token in named if token >= vocab_size]:
+        _log.warning(
+            "the model's files name %s as the end of a text, outside its vocabulary of %d tokens: left out; "
+            "if its texts do not end, set stop_token_ids",
+            ", ".join(map(str, foreign)),
+            vocab_size,
+        )
+    return tuple(token for token in named if token < vocab_size)
 
 
 def check_token_ids(token_ids: Any, vocab_size: int) -> None:

@@ -34,7 +34,11 @@ class TextDecoder(Protocol):
 
 class Tokenizer(Protocol):
     @property
-    def eos_token_id(self) -> int | None: ...
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text or a turn."""
+
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that `text` is, if it is one."""
 
     def encode(self, text: str, add_special: bool = True) -> list[int]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -31,17 +32,22 @@ def as_request_id(request_id: Any) -> str:
 
 
 class Request:
-    """From arrival to its last chunk. `eos_ids` end it, unless its parameters ignore them."""
+    """From arrival to its last chunk. `eos_ids` end it, unless its parameters ignore them; `stop_tokens` always do."""
 
     def __init__(
-        self, sequence: Sequence, prompt: str | None, assembler: TextAssembler, eos_ids: SequenceOf[int]
+        self,
+        sequence: Sequence,
+        prompt: str | None,
+        assembler: TextAssembler,
+        eos_ids: SequenceOf[int],
+        stop_tokens: Mapping[int, str | int],
     ) -> None:
         self.sequence = sequence
         self.finish_reason: FinishReason | None = None
         self._prompt = prompt
         self._assembler = assembler
         self._ends = frozenset(() if sequence.params.ignore_eos else eos_ids)
-        self._stop_ids = frozenset(sequence.params.stop_ids)
+        self._stop_tokens = stop_tokens
         self._stop_reason: str | int | None = None
         self._logprobs: list[dict[int, Logprob]] | None = None if sequence.params.logprobs is None else []
         self._arrival_time = time.time()
@@ -74,9 +80,9 @@ class Request:
 
     def _read(self, token_id: int) -> str:
         """The text that `token_id` adds, setting the finish reason if it ends the request."""
-        if token_id in self._ends or token_id in self._stop_ids:
+        if token_id in self._ends or token_id in self._stop_tokens:
             self.finish_reason = "stop"
-            self._stop_reason = None if token_id in self._ends else token_id
+            self._stop_reason = None if token_id in self._ends else self._stop_tokens[token_id]
             return self._assembler.finish()
         text = self._assembler.push(token_id)
         if self.sequence.is_full and self._assembler.stopped_by is None:

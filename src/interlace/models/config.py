@@ -167,7 +167,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-        """From the contents of a Hugging Face config.json (and generation_config.json, whose eos ids win).
+        """From the contents of a Hugging Face config.json (and generation_config.json: the eos ids of both count).
 
         Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
         """

@@ -11,10 +11,11 @@ from interlace.models.config import BIASABLE, Family, ModelConfig, context_lengt
 from interlace.models.gguf_rope import read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
+from interlace.models.tokenization.ends import gguf_end_ids
+from interlace.models.tokenization.metadata import special_token_ids
 from interlace.models.weight_map import gguf_layer_tensor
 
 _FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_STOP_TOKENS = ("eos", "eot", "eom")  # end of sequence, of turn, of message
 
 
 def read_gguf_config(
@@ -47,8 +48,8 @@ def read_gguf_config(
         sliding_window=values.integer("attention.sliding_window", 0) or None,
         num_experts=num_experts,
         experts_per_token=values.integer("expert_used_count", 0),
-        eos_token_ids=_stop_token_ids(fields),
-        bos_token_id=_token_id(fields, "bos"),
+        eos_token_ids=gguf_end_ids(fields),
+        bos_token_id=next(iter(special_token_ids(fields, "bos")), None),
     )
     refuse_unread_gguf_settings(values.fields, values.architecture, config)
     return config
@@ -129,15 +130,3 @@ def _head_dim(values: _Values, hidden_size: int, num_heads: int) -> int:
             "supported: all three must be equal"
         )
     return head_dim
-
-
-def _stop_token_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    found = [_token_id(fields, name) for name in _STOP_TOKENS]
-    return tuple(dict.fromkeys(token for token in found if token is not None))
-
-
-def _token_id(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(f"tokenizer.ggml.{name}_token_id")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ConfigError(f"GGUF metadata 'tokenizer.ggml.{name}_token_id' must be a token id, got {value!r}")
-    return value

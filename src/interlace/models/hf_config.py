@@ -12,6 +12,7 @@ from interlace.models.hf_rope import read_hf_rope
 from interlace.models.hf_values import flag, integer, mapping, number
 from interlace.models.leftovers import refuse_unread_hf_settings
 from interlace.models.settings import Settings
+from interlace.models.token_ids import as_token_ids
 
 _ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
@@ -75,7 +76,9 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         sliding_window=_sliding_window(config, defaults, num_layers),
         num_experts=_num_experts(config) if family == "mixtral" else 0,
         experts_per_token=integer(config, "num_experts_per_tok", 2) if family == "mixtral" else 0,
-        eos_token_ids=_token_ids(generation, "eos_token_id") or _token_ids(config, "eos_token_id"),
+        eos_token_ids=tuple(
+            dict.fromkeys(_token_ids(generation, "eos_token_id") + _token_ids(config, "eos_token_id"))
+        ),
         bos_token_id=next(
             iter(_token_ids(generation, "bos_token_id") or _token_ids(config, "bos_token_id")), None
         ),
@@ -167,8 +170,4 @@ def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | N
 
 
 def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    value = config.get(key)
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
-        raise ConfigError(f"config.json: {key!r} must be a token id or a list of them, got {value!r}")
-    return tuple(values)
+    return as_token_ids(config.get(key), f"config.json: {key!r}")

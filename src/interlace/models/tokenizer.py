@@ -15,6 +15,7 @@ import tokenizers
 from interlace.errors import TokenizerError
 from interlace.models.chat_template import ChatTemplate, Message
 from interlace.models.token_stream import TokenStream
+from interlace.models.tokenization.ends import ends_among
 
 
 class Tokenizer:
@@ -40,6 +41,18 @@ class Tokenizer:
     @property
     def bos_token_id(self) -> int | None:
         return self._id_of("bos_token")
+
+    @cached_property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text or a turn: EOS, and those known by name that the chat template writes."""
+        template = self.chat_template or ""
+        written = (self._special_ids[token] for token in ends_among(self._special_ids) if token in template)
+        own = () if self.eos_token_id is None else (self.eos_token_id,)
+        return tuple(dict.fromkeys((*own, *sorted(written))))
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of the special token that `text` is, from its first character to its last."""
+        return self._special_ids.get(text)
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
@@ -72,14 +85,18 @@ class Tokenizer:
 
     def is_spelled(self, token_id: int, skip_special: bool = True) -> bool:
         """Whether `decode` looks at the token: it leaves out special ones, and ids outside the vocabulary."""
-        if token_id in self._special_ids:
+        if token_id in self._hidden:
             return not skip_special
         return self.backend.id_to_token(token_id) is not None
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def _special_ids(self) -> dict[str, int]:
         added = self.backend.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @cached_property
+    def _hidden(self) -> frozenset[int]:
+        return frozenset(self._special_ids.values())
 
     def stream(self, skip_special: bool = True, prompt: Sequence[int] = ()) -> TokenStream:
         """A decoder to push tokens into one by one. The first is spelled as after `prompt`, whose text is not shown."""

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from interlace.engine.engine import end_token_ids
 from interlace.engine.output import RequestOutput
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import CacheTooSmall, EngineError, PromptTooLong, RankFailed, RequestError
 from support.engine_fakes import (
     EOS,
+    VOCAB_SIZE,
     FakeRanks,
     ModelFacts,
     greedy_tokens,
@@ -60,17 +62,47 @@ def test_eos_ends_with_stop_and_leaves_no_text() -> None:
     assert outputs["ignoring"].token_ids == greedy_tokens(PROMPT, 12)
 
 
-def test_the_tokenizer_s_eos_counts_when_the_model_names_none() -> None:
+@pytest.mark.parametrize("named", [(), (5,), (EOS, 5)])
+def test_the_tokenizer_s_end_counts_whatever_the_model_names(named: tuple[int, ...]) -> None:
     ranks = FakeRanks()
-    ranks.model_config = ModelFacts(eos_token_ids=())
+    ranks.model_config = ModelFacts(eos_token_ids=named)
     params = SamplingParams(temperature=1.0, max_tokens=None, seed=3)
     engine = make_engine(ranks)
     for index in range(20):
         engine.add_request(str(index), [index], params)
     outputs, _ = run_all(engine)
-    ended = [output for output in outputs.values() if output.finish_reason == "stop"]
-    assert ended
-    assert all(output.token_ids[-1] == EOS for output in ended)
+    last = {output.token_ids[-1] for output in outputs.values() if output.finish_reason == "stop"}
+    assert EOS in last
+    assert last <= {EOS, *named}
+
+
+def test_ends_outside_the_vocabulary_are_left_out_with_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    ranks = FakeRanks()
+    ranks.model_config = ModelFacts(eos_token_ids=(5, VOCAB_SIZE, 10**9))
+    assert end_token_ids(ranks) == (5, EOS)
+    assert f"name {VOCAB_SIZE}, 1000000000 as the end" in caplog.text
+    caplog.clear()
+    ranks.model_config = ModelFacts()
+    assert end_token_ids(ranks) == (EOS,)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_a_stop_string_that_is_a_special_token_is_that_token(skip: bool, ignore_eos: bool) -> None:
+    ranks = FakeRanks()
+    ranks.model_config = ModelFacts(eos_token_ids=())
+    ranks.tokenizer.end_token_ids = ()
+    tokens = greedy_tokens(PROMPT, 12)
+    ranks.tokenizer.special_tokens = {"<mark>": tokens[4]}
+    engine = make_engine(ranks)
+    params = greedy(stop=["nowhere", "<mark>"], skip_special_tokens=skip, ignore_eos=ignore_eos)
+    engine.add_request("one", PROMPT, params)
+    output = run_all(engine)[0]["one"]
+    first = tokens.index(tokens[4])
+    assert output.token_ids == tokens[: first + 1]
+    assert output.text == ranks.tokenizer.decode(tokens[:first])
+    assert (output.finish_reason, output.outputs[0].stop_reason) == ("stop", "<mark>")
 
 
 def test_a_stop_token_ends_with_its_id_as_the_reason() -> None:

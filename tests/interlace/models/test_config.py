@@ -133,10 +133,28 @@ def test_notes_and_nulls_in_rope_scaling_are_no_settings() -> None:
     assert read(**su) == read(**longrope())
 
 
-def test_generation_config_decides_the_stop_tokens() -> None:
-    assert ModelConfig.from_hf({**LLAMA, "eos_token_id": 2}, {"eos_token_id": [5, 7]}).eos_token_ids == (5, 7)
-    assert read(eos_token_id=2).eos_token_ids == (2,)
-    assert read(eos_token_id=None).eos_token_ids == ()
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        (2, None, (2,)),
+        (None, 2, (2,)),
+        (2, [5, 7], (5, 7, 2)),
+        ([2, 5], 5, (5, 2)),
+        (None, None, ()),
+        (-1, None, ()),
+        (2, -1, (2,)),
+        ([-1, 3], [], (3,)),
+    ],
+)
+def test_the_ends_of_both_files_count(config: Any, generation: Any, ids: tuple[int, ...]) -> None:
+    values = ModelConfig.from_hf({**LLAMA, "eos_token_id": config}, {"eos_token_id": generation})
+    assert values.eos_token_ids == ids
+
+
+@pytest.mark.parametrize("value", [True, "2", 2.0, -2, [2, "x"], [[2]], {}])
+def test_an_end_that_is_no_id_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match="'eos_token_id' must be a token id or a list of them"):
+        read(eos_token_id=value)
 
 
 @pytest.mark.parametrize(

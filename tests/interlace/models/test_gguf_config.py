@@ -51,9 +51,62 @@ def test_the_embedding_has_the_last_word_on_the_vocabulary() -> None:
     assert read(vocab_size=300).vocab_size == 331
 
 
-def test_every_stop_token_counts() -> None:
-    values = {**fields(), "tokenizer.ggml.eot_token_id": 7, "tokenizer.ggml.eom_token_id": 2}
-    assert ModelConfig.from_gguf(values, SHAPES).eos_token_ids == (2, 7)
+def ends(tokens: list[str] | None = None, **ids: Any) -> tuple[int, ...]:
+    values = {f"tokenizer.ggml.{name}": value for name, value in {"eos_token_id": 2, **ids}.items()}
+    if tokens is not None:
+        values["tokenizer.ggml.tokens"] = tokens
+    return ModelConfig.from_gguf({**fields(), **values}, SHAPES).eos_token_ids
+
+
+def test_every_end_that_the_file_names_counts() -> None:
+    assert ends(eot_token_id=7, eom_token_id=2) == (2, 7)
+    assert ends(fim_pad_token_id=3, fim_rep_token_id=4, fim_sep_token_id=5) == (2, 3, 4, 5)
+    assert ends(eos_token_ids=[2, 9]) == (2, 9)
+    assert ends(fim_pre_token_id=3, fim_suf_token_id=4, fim_mid_token_id=5, padding_token_id=6) == (2,)
+
+
+@pytest.mark.parametrize("none", [-1, 2**32 - 1, None])
+def test_minus_one_names_no_end(none: int | None) -> None:
+    assert ends(eos_token_id=none, eot_token_id=7) == (7,)
+
+
+@pytest.mark.parametrize("value", [True, "2", 2.5, -2, [[1]]])
+def test_an_end_that_is_no_id_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"'tokenizer\.ggml\.eot_token_id' must be a token id"):
+        ends(eot_token_id=value)
+
+
+# Which of these tokens are ends is what llama.cpp says (llama-cpp-python 0.3.36).
+@pytest.mark.parametrize(
+    ("tokens", "are_ends"),
+    [
+        ("<|begin_of_text|> <|end_of_text|> <|eom_id|> <|eot_id|> <|python_tag|>", "01110"),
+        ("<|endoftext|> <|im_start|> <|im_end|> <|fim_prefix|> <|fim_middle|> <|fim_suffix|>", "101000"),
+        ("<|fim_pad|> <|repo_name|> <|file_sep|> <|fim_suffix|>", "1110"),
+        ("<fim_pad> <fim_prefix> <reponame>", "101"),
+        ("<|start|> <|end|> <|return|> <|call|> <|endoftext|>", "00111"),
+        ("<|user|> <|end|> <|endoftext|>", "011"),
+        ("<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜fim▁hole｜> <｜User｜>", "0100"),
+        ("▁<PRE> ▁<SUF> ▁<MID> ▁<EOT> <EOT> _<EOT> [EOT]", "0000111"),
+        ("<eos> <end_of_turn> <start_of_turn> </s> [EOS] <end_of_utterance>", "110111"),
+        ("<eos> <turn|> <|tool_response> </s>", "1110"),
+        ("the <|im_end| |im_end|> <|IM_END|>", "0000"),
+    ],
+)
+def test_known_ends_count_though_the_file_does_not_name_them(tokens: str, are_ends: str) -> None:
+    expected = tuple(index for index, flag in enumerate(are_ends, start=1) if flag == "1")
+    assert ends(["a", *tokens.split()], eos_token_id=None) == expected
+
+
+def test_a_sentencepiece_file_that_names_no_end_has_that_of_llama() -> None:
+    values = {"model": "llama", "tokens": ["<unk>", "<s>", "<end>"]}
+    assert ends(**values, eos_token_id=None) == ()
+    named = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
+    plain = {key: value for key, value in fields().items() if "eos" not in key}
+    config = ModelConfig.from_gguf({**plain, **named}, SHAPES)
+    assert (config.eos_token_ids, config.bos_token_id) == ((2,), 1)
+    short = ModelConfig.from_gguf({**plain, **named, "tokenizer.ggml.tokens": ["<unk>", "<s>"]}, SHAPES)
+    assert short.eos_token_ids == ()
 
 
 def test_rope_scaling_is_read() -> None:

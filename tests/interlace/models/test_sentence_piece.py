@@ -56,3 +56,16 @@ def test_a_file_may_ask_for_no_such_space() -> None:
     assert bare(tokenizer, "<s> Hello")[1:] == bare(tokenizer, " Hello")
     for text, _ in CASES:
         assert tokenizer.decode(bare(tokenizer, text)) == text.replace("▁", " "), text
+
+
+def test_a_file_that_names_no_special_tokens_has_those_of_llama(tokenizer: Tokenizer) -> None:
+    unnamed = tokenizer_from_gguf(fields(bos_token_id=None, eos_token_id=None, unknown_token_id=None))
+    assert unnamed.special_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert unnamed.encode("Hello") == tokenizer.encode("Hello")
+
+
+@pytest.mark.parametrize("none", [-1, 2**32 - 1])
+def test_minus_one_names_no_token(none: int) -> None:
+    tokenizer = tokenizer_from_gguf(fields(bos_token_id=none, eos_token_id=none, unknown_token_id=none))
+    assert tokenizer.special_tokens == {}
+    assert tokenizer.encode("Hello") == bare(tokenizer, "Hello")

@@ -92,6 +92,33 @@ def test_special_tokens_are_known(tokenizer: Tokenizer, oracle: Any) -> None:
     assert tokenizer.vocab_size == len(oracle)
 
 
+@pytest.mark.parametrize(
+    ("template", "ids"),
+    [
+        (None, (0,)),
+        ("{{ m }}", (0,)),
+        ("{{ m }}<|im_end|>", (0, 2)),
+        ("<|im_start|>{{ m }}<|endoftext|>", (0,)),
+        ("{{ m }}<|eot_id|></s>", (0,)),
+    ],
+)
+def test_ends_are_eos_and_the_turn_s_end_in_the_template(
+    tmp_path: Path, directory: Path, template: str | None, ids: tuple[int, ...]
+) -> None:
+    changes = {"eos_token": "<|endoftext|>", "chat_template": template}
+    assert tokenizer_from_directory(with_settings(directory, tmp_path, **changes)).end_token_ids == ids
+
+
+def test_a_tokenizer_without_eos_names_no_end(tmp_path: Path, directory: Path) -> None:
+    assert tokenizer_from_directory(with_settings(directory, tmp_path, eos_token=None)).end_token_ids == ()
+
+
+def test_special_tokens_are_found_by_their_whole_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.special_token_id("<|im_end|>") == 2
+    for text in ("<|im_end|>\n", " <|im_end|>", "the", "", "<|im_end|><|im_end|>"):
+        assert tokenizer.special_token_id(text) is None
+
+
 @given(text=st.text(max_size=60))
 def test_a_stream_joins_to_the_whole(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)

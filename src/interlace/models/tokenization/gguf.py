@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from interlace.errors import TokenizerError
 from interlace.models.tokenization import known_tokens
 from interlace.models.tokenization.byte_level import byte_level
-from interlace.models.tokenization.metadata import check_keys, flag, tokens_of, types_of
+from interlace.models.tokenization.metadata import check_keys, flag, special_token_ids, tokens_of, types_of
 from interlace.models.tokenization.pre_tokenizers import words_of
 from interlace.models.tokenization.sentence_piece import sentence_piece
 from interlace.models.tokenizer import Tokenizer
@@ -58,8 +58,7 @@ def _special_tokens(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, s
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     special = {}
     for name, key in names.items():
-        token_id = fields.get(f"tokenizer.ggml.{key}_token_id")
-        if token_id is not None:
+        for token_id in special_token_ids(fields, key)[:1]:
             if not 0 <= token_id < len(tokens):
                 raise TokenizerError(
                     f"the GGUF {key} token id {token_id} is outside the {len(tokens)} tokens"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.errors import TokenizerError
+from interlace.models.token_ids import as_token_ids
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _REFUSED_UNLESS_EMPTY = {
     *("normalizer.lowercase", "normalizer.strip_accents"),
 }
 _PREFIX = "tokenizer.ggml."
+_SENTENCE_PIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # of a SentencePiece file that names none
 
 
 def check_keys(fields: Mapping[str, Any]) -> None:
@@ -91,3 +93,14 @@ def required(fields: Mapping[str, Any], key: str) -> list[Any]:
 
 def ids_of(tokens: list[str]) -> dict[str, int]:
     return {token: token_id for token_id, token in enumerate(tokens)}
+
+
+def special_token_ids(fields: Mapping[str, Any], role: str) -> tuple[int, ...]:
+    """The ids of the tokens that have a role ("bos", "eot"): mostly one or none. Raises ConfigError for no ids."""
+    found: list[int] = []
+    for key in (f"{_PREFIX}{role}_token_id", f"{_PREFIX}{role}_token_ids"):
+        found += as_token_ids(fields.get(key), f"GGUF metadata {key!r}")
+    default = _SENTENCE_PIECE_IDS.get(role)
+    if default is None or fields.get(f"{_PREFIX}model") != "llama" or f"{_PREFIX}{role}_token_id" in fields:
+        return tuple(found)
+    return (*found, default) if default < len(fields.get(f"{_PREFIX}tokens", ())) else tuple(found)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, normalizers
 from tokenizers.models import BPE
 
-from interlace.models.tokenization.metadata import ids_of, required
+from interlace.models.tokenization.metadata import ids_of, required, special_token_ids
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
@@ -22,12 +22,12 @@ def sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Backend:
     `"Hello"` differ.
     """
     ids = ids_of(tokens)
-    unknown = fields.get("tokenizer.ggml.unknown_token_id")
+    unknown = next((tokens[token_id] for token_id in special_token_ids(fields, "unknown")), None)
     backend = Backend(
         BPE(
             vocab=ids,
             merges=_merges_by_score(ids, required(fields, "scores")),
-            unk_token=tokens[unknown] if unknown is not None else None,
+            unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
         )
