@@ -241,7 +241,9 @@ def test_a_weight_packed_by_another_backend_is_refused():
 
 
 def test_head_dims_that_native_kernels_lack_point_to_the_reference():
-    with pytest.raises(KernelError, match='multiple of 16; use kernels="reference"'):
+    with pytest.raises(
+        KernelError, match='multiple of 16; widen the heads with zeros, or use kernels="reference"'
+    ):
         make_kernels("native").new_kv_cache(1, 1, HeadLayout(1, (0,), 24), torch.float32)
 
 

@@ -143,9 +143,12 @@ def _load(
         others.on_failure(lambda _, reason: communicator.abort(reason))
     try:
         model = load_model(config.model)
-        for notice in model.weights.notices:  # the other ranks have the same to say
-            _log.warning(notice)
         runner = Runner(config, model, communicator, ranks_on_host or config.tp)
+        for notice in (
+            *model.weights.notices,
+            *runner.decoder.notices,
+        ):  # the other ranks have the same to say
+            _log.warning(notice)
         return RankGroup(runner, model.tokenizer, others)
     except RankError as error:
         known = others.wait_for_failure(FAILURE_REPORT_S) if others is not None else None

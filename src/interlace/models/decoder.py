@@ -7,12 +7,13 @@ the plan does, and an executor runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
+from interlace.models.head_padding import HeadPadding
 from interlace.models.rope import Rotations
 from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
@@ -94,12 +95,24 @@ class Decoder:
         self.config, self.shard, self.kernels, self.communicator, self.dtype = (
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
-        self.heads = shard.head_layout(config)
-        self.rotations = Rotations(config.rope, config.head_dim, max_model_len)
-        loader = _Loader(source, shard, kernels, dtype)
+        self.padding = HeadPadding.to_multiple(config.head_dim, kernels.head_alignment)
+        self.heads = replace(shard.head_layout(config), head_dim=self.padding.width)
+        self.rotations = Rotations(config.rope, config.head_dim, max_model_len, self.padding)
+        loader = _Loader(source, shard, kernels, dtype, self.padding)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever runs the model should be told."""
+        if not self.padding.is_needed:
+            return ()
+        size, width = self.padding.head_dim, self.padding.width
+        return (
+            f"the model's attention heads have {size} dimensions, which the {self.kernels.name} kernels compute as "
+            f"{width}: the KV cache takes {width / size:.2g} times the memory",
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -123,8 +136,16 @@ class Decoder:
 class _Loader:
     """Reads and packs one rank's weights."""
 
-    def __init__(self, source: WeightSource, shard: Shard, kernels: Kernels, dtype: torch.dtype) -> None:
-        self.source, self.shard, self.kernels, self.dtype = source, shard, kernels, dtype
+    def __init__(
+        self, source: WeightSource, shard: Shard, kernels: Kernels, dtype: torch.dtype, padding: HeadPadding
+    ) -> None:
+        self.source, self.shard, self.kernels, self.dtype, self.padding = (
+            source,
+            shard,
+            kernels,
+            dtype,
+            padding,
+        )
         self.config = source.config
         self.q_rows = scale(shard.heads, self.config.head_dim)
         self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
@@ -139,10 +160,10 @@ class _Loader:
     def _layer(self, index: int) -> Layer:
         name = f"layers.{index}"
         return Layer(
-            qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}),
-            o=self._summed(f"{name}.o", self.q_rows),
-            q_norm=self._vector(f"{name}.q_norm") if self.config.qk_norm else None,
-            k_norm=self._vector(f"{name}.k_norm") if self.config.qk_norm else None,
+            qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}, self.padding),
+            o=self._summed(f"{name}.o", self.q_rows, self.padding),
+            q_norm=self._head_norm(f"{name}.q_norm") if self.config.qk_norm else None,
+            k_norm=self._head_norm(f"{name}.k_norm") if self.config.qk_norm else None,
             mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
         )
 
@@ -169,23 +190,30 @@ class _Loader:
             self._joined(name, {"gate": columns, "up": columns}), self._summed(f"{name}.down", columns)
         )
 
-    def _joined(self, name: str, rows: Mapping[str, range]) -> PackedLinear:
-        """The rank's rows of several matrices as one. Where only some of them have a bias, the others' is zero."""
-        weight = torch.cat([self.source.load(f"{name}.{part}", rows=own) for part, own in rows.items()])
+    def _joined(self, name: str, rows: Mapping[str, range], heads: HeadPadding | None = None) -> PackedLinear:
+        """The rank's rows of several matrices as one, those of `heads` widened.
+
+        Where only some of them have a bias, the others' is zero.
+        """
+        parts = [self.source.load(f"{name}.{part}", rows=own) for part, own in rows.items()]
+        weight = torch.cat([heads.rows(part) for part in parts] if heads else parts)
         if not any(self.source.has(f"{name}.{part}_bias") for part in rows):
             return self._pack(weight)
-        return self._pack(
-            weight, torch.cat([self._bias(f"{name}.{part}_bias", own) for part, own in rows.items()])
-        )
+        biases = [self._bias(f"{name}.{part}_bias", own) for part, own in rows.items()]
+        return self._pack(weight, torch.cat([heads.vector(bias) for bias in biases] if heads else biases))
 
     def _bias(self, name: str, rows: range) -> Tensor:
         return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
 
-    def _summed(self, name: str, columns: range) -> PackedLinear:
+    def _summed(self, name: str, columns: range, heads: HeadPadding | None = None) -> PackedLinear:
         """The rank's columns of a matrix whose products are summed over the ranks: rank 0's adds the bias, once."""
         has_bias = self.shard.rank == 0 and self.source.has(f"{name}_bias")
         bias = self.source.load(f"{name}_bias").float() if has_bias else None
-        return self._pack(self.source.load(name, columns=columns), bias)
+        weight = self.source.load(name, columns=columns)
+        return self._pack(heads.columns(weight) if heads else weight, bias)
+
+    def _head_norm(self, name: str) -> Tensor:
+        return self.padding.norm(self.source.load(name)).to(self.dtype)
 
     def _pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         return self.kernels.pack(weight, bias, dtype=self.dtype)
@@ -260,7 +288,7 @@ class Forward:
             decoder.heads,
             q_norm=layer.q_norm,
             k_norm=layer.k_norm,
-            eps=decoder.config.rms_norm_eps,
+            eps=decoder.padding.eps(decoder.config.rms_norm_eps),
         )
         if part.wanted is not None and self._is_last(index):
             if part.is_done:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import RopeConfig
+from interlace.models.head_padding import HeadPadding
 
 _FIRST_ROWS = 4096  # of a table, which at least doubles whenever a position lies beyond it
 
@@ -26,12 +27,16 @@ class Rotations:
     A long context costs those who use it, not those who could. Thread safety: none.
     """
 
-    def __init__(self, rope: RopeConfig, head_dim: int, max_position: int) -> None:
+    def __init__(
+        self, rope: RopeConfig, head_dim: int, max_position: int, padding: HeadPadding | None = None
+    ) -> None:
+        """For heads that are widened, `padding` says how; what is added to them is not rotated."""
         self.rope, self.head_dim, self.max_position = rope, head_dim, max_position
-        self._table = torch.empty(0, head_dim)
+        self._padding = padding or HeadPadding(head_dim, head_dim)
+        self._table = torch.empty(0, self._padding.width)
 
     def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """A table [cos | sin], float32 (rows, head_dim), and the row of each token in it, int32 (num_tokens,)."""
+        """A table [cos | sin], float32 (rows, width of a head), and each token's row in it, int32 (num_tokens,)."""
         if not self.rope.depends_on_length:
             return self.table(int(batch.positions.max()) + 1), batch.positions
         rows = torch.arange(batch.num_tokens, dtype=torch.int32)
@@ -46,17 +51,18 @@ class Rotations:
         return self._table
 
     def _rotations(self, positions: range) -> Tensor:
-        return cos_sin(
-            torch.arange(positions.start, positions.stop), frequencies(self.rope, self.head_dim), self.rope
-        )
+        return cos_sin(torch.arange(positions.start, positions.stop), self._frequencies(), self.rope)
+
+    def _frequencies(self, length: int = 0) -> Tensor:
+        return self._padding.half(frequencies(self.rope, self.head_dim, length))
 
     def _by_length(self, positions: Tensor, lengths: Tensor) -> Tensor:
-        """cos and sin of each token: float32 (num_tokens, head_dim)."""
+        """cos and sin of each token: float32 (num_tokens, width of a head)."""
         original = self.rope.original_max_position
         if self.rope.scaling == "longrope":
             lengths = lengths.clamp(original, original + 1)  # all that matters is on which side it is
         different, which = torch.unique(lengths.clamp(min=original), return_inverse=True)
-        each = torch.stack([frequencies(self.rope, self.head_dim, length) for length in different.tolist()])
+        each = torch.stack([self._frequencies(length) for length in different.tolist()])
         return cos_sin(positions, each[which], self.rope)
 
 

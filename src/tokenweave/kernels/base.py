@@ -81,6 +81,7 @@ class Kernels(ABC):
 
     name: str
     threads: int
+    head_alignment: int  # `head_dim` must be a multiple of it
 
     @property
     @abstractmethod

@@ -8,6 +8,8 @@ from torch import Tensor
 from tokenweave.errors import KernelError
 from tokenweave.kernels.base import BLOCK_SIZE, DTYPES, HeadLayout, PackedLinear
 
+NATIVE_HEAD_ALIGNMENT = 16
+
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
@@ -96,8 +98,11 @@ def check_heads(heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype) -> N
 
 
 def check_native_heads(heads: HeadLayout) -> None:
-    if heads.head_dim % 16:
-        raise KernelError(f'head_dim is {heads.head_dim}, expected a multiple of 16; use kernels="reference"')
+    if heads.head_dim % NATIVE_HEAD_ALIGNMENT:
+        raise KernelError(
+            f"head_dim is {heads.head_dim}, expected a multiple of {NATIVE_HEAD_ALIGNMENT}; "
+            'widen the heads with zeros, or use kernels="reference"'
+        )
 
 
 def check_rope(

@@ -21,6 +21,7 @@ class NativeKernels(Kernels):
 
     name = "native"
     kv_layout = "word-interleaved"
+    head_alignment = checks.NATIVE_HEAD_ALIGNMENT
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
         self.threads = threads

@@ -20,6 +20,7 @@ class ReferenceKernels(Kernels):
 
     name = "reference"
     kv_layout = "token-major"
+    head_alignment = 2
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads

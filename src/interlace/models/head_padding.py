@@ -1,0 +1,56 @@
+"""HeadPadding: attention heads widened with zeros to a size that the kernels compute.
+
+The answer stays what it was: in a score, zeros of a query meet zeros of a key, and what zeros of a value sum to is
+multiplied by columns of zeros. What it costs is memory: the KV cache has the wider heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class HeadPadding:
+    """How heads are widened. Rotation pairs (j, head_dim / 2 + j), so each half of a head is widened at its end."""
+
+    head_dim: int  # the model's
+    width: int  # the kernels'
+
+    @classmethod
+    def to_multiple(cls, head_dim: int, alignment: int) -> HeadPadding:
+        """To the next multiple of `alignment`, which is even."""
+        return cls(head_dim, -(-head_dim // alignment) * alignment)
+
+    @property
+    def is_needed(self) -> bool:
+        return self.width != self.head_dim
+
+    def half(self, values: Tensor) -> Tensor:
+        """(…, head_dim / 2) -> (…, width / 2)"""
+        return pad(values, (0, (self.width - self.head_dim) // 2))
+
+    def vector(self, vector: Tensor) -> Tensor:
+        """A value for each row of heads: (num_heads * head_dim,) -> (num_heads * width,)"""
+        return self.half(vector.view(-1, self.head_dim // 2)).flatten() if self.is_needed else vector
+
+    def columns(self, weight: Tensor) -> Tensor:
+        """(n, num_heads * head_dim) -> (n, num_heads * width)"""
+        if not self.is_needed:
+            return weight
+        num_halves = 2 * weight.shape[1] // self.head_dim
+        return self.half(weight.reshape(len(weight), num_halves, self.head_dim // 2)).flatten(1)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """(num_heads * head_dim, n) -> (num_heads * width, n)"""
+        return self.columns(weight.T).T.contiguous() if self.is_needed else weight
+
+    def norm(self, weight: Tensor) -> Tensor:
+        """The weight of a norm over each head, (head_dim,) -> (width,): the mean is taken over more values there."""
+        return self.vector(weight * (self.head_dim / self.width) ** 0.5) if self.is_needed else weight
+
+    def eps(self, eps: float) -> float:
+        """What is added to that mean."""
+        return eps * self.head_dim / self.width
