@@ -92,7 +92,7 @@ def _family(fields: Mapping[str, Any]) -> Family:
     kind = fields.get("general.type", "model")
     if kind != "model":
         raise ConfigError(
-            f"the GGUF file holds a {kind!r}, expected a 'model'; name the file of the model itself"
+            f"the GGUF file is of type {kind!r}, expected 'model'; name the file of the model itself"
         )
     architecture = fields.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in _FAMILIES:

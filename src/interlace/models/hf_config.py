@@ -24,6 +24,7 @@ class _Defaults:
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
     max_position: int = 2048
+    num_kv_heads: int | None = None  # None: num_heads, which null means in every family
     has_window: bool = True
     sliding_window: int | None = None
     head_dim: int | None = None  # None: hidden_size / num_heads
@@ -36,15 +37,24 @@ class _Defaults:
 
 _FAMILIES: dict[Family, _Defaults] = {
     "llama": _Defaults(has_window=False, attention_bias=_ATTENTION, mlp_bias=_MLP),
-    "mistral": _Defaults(max_position=131_072, sliding_window=4096),
+    "mistral": _Defaults(max_position=131_072, num_kv_heads=8, sliding_window=4096),
     # Qwen2 has no bias on its attention's output: `attention_bias` says nothing about it, as in transformers.
     "qwen2": _Defaults(
-        max_position=32_768, biases=("q", "k", "v"), attention_bias=("q", "k", "v"), window_by_layer=True
+        max_position=32_768,
+        num_kv_heads=32,
+        biases=("q", "k", "v"),
+        attention_bias=("q", "k", "v"),
+        window_by_layer=True,
     ),
     "qwen3": _Defaults(
-        max_position=32_768, attention_bias=_ATTENTION, qk_norm=True, head_dim=128, window_by_layer=True
+        max_position=32_768,
+        num_kv_heads=32,
+        attention_bias=_ATTENTION,
+        qk_norm=True,
+        head_dim=128,
+        window_by_layer=True,
     ),
-    "mixtral": _Defaults(rope_theta=1_000_000.0, rms_norm_eps=1e-5, max_position=131_072),
+    "mixtral": _Defaults(rope_theta=1_000_000.0, rms_norm_eps=1e-5, max_position=131_072, num_kv_heads=8),
 }
 
 
@@ -65,7 +75,7 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         intermediate_size=integer(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=integer(config, "num_key_value_heads", num_heads),
+        num_kv_heads=_num_kv_heads(config, defaults, num_heads),
         head_dim=_head_dim(config, defaults, hidden_size, num_heads),
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
         max_position=context_length(rope, max_position),
@@ -115,6 +125,12 @@ def _biases(config: Mapping[str, Any], defaults: _Defaults) -> tuple[str, ...]:
         if parts and flag(config, key):
             found += tuple(part for part in parts if part not in found)
     return found
+
+
+def _num_kv_heads(config: Mapping[str, Any], defaults: _Defaults, num_heads: int) -> int:
+    is_absent = "num_key_value_heads" not in config
+    default = defaults.num_kv_heads if is_absent and defaults.num_kv_heads else num_heads
+    return integer(config, "num_key_value_heads", default)
 
 
 def _head_dim(config: Mapping[str, Any], defaults: _Defaults, hidden_size: int, num_heads: int) -> int:

@@ -190,6 +190,23 @@ def test_families_have_their_own_parts() -> None:
     assert weight_shapes(mixtral)["layers.0.router"] == (4, 64)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "mixtral"])
+def test_absent_kv_heads_mean_what_they_mean_to_transformers(family: str) -> None:
+    from transformers import AutoConfig
+
+    heads = {"num_attention_heads": 64, "hidden_size": 1024, "head_dim": 16}
+    for changes in ({}, {"num_key_value_heads": 2}):
+        values = (
+            {k: v for k, v in LLAMA.items() if k not in ("model_type", "num_key_value_heads")}
+            | heads
+            | changes
+        )
+        expected = AutoConfig.for_model(family, **values).num_key_value_heads
+        assert ModelConfig.from_hf({**values, "model_type": family}).num_kv_heads == expected
+    values["num_key_value_heads"] = None
+    assert ModelConfig.from_hf({**values, "model_type": family}).num_kv_heads == 64
+
+
 @pytest.mark.parametrize(
     ("changes", "biases"),
     [

@@ -171,6 +171,7 @@ GGUF_BASE: dict[str, Any] = {
     "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }
 GGUF_EXPERTS = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+GGUF_YARN = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
 GGUF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
     ({}, "attention.causal", False, [True]),
     ({}, "attention.scale", 0.05, [0.25, 0.0]),
@@ -178,8 +179,8 @@ GGUF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
     ({}, "logit_scale", 0.25, [1.0]),
     ({}, "attention.value_scale", 0.5, [1.0]),
     ({}, "hidden_activation", "gelu", ["silu"]),
-    ({}, "rope.scaling.yarn_ext_factor", 0.5, [1.0]),
-    ({}, "rope.scaling.yarn_attn_factor", 1.2, [1.0]),
+    (GGUF_YARN, "rope.scaling.yarn_ext_factor", 0.0, [1.0]),
+    ({}, "rope.scaling.yarn_attn_factor", None, [1.2]),
     (GGUF_EXPERTS, "expert_feed_forward_length", 96, [112]),
     (GGUF_EXPERTS, "expert_weights_norm", False, [True]),
     (GGUF_EXPERTS, "expert_gating_func", 2, [1, 0]),
@@ -214,7 +215,7 @@ def test_a_key_of_a_gguf_architecture_is_refused_where_it_may_change_the_mathema
 
 
 def test_only_models_are_taken_for_models() -> None:
-    with pytest.raises(ConfigError, match="holds a 'adapter', expected a 'model'"):
+    with pytest.raises(ConfigError, match="of type 'adapter', expected 'model'"):
         ModelConfig.from_gguf({**GGUF_BASE, "general.type": "adapter"}, {})
 
 
