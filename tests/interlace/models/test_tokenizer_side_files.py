@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ def token(content: str, **flags: bool) -> dict[str, Any]:
 
 def write(directory: Path, settings: dict[str, Any] | None, **files: Any) -> Path:
     """A directory with tokenizer.json, changed by `tokenizer`, and the side files given."""
+    directory.mkdir(exist_ok=True)
     write_tokenizer(directory)
     (directory / "chat_template.jinja").unlink()
     (directory / "tokenizer_config.json").unlink()
@@ -118,6 +121,66 @@ def test_a_whole_prompt_is_encoded_whatever_is_baked_in(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(TEXTS[4])) == TEXTS[4]
     assert len(tokenizer.encode(TEXTS[4])) > 8
     assert len(tokenizer.encode("hi")) == 1
+
+
+@cache
+def tokenizer_json() -> dict[str, Any]:
+    with TemporaryDirectory() as directory:
+        write_tokenizer(Path(directory))
+        content: dict[str, Any] = json.loads((Path(directory) / "tokenizer.json").read_text())
+    return content
+
+
+def model_of(**changes: Any) -> dict[str, Any]:
+    return {**tokenizer_json()["model"], **changes}
+
+
+def test_one_text_gives_the_same_tokens_each_time(tmp_path: Path) -> None:
+    plain = tokenizer_from_directory(write(tmp_path / "plain", NAMED)).encode(TEXTS[4])
+    tokenizer = tokenizer_from_directory(
+        write(tmp_path / "dropout", NAMED, tokenizer={"model": model_of(dropout=0.9)})
+    )
+    assert all(tokenizer.encode(TEXTS[4]) == plain for _ in range(20))
+
+
+def added(*ids: int) -> dict[str, Any]:
+    """The special tokens of the tiny tokenizer, and new ones with these ids."""
+    known = tokenizer_json()["added_tokens"]
+    return {"added_tokens": known + [{"id": index, **token(f"<{index}>")} for index in ids]}
+
+
+def test_added_tokens_have_the_ids_that_the_file_gives_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizer_from_directory(write(tmp_path, NAMED, tokenizer=added(NEW, NEW + 1)))
+    assert tokenizer.encode(f"<{NEW + 1}>") == [NEW + 1]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("ids", [(400,), (NEW + 1, NEW)])
+def test_added_tokens_whose_ids_cannot_be_had_are_refused(tmp_path: Path, ids: tuple[int, ...]) -> None:
+    with pytest.raises(TokenizerError, match=f"adds '<{ids[0]}>' as token {ids[0]}, but .* number {NEW}"):
+        tokenizer_from_directory(write(tmp_path, NAMED, tokenizer=added(*ids)))
+
+
+def test_an_added_token_that_the_vocabulary_has_keeps_that_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = [{"id": 9, **token("<|im_end|>")}]
+    tokenizer = tokenizer_from_directory(write(tmp_path, NAMED, tokenizer={"added_tokens": tokens}))
+    assert tokenizer.eos_token_id == 2
+    assert "'<|im_end|>' as token 9 among the added ones, as 2 in its vocabulary" in caplog.text
+
+
+def test_a_vocabulary_may_have_the_word_for_added_tokens(tmp_path: Path) -> None:
+    vocab = {**model_of()["vocab"], "added_tokens": NEW}
+    model = {"model": model_of(vocab=vocab, merges=[])}
+    directory = write(tmp_path, NAMED, tokenizer={**model, "added_tokens": added(400)["added_tokens"]})
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({"model": content.pop("model"), **content}))  # the vocabulary first
+    with pytest.raises(TokenizerError, match=f"adds '<400>' as token 400, but .* number {NEW + 1}"):
+        tokenizer_from_directory(directory)
 
 
 def test_every_named_token_reaches_the_template(tmp_path: Path) -> None:

@@ -49,8 +49,6 @@ def complete(backend: tokenizers.Tokenizer, directory: Path, settings: Mapping[s
     Raises:
         TokenizerError: a file is damaged, or gives a token an id that it cannot have.
     """
-    backend.no_truncation()  # both are for training; a prompt is neither cut nor filled up
-    backend.no_padding()
     backend.encode_special_tokens = settings.get("split_special_tokens") is True
     _add_declared(backend, directory, settings)
     _mark_special(backend, settings)
