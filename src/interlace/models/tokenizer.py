@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -126,3 +127,14 @@ class Tokenizer:
                 "this model has no chat template, so it cannot chat; give it a plain prompt instead (--raw)"
             )
         return ChatTemplate(self.chat_template, self.special_tokens)
+
+
+def tokenizer_from_directory(directory: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory, as `interlace.models.tokenization` reads it.
+
+    Raises:
+        TokenizerError: tokenizer.json is missing or damaged, or a file beside it is.
+    """
+    from interlace.models.tokenization.directory import read_tokenizer
+
+    return read_tokenizer(directory)

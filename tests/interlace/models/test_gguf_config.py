@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig, RopeConfig
-from interlace.models.tokenization.gguf import tokenizer_from_gguf
+from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 
 SHAPES = {"token_embd.weight": (331, 64)}
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 from interlace.models.token_stream import TokenStream
-from interlace.models.tokenization.directory import tokenizer_from_directory
-from interlace.models.tokenization.gguf import tokenizer_from_gguf
-from interlace.models.tokenizer import Tokenizer
+from interlace.models.tokenizer import Tokenizer, tokenizer_from_directory
 from support import sentence_piece
 from support.tiny_models import write_tokenizer
 

@@ -1,1 +1,1 @@
-"""Builds a Tokenizer from what models are published with: a Hugging Face directory, or a GGUF file's metadata."""
+"""How tokenizers are read from what models are published with: a directory's files, or a GGUF file's metadata."""
