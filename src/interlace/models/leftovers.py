@@ -106,8 +106,8 @@ HF_RULES = (
     Rule(r"use_sliding_window", "has no sliding window", lambda value, config: value is True
          or config.sliding_window is None or config.sliding_window >= config.max_position, off=False),
     Rule(r"layer_types", "has layers of several kinds", _WINDOW),
-    Rule(r"sliding_window_pattern|interleaved_sliding_window|global_attn_every_n_layers|att(ention|n)_types?"
-         r"|attention_(chunk|window)_size|local_attention\w*", "sees a part of the text in some layers"),
+    Rule(r"sliding_window_pattern|interleaved_sliding_window|global_attn_every_n_layers|attention_(chunk|window)_size"
+         r"|local_attention\w*", "sees a part of the text in some layers"),
     Rule(r"attn_temperature_tuning", "scales its attention with the position"),
     Rule(r"(use_)?(attention|attn)_sinks?", "has attention sinks"),
     Rule(r"(use_)?(attn|attention)(_output)?_gate|gated_attention", "gates its attention"),
@@ -205,9 +205,11 @@ def refuse_unread_tensors(
         if tensor not in read and not any(re.fullmatch(ignored, tensor) for ignored in TENSORS_IGNORED)
     )
     if unread:
+        hint = " (attention_bias and mlp_bias there say that there are biases)"
         raise ConfigError(
             f"{file_of(unread[0])}: the configuration describes a model without {listed(unread, ', ')}; running it "
-            "without would give wrong answers. Correct the configuration, or use files of that model alone"
+            "without would give wrong answers. Correct the configuration"
+            f"{hint if any(name.endswith('_proj.bias') for name in unread) else ''}, or use files of that model alone"
         )
 
 

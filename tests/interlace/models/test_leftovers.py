@@ -312,3 +312,11 @@ def test_a_missing_tensor_is_told_with_what_is_there_instead(tmp_path: Path, unt
         match=r"'model\.layers\.0\.self_attn\.q_proj\.weight' .*hold model.*qkv_proj.weight instead",
     ):
         SafetensorsSource(tmp_path)
+
+
+def test_biases_without_a_word_in_the_configuration_are_told_how_to_be_announced(
+    tmp_path: Path, untied: Path
+) -> None:
+    rewritten(untied, tmp_path, {"model.layers.0.self_attn.o_proj.bias": torch.ones(64)})
+    with pytest.raises(ConfigError, match=r"o_proj\.bias; .*attention_bias and mlp_bias there"):
+        SafetensorsSource(tmp_path)
