@@ -31,39 +31,59 @@ class Rotations:
         self, rope: RopeConfig, head_dim: int, max_position: int, padding: HeadPadding | None = None
     ) -> None:
         """For heads that are widened, `padding` says how; what is added to them is not rotated."""
-        self.rope, self.head_dim, self.max_position = rope, head_dim, max_position
+        self.rope, self.head_dim = rope, head_dim
         self._padding = padding or HeadPadding(head_dim, head_dim)
-        self._table = torch.empty(0, self._padding.width)
+        self._short = _Table(rope, self._frequencies(), max_position)
+        self._long = _Table(rope, self._frequencies(rope.original_max_position + 1), max_position)
 
     def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """A table [cos | sin], float32 (rows, width of a head), and each token's row in it, int32 (num_tokens,)."""
+        end = int(batch.positions.max()) + 1
         if not self.rope.depends_on_length:
-            return self.table(int(batch.positions.max()) + 1), batch.positions
-        rows = torch.arange(batch.num_tokens, dtype=torch.int32)
-        return self._by_length(batch.positions, batch.text_lengths()), rows
+            return self._short.up_to(end), batch.positions
+        lengths = batch.text_lengths()
+        is_long = lengths > self.rope.original_max_position
+        if not is_long.any():
+            return self._short.up_to(end), batch.positions
+        if self.rope.scaling == "longrope" and is_long.all():
+            return self._long.up_to(end), batch.positions
+        rows = batch.positions.long()
+        table = self._short.up_to(end)[rows]
+        table[is_long] = self._of_long_texts(batch.positions[is_long], lengths[is_long])
+        return table, torch.arange(batch.num_tokens, dtype=torch.int32)
 
     def table(self, num_positions: int) -> Tensor:
         """The rotations of at least the first `num_positions`, in a text within the original context."""
-        known = len(self._table)
-        if num_positions > known:
-            wanted = min(self.max_position, max(num_positions, 2 * known, _FIRST_ROWS))
-            self._table = torch.cat([self._table, self._rotations(range(known, wanted))])
-        return self._table
+        return self._short.up_to(num_positions)
 
-    def _rotations(self, positions: range) -> Tensor:
-        return cos_sin(torch.arange(positions.start, positions.stop), self._frequencies(), self.rope)
+    def _of_long_texts(self, positions: Tensor, lengths: Tensor) -> Tensor:
+        """cos and sin of tokens whose texts go beyond the original context: float32 (num_tokens, width of a head)."""
+        if self.rope.scaling == "longrope":
+            return self._long.up_to(int(positions.max()) + 1)[positions.long()]
+        different, which = torch.unique(lengths, return_inverse=True)
+        # One length at a time: the bits of a power may depend on where in a tensor it is computed.
+        each = torch.stack([self._frequencies(length) for length in different.tolist()])
+        return cos_sin(positions, each[which], self.rope)
 
     def _frequencies(self, length: int = 0) -> Tensor:
         return self._padding.half(frequencies(self.rope, self.head_dim, length))
 
-    def _by_length(self, positions: Tensor, lengths: Tensor) -> Tensor:
-        """cos and sin of each token: float32 (num_tokens, width of a head)."""
-        original = self.rope.original_max_position
-        if self.rope.scaling == "longrope":
-            lengths = lengths.clamp(original, original + 1)  # all that matters is on which side it is
-        different, which = torch.unique(lengths.clamp(min=original), return_inverse=True)
-        each = torch.stack([self._frequencies(length) for length in different.tolist()])
-        return cos_sin(positions, each[which], self.rope)
+
+class _Table:
+    """cos and sin of the positions from 0 on, at the same frequencies for all."""
+
+    def __init__(self, rope: RopeConfig, frequencies: Tensor, max_position: int) -> None:
+        self._rope, self._frequencies, self._max_position = rope, frequencies, max_position
+        self._rows = torch.empty(0, 2 * len(frequencies))
+
+    def up_to(self, end: int) -> Tensor:
+        """Rows for at least the positions before `end`, as far as the context goes."""
+        known = len(self._rows)
+        if end > known:
+            wanted = min(self._max_position, max(end, 2 * known, _FIRST_ROWS))
+            added = cos_sin(torch.arange(known, wanted), self._frequencies, self._rope)
+            self._rows = torch.cat([self._rows, added])
+        return self._rows
 
 
 def cos_sin(positions: Tensor, frequencies: Tensor, rope: RopeConfig) -> Tensor:

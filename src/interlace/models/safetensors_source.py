@@ -13,13 +13,14 @@ from torch import Tensor
 
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
+from interlace.models.gguf_names import is_gguf
 from interlace.models.json_file import read_json, read_optional_json
 from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import hf_places
 from interlace.models.weights import WeightSource, place_weights
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = ("F32", "BF16", "F16")
+_DTYPES = ("F32", "BF16", "F16", "F64")
 _COMPARED_VALUES = 1 << 22  # of two matrices at a time
 _OTHER_HEAD = (
     "{directory}: config.json has tie_word_embeddings true, but the files hold {head!r} with other values than the "
@@ -102,7 +103,7 @@ class SafetensorsSource(WeightSource):
             )
         except SafetensorError as error:
             raise CorruptFile(f"{file}: cannot read tensor {tensor!r}: {error}") from error
-        if part.dtype == torch.float16:
+        if part.dtype in (torch.float16, torch.float64):
             return part.float()
         return (
             part.clone() if is_vector else part.contiguous()
@@ -122,8 +123,10 @@ def read_directory_config(directory: Path) -> ModelConfig:
     """A Hugging Face directory's ModelConfig. Raises ModelNotFound without one, ConfigError as `from_hf`."""
     path = directory / "config.json"
     if not path.is_file():
+        gguf = sorted(path.name for path in directory.iterdir() if is_gguf(path))
+        hint = f"; it holds {', '.join(gguf[:4])}: name the file itself" if gguf else ""
         raise ModelNotFound(
-            f"{directory} has no config.json; expected a Hugging Face model directory or a .gguf file"
+            f"{directory} has no config.json; expected a Hugging Face model directory or a .gguf file{hint}"
         )
     generation = directory / "generation_config.json"
     try:

@@ -52,6 +52,12 @@ def test_other_first_bytes_are_no_model(tmp_path: Path, content: bytes) -> None:
         load_model(str(tmp_path / "blob.gguf"))
 
 
+def test_a_directory_of_gguf_files_says_to_name_one(tmp_path: Path, whole: Path) -> None:
+    shutil.copy(whole, tmp_path / "a.gguf")
+    with pytest.raises(ModelNotFound, match=r"has no config\.json.*it holds a\.gguf: name the file itself"):
+        load_model(str(tmp_path))
+
+
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelNotFound, match="neither"):

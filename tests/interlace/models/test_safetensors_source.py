@@ -109,8 +109,12 @@ def test_a_slice_outside_the_weight_is_refused(
         SafetensorsSource(llama).load(name, rows, columns)
 
 
-@pytest.mark.parametrize(("stored", "loaded"), [("bfloat16", "bfloat16"), ("float16", "float32")])
-def test_bfloat16_stays_and_float16_widens(tmp_path: Path, llama: Path, stored: str, loaded: str) -> None:
+@pytest.mark.parametrize(
+    ("stored", "loaded"), [("bfloat16", "bfloat16"), ("float16", "float32"), ("float64", "float32")]
+)
+def test_bfloat16_stays_and_others_become_float32(
+    tmp_path: Path, llama: Path, stored: str, loaded: str
+) -> None:
     copy_model(llama, tmp_path, lambda tensors: {k: v.to(getattr(torch, stored)) for k, v in tensors.items()})
     tensor = SafetensorsSource(tmp_path).load("layers.0.up")
     assert tensor.dtype == getattr(torch, loaded)
