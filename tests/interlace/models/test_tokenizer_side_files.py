@@ -226,6 +226,7 @@ def test_of_two_ids_that_of_tokenizer_json_holds_and_is_said(
         ({"added_tokens_decoder": ["x"]}, {}, "added_tokens_decoder' must have tokens"),
         ({"added_tokens_decoder": {"5": 7}}, {}, "added_tokens_decoder' must have tokens.*got 7"),
         ({"added_tokens_decoder": {"5": {"content": "a", "rstrip": "b"}}}, {}, "must have tokens"),
+        ({"eos_token": "\ud800"}, {}, "names a token that is no text"),
         ({}, {"special_tokens_map": [1]}, "special_tokens_map.json holds a JSON list"),
     ],
 )

@@ -50,8 +50,13 @@ def complete(backend: tokenizers.Tokenizer, directory: Path, settings: Mapping[s
         TokenizerError: a file is damaged, or gives a token an id that it cannot have.
     """
     backend.encode_special_tokens = settings.get("split_special_tokens") is True
-    _add_declared(backend, directory, settings)
-    _mark_special(backend, settings)
+    try:
+        _add_declared(backend, directory, settings)
+        _mark_special(backend, settings)
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"{directory / _CONFIG} or a file beside it names a token that is no text ({error}); fetch it again"
+        ) from error
 
 
 def _add_declared(backend: tokenizers.Tokenizer, directory: Path, settings: Mapping[str, Any]) -> None:
