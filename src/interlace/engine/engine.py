@@ -74,13 +74,14 @@ class Engine:
         self.check_request(prompt_token_ids, params)
         seed = params.seed if params.seed is not None else self._derived_seed()
         sequence = Sequence(request_id, prompt_token_ids, params, seed, self.ranks.max_model_len)
-        self.scheduler.add(sequence)
-        self._num_requests += 1
         decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, prompt_token_ids)
         assembler = TextAssembler(decoder, params.stop_strings)
-        self._requests[request_id] = Request(
-            sequence, prompt, assembler, self._eos_ids, self._stop_tokens(params)
-        )
+        request = Request(sequence, prompt, assembler, self._eos_ids, self._stop_tokens(params))
+        self.scheduler.add(
+            sequence
+        )  # from here on nothing may raise: a sequence without a request would stay
+        self._requests[request_id] = request
+        self._num_requests += 1
 
     def _stop_tokens(self, params: SamplingParams) -> dict[int, str | int]:
         """The tokens that end a request, with the reason to give: its ids, and strings that are special tokens.

@@ -86,12 +86,8 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         sliding_window=_sliding_window(config, defaults, num_layers),
         num_experts=_num_experts(config) if family == "mixtral" else 0,
         experts_per_token=integer(config, "num_experts_per_tok", 2) if family == "mixtral" else 0,
-        eos_token_ids=tuple(
-            dict.fromkeys(_token_ids(generation, "eos_token_id") + _token_ids(config, "eos_token_id"))
-        ),
-        bos_token_id=next(
-            iter(_token_ids(generation, "bos_token_id") or _token_ids(config, "bos_token_id")), None
-        ),
+        eos_token_ids=tuple(dict.fromkeys(_token_ids(config, generation, "eos_token_id"))),
+        bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id")), None),
     )
     refuse_unread_hf_settings(settings, found)
     return found
@@ -185,5 +181,9 @@ def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | N
     )
 
 
-def _token_ids(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
-    return as_token_ids(config.get(key), f"config.json: {key!r}")
+def _token_ids(config: Mapping[str, Any], generation: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """The ids under `key` in both files; those of generation_config.json, the file for generating, come first."""
+    named = (("generation_config.json", generation), ("config.json", config))
+    return tuple(
+        token for name, values in named for token in as_token_ids(values.get(key), f"{name}: {key!r}")
+    )

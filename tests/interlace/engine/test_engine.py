@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from interlace.errors import CacheTooSmall, EngineError, PromptTooLong, RankFail
 from support.engine_fakes import (
     EOS,
     VOCAB_SIZE,
+    ByteDecoder,
     FakeRanks,
     ModelFacts,
     greedy_tokens,
@@ -68,7 +70,7 @@ def test_the_tokenizer_s_end_counts_whatever_the_model_names(named: tuple[int, .
     ranks.model_config = ModelFacts(eos_token_ids=named)
     params = SamplingParams(temperature=1.0, max_tokens=None, seed=3)
     engine = make_engine(ranks)
-    for index in range(20):
+    for index in range(8):
         engine.add_request(str(index), [index], params)
     outputs, _ = run_all(engine)
     last = {output.token_ids[-1] for output in outputs.values() if output.finish_reason == "stop"}
@@ -85,6 +87,37 @@ def test_ends_outside_the_vocabulary_are_left_out_with_a_notice(caplog: pytest.L
     ranks.model_config = ModelFacts()
     assert end_token_ids(ranks) == (EOS,)
     assert not caplog.text
+
+
+def test_the_text_is_spelled_as_after_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = FakeRanks()
+    asked: list[tuple[bool, list[int]]] = []
+
+    def stream(skip_special: bool = True, prompt: Sequence[int] = ()) -> ByteDecoder:
+        asked.append((skip_special, list(prompt)))
+        return ByteDecoder()
+
+    monkeypatch.setattr(ranks.tokenizer, "stream", stream)
+    engine = make_engine(ranks)
+    engine.add_request("one", PROMPT, greedy(skip_special_tokens=False))
+    run_all(engine)
+    assert asked == [(False, PROMPT)]
+
+
+def test_a_request_whose_prompt_cannot_be_decoded_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = FakeRanks()
+
+    def stream(skip_special: bool = True, prompt: Sequence[int] = ()) -> ByteDecoder:
+        raise RuntimeError("no text")
+
+    engine = make_engine(ranks)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks.tokenizer, "stream", stream)
+        with pytest.raises(RuntimeError, match="no text"):
+            engine.add_request("one", PROMPT, greedy())
+    assert (engine.stats().num_waiting, engine.has_unfinished) == (0, False)
+    engine.add_request("one", PROMPT, greedy())
+    assert run_all(engine)[0]["one"].finish_reason == "length"
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -155,6 +155,8 @@ def test_the_ends_of_both_files_count(config: Any, generation: Any, ids: tuple[i
 def test_an_end_that_is_no_id_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="'eos_token_id' must be a token id or a list of them"):
         read(eos_token_id=value)
+    with pytest.raises(ConfigError, match=r"generation_config\.json: 'eos_token_id' must be a token id"):
+        ModelConfig.from_hf(LLAMA, {"eos_token_id": value})
 
 
 @pytest.mark.parametrize(

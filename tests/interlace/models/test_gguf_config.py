@@ -98,6 +98,10 @@ def test_known_ends_count_though_the_file_does_not_name_them(tokens: str, are_en
     assert ends(["a", *tokens.split()], eos_token_id=None) == expected
 
 
+def test_tokens_that_are_no_texts_are_no_ends() -> None:
+    assert ends(["a", 3, ["</s>"], None, "</s>"], eos_token_id=None) == (4,)
+
+
 def test_a_sentencepiece_file_that_names_no_end_has_that_of_llama() -> None:
     values = {"model": "llama", "tokens": ["<unk>", "<s>", "<end>"]}
     assert ends(**values, eos_token_id=None) == ()

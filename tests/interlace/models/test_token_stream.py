@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders, pre_tokenizers
 
 from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 from interlace.models.token_stream import TokenStream
@@ -37,6 +39,18 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return found
 
 
+@cache
+def metaspace(scheme: str) -> Tokenizer:
+    """As converters to tokenizer.json write SentencePiece vocabularies, one way or another."""
+    tokenizer = tokenizer_from_gguf(sentence_piece.fields())
+    backend = tokenizer.backend
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Metaspace(prepend_scheme=scheme), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
 def join(tokenizer: Tokenizer, ids: Sequence[int], prompt: Sequence[int] = (), skip: bool = True) -> str:
     stream = tokenizer.stream(skip, prompt)
     return "".join(map(stream.push, ids)) + stream.flush()
@@ -58,6 +72,17 @@ def test_special_tokens_at_a_prompt_s_end_are_looked_past(pieces: Tokenizer) -> 
     prompt = [*pieces.encode("Hello"), *[sentence_piece.EOS] * 20]
     assert join(pieces, pieces.encode("the", add_special=False), prompt) == " the"
     assert join(pieces, pieces.encode("the", add_special=False), prompt, skip=False) == " the"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@given(prompt=TEXT, text=TEXT)
+def test_metaspace_tokenizers_join_too(scheme: str, prompt: str, text: str) -> None:
+    tokenizer = metaspace(scheme)
+    before = tokenizer.encode(prompt)
+    ids = tokenizer.encode(text, add_special=False)
+    for skip in (True, False):
+        shown, whole = tokenizer.decode(before, skip), tokenizer.decode([*before, *ids], skip)
+        assert shown + join(tokenizer, ids, before, skip) == whole
 
 
 @given(prompt=TEXT, text=TEXT)

@@ -34,6 +34,9 @@ def gguf_end_ids(fields: Mapping[str, Any]) -> tuple[int, ...]:
     tokens = fields.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return tuple(dict.fromkeys(named))
-    known = ends_among(tokens) | FILL_IN_MIDDLE_ENDS
-    by_name = [token_id for token_id, token in enumerate(tokens) if token in known]
+    texts = [
+        token if isinstance(token, str) else "" for token in tokens
+    ]  # a tokenizer refuses what is no text
+    known = ends_among(texts) | FILL_IN_MIDDLE_ENDS
+    by_name = [token_id for token_id, text in enumerate(texts) if text in known]
     return tuple(dict.fromkeys([*named, *by_name]))
