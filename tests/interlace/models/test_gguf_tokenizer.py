@@ -78,7 +78,7 @@ def test_byte_level_vocabularies_cut_words_as_their_family_does(tmp_path: Path, 
         assert ours.decode(ids) == oracle.decode(ids)
 
 
-@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "tekken"])
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o"])
 def test_word_rules_equal_transformers(pre: str) -> None:
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
