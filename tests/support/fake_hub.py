@@ -17,11 +17,15 @@ COMMIT = "c0ffee" * 6 + "cafe"
 
 
 class FakeHub:
-    """`directory` holds the repositories, as organisation/model/files. `requests` are the paths asked for."""
+    """`directory` holds the repositories, as organisation/model/files. `requests` are the paths asked for.
+
+    While it `is_down` it answers that it is unavailable.
+    """
 
     def __init__(self, directory: Path, address: str) -> None:
         self.directory, self.address = directory, address
         self.requests: list[str] = []
+        self.is_down = False
 
     def repository(self, repo_id: str) -> Path:
         """The directory of a repository, made if it is not there."""
@@ -71,6 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub: FakeHub = self.server.hub  # type: ignore[attr-defined]
         path = self.path.partition("?")[0].strip("/")
         hub.requests.append(path)
+        if hub.is_down:
+            self._send(503, b"", {}, with_body)
+            return
         match path.split("/"):
             case ["api", "models", owner, name, "tree", _]:
                 self._send_json(self._tree(hub, f"{owner}/{name}"), with_body)

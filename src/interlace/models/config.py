@@ -20,6 +20,7 @@ _MAX_LAYERS, _MAX_EXPERTS = (
     1000,
 )  # beyond any model: a damaged file must not make us list weights for ever
 _MAX_POSITION = 2**31 - 1  # positions are int32
+_LEAST_DIVISOR = 1e-30  # of a frequency: a smaller one is nothing in float32
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RopeConfig:
                 f"(original_max_position_embeddings), got {self.original_max_position}"
             )
         for divisors in (self.divisors, self.short_divisors, self.long_divisors):
-            if not all(math.isfinite(divisor) and divisor > 0 for divisor in divisors):
+            if not all(_LEAST_DIVISOR < divisor < math.inf for divisor in divisors):
                 raise ConfigError(f"rope divisors must be positive numbers, got {divisors}")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(

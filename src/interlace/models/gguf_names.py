@@ -11,7 +11,9 @@ from pathlib import Path
 from interlace.errors import CorruptFile
 
 _MAGIC = b"GGUF"
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+_PART = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})(?P<of>-of-)(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE
+)
 
 
 def is_gguf(path: Path) -> bool:
@@ -39,4 +41,4 @@ def names_of_parts(name: str) -> list[str]:
     if part is None:
         return [name]
     count = int(part["count"])
-    return [f"{part['stem']}-{i:05d}-of-{count:05d}{part['suffix']}" for i in range(1, count + 1)]
+    return [f"{part['stem']}-{i:05d}{part['of']}{count:05d}{part['suffix']}" for i in range(1, count + 1)]

@@ -16,7 +16,7 @@ def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> 
         value = default
     if value is None:
         raise ConfigError(f"config.json has no {key!r}; is it the configuration of a language model?")
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < _HUGE:
         raise ConfigError(f"config.json: {key!r} must be a whole number, got {value!r}")
     return value
 

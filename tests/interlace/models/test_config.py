@@ -260,6 +260,9 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         ({"rope_scaling": {"rope_type": "longrope"}}, "'short_factor' must be a list of numbers, got None"),
         (longrope(short_factor=[1.0] * 7), "7 short divisors, expected one for each frequency: .* = 8"),
         (longrope(long_factor=[1.0] * 7 + [0.0]), "divisors must be positive numbers"),
+        (longrope(short_factor=[1e-300] * 8), "divisors must be positive numbers"),
+        (longrope(original_max_position_embeddings=10**400), "must be a whole number, got 1000"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e20}}, "max_position must be at most 2147483647"),
         (longrope(long_factor=[1.0] * 7 + ["x"]), "'long_factor' must be a number, got 'x'"),
         (
             longrope(original_max_position_embeddings=1),

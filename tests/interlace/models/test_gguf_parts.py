@@ -129,7 +129,7 @@ def test_a_part_with_too_few_tensors_is_refused(parts: list[Path], tmp_path: Pat
 
 
 def test_names_of_parts() -> None:
-    assert names_of_parts("a-00002-of-00002.GGUF") == ["a-00001-of-00002.GGUF", "a-00002-of-00002.GGUF"]
+    assert names_of_parts("A-00002-OF-00002.GGUF") == ["A-00001-OF-00002.GGUF", "A-00002-OF-00002.GGUF"]
     assert names_of_parts("a-2-of-3.gguf") == ["a-2-of-3.gguf"]
     assert stem_of("a-Q4_0-00002-of-00002.gguf") == "a-Q4_0"
     assert stem_of("a-Q4_0.GGUF") == "a-Q4_0"

@@ -128,6 +128,15 @@ def test_a_repository_without_gguf_files_is_told(hub: FakeHub) -> None:
         resolve("org/name:Q4_0", quiet=True)
 
 
+@pytest.mark.parametrize("name", ["org/name", "org/name:Q4_0"])
+def test_a_hub_that_is_down_is_told_at_once(hub: FakeHub, name: str) -> None:
+    hub.is_down = True
+    with pytest.raises(ModelNotFound, match=f"cannot fetch '{name}' from the hub"):
+        resolve(name, quiet=True)
+    asked = [path for path in hub.requests if "org/name" in path]
+    assert len(asked) == 1
+
+
 def test_parts_that_the_hub_lacks_are_named(quantised: FakeHub) -> None:
     (quantised.repository("org/many-GGUF") / "F16" / "many-f16-00003-of-00003.gguf").unlink()
     with pytest.raises(ModelNotFound, match=r"lacks parts of .*: F16/many-f16-00003-of-00003\.gguf"):

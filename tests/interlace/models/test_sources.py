@@ -177,7 +177,9 @@ def test_an_existing_path_is_taken_as_it_is(directory: Path) -> None:
     assert model.tokenizer.eos_token_id == 2
 
 
-@pytest.mark.parametrize("name", ["/no/such/model", "./no/such.gguf", "no-such-alias", "org/name.gguf", ""])
+@pytest.mark.parametrize(
+    "name", ["/no/such/model", "./no/such.gguf", "no-such-alias", "org/name.gguf", "", "a" * 5000, "a\0b"]
+)
 def test_a_name_that_is_nothing_says_what_would_be(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
