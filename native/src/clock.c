@@ -22,12 +22,15 @@ static void learn_overshoot(uint64_t late_ns) {
   atomic_store_explicit(&sleep_margin_ns, (uint32_t)next_ns, memory_order_relaxed);
 }
 
-static void spin_until(uint64_t deadline_ns, uint64_t now_ns) {
-  double per_ns = clock_ticks_per_ns();
-  uint64_t end = clock_ticks() + (uint64_t)((double)(deadline_ns - now_ns) * per_ns);
-  int64_t last = (int64_t)(LAST_SPIN_NS * per_ns), left;
+static void spin_until_ticks(uint64_t end, double ticks_per_ns) {
+  int64_t last = (int64_t)(LAST_SPIN_NS * ticks_per_ns), left;
   while ((left = (int64_t)(end - clock_ticks())) > 0)
     if (left > last) clock_relax();
+}
+
+static void spin_until(uint64_t deadline_ns, uint64_t now_ns) {
+  double per_ns = clock_ticks_per_ns();
+  spin_until_ticks(clock_ticks() + (uint64_t)((double)(deadline_ns - now_ns) * per_ns), per_ns);
 }
 
 uint64_t emx_now_ns(void) { return clock_read_ns(); }
@@ -44,6 +47,16 @@ void emx_wait_until(uint64_t deadline_ns) {
     if (now_ns >= deadline_ns) return;
   }
   spin_until(deadline_ns, now_ns);
+}
+
+void wait_since(uint64_t entry_ticks, uint64_t duration_ns, uint64_t deadline_ns) {
+  uint64_t margin_ns = atomic_load_explicit(&sleep_margin_ns, memory_order_relaxed);
+  if (duration_ns > margin_ns + SHORTEST_SLEEP_NS) {
+    emx_wait_until(deadline_ns);
+    return;
+  }
+  double per_ns = clock_ticks_per_ns();
+  spin_until_ticks(entry_ticks + (uint64_t)((double)duration_ns * per_ns), per_ns);
 }
 
 void wait_roughly_until(uint64_t deadline_ns) {

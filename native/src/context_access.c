@@ -55,9 +55,13 @@ static transfer write_transfer(const side *side, const void *buffer, int value, 
   return (transfer){memory_of(side->tier, side->address), buffer, value, size_bytes, NULL, side->tier->path};
 }
 
-static uint64_t run(emx_context *context, const transfer *moved) {
-  if (moved->read_path != NULL || moved->write_path != NULL) return transfer_run(&context->clock, moved, 1, NULL);
+static uint64_t entry_of(const emx_context *context) { return context != NULL ? transfer_entry(&context->clock) : 0; }
+
+static uint64_t run(emx_context *context, const transfer *moved, uint64_t entry_ticks, transfer_wait *wait) {
+  if (moved->read_path != NULL || moved->write_path != NULL)
+    return transfer_start(&context->clock, moved, 1, entry_ticks, wait);
   move_unpriced(moved->destination, moved->source, moved->value, moved->size_bytes);
+  wait->duration_ns = 0;
   return 0;
 }
 
@@ -68,37 +72,46 @@ static emx_status settle(const emx_context *context, const tier *tier, const cha
 
 emx_status emx_read(emx_context *context, const void *pointer, size_t offset, void *buffer, size_t size_bytes) {
   side side;
+  transfer_wait wait;
+  const uint64_t entry_ticks = entry_of(context);
   emx_status status = context_require(context);
   if (status == EMX_OK) status = check_side(context, pointer, offset, size_bytes, false, &side);
   if (status == EMX_OK) status = check_buffer(buffer, size_bytes);
   if (status != EMX_OK || size_bytes == 0) return status;
   const transfer moved = read_transfer(&side, buffer, size_bytes);
-  tier_count(side.tier, EMX_READ, size_bytes, run(context, &moved));
+  tier_count(side.tier, EMX_READ, size_bytes, run(context, &moved, entry_ticks, &wait));
+  transfer_finish(&context->clock, &wait);
   return settle(context, side.tier, side.address, size_bytes, false);
 }
 
 static emx_status write_or_fill(emx_context *context, void *pointer, size_t offset, const void *buffer, int value,
-                                size_t size_bytes) {
+                                size_t size_bytes, uint64_t entry_ticks) {
   side side;
+  transfer_wait wait;
   const emx_status status = check_side(context, pointer, offset, size_bytes, true, &side);
   if (status != EMX_OK || size_bytes == 0) return status;
   const transfer moved = write_transfer(&side, buffer, value, size_bytes);
-  tier_count(side.tier, EMX_WRITE, size_bytes, run(context, &moved));
+  tier_count(side.tier, EMX_WRITE, size_bytes, run(context, &moved, entry_ticks, &wait));
+  transfer_finish(&context->clock, &wait);
   return settle(context, side.tier, side.address, size_bytes, true);
 }
 
 emx_status emx_write(emx_context *context, void *pointer, size_t offset, const void *buffer, size_t size_bytes) {
+  const uint64_t entry_ticks = entry_of(context);
   emx_status status = context_require(context);
   if (status == EMX_OK) status = check_buffer(buffer, size_bytes);
-  return status == EMX_OK ? write_or_fill(context, pointer, offset, buffer, 0, size_bytes) : status;
+  return status == EMX_OK ? write_or_fill(context, pointer, offset, buffer, 0, size_bytes, entry_ticks) : status;
 }
 
 emx_status emx_memset(emx_context *context, void *pointer, size_t offset, int value, size_t size_bytes) {
+  const uint64_t entry_ticks = entry_of(context);
   const emx_status status = context_require(context);
-  return status == EMX_OK ? write_or_fill(context, pointer, offset, NULL, value, size_bytes) : status;
+  return status == EMX_OK ? write_or_fill(context, pointer, offset, NULL, value, size_bytes, entry_ticks) : status;
 }
 
 void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes) {
+  transfer_wait wait;
+  const uint64_t entry_ticks = transfer_entry(&context->clock);
   const transfer moved = {
       .destination = memory_of(to, destination),
       .source = from->touchable ? source : NULL,
@@ -106,9 +119,10 @@ void tier_copy(emx_context *context, tier *to, void *destination, tier *from, co
       .read_path = from->path,
       .write_path = to->path,
   };
-  const uint64_t delayed_ns = run(context, &moved);
+  const uint64_t delayed_ns = run(context, &moved, entry_ticks, &wait);
   tier_count(from, EMX_READ, size_bytes, from->path != NULL ? delayed_ns : 0);
   tier_count(to, EMX_WRITE, size_bytes, to->path != NULL ? delayed_ns : 0);
+  transfer_finish(&context->clock, &wait);
 }
 
 emx_status emx_copy(emx_context *context, void *destination, size_t destination_offset, const void *source,
@@ -145,12 +159,13 @@ static emx_status check_batch(const emx_context *context, const emx_access *acce
   return EMX_OK;
 }
 
-static uint64_t run_batch(emx_context *context, const batch *batch, size_t num_accesses) {
+static uint64_t run_batch(emx_context *context, const batch *batch, size_t num_accesses, uint64_t entry_ticks,
+                          transfer_wait *wait) {
   bool priced = false;
   for (size_t i = 0; i < num_accesses; i++)
     priced |= batch->transfers[i].read_path != NULL || batch->transfers[i].write_path != NULL;
-  if (priced) return transfer_run(&context->clock, batch->transfers, num_accesses, NULL);
-  for (size_t i = 0; i < num_accesses; i++) run(context, &batch->transfers[i]);
+  if (priced) return transfer_start(&context->clock, batch->transfers, num_accesses, entry_ticks, wait);
+  for (size_t i = 0; i < num_accesses; i++) run(context, &batch->transfers[i], 0, wait);
   return 0;
 }
 
@@ -178,6 +193,8 @@ static emx_status access_batch(emx_context *context, const emx_access *accesses,
   transfer few_transfers[SMALL_BATCH];
   side few_sides[SMALL_BATCH];
   batch batch = {few_transfers, few_sides};
+  transfer_wait wait;
+  const uint64_t entry_ticks = entry_of(context);
   emx_status status = context_require(context);
   if (status != EMX_OK || num_accesses == 0) return status;
   if (accesses == NULL) return fail(EMX_E_INVALID, "got NULL for a batch of %zu accesses", num_accesses);
@@ -190,7 +207,9 @@ static emx_status access_batch(emx_context *context, const emx_access *accesses,
   }
   status = check_batch(context, accesses, num_accesses, write, &batch);
   if (status == EMX_OK) {
-    count_batch(&batch, num_accesses, write ? EMX_WRITE : EMX_READ, run_batch(context, &batch, num_accesses));
+    count_batch(&batch, num_accesses, write ? EMX_WRITE : EMX_READ,
+                run_batch(context, &batch, num_accesses, entry_ticks, &wait));
+    transfer_finish(&context->clock, &wait);
     status = settle_batch(context, &batch, num_accesses, write);
   }
   free(memory);

@@ -73,6 +73,8 @@ static emx_status open_parts(emx_context *context, const emx_tier_config *config
     if (status != EMX_OK) pages->provider->close(pages);
   }
   if (status != EMX_OK && tier->path != NULL) path_destroy(tier->path);
+  if (status == EMX_OK && tier->path != NULL && !context->clock.is_virtual)
+    atomic_store_explicit(&context->clock.is_paced, true, memory_order_relaxed);
   return status;
 }
 

@@ -90,8 +90,8 @@ static bool same_paths(const transfer *left, const transfer *right) {
   return left->read_path == right->read_path && left->write_path == right->write_path;
 }
 
-static uint64_t run_on_real_clock(const model_clock *clock, const transfer *transfers, size_t num_transfers,
-                                  uint64_t *started_ns) {
+/* Without the wait at its end. */
+static uint64_t run_on_real_clock(const transfer *transfers, size_t num_transfers, uint64_t *started_ns) {
   uint64_t start_ns = *started_ns = emx_now_ns();
   progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
   for (size_t i = 0; i < num_transfers; i++) {
@@ -101,8 +101,6 @@ static uint64_t run_on_real_clock(const model_clock *clock, const transfer *tran
     else
       move(&transfers[i], 0, transfers[i].size_bytes);
   }
-  uint64_t early_ns = (uint64_t)clock->exit_overhead_ns; /* of the caller's time, which passes after the delay */
-  emx_wait_until(progress.end_ns > early_ns ? progress.end_ns - early_ns : 0);
   return progress.end_ns;
 }
 
@@ -128,21 +126,43 @@ static bool any_priced(const transfer *transfers, size_t num_transfers) {
   return false;
 }
 
-uint64_t transfer_run(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t *done_ns) {
+uint64_t transfer_start(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t entry_ticks,
+                        transfer_wait *wait) {
+  uint64_t start_ns, end_ns;
+  *wait = (transfer_wait){0};
   if (!any_priced(transfers, num_transfers)) {
     transfer_move(transfers, num_transfers);
-    if (done_ns != NULL) *done_ns = model_clock_now(clock);
     return 0;
   }
-  uint64_t start_ns = 0, end_ns;
   if (clock->is_virtual) {
     start_ns = model_clock_now(clock);
     end_ns = transfer_price(transfers, num_transfers, start_ns);
     transfer_move(transfers, num_transfers);
-    if (done_ns == NULL) model_clock_reach(clock, end_ns);
+    model_clock_reach(clock, end_ns);
   } else {
-    end_ns = run_on_real_clock(clock, transfers, num_transfers, &start_ns);
+    end_ns = run_on_real_clock(transfers, num_transfers, &start_ns);
+    *wait = (transfer_wait){entry_ticks, end_ns - start_ns, end_ns};
   }
-  if (done_ns != NULL) *done_ns = end_ns;
   return end_ns - start_ns;
+}
+
+void transfer_finish(const model_clock *clock, const transfer_wait *wait) {
+  const uint64_t early_ns = (uint64_t)clock->exit_overhead_ns; /* of the caller's time, which passes after the delay */
+  if (wait->duration_ns <= early_ns) return;
+  wait_since(wait->entry_ticks, wait->duration_ns - early_ns, wait->end_ns - early_ns);
+}
+
+uint64_t transfer_run(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t *done_ns) {
+  if (clock->is_virtual && done_ns != NULL && any_priced(transfers, num_transfers)) {
+    const uint64_t start_ns = model_clock_now(clock);
+    *done_ns = transfer_price(transfers, num_transfers, start_ns);
+    transfer_move(transfers, num_transfers);
+    return *done_ns - start_ns;
+  }
+  transfer_wait wait;
+  const uint64_t entry_ticks = transfer_entry(clock);
+  const uint64_t duration_ns = transfer_start(clock, transfers, num_transfers, entry_ticks, &wait);
+  transfer_finish(clock, &wait);
+  if (done_ns != NULL) *done_ns = wait.duration_ns > 0 ? wait.end_ns : model_clock_now(clock);
+  return duration_ns;
 }

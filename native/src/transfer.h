@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #include "emucxl/timing.h"
+#include "prim/clock.h"
 
 typedef struct path path;
 
@@ -21,6 +22,7 @@ void path_destroy(path *path);
 
 typedef struct model_clock {
   bool is_virtual;
+  _Atomic bool is_paced;   /* the real clock, and a tier that is modelled on it */
   double exit_overhead_ns; /* of the calibration; 0 on the virtual clock */
   _Atomic uint64_t now_ns; /* virtual only */
 } model_clock;
@@ -38,12 +40,30 @@ typedef struct transfer {
   path *write_path; /* priced as a write on it, if not NULL */
 } transfer;
 
+/* When a call began, for transfer_start: read first of all, so that what the call does before counts towards its delay.
+ * 0 where nothing is delayed: an unmodelled access does not read the clock. */
+static inline uint64_t transfer_entry(const model_clock *clock) {
+  return atomic_load_explicit(&clock->is_paced, memory_order_relaxed) ? clock_ticks() : 0;
+}
+
+/* A delay that is not over yet. */
+typedef struct transfer_wait {
+  uint64_t entry_ticks, duration_ns; /* 0: nothing to wait for */
+  uint64_t end_ns;
+} transfer_wait;
+
 /* Moves and prices a batch: the transfers run at the same time, so each path's latency counts once and its bytes add
  * up. Ranges within a transfer may overlap (memmove). Long transfers reserve their queues piece by piece, so that
  * others who share them get their turn. Unpriced transfers cost a memmove and one branch. Returns the modelled duration
  * (0 when nothing is priced). `done_ns`, if not NULL, receives the time of arrival and the virtual clock is left where
  * it was (the copy engine moves it when the batch is waited for). */
 uint64_t transfer_run(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t *done_ns);
+
+/* transfer_run without `done_ns`, in two parts: what the caller does between them (its bookkeeping) passes within the delay.
+ * `entry_ticks` is transfer_entry() at the caller's beginning. */
+uint64_t transfer_start(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t entry_ticks,
+                        transfer_wait *wait);
+void transfer_finish(const model_clock *clock, const transfer_wait *wait);
 
 /* The two halves of that on the virtual clock, for who prices at another time than it moves: when a batch that begins
  * at `start_ns` has arrived, and moving its bytes. */

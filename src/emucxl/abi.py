@@ -82,6 +82,8 @@ class Calibration(SizedStructure):
         ("clock_overhead_ns", c_double),
         ("sleep_overshoot_ns", c_double),
         ("exit_overhead_ns", c_double),
+        ("latency_error", c_double),
+        ("least_latency_ns", c_double),
     )
 
 

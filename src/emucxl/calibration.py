@@ -1,32 +1,25 @@
 """Calibration: what this machine does by itself, which is the least that the real clock's model can play.
 
-Measured through the calls that the model delays, kept in the cache directory (`environment.cache_directory`), and
-measured again when the processor, the kernel or the library is another one.
+Measured through the calls that the model delays, tried out, and kept (`emucxl.calibration_cache`). What is kept is used
+as long as it is of this machine, this boot and these cores, and a few reads, timed anew, take what it says.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import json
-import os
-import platform
 import statistics
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from emucxl import abi, native
-from emucxl.environment import cache_directory
-from emucxl.errors import ArgumentError
+from emucxl import abi, calibration_cache, native
+from emucxl.errors import ArgumentError, EmucxlError
 from emucxl.timing import Timing
 
 LEAST_BUDGET_S, MOST_BUDGET_S = 0.1, 10.0
-_FORMAT = 1
+PROMISED_MARGIN_NS, PROMISED_ERROR = 250.0, 0.05  # native/include/emucxl/timing.h
+_TRIES = 3
 _lock = threading.Lock()
 
 
@@ -51,12 +44,16 @@ class Calibration:
     exit_overhead_ns: float
     """What a call takes besides its delay."""
     num_cores: int = 1
+    latency_error: float = 0.0
+    """Of the median of reads at the least latency that is promised, as a fraction of it, when that was tried out."""
+    least_latency_ns: float = 0.0
+    """Where that was missed: the least latency that was not, and that may be asked for. 0: the machine's own."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ArgumentError(f"got {field.name}={value!r}; expected a number of at least 0")
+            value, least = getattr(self, field.name), -1 if field.name == "latency_error" else 0
+            if not isinstance(value, int | float) or not least <= value < float("inf"):
+                raise ArgumentError(f"got {field.name}={value!r}; expected a number of at least {least}")
 
     @classmethod
     def from_abi(cls, raw: abi.Calibration) -> Calibration:
@@ -64,6 +61,11 @@ class Calibration:
 
     def to_abi(self) -> abi.Calibration:
         return abi.Calibration(**asdict(self))
+
+    @property
+    def promised_latency_ns(self) -> float:
+        """From here on the median of reads is within `PROMISED_ERROR` of what was modelled."""
+        return max(self.read_latency_ns + PROMISED_MARGIN_NS, self.least_latency_ns)
 
     def check(self, timing: Timing) -> None:
         """Raises TooFastError, naming the figure and the least that would do, unless this machine can play `timing`."""
@@ -73,9 +75,9 @@ class Calibration:
     def report(self, num_samples: int = 1000, targets_ns: Sequence[float] = ()) -> tuple[Accuracy, ...]:
         """The error that is left: reads of 64 bytes are modelled at several targets, and measured.
 
-        Without `targets_ns` they are the least that is promised (this machine's latency + 250 ns), 1, 10 and 100 us.
+        Without `targets_ns` they are the least that is promised, 1, 10 and 100 us.
         """
-        targets = targets_ns or (self.read_latency_ns + 250, 1_000, 10_000, 100_000)
+        targets = targets_ns or (self.promised_latency_ns, 1_000, 10_000, 100_000)
         return tuple(measure_latency(self, target, num_samples) for target in targets)
 
 
@@ -95,16 +97,40 @@ class Accuracy:
 
 
 def measure(budget_s: float = 0.5) -> Calibration:
-    """Measures this machine, for about `budget_s` seconds (0.1 to 10). Takes 130 MB of memory meanwhile."""
+    """Measures this machine, for about `budget_s` seconds (0.1 to 10), and tries out what it found.
+
+    Where that misses the promise it measures again, three times at most, and returns the best: its `latency_error` and
+    `least_latency_ns` say what is left. Takes 130 MB of memory meanwhile.
+    """
     if not LEAST_BUDGET_S <= budget_s <= MOST_BUDGET_S:
         raise ArgumentError(f"got budget_s={budget_s}; expected {LEAST_BUDGET_S} to {MOST_BUDGET_S}")
+    tried: list[Calibration] = []
+    while len(tried) < _TRIES and (not tried or tried[-1].least_latency_ns > 0):
+        tried.append(_measure_once(budget_s))
+    return min(tried, key=lambda each: (each.least_latency_ns, abs(each.latency_error)))
+
+
+def _measure_once(budget_s: float) -> Calibration:
     raw = abi.Calibration()
     native.check(abi.load().emx_calibrate(round(budget_s * 1e9), ctypes.byref(raw)))
     return Calibration.from_abi(raw)
 
 
-def measure_latency(calibration: Calibration, target_ns: float, num_samples: int = 1000) -> Accuracy:
-    """Times `num_samples` reads of a tier of that latency, on the real clock.
+def agrees(calibration: Calibration, tries: int = 5) -> bool:
+    """Whether reads take what `calibration` says. A load may disturb a try, but not all. Takes some milliseconds."""
+    try:
+        found = (
+            measure_latency(calibration, calibration.promised_latency_ns, 151, 1 << 20) for _ in range(tries)
+        )
+        return any(abs(accuracy.error) <= PROMISED_ERROR for accuracy in found)
+    except EmucxlError:
+        return False
+
+
+def measure_latency(
+    calibration: Calibration, target_ns: float, num_samples: int = 1000, size_bytes: int = 1 << 25
+) -> Accuracy:
+    """Times `num_samples` reads, all over `size_bytes` of a tier of that latency, on the real clock.
 
     Raises:
         TooFastError: this machine is slower than that.
@@ -112,8 +138,8 @@ def measure_latency(calibration: Calibration, target_ns: float, num_samples: int
     from emucxl.context import Context
 
     with Context(calibration=calibration) as context:
-        tier = context.add_tier("target", 1 << 26, timing=Timing(target_ns, target_ns))
-        with tier.alloc(1 << 25) as buffer:
+        tier = context.add_tier("target", 2 * size_bytes, timing=Timing(target_ns, target_ns))
+        with tier.alloc(size_bytes) as buffer:
             buffer.fill(1)  # no page is touched for the first time while we measure
             samples = time_reads(context.handle, buffer.address, 64, num_samples)
     samples.sort()
@@ -145,66 +171,36 @@ _SIGNATURES: native.Signatures = {
 }
 
 
-# ---- the cache ---------------------------------------------------------------------------------------------------
+# ---- what is kept ------------------------------------------------------------------------------------------------
+
+_agreed: tuple[str, Calibration] | None = None  # what this process has tried out already, and on which cores
 
 
 def of_this_machine() -> Calibration:
-    """The calibration that is kept, or, the first time, a new one (half a second) that is kept from now on."""
+    """The calibration that is kept, if reads still take what it says; else a new one (a second), kept from now on."""
+    global _agreed
     with _lock:
-        return cached() or keep(measure())
+        cores, kept = calibration_cache.cores(), cached()
+        if kept is None or ((cores, kept) != _agreed and not agrees(kept)):
+            kept = keep(measure())
+        _agreed = (cores, kept)
+        return kept
 
 
 def cached() -> Calibration | None:
-    """What is kept of this machine; None where there is nothing, or nothing that can be used. Measures nothing."""
+    """What is kept of this machine and these cores; None where there is nothing that can be used. Measures nothing."""
     try:
-        content = json.loads(cache_path().read_text())
-        if content["format"] != _FORMAT or content["machine"] != _machine():
-            return None
-        return Calibration(**content["calibration"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return Calibration(**calibration_cache.load())
+    except (LookupError, TypeError, ArgumentError):
         return None
 
 
 def keep(calibration: Calibration) -> Calibration:
     """Keeps `calibration` for `of_this_machine`, where that is possible; others see the old file or the new one."""
-    content = {"format": _FORMAT, "machine": _machine(), "calibration": asdict(calibration)}
-    path = cache_path()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            json.dump(content, file, indent=1)
-        try:
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
+    calibration_cache.store(asdict(calibration))
     return calibration
 
 
 def cache_path() -> Path:
     """Where it is kept."""
-    return cache_directory() / "calibration.json"
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "library": _library_version(),
-        "abi": native.ABI_VERSION,
-    }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _library_version() -> str:
-    try:
-        return version("interlace")
-    except PackageNotFoundError:
-        return "unknown"
+    return calibration_cache.path()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import emucxl
-from emucxl import calibration
+from emucxl import calibration, calibration_cache
 from emucxl.calibration import Calibration
-from emucxl.errors import ArgumentError
+from emucxl.errors import ArgumentError, TooFastError
 from emucxl.timing import Timing
 
 KEPT = Calibration(100, 100, 10, 10, 20, 50_000, 60)
@@ -20,6 +22,7 @@ KEPT = Calibration(100, 100, 10, 10, 20, 50_000, 60)
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(calibration, "agrees", lambda kept: True)
     return tmp_path / "emucxl" / "calibration.json"
 
 
@@ -79,16 +82,25 @@ def damaged(cache: Path, change: object) -> None:
     cache.write_text(json.dumps(change(content)))  # type: ignore[operator]
 
 
+def changed(content: dict[str, Any], **figures: object) -> dict[str, Any]:
+    kept = {cores: {**each, **figures} for cores, each in content["calibrations"].items()}
+    return {**content, "calibrations": kept}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda content: {**content, "format": 0},
-        lambda content: {**content, "machine": {**content["machine"], "kernel": "another"}},
-        lambda content: {**content, "machine": {**content["machine"], "processor": "another"}},
-        lambda content: {**content, "calibration": {}},
-        lambda content: {**content, "calibration": {**content["calibration"], "read_latency_ns": -1}},
-        lambda content: {**content, "calibration": {**content["calibration"], "read_latency_ns": "fast"}},
-        lambda content: {**content, "calibration": {**content["calibration"], "unknown": 1}},
+        lambda content: {**content, "format": 1},
+        *(
+            lambda content, name=name: {**content, "machine": {**content["machine"], name: "another"}}
+            for name in ("processor", "microcode", "frequency", "kernel", "boot", "library")
+        ),
+        lambda content: {**content, "calibrations": {}},
+        lambda content: {**content, "calibrations": []},
+        lambda content: changed(content, read_latency_ns=-1),
+        lambda content: changed(content, read_latency_ns="fast"),
+        lambda content: changed(content, unknown=1),
         lambda content: [],
         lambda content: "text",
     ],
@@ -121,3 +133,86 @@ def test_a_place_that_cannot_be_written_is_no_failure(cache: Path, monkeypatch: 
 def test_senseless_figures_are_refused(value: float) -> None:
     with pytest.raises(ArgumentError, match="read_latency_ns"):
         replace(KEPT, read_latency_ns=value)
+
+
+def test_error_that_cannot_be_is_refused() -> None:
+    assert replace(KEPT, latency_error=-0.02).latency_error == -0.02
+    with pytest.raises(ArgumentError, match="latency_error"):
+        replace(KEPT, latency_error=-2)
+
+
+# ---- which one is used
+
+
+def test_each_set_of_cores_has_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = replace(KEPT, num_cores=1), replace(KEPT, num_cores=2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    monkeypatch.setattr(calibration, "measure", lambda: one)
+    assert calibration.of_this_machine() == one
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 3})
+    monkeypatch.setattr(calibration, "measure", lambda: two)
+    assert calibration_cache.cores() == "0-1,3"
+    assert calibration.of_this_machine() == two
+    monkeypatch.setattr(calibration, "measure", lambda: pytest.fail("both are kept"))
+    assert calibration.of_this_machine() == two
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    assert calibration.of_this_machine() == one
+
+
+def test_only_the_newest_sets_of_cores_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for core in range(40):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, core=core: {core})
+        calibration.keep(KEPT)
+    assert list(json.loads(cache.read_text())["calibrations"]) == [str(core) for core in range(24, 40)]
+
+
+def test_one_that_reads_no_longer_agree_with_is_measured_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration.keep(KEPT)
+    fresh = replace(KEPT, exit_overhead_ns=11)
+    monkeypatch.setattr(calibration, "_agreed", None)
+    monkeypatch.setattr(calibration, "agrees", lambda kept: False)
+    monkeypatch.setattr(calibration, "measure", lambda: fresh)
+    assert calibration.of_this_machine() == fresh == calibration.cached()
+
+
+def test_one_that_agreed_is_not_tried_out_twice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Calibration] = []
+    calibration.keep(KEPT)
+    monkeypatch.setattr(calibration, "_agreed", None)
+    monkeypatch.setattr(calibration, "agrees", lambda kept: asked.append(kept) or True)
+    assert [calibration.of_this_machine() for _ in range(3)] == [KEPT] * 3
+    assert asked == [KEPT]
+
+
+def test_figures_that_are_far_off_disagree_with_reads(measured: Calibration) -> None:
+    early = replace(
+        measured, exit_overhead_ns=0.9 * calibration.PROMISED_MARGIN_NS + measured.exit_overhead_ns
+    )
+    assert not calibration.agrees(early)
+    assert not calibration.agrees(replace(measured, read_latency_ns=1e12))
+
+
+def test_one_that_misses_the_promise_is_measured_again_and_the_best_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    off = [replace(KEPT, least_latency_ns=ns, latency_error=0.01) for ns in (1100.0, 600.0, 2100.0)]
+    found = iter([*off, pytest.fail])
+    monkeypatch.setattr(calibration, "_measure_once", lambda budget_s: next(found))
+    assert calibration.measure() == off[1]
+    kept = iter([off[0], KEPT, pytest.fail])
+    monkeypatch.setattr(calibration, "_measure_once", lambda budget_s: next(kept))
+    assert calibration.measure() == KEPT
+
+
+def test_latency_that_this_machine_misses_is_refused_with_the_least_that_it_keeps() -> None:
+    off = replace(KEPT, least_latency_ns=600)
+    assert off.promised_latency_ns == 600
+    assert KEPT.promised_latency_ns == 350
+    off.check(Timing(600, 700))
+    off.check(Timing())
+    KEPT.check(Timing(101, 101))
+    for timing in (Timing(599, 700), Timing(700, 599)):
+        with pytest.raises(TooFastError, match="within 5 % from 600 ns on"):
+            off.check(timing)

@@ -100,9 +100,16 @@ typedef struct emx_calibration {
   double clock_overhead_ns;                         /* of reading the clock once */
   double sleep_overshoot_ns;                        /* how late a sleep ends, 99th percentile */
   double exit_overhead_ns;                          /* from the end of a delay to the caller */
+  double latency_error;    /* of the median of reads at the least latency promised, as a fraction of it, when tried out */
+  double least_latency_ns; /* 0; or, where the machine's own + EMX_PROMISED_MARGIN_NS was missed by more than
+                              EMX_PROMISED_ERROR, the least latency that was not, and that may be asked for */
 } emx_calibration;
 
-/* Measures for about `budget_ns` (100 ms to 10 s). */
+/* The promise: from this much above the machine's own latency on, medians are within that fraction of what was modelled. */
+#define EMX_PROMISED_MARGIN_NS 250.0
+#define EMX_PROMISED_ERROR 0.05
+
+/* Measures for about `budget_ns` (100 ms to 10 s), and tries out what it found. */
 EMX_API emx_status emx_calibrate(uint64_t budget_ns, emx_calibration *calibration);
 /* EMX_E_TOO_FAST, naming the figure and what would do, unless this machine can play `timing`: no latency below its own,
  * no bandwidth above that of all its cores together (one thread alone never gets more than its own). */

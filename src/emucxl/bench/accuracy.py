@@ -101,7 +101,7 @@ def timed_tier(context: Context, latency_ns: float, gbps: float = 0.0, link: Lin
 
 def latencies(here: Calibration, quick: bool) -> dict[str, Measure]:
     """64-byte reads: the median of one round."""
-    targets = (here.read_latency_ns + 250, 1_000, 3_000, 10_000, 30_000, 100_000)
+    targets = (here.promised_latency_ns, 1_000, 3_000, 10_000, 30_000, 100_000)
     samples = 200 if quick else 2000
     return {
         f"latency {target:,.0f} ns": Measure(target, "ns", partial(median_latency, here, target, samples))

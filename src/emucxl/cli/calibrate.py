@@ -89,8 +89,12 @@ def _renderables(found: Calibration, accuracies: tuple[Accuracy, ...]) -> list[R
     figures.add_column("what")
     figures.add_column("figure", justify="right")
     for name, value in asdict(found).items():
+        if name in ("latency_error", "least_latency_ns"):
+            continue
         unit = UNITS.get(name.rpartition("_")[2])
         figures.add_row(WHAT.get(name, name), str(value) if unit is None else f"{value:,.1f} {unit}")
+    figures.add_row("least latency that is promised", f"{found.promised_latency_ns:,.1f} ns")
+    figures.add_row("its error, when tried out", f"{found.latency_error:+.2%}")
     table = Table(title="Modelled reads of 64 bytes, measured", title_justify="left", title_style="bold")
     for column in ("target", "median", "99th percentile", "error of the median"):
         table.add_column(column, justify="right")

@@ -95,7 +95,8 @@ def _timing(facts: dict[str, Any]) -> Lines:
         yield (
             "calibration",
             f"64 bytes: {found['read_latency_ns']:.0f} ns read, {found['write_latency_ns']:.0f} ns written; "
-            f"{found['read_bandwidth_gbps']:.1f} GB/s read, {found['write_bandwidth_gbps']:.1f} GB/s written",
+            f"{found['read_bandwidth_gbps']:.1f} GB/s read, {found['write_bandwidth_gbps']:.1f} GB/s written; "
+            f"delays off by {found['latency_error']:+.1%} when tried out",
         )
 
 
