@@ -149,7 +149,7 @@ def words_of(fields: Mapping[str, Any]) -> Words:
         name = "default"
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         raise TokenizerError(
-            f"the GGUF pre-tokenizer {name!r} is not known; known are {', '.join(PRE_TOKENIZERS)}. "
-            "Use the model's Hugging Face directory instead, whose tokenizer.json says how it works"
+            f"the GGUF pre-tokenizer {name!r} is not one of the {len(PRE_TOKENIZERS)} known ones (docs/models.md lists "
+            "them). Use the model's Hugging Face directory instead, whose tokenizer.json says how it works"
         )
     return PRE_TOKENIZERS[name]
