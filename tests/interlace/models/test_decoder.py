@@ -14,9 +14,10 @@ from torch import Tensor
 from interlace.engine.config import EngineConfig
 from interlace.engine.launch import start
 from interlace.engine.rank_group import RankGroup
+from interlace.models.config import BIASABLE
 from interlace.models.shard import Shard
 from support.driver import Driver, logits_of
-from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
+from support.tiny_models import FAMILIES, VOCAB_SIZE, make_gguf, make_model
 
 TOLERANCE = 1e-4  # absolute, on float32 logits
 LENGTHS = (1, 15, 16, 17, 33, 50)  # across the block boundaries at 16, 32 and 48
@@ -90,6 +91,29 @@ def test_a_bias_behind_a_sum_counts_once_where_rank_0_has_nothing_to_sum(tmp_pat
     try:
         assert not Shard.of(group.runner.model_config, 0, 6).heads
         assert_close(logits_of(group, prompts()), expected_logits(tmp_path, prompts()))
+    finally:
+        group.close()
+
+
+# The likeliest token behind each of these, as llama-cpp-python 0.3.36 says of the same files.
+GGUF_PROMPT = [5, 17, 99, 42, 7, 250, 13, 8, 77, 201, 33, 4]
+LLAMA_CPP = [
+    ("llama", BIASABLE, [125, 166, 305, 210, 82, 237, 23, 130, 75, 229, 95, 121]),
+    ("qwen3", ("q", "k", "v"), [308, 143, 82, 252, 106, 287, 283, 106, 106, 119, 70, 282]),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "biases", "likeliest"), LLAMA_CPP, ids=[family for family, *_ in LLAMA_CPP]
+)
+@pytest.mark.parametrize("tp", [1, 3])
+def test_biases_of_a_gguf_file_do_what_they_do_in_llama_cpp(
+    tmp_path: Path, family: str, biases: tuple[str, ...], likeliest: list[int], tp: int
+) -> None:
+    make_gguf(tmp_path / "model.gguf", "F32", family=family, biases=biases)
+    group = ranks(tmp_path / "model.gguf", tp)
+    try:
+        assert logits_of(group, [GGUF_PROMPT])[0].argmax(dim=-1).tolist() == likeliest
     finally:
         group.close()
 
