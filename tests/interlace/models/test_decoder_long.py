@@ -116,6 +116,21 @@ def test_woven_passes_have_the_same_bits(group: RankGroup) -> None:
     assert torch.equal(woven, kept)
 
 
+def test_an_engine_generates_as_transformers_past_the_original_context(directory: Path, oracle: Any) -> None:
+    prompt, num_new = prompts()[0], 24  # 20 tokens become 44
+    with torch.inference_mode():
+        oracle(torch.tensor([[0]]))  # see above
+        greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        ids = torch.tensor([prompt])
+        generated = oracle.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_new, **greedy
+        )
+    with LLM(str(directory), num_kv_blocks=16, dtype="float32") as llm:
+        params = SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True)
+        (output,) = llm.generate([prompt], params)
+    assert list(output.token_ids) == generated[0, len(prompt) :].tolist()
+
+
 def test_the_context_is_the_stretched_one(directory: Path) -> None:
     assert load_model(str(directory)).config.max_position == 4 * ORIGINAL
     with LLM(str(directory), num_kv_blocks=16, dtype="float32") as llm:
