@@ -35,6 +35,10 @@ STEPS = (
 )
 
 
+class WaitedInVainError(SystemExit):
+    """The other host's index never came: that host waits in vain too, or will."""
+
+
 class Host:
     """One side of the ring."""
 
@@ -58,7 +62,7 @@ class Host:
             if seen >= wanted:
                 return
             if time.monotonic() > deadline:
-                sys.exit(
+                raise WaitedInVainError(
                     f"{self.name}: waited {self.timeout_s:g} s for the {what}: saw {seen}, expected {wanted}"
                 )
             time.sleep(20e-6)
@@ -94,22 +98,28 @@ def consume(host: Host) -> None:
         host.publish("head", HEAD, number + 1)
 
 
-def run_host(segment: SharedSegment, name: str, options: argparse.Namespace) -> None:
-    with Cache(segment, Coherence[options.mode.upper()]) as cache:
-        host = Host(name, cache, options.leave_out, options.timeout)
-        produce(host) if name == "producer" else consume(host)
+def new_host(segment: SharedSegment, name: str, options: argparse.Namespace) -> Host:
+    return Host(name, Cache(segment, Coherence[options.mode.upper()]), options.leave_out, options.timeout)
 
 
 def run_both(segment: SharedSegment, options: argparse.Namespace) -> None:
+    consumer = new_host(segment, "consumer", options)
+    consumer.cache.read(
+        INDEX.size, TAIL
+    )  # before anything is sent: what was cached then is stale from then on
     command = [sys.executable, __file__, *sys.argv[1:], "--producer", str(segment.fd)]
     producer = subprocess.Popen(command, pass_fds=[segment.fd], stdout=subprocess.PIPE)
     try:
         assert producer.stdout is not None
         producer.stdout.readline()  # it is there: from here on, waiting means waiting for bytes
-        run_host(segment, "consumer", options)
+        consume(consumer)
         if producer.wait(options.timeout) != 0:
             sys.exit(1)
+    except WaitedInVainError:
+        producer.wait(2 * options.timeout + 1)  # and says so
+        raise
     finally:
+        consumer.cache.close()
         producer.kill()
         producer.communicate()
     print(f"{MESSAGES} messages arrived whole and in order")
@@ -128,7 +138,9 @@ def main() -> None:
     else:
         with SharedSegment.attach(options.producer, SIZE_BYTES) as segment:
             print("ready", flush=True)
-            run_host(segment, "producer", options)
+            producer = new_host(segment, "producer", options)
+            with producer.cache:
+                produce(producer)
 
 
 if __name__ == "__main__":

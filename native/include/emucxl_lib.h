@@ -5,7 +5,9 @@
  * that one crashed, leaked, overran or went by chance; docs/memory/c.md lists each difference.
  *
  * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1, get_size and
- * stats 0; calls without a result change nothing. emx_error_detail() says why. Nothing prints, nothing exits.
+ * stats 0; calls without a result change nothing. emx_error_detail() says why. Nothing exits. One call prints: an
+ * emucxl_init that fails says why on standard error, as programs written for this interface cannot ask. EMUCXL_QUIET=1
+ * keeps it silent.
  *
  * The nodes' sizes and timing come from the environment, so that no program needs to change. emucxl_init reads it, and
  * is the one call of the library that does. N is LOCAL or REMOTE:

@@ -7,6 +7,7 @@
 #include "coherence_internal.h"
 #include "coherence_memory.h"
 #include "fail.h"
+#include "prim/process.h"
 
 static emx_status check_config(const emx_cache_config *config) {
   if (config == NULL || config->struct_bytes != sizeof *config)
@@ -41,34 +42,53 @@ static emx_status check_region(const emx_cache_config *config, emx_region_info *
               PRIu64 " bytes at %p", config->size_bytes, config->base, region->tag, region->size_bytes, region->base);
 }
 
+static bool is_inherited(const emx_cache *cache) { return cache->fork_count != process_fork_count(); }
+
+/* A cache is one host's; a fork's child is another one. */
+static emx_status require(const emx_cache *cache) {
+  const emx_status status = handle_require(HANDLE_CACHE, cache);
+  if (status != EMX_OK || !is_inherited(cache)) return status;
+  return fail(EMX_E_CLOSED, "the cache belongs to the process that this one was forked from; open one here");
+}
+
+static emx_status require_buffer(const void *buffer, size_t size_bytes) {
+  if (buffer != NULL || size_bytes == 0) return EMX_OK;
+  return fail(EMX_E_INVALID, "got NULL for the buffer of %zu bytes", size_bytes);
+}
+
 emx_status emx_cache_open(const emx_cache_config *config, emx_cache **opened) {
   emx_region_info region = {0};
+  if (opened == NULL) return fail(EMX_E_INVALID, "got NULL for where the cache goes; expected its address");
   emx_status checked = check_config(config);
   if (checked == EMX_OK && config->region != NULL) checked = check_region(config, &region);
   if (checked != EMX_OK) return checked;
-  emx_cache *cache = calloc(1, sizeof *cache);
+  emx_cache *cache = handle_alloc(HANDLE_CACHE, sizeof *cache);
   if (cache == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a cache");
   cache->config = *config;
+  cache->fork_count = process_fork_count();
   cache->base = config->base;
   cache->region_base = region.base;
   cache->max_lines = config->capacity_bytes > 0 ? config->capacity_bytes / EMX_LINE_BYTES : UINT64_MAX;
   cache->random = config->seed * UINT64_C(0x9e3779b97f4a7c15) | 1; /* xorshift must not begin at 0 */
   const emx_status priced = price_open(cache);
   if (priced != EMX_OK) {
-    free(cache);
+    handle_free(HANDLE_CACHE, cache);
     return priced;
   }
   pthread_mutex_init(&cache->lock, NULL);
+  handle_open(HANDLE_CACHE, cache);
   *opened = cache;
   return EMX_OK;
 }
 
 void emx_cache_close(emx_cache *cache) {
-  if (cache == NULL) return;
+  if (!handle_is(HANDLE_CACHE, cache)) return;
   price_close(cache);
-  pthread_mutex_destroy(&cache->lock);
-  lines_release(&cache->lines);
-  free(cache);
+  if (!is_inherited(cache)) { /* in a child, a thread that isn't there may be changing them */
+    pthread_mutex_destroy(&cache->lock);
+    lines_release(&cache->lines);
+  }
+  handle_free(HANDLE_CACHE, cache);
 }
 
 static emx_status check_range(const emx_cache *cache, uint64_t offset, uint64_t size_bytes) {
@@ -81,7 +101,8 @@ static emx_status check_range(const emx_cache *cache, uint64_t offset, uint64_t 
 /* A region must be this host's, now; evictions write only where it is. */
 static emx_status check_access(const emx_cache *cache, uint64_t offset, uint64_t size_bytes, bool write) {
   const emx_region *region = cache->config.region;
-  const emx_status status = check_range(cache, offset, size_bytes);
+  emx_status status = check_range(cache, offset, size_bytes);
+  if (status == EMX_OK) status = path_check(cache->path);
   if (status != EMX_OK || region == NULL) return status;
   return emx_region_check_access(region, (uint64_t)(cache->base - cache->region_base) + offset, size_bytes, write);
 }
@@ -138,7 +159,9 @@ static void write_memory(emx_cache *cache, uint64_t offset, const void *buffer, 
 }
 
 emx_status emx_cache_read(emx_cache *cache, uint64_t offset, void *buffer, size_t size_bytes) {
-  emx_status status = check_access(cache, offset, size_bytes, false);
+  emx_status status = require(cache);
+  if (status == EMX_OK) status = check_access(cache, offset, size_bytes, false);
+  if (status == EMX_OK) status = require_buffer(buffer, size_bytes);
   if (status != EMX_OK || size_bytes == 0) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -153,7 +176,9 @@ emx_status emx_cache_read(emx_cache *cache, uint64_t offset, void *buffer, size_
 }
 
 emx_status emx_cache_write(emx_cache *cache, uint64_t offset, const void *buffer, size_t size_bytes) {
-  emx_status status = check_access(cache, offset, size_bytes, true);
+  emx_status status = require(cache);
+  if (status == EMX_OK) status = check_access(cache, offset, size_bytes, true);
+  if (status == EMX_OK) status = require_buffer(buffer, size_bytes);
   if (status != EMX_OK || size_bytes == 0) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -200,7 +225,8 @@ static void for_lines(emx_cache *cache, uint64_t offset, uint64_t end, line_acti
 }
 
 static emx_status maintain(emx_cache *cache, uint64_t offset, uint64_t size_bytes, line_action action) {
-  emx_status status = check_range(cache, offset, size_bytes);
+  emx_status status = require(cache);
+  if (status == EMX_OK) status = check_range(cache, offset, size_bytes);
   if (status == EMX_OK) status = check_access(cache, offset, 0, false); /* poison there is the next read's affair */
   if (status != EMX_OK || size_bytes == 0 || cache->config.mode != EMX_COHERENCE_SOFTWARE) return status;
   cache_traffic traffic = {0, 0};
@@ -233,6 +259,8 @@ void emx_cache_fence(emx_cache *cache) {
 }
 
 static emx_status check_word(const emx_cache *cache, uint64_t offset, bool write) {
+  const emx_status status = require(cache);
+  if (status != EMX_OK) return status;
   if (offset % 8 != 0)
     return fail(EMX_E_INVALID, "got offset %" PRIu64 "; expected a multiple of 8, as eight bytes that are seen at once "
                 "have", offset);
@@ -240,7 +268,8 @@ static emx_status check_word(const emx_cache *cache, uint64_t offset, bool write
 }
 
 emx_status emx_cache_load_u64(emx_cache *cache, uint64_t offset, uint64_t *value) {
-  const emx_status status = check_word(cache, offset, false);
+  emx_status status = check_word(cache, offset, false);
+  if (status == EMX_OK) status = require_buffer(value, sizeof *value);
   if (status != EMX_OK) return status;
   cache_traffic traffic = {0, 0};
   pthread_mutex_lock(&cache->lock);
@@ -267,6 +296,9 @@ emx_status emx_cache_store_u64(emx_cache *cache, uint64_t offset, uint64_t value
 }
 
 emx_status emx_cache_get_stats(emx_cache *cache, emx_cache_stats *stats) {
+  emx_status status = require(cache);
+  if (status == EMX_OK && stats == NULL) status = fail(EMX_E_INVALID, "got NULL for where the stats go");
+  if (status != EMX_OK) return status;
   pthread_mutex_lock(&cache->lock);
   *stats = cache->stats;
   stats->lines = cache->lines.count;

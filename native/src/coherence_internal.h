@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "coherence_lines.h"
+#include "handle.h"
 #include "transfer.h"
 
 /* What an access moved over the link, in whole lines (or bytes, uncached). */
@@ -13,6 +14,8 @@ typedef struct cache_traffic {
 } cache_traffic;
 
 struct emx_cache {
+  handle handle;
+  uint64_t fork_count; /* at opening */
   emx_cache_config config;
   unsigned char *base, *region_base; /* of the range, and of the region that has it */
   uint64_t max_lines;

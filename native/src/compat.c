@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "compat_environment.h"
 #include "compat_nodes.h"
 #include "context_internal.h"
 #include "fail.h"
+#include "fork.h"
 
 /* Thread safety: `users` and `reason` under the lock; `opened` is stored under it and read without. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -30,6 +32,12 @@ static emx_context *require_context(void) {
   return NULL;
 }
 
+/* The published programs ask nobody whether it worked, and crash on the first NULL: so it is said at once, too. */
+static void tell(const char *detail) {
+  snprintf(reason, sizeof reason, "%s", detail);
+  if (!environment_is_quiet()) fprintf(stderr, "emucxl: emucxl_init() failed: %s\n", reason);
+}
+
 void emucxl_init(void) {
   pthread_mutex_lock(&lock);
   users++;
@@ -38,7 +46,7 @@ void emucxl_init(void) {
     if (nodes_open(&context) == EMX_OK)
       atomic_store_explicit(&opened, context, memory_order_release);
     else
-      snprintf(reason, sizeof reason, "%s", emx_error_detail());
+      tell(emx_error_detail());
   }
   pthread_mutex_unlock(&lock);
 }
@@ -51,6 +59,15 @@ void emucxl_exit(void) {
     emx_context_close(atomic_exchange(&opened, NULL));
   pthread_mutex_unlock(&lock);
 }
+
+static void hold(void) { pthread_mutex_lock(&lock); }
+
+static void let_go(bool is_child) {
+  (void)is_child;
+  pthread_mutex_unlock(&lock);
+}
+
+__attribute__((constructor)) static void prepare(void) { fork_watch(FORK_COMPAT, hold, let_go); }
 
 /* ---- allocations ------------------------------------------------------------------------------------------------ */
 

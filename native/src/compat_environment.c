@@ -88,3 +88,8 @@ emx_status environment_read(node_settings *local, node_settings *remote) {
   }
   return status;
 }
+
+bool environment_is_quiet(void) {
+  const char *value = getenv("EMUCXL_QUIET");
+  return value != NULL && value[0] != '\0' && strcmp(value, "0") != 0;
+}

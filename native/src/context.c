@@ -5,27 +5,6 @@
 #include "context_internal.h"
 #include "fail.h"
 
-/* Closed contexts, kept so that a stale handle is refused instead of read from memory that is gone. */
-static emx_context *closed_contexts;
-static pthread_mutex_t closed_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static emx_context *take_memory(void) {
-  pthread_mutex_lock(&closed_lock);
-  emx_context *context = closed_contexts;
-  if (context != NULL) closed_contexts = context->next_closed;
-  pthread_mutex_unlock(&closed_lock);
-  if (context == NULL) return calloc(1, sizeof *context);
-  memset(context, 0, sizeof *context);
-  return context;
-}
-
-static void keep_memory(emx_context *context) {
-  pthread_mutex_lock(&closed_lock);
-  context->next_closed = closed_contexts;
-  closed_contexts = context;
-  pthread_mutex_unlock(&closed_lock);
-}
-
 static emx_status check_config(const emx_context_config *config) {
   if (config->struct_bytes != sizeof *config)
     return fail(EMX_E_INVALID, "got emx_context_config of %u bytes; expected %zu: set struct_bytes to its sizeof",
@@ -42,7 +21,7 @@ emx_status emx_context_open(const emx_context_config *config, emx_context **open
   if (opened == NULL) return fail(EMX_E_INVALID, "got NULL for where the context goes; expected its address");
   emx_status status = config != NULL ? check_config(config) : EMX_OK;
   if (status != EMX_OK) return status;
-  emx_context *context = take_memory();
+  emx_context *context = context_take_memory();
   if (context == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a context of %zu bytes", sizeof *context);
   context->clock.is_virtual = config != NULL && config->clock == EMX_CLOCK_VIRTUAL;
   if (config != NULL && config->calibration != NULL) {
@@ -52,18 +31,20 @@ emx_status emx_context_open(const emx_context_config *config, emx_context **open
   }
   status = monitor_open(context, context->clock.is_virtual ? EMX_CLOCK_VIRTUAL : EMX_CLOCK_REAL);
   if (status != EMX_OK) {
-    keep_memory(context);
+    context_keep_memory(context);
     return status;
   }
   pthread_mutex_init(&context->adding, NULL);
   pin_table_init(&context->pins);
   context->magic = CONTEXT_OPEN;
+  context_list(context);
   *opened = context;
   return EMX_OK;
 }
 
 void emx_context_close(emx_context *context) {
   if (context == NULL || context->magic != CONTEXT_OPEN) return;
+  context_unlist(context);
   context->magic = 0;
   for (uint32_t i = 0; i < atomic_load(&context->num_tiers); i++) {
     tier *tier = &context->tiers[i];
@@ -74,7 +55,7 @@ void emx_context_close(emx_context *context) {
   monitor_close(context);
   pin_table_destroy(&context->pins);
   pthread_mutex_destroy(&context->adding);
-  keep_memory(context);
+  context_keep_memory(context);
 }
 
 emx_status context_refuse(const emx_context *context) {

@@ -6,14 +6,11 @@ static emx_status require_output(const void *output) {
   return output != NULL ? EMX_OK : fail(EMX_E_INVALID, "got NULL for where the pointer goes; expected its address");
 }
 
-static emx_status check_region(const tier *tier) {
-  if (tier->region == NULL) return EMX_OK;
-  const emx_status status = emx_region_check_access(tier->region, 0, 0, true);
-  return status == EMX_OK ? EMX_OK : tier_failed(tier, status);
-}
+/* Of memory that is about to be handed out, and zeroed. */
+static emx_status check_guards(const tier *tier) { return tier_check_guards(tier, tier->pages.base, 0, true); }
 
 static emx_status alloc_in(tier *tier, size_t size_bytes, size_t alignment, void **pointer) {
-  emx_status status = check_region(tier);
+  emx_status status = check_guards(tier);
   if (status != EMX_OK) return status;
   void *made = NULL;
   status = heap_alloc(tier->heap, size_bytes, alignment, &made);
@@ -68,7 +65,7 @@ static emx_status move(emx_context *context, tier *from, const heap_block *block
   if (status != EMX_OK) return status;
   tier_copy(context, to, target, from, block->base, size_bytes);
   status = context_check_access(context, from, block->base, size_bytes, false); /* fenced or poisoned meanwhile? */
-  if (status == EMX_OK) status = check_region(to);
+  if (status == EMX_OK) status = check_guards(to);
   if (status == EMX_OK) status = free_in(from, block->base); /* fails if another thread freed it: a race of the program */
   if (status != EMX_OK) {
     (void)heap_free(to->heap, target);
@@ -83,7 +80,7 @@ emx_status emx_resize(emx_context *context, void *pointer, size_t size_bytes, vo
   heap_block block;
   emx_status status = require_output(moved);
   if (status == EMX_OK) status = find_movable(context, pointer, &tier, &block);
-  if (status == EMX_OK) status = check_region(tier);
+  if (status == EMX_OK) status = check_guards(tier);
   if (status != EMX_OK) return status;
   if (size_bytes == 0)
     return fail(EMX_E_INVALID, "got a new size of 0 bytes; expected at least 1: emx_free ends an allocation");

@@ -19,6 +19,7 @@ typedef struct tier {
   heap *heap;
   path *path; /* NULL: unmodelled */
   bool touchable;
+  bool is_guarded; /* something has to be asked before every access: */
   const emx_region *region; /* asked before every access; NULL for every other provider */
   emx_monitor_tier *monitor;
   uint32_t number;
@@ -57,12 +58,18 @@ struct emx_context {
   pthread_mutex_t adding;
   emx_monitor_page *monitor;
   int monitor_fd; /* -1: this system has no memfd, nobody can look */
-  struct emx_context *next_closed;
+  struct emx_context *next; /* of the open ones, or of the closed ones */
 };
 
 #define CONTEXT_OPEN 0x656d7831u
 
 emx_status context_refuse(const emx_context *context) __attribute__((cold));
+
+/* context_list.c. Every open context is listed, for the sake of forks. */
+emx_context *context_take_memory(void); /* zeroed; NULL: there is none */
+void context_keep_memory(emx_context *context);
+void context_list(emx_context *context);
+void context_unlist(emx_context *context);
 
 /* EMX_E_INVALID for NULL, EMX_E_CLOSED for a context that was closed. */
 static inline emx_status context_require(const emx_context *context) {
@@ -87,16 +94,21 @@ emx_status context_get_tier(const emx_context *context, emx_tier number, tier **
 /* EMX_E_POISONED, and where. */
 emx_status tier_poisoned(const tier *tier, const void *address, size_t size_bytes, const void *bad) __attribute__((cold));
 
+/* The part of that which is not about poison: the region, the tier's file, the link's. */
+emx_status tier_ask_guards(const tier *tier, const void *address, size_t size_bytes, bool write);
+static inline emx_status tier_check_guards(const tier *tier, const void *address, size_t size_bytes, bool write) {
+  return __builtin_expect(tier->is_guarded, 0) ? tier_ask_guards(tier, address, size_bytes, write) : EMX_OK;
+}
+
 /* EMX_OK if [address, address + size_bytes), which lies in a live block of `tier`, may be read or written now: not
- * poisoned, and the pool's region (if it is one) still this host's. Cheap where there is neither. */
+ * poisoned, the pool's region (if it is one) still this host's, and no file cut short. Cheap where there is none of it. */
 static inline emx_status context_check_access(const emx_context *context, const tier *tier, const void *address,
                                               size_t size_bytes, bool write) {
   const void *bad;
   (void)context;
   if (__builtin_expect(heap_first_poison(tier->heap, address, size_bytes, &bad), 0))
     return tier_poisoned(tier, address, size_bytes, bad);
-  if (__builtin_expect(tier->region == NULL, 1)) return EMX_OK;
-  return emx_region_check_access(tier->region, (uint64_t)((const char *)address - tier->pages.base), size_bytes, write);
+  return tier_check_guards(tier, address, size_bytes, write);
 }
 
 /* Pins the block at `base` (heap_block.base, as context_find gives it) against free, resize and migrate; as often as it is
@@ -107,6 +119,7 @@ void context_unpin(emx_context *context, const void *base);
 emx_status context_check_unpinned(emx_context *context, const void *base);
 void pin_table_init(pin_table *table);
 void pin_table_destroy(pin_table *table);
+void pin_table_forget(pin_table *table); /* unpins all; its lock is held */
 
 /* Moves, prices and counts bytes between two checked ranges, which may overlap. */
 void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes);

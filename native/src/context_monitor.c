@@ -4,9 +4,11 @@
 
 #include "context_internal.h"
 #include "fail.h"
+#include "fork.h"
 #include "prim/backing.h"
 #include "prim/memory.h"
 #include "prim/system_memory.h"
+#include "thread.h"
 
 enum { SHOW_AT = 256 };
 
@@ -21,6 +23,7 @@ emx_status monitor_open(emx_context *context, uint32_t clock) {
     backing_close(context->monitor_fd);
     context->monitor_fd = -1;
   }
+  if (context->monitor_fd >= 0) (void)backing_seal(context->monitor_fd);
   if (base == NULL) base = calloc(1, sizeof(emx_monitor_page));
   if (base == NULL) return fail(EMX_E_NO_MEMORY, "no memory for the %zu bytes of a monitor page", sizeof(emx_monitor_page));
   emx_monitor_page *page = context->monitor = base;
@@ -58,30 +61,26 @@ void monitor_add_tier(emx_context *context, tier *tier) {
 enum { SHARED_SHARD = EMX_MONITOR_SHARDS - 1, UNASSIGNED = 0 };
 
 static _Atomic uint32_t owned_shards;
-static _Thread_local unsigned own_shard __attribute__((tls_model("initial-exec"))); /* its number + 1, or UNASSIGNED */
-static pthread_key_t thread_end;
-static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 
-static void give_up_shard(void *unused) {
-  (void)unused;
-  const unsigned shard = own_shard - 1;
-  own_shard = SHARED_SHARD + 1; /* for what other destructors of the thread still do */
-  if (shard != SHARED_SHARD) atomic_fetch_and_explicit(&owned_shards, ~(UINT32_C(1) << shard), memory_order_release);
+static void end_thread(thread_state *self) {
+  if (self->shard == UNASSIGNED || self->shard == SHARED_SHARD + 1) return;
+  atomic_fetch_and_explicit(&owned_shards, ~(UINT32_C(1) << (self->shard - 1)), memory_order_release);
 }
 
 /* The parent's threads go on writing to the pages that the child has, too. */
-static void after_fork_in_child(void) {
-  own_shard = SHARED_SHARD + 1;
+static void after_fork(bool is_child) {
+  if (!is_child) return;
+  thread_self()->shard = SHARED_SHARD + 1;
   atomic_store(&owned_shards, UINT32_MAX);
 }
 
-static void prepare(void) {
-  pthread_key_create(&thread_end, give_up_shard);
-  pthread_atfork(NULL, NULL, after_fork_in_child);
+__attribute__((constructor)) static void prepare(void) {
+  fork_watch(FORK_SHARDS, NULL, after_fork);
+  thread_watch_ends(end_thread);
 }
 
-static unsigned assign_shard(void) {
-  pthread_once(&prepared, prepare);
+static unsigned assign_shard(thread_state *self) {
+  if (self->is_ending) return SHARED_SHARD + 1;
   uint32_t owned = atomic_load(&owned_shards);
   for (unsigned shard = 0; shard < SHARED_SHARD;) {
     const uint32_t bit = UINT32_C(1) << shard;
@@ -89,12 +88,10 @@ static unsigned assign_shard(void) {
       shard++;
     } else if (atomic_compare_exchange_weak_explicit(&owned_shards, &owned, owned | bit, memory_order_acquire,
                                                      memory_order_relaxed)) {
-      own_shard = shard + 1;
-      if (pthread_setspecific(thread_end, &owned_shards) != 0) give_up_shard(NULL); /* any value: it has the end called */
-      return own_shard;
+      return self->shard = shard + 1;
     }
   }
-  return own_shard = SHARED_SHARD + 1;
+  return self->shard = SHARED_SHARD + 1;
 }
 
 static inline void add(uint64_t *counter, uint64_t value, bool is_shared) {
@@ -106,8 +103,9 @@ static inline void add(uint64_t *counter, uint64_t value, bool is_shared) {
 }
 
 void tier_count(tier *tier, emx_direction direction, size_t size_bytes, uint64_t delayed_ns) {
-  unsigned own = own_shard;
-  if (__builtin_expect(own == UNASSIGNED, 0)) own = assign_shard();
+  thread_state *self = thread_self();
+  unsigned own = self->shard;
+  if (__builtin_expect(own == UNASSIGNED, 0)) own = assign_shard(self);
   const bool is_shared = own == SHARED_SHARD + 1;
   emx_monitor_counters *shard = &tier->monitor->shards[own - 1];
   add(direction == EMX_READ ? &shard->read_bytes : &shard->write_bytes, size_bytes, is_shared);

@@ -53,6 +53,11 @@ void pin_table_destroy(pin_table *table) {
   table->slots = NULL;
 }
 
+void pin_table_forget(pin_table *table) {
+  for (uint32_t i = 0; i < table->num_slots; i++) table->slots[i] = (pin){0};
+  atomic_store(&table->num_pinned, 0);
+}
+
 emx_status context_pin(emx_context *context, const void *base) {
   pin_table *table = &context->pins;
   pthread_mutex_lock(&table->lock);

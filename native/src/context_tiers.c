@@ -4,13 +4,19 @@
 #include "context_internal.h"
 #include "fail.h"
 
-static const uint64_t MOST_BYTES = UINT64_C(1) << 46; /* half of what a process can address on x86-64 and arm64 */
-
 emx_status tier_failed(const tier *tier, emx_status status) {
   char detail[400];
   strncpy(detail, emx_error_detail(), sizeof detail - 1);
   detail[sizeof detail - 1] = '\0';
   return fail(status, "tier '%s': %s", tier->name, detail);
+}
+
+emx_status tier_ask_guards(const tier *tier, const void *address, size_t size_bytes, bool write) {
+  emx_status status = file_pages_check(&tier->pages);
+  if (status == EMX_OK) status = path_check(tier->path);
+  if (status != EMX_OK) return tier_failed(tier, status);
+  if (tier->region == NULL) return EMX_OK;
+  return emx_region_check_access(tier->region, (uint64_t)((const char *)address - tier->pages.base), size_bytes, write);
 }
 
 static emx_status commit(void *state, size_t offset, size_t size_bytes) {
@@ -27,6 +33,9 @@ static emx_status check_name(const emx_context *context, const char *name) {
   if (name == NULL || name[0] == '\0') return fail(EMX_E_INVALID, "got no name for the tier; expected one, say \"local\"");
   if (strnlen(name, EMX_NAME_BYTES) == EMX_NAME_BYTES)
     return fail(EMX_E_INVALID, "got a tier name of %d bytes or more; expected at most %d", EMX_NAME_BYTES, EMX_NAME_BYTES - 1);
+  for (const char *at = name; *at != '\0'; at++)
+    if ((unsigned char)*at < ' ' || *at == 127)
+      return fail(EMX_E_INVALID, "got a tier name with the control character 0x%02x; expected printable text", *at);
   for (uint32_t i = 0; i < atomic_load(&context->num_tiers); i++)
     if (strcmp(context->tiers[i].name, name) == 0)
       return fail(EMX_E_EXISTS, "the context has a tier '%s' already; choose another name", name);
@@ -45,9 +54,9 @@ static emx_status check_config(const emx_context *context, const emx_tier_config
     return fail(EMX_E_INVALID, "got provider %u for tier '%s'; expected one of emx_provider", config->provider, config->name);
   const char *reason = (*found)->unavailable();
   if (reason != NULL) return fail(EMX_E_UNAVAILABLE, "tier '%s': provider %s: %s", config->name, (*found)->name, reason);
-  if (config->capacity_bytes > MOST_BYTES)
+  if (config->capacity_bytes > HEAP_MOST_BYTES)
     return fail(EMX_E_NO_MEMORY, "got a capacity of %llu bytes for tier '%s'; expected at most %llu: there are no more addresses",
-                (unsigned long long)config->capacity_bytes, config->name, (unsigned long long)MOST_BYTES);
+                (unsigned long long)config->capacity_bytes, config->name, (unsigned long long)HEAP_MOST_BYTES);
   if (atomic_load(&context->num_tiers) == EMX_MAX_TIERS)
     return fail(EMX_E_INVALID, "the context has %d tiers, the most there can be; open another one for tier '%s'",
                 EMX_MAX_TIERS, config->name);
@@ -81,6 +90,7 @@ static emx_status open_parts(emx_context *context, const emx_tier_config *config
 static void publish(emx_context *context, tier *tier, const emx_tier_config *config) {
   tier->touchable = tier->pages.touchable;
   tier->region = tier->pages.region;
+  tier->is_guarded = tier->region != NULL || tier->pages.guard.is_needed || path_may_shrink(tier->path);
   tier->timing = config->timing;
   monitor_add_tier(context, tier);
   tier->monitor->provider = config->provider;

@@ -18,6 +18,8 @@
 
 #include "copy_batch.h"
 #include "fail.h"
+#include "handle.h"
+#include "prim/process.h"
 
 #define MAX_THREADS 64
 #define DETAIL_BYTES 256
@@ -28,9 +30,11 @@ typedef struct core {
   pthread_cond_t done; /* a batch is done */
   model_clock *clock;
   uint32_t owners; /* the engine, and each completion */
+  uint64_t fork_count; /* at creation */
 } core;
 
 struct emx_completion {
+  handle handle;
   core *core;
   copy_batch batch;
   struct emx_completion *next;
@@ -41,6 +45,7 @@ struct emx_completion {
 };
 
 struct emx_engine {
+  handle handle;
   core *core;
   emx_context *context;
   emx_completion *first, *last; /* queued */
@@ -58,6 +63,7 @@ static core *core_create(model_clock *clock) {
   if (made == NULL) return NULL;
   made->clock = clock;
   made->owners = 1;
+  made->fork_count = process_fork_count();
   pthread_condattr_t monotonic;
   pthread_condattr_init(&monotonic);
   pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -66,6 +72,14 @@ static core *core_create(model_clock *clock) {
   pthread_cond_init(&made->done, &monotonic);
   pthread_condattr_destroy(&monotonic);
   return made;
+}
+
+/* A fork's child has neither the threads nor, for certain, a lock that is free or a queue that is whole: it leaves the core
+ * as it is, which is memory of its own that nobody uses any more. */
+static bool core_is_inherited(const core *own) { return own->fork_count != process_fork_count(); }
+
+static emx_status refuse_inherited(const char *what) {
+  return fail(EMX_E_CLOSED, "the %s belongs to the process that this one was forked from; make a copy engine here", what);
 }
 
 /* Unlocks too. */
@@ -129,15 +143,16 @@ emx_status emx_engine_create(emx_context *context, uint32_t num_threads, emx_eng
   if (engine == NULL || num_threads < 1 || num_threads > MAX_THREADS)
     return fail(EMX_E_INVALID, "got %u threads; expected 1 to %d, and a place for the engine", num_threads,
                 MAX_THREADS);
-  emx_engine *made = calloc(1, sizeof *made);
+  emx_engine *made = handle_alloc(HANDLE_ENGINE, sizeof *made);
   core *own = core_create(&context->clock);
   if (made == NULL || own == NULL) {
-    free(made);
+    handle_free(HANDLE_ENGINE, made);
     free(own);
     return fail(EMX_E_NO_MEMORY, "no memory for a copy engine");
   }
   made->core = own;
   made->context = context;
+  handle_open(HANDLE_ENGINE, made);
   status = start_threads(made, num_threads);
   if (status == EMX_OK)
     *engine = made;
@@ -147,8 +162,12 @@ emx_status emx_engine_create(emx_context *context, uint32_t num_threads, emx_eng
 }
 
 void emx_engine_close(emx_engine *engine) {
-  if (engine == NULL) return;
+  if (!handle_is(HANDLE_ENGINE, engine)) return;
   core *own = engine->core;
+  if (core_is_inherited(own)) {
+    handle_free(HANDLE_ENGINE, engine);
+    return;
+  }
   pthread_mutex_lock(&own->lock);
   engine->closing = true;
   pthread_cond_broadcast(&own->work);
@@ -158,7 +177,7 @@ void emx_engine_close(emx_engine *engine) {
   if (own->clock->is_virtual) model_clock_reach(own->clock, engine->latest_ns);
   own->clock = NULL;
   core_leave(own);
-  free(engine);
+  handle_free(HANDLE_ENGINE, engine);
 }
 
 /* ---- batches ---------------------------------------------------------------------------------------------------- */
@@ -191,17 +210,20 @@ static void enqueue(emx_engine *engine, emx_completion *completion) {
 
 emx_status emx_engine_submit(emx_engine *engine, const emx_copy_request *requests, size_t num_requests,
                              emx_completion **completion) {
-  if (engine == NULL || completion == NULL || (requests == NULL && num_requests > 0))
-    return fail(EMX_E_INVALID, "got NULL; expected an engine, %zu requests and a place for the completion",
-                num_requests);
-  emx_completion *made = calloc(1, sizeof *made);
+  const emx_status known = handle_require(HANDLE_ENGINE, engine);
+  if (known != EMX_OK) return known;
+  if (completion == NULL || (requests == NULL && num_requests > 0))
+    return fail(EMX_E_INVALID, "got NULL; expected %zu requests and a place for the completion", num_requests);
+  if (core_is_inherited(engine->core)) return refuse_inherited("copy engine");
+  emx_completion *made = handle_alloc(HANDLE_COMPLETION, sizeof *made);
   if (made == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies", num_requests);
   made->core = engine->core;
   emx_status status = copy_batch_create(engine->context, requests, num_requests, &made->batch);
   if (status != EMX_OK) {
-    free(made);
+    handle_free(HANDLE_COMPLETION, made);
     return status;
   }
+  handle_open(HANDLE_COMPLETION, made);
   *completion = made;
   enqueue(engine, made);
   return EMX_OK;
@@ -232,8 +254,10 @@ static bool reach_end(model_clock *clock, uint64_t end_ns, uint64_t timeout_ns) 
 }
 
 emx_status emx_completion_wait(emx_completion *completion, uint64_t timeout_ns) {
-  if (completion == NULL) return fail(EMX_E_INVALID, "got NULL; expected a completion");
+  const emx_status known = handle_require(HANDLE_COMPLETION, completion);
+  if (known != EMX_OK) return known;
   core *own = completion->core;
+  if (core_is_inherited(own)) return refuse_inherited("batch of copies");
   pthread_mutex_lock(&own->lock);
   bool is_virtual = own->clock != NULL && own->clock->is_virtual;
   bool in_time = is_virtual ? reach_end(own->clock, completion->end_ns, timeout_ns) : await(completion, timeout_ns);
@@ -245,10 +269,14 @@ emx_status emx_completion_wait(emx_completion *completion, uint64_t timeout_ns) 
 }
 
 void emx_completion_release(emx_completion *completion) {
-  if (completion == NULL) return;
+  if (!handle_is(HANDLE_COMPLETION, completion)) return;
   core *own = completion->core;
+  if (core_is_inherited(own)) {
+    handle_free(HANDLE_COMPLETION, completion);
+    return;
+  }
   pthread_mutex_lock(&own->lock);
   await(completion, UINT64_MAX);
   core_leave(own);
-  free(completion);
+  handle_free(HANDLE_COMPLETION, completion);
 }

@@ -43,11 +43,14 @@ static emx_status map_metadata(heap *heap) {
   return EMX_OK;
 }
 
+_Static_assert(HEAP_MOST_BYTES / PAGE_BYTES < NO_PAGE, "every page of a heap has a number");
+
 static emx_status check_range(const void *base, size_t capacity_bytes) {
   if ((uintptr_t)base % MAX_ALIGNMENT != 0)
     return fail(EMX_E_INVALID, "got a heap's base %p; expected a multiple of 2 MiB", base);
-  if (capacity_bytes == 0 || capacity_bytes % PAGE_BYTES != 0 || capacity_bytes / PAGE_BYTES >= NO_PAGE)
-    return fail(EMX_E_INVALID, "got a heap of %zu bytes; expected whole pages of 4096, less than 16 TiB", capacity_bytes);
+  if (capacity_bytes == 0 || capacity_bytes % PAGE_BYTES != 0 || capacity_bytes > HEAP_MOST_BYTES)
+    return fail(EMX_E_INVALID, "got a heap of %zu bytes; expected whole pages of 4096, up to %llu", capacity_bytes,
+                (unsigned long long)HEAP_MOST_BYTES);
   return EMX_OK;
 }
 

@@ -40,7 +40,10 @@ typedef struct heap_stats {
   uint64_t num_allocations, total_allocations;
 } heap_stats;
 
-/* `base` is aligned to 2 MiB, `capacity_bytes` is whole pages. */
+/* What a heap can have at most: its pages have numbers of 32 bits. */
+#define HEAP_MOST_BYTES ((UINT64_C(1) << 44) - 2 * 4096)
+
+/* `base` is aligned to 2 MiB, `capacity_bytes` is whole pages, up to HEAP_MOST_BYTES. */
 emx_status heap_create(void *base, size_t capacity_bytes, const heap_source *source, heap **created);
 void heap_destroy(heap *heap); /* frees the metadata; the memory is the source's */
 emx_status heap_alloc(heap *heap, size_t size_bytes, size_t alignment, void **pointer);

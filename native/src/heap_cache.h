@@ -4,21 +4,11 @@
 
 #include "heap_internal.h"
 #include "prim/barrier.h"
-
-/* Where a thread finds its cache of a heap. Heaps are numbered, so that 16 at a time never share an entry. */
-enum { NUM_RECENT_CACHES = 16 };
-
-typedef struct recent_cache {
-  uint64_t heap_id;
-  cache *cache;
-} recent_cache;
-
-extern _Thread_local recent_cache recent_caches[NUM_RECENT_CACHES]
-    __attribute__((tls_model("initial-exec"), visibility("hidden")));
+#include "thread.h"
 
 /* This thread's cache of the heap if it used it lately, or NULL. */
 static inline cache *cache_recent(const heap *heap) {
-  const recent_cache *recent = &recent_caches[heap->id % NUM_RECENT_CACHES];
+  const recent_cache *recent = &thread_self()->recent_caches[heap->id % NUM_RECENT_CACHES];
   return LIKELY(recent->heap_id == heap->id) ? recent->cache : NULL;
 }
 

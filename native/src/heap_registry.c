@@ -6,69 +6,62 @@
  */
 #include <stdlib.h>
 
+#include "fork.h"
 #include "heap_cache.h"
 
 static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 static heap *heaps;
 static uint64_t last_heap_id, last_thread;
-static pthread_key_t thread_end;
-
-static _Thread_local uint64_t this_thread; /* a number, 0 before its first cache */
-static _Thread_local bool is_ending;
-_Thread_local recent_cache recent_caches[NUM_RECENT_CACHES] __attribute__((tls_model("initial-exec")));
 
 void registry_lock(void) { pthread_mutex_lock(&registry); }
 void registry_unlock(void) { pthread_mutex_unlock(&registry); }
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
 
-static cache **find_own(heap *heap) {
+static cache **find_own(heap *heap, const thread_state *self) {
   cache **link = &heap->caches;
-  while (*link && (*link)->thread != this_thread) link = &(*link)->next;
+  while (*link && (*link)->thread != self->number) link = &(*link)->next;
   return link;
 }
 
-/* Runs as the thread ends. What its other destructors still allocate goes past the caches. */
-static void end_thread(void *unused) {
-  (void)unused;
-  is_ending = true;
+static void end_thread(thread_state *self) {
+  if (self->number == 0) return;
   registry_lock();
   for (heap *heap = heaps; heap; heap = heap->next) {
-    cache **link = find_own(heap), *own = *link;
+    cache **link = find_own(heap, self), *own = *link;
     if (!own) continue;
     *link = own->next;
     cache_retire(heap, own);
   }
   registry_unlock();
-  for (unsigned i = 0; i < NUM_RECENT_CACHES; ++i) recent_caches[i].heap_id = 0;
 }
 
-static cache *find_or_create(heap *heap) {
-  if (this_thread == 0) this_thread = ++last_thread;
-  cache **link = find_own(heap);
+static cache *find_or_create(heap *heap, thread_state *self) {
+  if (self->number == 0) self->number = ++last_thread;
+  cache **link = find_own(heap, self);
   if (*link) return *link;
-  if (pthread_setspecific(thread_end, &registry) != 0) return NULL; /* any value: it makes end_thread run */
   cache *made = cache_create(heap);
   if (!made) return NULL;
-  made->thread = this_thread;
+  made->thread = self->number;
   made->next = heap->caches;
   return heap->caches = made;
 }
 
 cache *cache_of(heap *heap) {
+  thread_state *self = thread_self();
   cache *cache = cache_recent(heap);
-  if (cache || is_ending) return cache;
+  if (cache || self->is_ending) return cache;
   registry_lock();
-  cache = find_or_create(heap);
+  cache = find_or_create(heap, self);
   registry_unlock();
-  if (cache) recent_caches[heap->id % NUM_RECENT_CACHES] = (recent_cache){heap->id, cache};
+  if (cache) self->recent_caches[heap->id % NUM_RECENT_CACHES] = (recent_cache){heap->id, cache};
   return cache;
 }
 
 /* ---- forks ------------------------------------------------------------------------------------------------------ */
 
-static void before_fork(void) {
+static void hold(void) {
   registry_lock();
   for (heap *heap = heaps; heap; heap = heap->next) caches_signal_stop(heap, true);
   barrier_heavy();
@@ -76,22 +69,22 @@ static void before_fork(void) {
   for (heap *heap = heaps; heap; heap = heap->next) pthread_mutex_lock(&heap->lock);
 }
 
-static void after_fork(void) {
+static void let_go(bool is_child) {
+  (void)is_child;
   for (heap *heap = heaps; heap; heap = heap->next) pthread_mutex_unlock(&heap->lock);
   for (heap *heap = heaps; heap; heap = heap->next) caches_signal_stop(heap, false);
   registry_unlock();
 }
 
-/* ---- heaps ------------------------------------------------------------------------------------------------------ */
-
-static void prepare(void) {
-  barrier_prepare();
-  pthread_key_create(&thread_end, end_thread);
-  pthread_atfork(before_fork, after_fork, after_fork);
+__attribute__((constructor)) static void prepare(void) {
+  fork_watch(FORK_HEAPS, hold, let_go);
+  thread_watch_ends(end_thread);
 }
 
+/* ---- heaps ------------------------------------------------------------------------------------------------------ */
+
 void registry_add(heap *heap) {
-  pthread_once(&prepared, prepare);
+  pthread_once(&prepared, barrier_prepare);
   registry_lock();
   heap->id = ++last_heap_id;
   heap->next = heaps;

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "fail.h"
+#include "file_guard.h"
+#include "handle.h"
 #include "prim/clock.h"
 #include "prim/process.h"
 #include "prim/shared_page.h"
@@ -16,8 +18,10 @@ _Static_assert(sizeof(emx_link_page) <= EMX_LINK_FILE_BYTES, "a link fits its fi
 enum { CLOCK_UNKNOWN = 0, CLOCK_OF_MACHINE = 1, CLOCK_OF_CONTEXTS = 2 };
 
 struct emx_link {
+  handle handle;
   emx_link_page *page;
   int fd;
+  file_guard guard;
   atomic_uint users;
   lane_rate rates[2]; /* by direction */
   int64_t clock_offset_ns; /* of this process's clock, beyond the machine's */
@@ -98,7 +102,7 @@ static emx_status adopt(int fd, const emx_link_config *fresh, emx_link **link) {
   emx_status status = shared_page_map(fd, EMX_LINK_FILE_BYTES, &page);
   if (status == EMX_OK && fresh != NULL) fill_page(page, fresh);
   if (status == EMX_OK) status = check_page(page);
-  emx_link *made = status == EMX_OK ? calloc(1, sizeof *made) : NULL;
+  emx_link *made = status == EMX_OK ? handle_alloc(HANDLE_LINK, sizeof *made) : NULL;
   if (status == EMX_OK && made == NULL) status = fail(EMX_E_NO_MEMORY, "no memory for a link");
   if (status != EMX_OK) {
     if (page != NULL) shared_page_unmap(page, EMX_LINK_FILE_BYTES);
@@ -109,9 +113,11 @@ static emx_status adopt(int fd, const emx_link_config *fresh, emx_link **link) {
   made->page = page;
   made->fd = fd;
   made->clock_offset_ns = process_monotonic_offset_ns();
+  file_guard_open(&made->guard, fd, EMX_LINK_FILE_BYTES);
   made->rates[EMX_READ] = lane_rate_of(made->page->read_bandwidth_gbps);
   made->rates[EMX_WRITE] = lane_rate_of(made->page->write_bandwidth_gbps);
   atomic_init(&made->users, 1);
+  handle_open(HANDLE_LINK, made);
   *link = made;
   return EMX_OK;
 }
@@ -130,6 +136,19 @@ emx_status emx_link_attach(int fd, emx_link **link) {
   int own;
   emx_status status = shared_page_duplicate(fd, EMX_LINK_FILE_BYTES, &own);
   return status == EMX_OK ? adopt(own, NULL, link) : status;
+}
+
+bool link_may_shrink(const emx_link *link) { return link->guard.is_needed; }
+
+emx_status link_check(const emx_link *link) {
+  if (file_guard_holds(&link->guard)) return EMX_OK;
+  return fail(EMX_E_CORRUPT, "the link's file was cut short by another process; close the link, and make another one");
+}
+
+/* An open link whose page may be touched. */
+static emx_status require(const emx_link *link) {
+  const emx_status status = handle_require(HANDLE_LINK, link);
+  return status == EMX_OK ? link_check(link) : status;
 }
 
 static bool same_config(const emx_link_config *left, const emx_link_config *right) {
@@ -172,15 +191,18 @@ emx_status emx_link_open(const char *path, const emx_link_config *config, emx_li
   return status == EMX_OK ? adopt(fd, NULL, link) : status;
 }
 
-int emx_link_fd(const emx_link *link) { return link != NULL ? link->fd : -1; }
+int emx_link_fd(const emx_link *link) { return handle_is(HANDLE_LINK, link) ? link->fd : -1; }
 
 void emx_link_close(emx_link *link) {
-  if (link != NULL) link_release(link);
+  if (!handle_is(HANDLE_LINK, link)) return;
+  link->handle.mark = 0; /* the program's; tiers go on */
+  link_release(link);
 }
 
 emx_status emx_link_get_config(const emx_link *link, emx_link_config *config) {
-  if (link == NULL || config == NULL)
-    return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its config");
+  const emx_status status = require(link);
+  if (status != EMX_OK) return status;
+  if (config == NULL) return fail(EMX_E_INVALID, "got NULL; expected a place for the link's config");
   *config = config_of(link->page);
   return EMX_OK;
 }
@@ -203,8 +225,9 @@ static double recent_utilisation(const emx_link *link, emx_direction direction) 
 }
 
 emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
-  if (link == NULL || stats == NULL)
-    return fail(EMX_E_INVALID, "got NULL; expected a link and a place for its statistics");
+  const emx_status status = require(link);
+  if (status != EMX_OK) return status;
+  if (stats == NULL) return fail(EMX_E_INVALID, "got NULL; expected a place for the link's statistics");
   emx_lane *reads = lane_of(link, EMX_READ), *writes = lane_of(link, EMX_WRITE);
   *stats = (emx_link_stats){
       .read_bytes = load(&reads->bytes[EMX_READ]),
@@ -222,14 +245,18 @@ emx_status emx_link_get_stats(const emx_link *link, emx_link_stats *stats) {
 
 emx_status emx_link_reserve(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns,
                             uint64_t *release_ns) {
-  if (link == NULL || release_ns == NULL || (direction != EMX_READ && direction != EMX_WRITE))
-    return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a link and EMX_READ or EMX_WRITE",
+  const emx_status status = require(link);
+  if (status != EMX_OK) return status;
+  if (release_ns == NULL || (direction != EMX_READ && direction != EMX_WRITE))
+    return fail(EMX_E_INVALID, "got a NULL pointer or direction %d; expected a place for the time, and EMX_READ or EMX_WRITE",
                 direction);
   *release_ns = link_queue(link, direction, size_bytes, now_ns).release_ns;
   return EMX_OK;
 }
 
 emx_status link_join(emx_link *link, bool real_clock) {
+  const emx_status status = require(link);
+  if (status != EMX_OK) return status;
   uint32_t wanted = real_clock ? CLOCK_OF_MACHINE : CLOCK_OF_CONTEXTS, found = CLOCK_UNKNOWN;
   bool first =
       __atomic_compare_exchange_n(&link->page->clock, &found, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
@@ -245,7 +272,7 @@ void link_release(emx_link *link) {
   if (atomic_fetch_sub(&link->users, 1) != 1) return;
   shared_page_unmap(link->page, EMX_LINK_FILE_BYTES);
   shared_page_close(link->fd);
-  free(link);
+  handle_free(HANDLE_LINK, link);
 }
 
 lane_slot link_queue(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns) {

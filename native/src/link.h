@@ -8,6 +8,9 @@
  * EMX_E_INVALID for the other kind, whose times would mean nothing here. */
 emx_status link_join(emx_link *link, bool real_clock);
 void link_release(emx_link *link);
+/* Whether others can cut its file short, and EMX_E_CORRUPT once they have. */
+bool link_may_shrink(const emx_link *link);
+emx_status link_check(const emx_link *link);
 
 /* Queues bytes that arrive at `now_ns` of the caller's clock, and tells times of that clock. */
 lane_slot link_queue(emx_link *link, emx_direction direction, uint64_t size_bytes, uint64_t now_ns);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "fail.h"
+#include "handle.h"
 #include "link.h"
 #include "timing.h"
 
@@ -50,6 +51,8 @@ emx_status path_create(const emx_timing *timing, emx_link *link, const emx_calib
     return EMX_OK;
   }
   emx_status status = check(timing, calibration, real_clock);
+  if (status == EMX_OK && link != NULL) status = handle_require(HANDLE_LINK, link);
+  if (status == EMX_OK && link != NULL) status = link_check(link);
   if (status != EMX_OK) return status;
   path *made = aligned_alloc(_Alignof(path) > 64 ? _Alignof(path) : 64, (sizeof(path) + 63) & ~(size_t)63);
   if (made == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a path");
@@ -74,6 +77,10 @@ void path_destroy(path *path) {
   if (path->link != NULL) link_release(path->link);
   free(path);
 }
+
+bool path_may_shrink(const path *path) { return path != NULL && path->link != NULL && link_may_shrink(path->link); }
+
+emx_status path_check(const path *path) { return path_may_shrink(path) ? link_check(path->link) : EMX_OK; }
 
 static double busiest(path *path, emx_direction direction, uint64_t now_ns) {
   double own = path->own_rates[direction] != 0 ? lane_utilisation(&path->own[direction], now_ns) : 0;

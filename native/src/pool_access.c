@@ -5,8 +5,9 @@
 #include "pool_internal.h"
 
 emx_status emx_region_get_info(const emx_region *region, emx_region_info *info) {
-  if (!region || !info) return fail(EMX_E_INVALID, "got no region, or nowhere to put its description");
-  emx_status status = host_require_active(region->host);
+  emx_status status = handle_require(HANDLE_REGION, region);
+  if (!status && !info) status = fail(EMX_E_INVALID, "got nowhere to put the region's description");
+  if (!status) status = host_require_active(region->host);
   if (!status && shared_load(&region->record->size_bytes) > atomic_load(&region->size_bytes))
     status = region_follow((emx_region *)region);
   if (status) return status;
@@ -43,8 +44,8 @@ static bool is_inside(const emx_region *region, uint64_t offset, uint64_t size_b
 }
 
 emx_status emx_region_check_access(const emx_region *region, uint64_t offset, uint64_t size_bytes, bool write) {
-  if (!region) return fail(EMX_E_INVALID, "got no region");
-  emx_status status = host_require_active(region->host);
+  emx_status status = handle_require(HANDLE_REGION, region);
+  if (!status) status = host_require_active(region->host);
   if (status) return status;
   if (write && !region->writable) return fail(EMX_E_PERMISSION, "region \"%s\" is open here read-only", region->tag);
   if (!is_inside(region, offset, size_bytes)) {
@@ -68,7 +69,7 @@ emx_status emx_region_check_access(const emx_region *region, uint64_t offset, ui
 
 /* Begins an access: until the unlock nothing of this host is unmapped, and so nothing of it is handed out to others. */
 static emx_status begin(emx_region *region, uint64_t offset, const void *buffer, uint64_t size_bytes, bool write) {
-  if (!region || (!buffer && size_bytes)) return fail(EMX_E_INVALID, "got no region, or no buffer");
+  if (!buffer && size_bytes) return fail(EMX_E_INVALID, "got NULL for the buffer of %" PRIu64 " bytes", size_bytes);
   emx_status status = emx_region_check_access(region, offset, size_bytes, write);
   if (status) return status;
   pthread_rwlock_rdlock(&region->host->mapping);

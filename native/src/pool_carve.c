@@ -166,8 +166,10 @@ emx_status emx_host_carve(emx_host *host, const char *tag, uint64_t size_bytes, 
                           emx_region **carved) {
   const emx_carve_config plain = {.struct_bytes = sizeof plain};
   if (!config) config = &plain;
-  if (!host || !carved) return fail(EMX_E_INVALID, "got no host, or nowhere to put the region");
-  emx_status status = pool_is_inherited(host->pool) ? host_require_active(host) : text_check(tag, "tag");
+  emx_status status = handle_require(HANDLE_HOST, host);
+  if (!status && !carved) status = fail(EMX_E_INVALID, "got nowhere to put the region");
+  if (status) return status;
+  status = pool_is_inherited(host->pool) ? host_require_active(host) : text_check(tag, "tag");
   if (!status) status = check_carve(host->pool, size_bytes, config);
   if (status) return status;
   carving carve = {.host = host, .tag = tag, .size_bytes = size_bytes, .flags = config->flags, .sharing = config->sharing,

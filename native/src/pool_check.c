@@ -153,11 +153,10 @@ static emx_status check_tags(const emx_pool *pool) {
 }
 
 emx_status emx_pool_check(const emx_pool *pool) {
-  if (!pool) return fail(EMX_E_INVALID, "got no pool");
-  if (pool_is_inherited(pool)) return fail(EMX_E_CLOSED, "the pool was opened by the parent of this process; open it here too");
+  emx_status status = pool_require_open(pool);
+  if (status) return status;
   uint8_t *present = malloc(pool->header.num_extents);
   if (!present) return fail(EMX_E_NO_MEMORY, "no memory to check %" PRIu64 " extents", pool->header.num_extents);
-  emx_status status = EMX_OK;
   for (uint32_t i = 0; i < POOL_HOSTS && !status; i++) status = check_host(pool, i);
   for (uint32_t i = 0; i < pool->header.max_regions && !status; i++) status = check_region(pool, i, present);
   for (uint32_t i = 0; i < pool->header.num_extents && !status; i++) status = check_extent(pool, i);

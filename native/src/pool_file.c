@@ -120,9 +120,23 @@ static uint64_t extents_that_fit(uint64_t file_bytes, uint64_t extent_bytes, uin
 
 bool pool_is_inherited(const emx_pool *pool) { return pool->fork_count != process_fork_count(); }
 
-emx_status pool_require_writable(const emx_pool *pool) {
+emx_status pool_require_whole(const emx_pool *pool) {
+  if (file_guard_holds(&pool->guard)) return EMX_OK;
+  return fail(EMX_E_CORRUPT, "the pool's file of %" PRIu64 " bytes was cut short by another process; close it, and make another",
+              pool->header.file_bytes);
+}
+
+emx_status pool_require_open(const emx_pool *pool) {
+  const emx_status status = handle_require(HANDLE_POOL, pool);
+  if (status) return status;
   if (pool_is_inherited(pool))
     return fail(EMX_E_CLOSED, "the pool was opened by the parent of this process; open it here too");
+  return pool_require_whole(pool);
+}
+
+emx_status pool_require_writable(const emx_pool *pool) {
+  const emx_status status = pool_require_open(pool);
+  if (status) return status;
   if (!pool->writable) return fail(EMX_E_PERMISSION, "the pool was opened with EMX_POOL_READ_ONLY; open it without");
   return EMX_OK;
 }
@@ -136,14 +150,14 @@ static void point_at_tables(emx_pool *pool) {
 }
 
 static emx_status make_object(emx_pool **made) {
-  emx_pool *pool = calloc(1, sizeof *pool);
+  emx_pool *pool = handle_alloc(HANDLE_POOL, sizeof *pool);
   if (!pool) return fail(EMX_E_NO_MEMORY, "no memory for a pool's handle");
   pool->fd = -1;
   pool->fork_count = process_fork_count();
   pthread_mutex_init(&pool->lock, NULL);
   const int error = process_identify_self(&pool->self);
   if (error) {
-    free(pool);
+    handle_free(HANDLE_POOL, pool);
     return fail_system(error, "cannot tell who this process is (is /proc mounted?)");
   }
   presence_watch(pool);
@@ -156,7 +170,19 @@ static void destroy_object(emx_pool *pool) {
   if (pool->tables && !pool_is_inherited(pool)) address_release(pool->tables, pool->tables_bytes);
   close_file(pool->fd);
   pthread_mutex_destroy(&pool->lock);
-  free(pool);
+  handle_free(HANDLE_POOL, pool);
+}
+
+/* What became of an attempt to make or open a pool. */
+static emx_status finish(emx_pool *pool, emx_status status, emx_pool **finished) {
+  if (status) {
+    destroy_object(pool);
+    return status;
+  }
+  file_guard_open(&pool->guard, pool->fd, pool->header.file_bytes);
+  handle_open(HANDLE_POOL, pool);
+  *finished = pool;
+  return EMX_OK;
 }
 
 static emx_status map_tables(emx_pool *pool, const char *path) {
@@ -254,9 +280,7 @@ emx_status emx_pool_create(const char *path, const emx_pool_config *config, emx_
   if (!status) status = make_object(&pool);
   if (status) return status;
   status = checked.flags & EMX_POOL_FORMAT ? format_existing(pool, resolved, &checked) : create_file(pool, resolved, &checked);
-  if (status) destroy_object(pool);
-  else *created = pool;
-  return status;
+  return finish(pool, status, created);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------------------------- */
@@ -321,13 +345,11 @@ emx_status emx_pool_open(const char *path, uint32_t flags, emx_pool **opened) {
   if (!status) status = read_header(pool, resolved, facts.size_bytes);
   if (!status) status = map_tables(pool, resolved);
   if (!status) status = check_words(pool);
-  if (status) destroy_object(pool);
-  else *opened = pool;
-  return status;
+  return finish(pool, status, opened);
 }
 
 void emx_pool_close(emx_pool *pool) {
-  if (!pool) return;
+  if (!handle_is(HANDLE_POOL, pool)) return;
   while (pool->joined) emx_host_leave(pool->joined);
   destroy_object(pool);
 }

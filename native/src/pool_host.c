@@ -48,6 +48,8 @@ uint64_t host_owned_bytes(const emx_pool *pool, uint32_t slot, uint64_t epoch) {
 emx_status host_require_active(const emx_host *host) {
   if (pool_is_inherited(host->pool))
     return fail(EMX_E_CLOSED, "the host was joined by the parent of this process; open the pool and join it here too");
+  const emx_status status = pool_require_whole(host->pool);
+  if (status) return status;
   if (shared_load(&host->pool->hosts[host->slot].word) == host->word) return EMX_OK;
   return fail(EMX_E_FENCED, "the lease of host %u, epoch %u, ran out; leave, and join again for a new epoch", host->slot,
               host->epoch);
@@ -127,7 +129,7 @@ static emx_status check_join(const emx_join_config *config) {
 static emx_host *make_host(emx_pool *pool, const emx_join_config *config) {
   pthread_rwlockattr_t attributes;
   pthread_condattr_t clock;
-  emx_host *host = calloc(1, sizeof *host);
+  emx_host *host = handle_alloc(HANDLE_HOST, sizeof *host);
   if (!host) return NULL;
   host->pool = pool;
   host->flags = config->flags;
@@ -151,7 +153,7 @@ static void destroy_host(emx_host *host) {
     pthread_rwlock_destroy(&host->mapping);
     pthread_mutex_destroy(&host->lock);
   }
-  free(host);
+  handle_free(HANDLE_HOST, host);
 }
 
 /* ---- heartbeats ------------------------------------------------------------------------------------------------- */
@@ -176,6 +178,7 @@ void host_surrender(emx_host *host) {
   }
   host->unmapped = true;
   pthread_rwlock_unlock(&host->mapping);
+  if (pool_require_whole(pool)) return; /* nothing is left to tell others in */
   const uint64_t fenced = with_host_state(host->word, HOST_FENCED);
   shared_swap(&pool->hosts[host->slot].word, fenced, with_host_state(fenced, HOST_DRAINED));
   host_clean(pool, host->slot, host->epoch, NULL);
@@ -189,8 +192,14 @@ static void surrender_locked(emx_host *host) {
 }
 
 emx_status emx_host_heartbeat(emx_host *host) {
-  if (!host) return fail(EMX_E_INVALID, "got no host");
+  const emx_status known = handle_require(HANDLE_HOST, host);
+  if (known) return known;
   if (pool_is_inherited(host->pool)) return host_require_active(host);
+  emx_status status = pool_require_whole(host->pool);
+  if (status) {
+    surrender_locked(host); /* views lead to zeroes then, instead of nowhere */
+    return status;
+  }
   if (!beat(host)) {
     surrender_locked(host);
     return host_require_active(host);
@@ -209,6 +218,8 @@ static void wait_for_turn(emx_host *host, uint64_t duration_ns) {
     if (pthread_cond_timedwait(&host->wake, &host->lock, &until) == ETIMEDOUT) break;
 }
 
+static bool is_over(emx_status status) { return status == EMX_E_FENCED || status == EMX_E_CORRUPT; }
+
 static void *beat_until_stopped(void *argument) {
   emx_host *host = argument;
   for (;;) {
@@ -216,7 +227,7 @@ static void *beat_until_stopped(void *argument) {
     wait_for_turn(host, host->lease_ns / HEARTBEATS_PER_LEASE);
     const bool stopping = host->stopping;
     pthread_mutex_unlock(&host->lock);
-    if (stopping || emx_host_heartbeat(host) == EMX_E_FENCED) return NULL;
+    if (stopping || is_over(emx_host_heartbeat(host))) return NULL;
   }
 }
 
@@ -244,8 +255,8 @@ static void stop_thread(emx_host *host) {
 
 emx_status emx_pool_join(emx_pool *pool, const char *name, const emx_join_config *config, emx_host **joined) {
   const emx_join_config plain = {.struct_bytes = sizeof plain};
-  if (!pool || !joined) return fail(EMX_E_INVALID, "got no pool, or nowhere to put the host");
   emx_status status = pool_require_writable(pool);
+  if (!status && !joined) status = fail(EMX_E_INVALID, "got nowhere to put the host");
   if (!status) status = text_check(name, "host's name");
   if (!status) status = check_join(config ? config : &plain);
   if (status) return status;
@@ -257,6 +268,7 @@ emx_status emx_pool_join(emx_pool *pool, const char *name, const emx_join_config
     destroy_host(host);
     return status;
   }
+  handle_open(HANDLE_HOST, host);
   pthread_mutex_lock(&pool->lock);
   host->next = pool->joined;
   pool->joined = host;
@@ -281,6 +293,10 @@ static void drain_self(emx_host *host) {
   emx_pool *pool = host->pool;
   pthread_mutex_lock(&host->lock);
   for (emx_region *region = host->regions; region; region = region->next) region_unmap(region);
+  if (pool_require_whole(pool)) {
+    pthread_mutex_unlock(&host->lock);
+    return;
+  }
   if (!shared_swap(&pool->hosts[host->slot].word, host->word, with_host_state(host->word, HOST_DRAINED)))
     host_surrender(host);
   host_clean(pool, host->slot, host->epoch, NULL);
@@ -289,7 +305,7 @@ static void drain_self(emx_host *host) {
 }
 
 void emx_host_leave(emx_host *host) {
-  if (!host) return;
+  if (!handle_is(HANDLE_HOST, host)) return;
   if (!pool_is_inherited(host->pool)) {
     stop_thread(host);
     drain_self(host);
@@ -298,7 +314,7 @@ void emx_host_leave(emx_host *host) {
     emx_region *region = host->regions;
     host->regions = region->next;
     free(region->extents);
-    free(region);
+    handle_free(HANDLE_REGION, region);
   }
   forget_host(host);
   destroy_host(host);

@@ -6,6 +6,8 @@
 #include <stddef.h>
 
 #include "fail.h"
+#include "file_guard.h"
+#include "handle.h"
 #include "pool_layout.h"
 
 /* What this process saw last of a host whose clock or PID it cannot judge. */
@@ -14,8 +16,10 @@ typedef struct observation {
 } observation;
 
 struct emx_pool {
+  handle handle;
   int fd;
   bool writable;
+  file_guard guard;
   uint64_t fork_count;   /* at opening */
   pool_header header;    /* checked and copied: what the file says later is not believed */
   size_t tables_bytes;
@@ -34,6 +38,7 @@ struct emx_pool {
 };
 
 struct emx_host {
+  handle handle;
   emx_pool *pool;
   emx_host *next;
   uint32_t slot, epoch, flags;
@@ -51,6 +56,7 @@ struct emx_host {
 };
 
 struct emx_region {
+  handle handle;
   emx_host *host;
   emx_region *next;
   region_record *record;
@@ -66,6 +72,9 @@ struct emx_region {
 
 /* pool_file.c */
 bool pool_is_inherited(const emx_pool *pool);
+/* EMX_E_CORRUPT once another process has cut the pool's file short: its tables must not be touched then. */
+emx_status pool_require_whole(const emx_pool *pool);
+emx_status pool_require_open(const emx_pool *pool); /* and whole, and this process's */
 emx_status pool_require_writable(const emx_pool *pool);
 static inline uint32_t extents_for(const emx_pool *pool, uint64_t size_bytes) {
   return (uint32_t)((size_bytes + pool->header.extent_bytes - 1) / pool->header.extent_bytes);

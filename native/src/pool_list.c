@@ -4,12 +4,6 @@
 
 #include "pool_internal.h"
 
-static emx_status require_reachable(const emx_pool *pool) {
-  if (!pool) return fail(EMX_E_INVALID, "got no pool");
-  if (pool_is_inherited(pool)) return fail(EMX_E_CLOSED, "the pool was opened by the parent of this process; open it here too");
-  return EMX_OK;
-}
-
 static void format_uuid(const uint8_t uuid[16], char text[37]) {
   char *at = text;
   for (int i = 0; i < 16; i++) {
@@ -32,7 +26,7 @@ static void count_extents(const emx_pool *pool, emx_pool_info *info) {
 }
 
 emx_status emx_pool_get_info(const emx_pool *pool, emx_pool_info *info) {
-  const emx_status status = require_reachable(pool);
+  const emx_status status = pool_require_open(pool);
   if (status || !info) return status ? status : fail(EMX_E_INVALID, "got nowhere to put the pool's description");
   const pool_header *header = &pool->header;
   emx_pool_info found = {.max_hosts = header->max_hosts, .max_regions = header->max_regions, .file_bytes = header->file_bytes,
@@ -79,7 +73,7 @@ static bool describe_host(const emx_pool *pool, uint32_t slot, emx_host_info *in
 }
 
 emx_status emx_pool_list_hosts(const emx_pool *pool, emx_host_info *entries, uint32_t capacity, uint32_t *count) {
-  const emx_status status = require_reachable(pool);
+  const emx_status status = pool_require_open(pool);
   uint32_t found = 0;
   if (status || !count || (!entries && capacity)) return status ? status : fail(EMX_E_INVALID, "got nowhere to put the hosts");
   for (uint32_t slot = 0; slot < POOL_HOSTS; slot++) {
@@ -93,8 +87,9 @@ emx_status emx_pool_list_hosts(const emx_pool *pool, emx_host_info *entries, uin
 }
 
 emx_status emx_host_get_info(const emx_host *host, emx_host_info *info) {
-  if (!host || !info) return fail(EMX_E_INVALID, "got no host, or nowhere to put its description");
-  const emx_status status = host_require_active(host);
+  emx_status status = handle_require(HANDLE_HOST, host);
+  if (!status && !info) status = fail(EMX_E_INVALID, "got nowhere to put the host's description");
+  if (!status) status = host_require_active(host);
   if (status) return status;
   emx_host_info found;
   if (!describe_host(host->pool, host->slot, &found)) return host_require_active(host);
@@ -154,7 +149,7 @@ static void count_held(const emx_pool *pool, emx_region_entry *entries, uint32_t
 }
 
 emx_status emx_pool_list_regions(const emx_pool *pool, emx_region_entry *entries, uint32_t capacity, uint32_t *count) {
-  const emx_status status = require_reachable(pool);
+  const emx_status status = pool_require_open(pool);
   uint32_t found = 0;
   if (status || !count || (!entries && capacity)) return status ? status : fail(EMX_E_INVALID, "got nowhere to put the regions");
   for (uint32_t slot = 0; slot < pool->header.max_regions; slot++) {

@@ -81,10 +81,10 @@ static void mark_range(emx_pool *pool, const uint32_t *extents, uint64_t offset,
 }
 
 emx_status emx_pool_poison(emx_pool *pool, uint64_t offset, uint64_t size_bytes) {
-  if (!pool || size_bytes == 0) return fail(EMX_E_INVALID, "got no pool, or size_bytes=0; expected at least 1");
-  const emx_status status = pool_require_writable(pool);
-  const uint64_t pool_bytes = pool->header.num_extents * pool->header.extent_bytes;
+  emx_status status = pool_require_writable(pool);
+  if (!status && size_bytes == 0) status = fail(EMX_E_INVALID, "got size_bytes=0; expected at least 1");
   if (status) return status;
+  const uint64_t pool_bytes = pool->header.num_extents * pool->header.extent_bytes;
   if (size_bytes > pool_bytes || offset > pool_bytes - size_bytes)
     return fail(EMX_E_OUT_OF_BOUNDS, "got bytes %" PRIu64 " to %" PRIu64 "; the pool has %" PRIu64, offset, offset + size_bytes,
                 pool_bytes);
@@ -93,7 +93,7 @@ emx_status emx_pool_poison(emx_pool *pool, uint64_t offset, uint64_t size_bytes)
 }
 
 emx_status emx_region_poison(emx_region *region, uint64_t offset, uint64_t size_bytes) {
-  if (!region || size_bytes == 0) return fail(EMX_E_INVALID, "got no region, or size_bytes=0; expected at least 1");
+  if (size_bytes == 0) return fail(EMX_E_INVALID, "got size_bytes=0; expected at least 1");
   const emx_status status = emx_region_check_access(region, offset, size_bytes, false);
   if (status && status != EMX_E_POISONED) return status;
   emx_host *host = region->host;
@@ -107,8 +107,9 @@ emx_status emx_region_poison(emx_region *region, uint64_t offset, uint64_t size_
 
 emx_status emx_pool_list_poison(const emx_pool *pool, emx_poison_range *entries, uint32_t capacity, uint32_t *count) {
   uint32_t found = 0;
-  if (!pool || !count || (!entries && capacity)) return fail(EMX_E_INVALID, "got no pool, or nowhere to put its poison");
-  if (pool_is_inherited(pool)) return fail(EMX_E_CLOSED, "the pool was opened by the parent of this process");
+  const emx_status status = pool_require_open(pool);
+  if (status) return status;
+  if (!count || (!entries && capacity)) return fail(EMX_E_INVALID, "got nowhere to put the pool's poison");
   for (uint32_t i = 0; i < POOL_POISON_WORDS; i++) {
     const uint64_t word = shared_load(&pool->poison[i]);
     if (poison_lines(word) == 0) continue;

@@ -223,8 +223,9 @@ emx_status reclaim(emx_pool *pool, uint32_t flags, emx_reclaim_report *report) {
 emx_status emx_pool_reclaim(emx_pool *pool, uint32_t flags, emx_reclaim_report *report) {
   emx_reclaim_report counted = {0};
   uint32_t extents_before, regions_before, extents_after, regions_after;
-  if (!pool || flags & ~(uint32_t)EMX_RECLAIM_KILL) return fail(EMX_E_INVALID, "got no pool, or unknown flags %#x", flags);
   emx_status status = pool_require_writable(pool);
+  if (!status && flags & ~(uint32_t)EMX_RECLAIM_KILL)
+    status = fail(EMX_E_INVALID, "got flags=%#x; expected EMX_RECLAIM_KILL or none", flags);
   if (status) return status;
   count_use(pool, &extents_before, &regions_before);
   status = reclaim(pool, flags | RECLAIM_SWEEP, &counted);

@@ -15,12 +15,12 @@ emx_status region_make(emx_host *host, uint32_t slot, uint32_t gen, const char *
   const uint64_t extent_bytes = host->pool->header.extent_bytes, huge_bytes = 2u << 20;
   const uint32_t max_extents = extents_for(host->pool, max_bytes);
   void *base;
-  emx_region *region = calloc(1, sizeof *region);
+  emx_region *region = handle_alloc(HANDLE_REGION, sizeof *region);
   uint32_t *extents = calloc(max_extents, sizeof *extents);
   int error = region && extents ? 0 : ENOMEM;
   if (!error) error = address_reserve(max_extents * extent_bytes, extent_bytes % huge_bytes ? POOL_PAGE : huge_bytes, &base);
   if (error) {
-    free(region);
+    handle_free(HANDLE_REGION, region);
     free(extents);
     return fail_system(error, "cannot set %" PRIu64 " bytes of addresses aside for \"%s\"; give it a smaller max_bytes",
                        max_bytes, tag);
@@ -28,6 +28,7 @@ emx_status region_make(emx_host *host, uint32_t slot, uint32_t gen, const char *
   *region = (emx_region){.host = host, .record = &host->pool->regions[slot], .slot = slot, .gen = gen, .base = base,
                          .room_bytes = max_extents * extent_bytes, .extents = extents};
   strcpy(region->tag, tag);
+  handle_open(HANDLE_REGION, region);
   *made = region;
   return EMX_OK;
 }
@@ -40,7 +41,7 @@ void region_unmap(emx_region *region) {
 void region_destroy(emx_region *region) {
   if (region->base) region_unmap(region);
   free(region->extents);
-  free(region);
+  handle_free(HANDLE_REGION, region);
 }
 
 void region_list(emx_region *region) {
@@ -199,8 +200,10 @@ static emx_status open_locked(emx_host *host, const char *tag, bool writable, em
 }
 
 emx_status emx_host_open(emx_host *host, const char *tag, bool writable, emx_region **opened) {
-  if (!host || !opened) return fail(EMX_E_INVALID, "got no host, or nowhere to put the region");
-  emx_status status = pool_is_inherited(host->pool) ? host_require_active(host) : text_check(tag, "tag");
+  emx_status status = handle_require(HANDLE_HOST, host);
+  if (!status && !opened) status = fail(EMX_E_INVALID, "got nowhere to put the region");
+  if (status) return status;
+  status = pool_is_inherited(host->pool) ? host_require_active(host) : text_check(tag, "tag");
   if (status) return status;
   pthread_mutex_lock(&host->lock);
   status = open_locked(host, tag, writable, opened);
@@ -295,9 +298,13 @@ static emx_status resize_locked(emx_region *region, uint64_t size_bytes) {
 }
 
 emx_status emx_region_resize(emx_region *region, uint64_t size_bytes) {
-  if (!region || size_bytes == 0) return fail(EMX_E_INVALID, "got no region, or size_bytes=0; expected at least 1");
+  const emx_status known = handle_require(HANDLE_REGION, region);
+  if (known) return known;
+  if (size_bytes == 0) return fail(EMX_E_INVALID, "got size_bytes=0; expected at least 1");
   emx_host *host = region->host;
   if (pool_is_inherited(host->pool)) return host_require_active(host);
+  const emx_status whole = pool_require_whole(host->pool);
+  if (whole) return whole;
   const uint64_t max_bytes = shared_load(&region->record->max_bytes);
   if (size_bytes > max_bytes || size_bytes > region->room_bytes)
     return fail(EMX_E_INVALID, "got size_bytes=%" PRIu64 "; region \"%s\" was carved with room for %" PRIu64, size_bytes,
@@ -320,12 +327,12 @@ static void close_locked(emx_region *region) {
 }
 
 void emx_region_close(emx_region *region) {
-  if (!region) return;
+  if (!handle_is(HANDLE_REGION, region)) return;
   emx_host *host = region->host;
   if (pool_is_inherited(host->pool)) {
     unlist(region);
     free(region->extents);
-    free(region);
+    handle_free(HANDLE_REGION, region);
     return;
   }
   pthread_mutex_lock(&host->lock);
@@ -343,9 +350,9 @@ static void forget_persistence(region_record *record, uint32_t gen) {
 }
 
 emx_status emx_region_release(emx_region *region) {
-  if (!region) return fail(EMX_E_INVALID, "got no region");
+  emx_status status = handle_require(HANDLE_REGION, region);
+  if (status) return status;
   emx_host *host = region->host;
-  emx_status status = EMX_OK;
   if (!pool_is_inherited(host->pool)) {
     pthread_mutex_lock(&host->lock);
     status = host_require_active(host);

@@ -11,6 +11,8 @@
 #include <stdatomic.h>
 
 #include "emucxl/context.h"
+#include "file_guard.h"
+#include "prim/backing.h"
 
 #define PAGES_ALIGNMENT ((size_t)2 << 20)
 
@@ -26,6 +28,7 @@ typedef struct pages {
   bool fresh_is_zero;  /* what was never handed out reads as zero */
   bool touchable;      /* false: there is nothing behind the addresses */
   bool in_memory;      /* its pages are the system's memory, not a file system's or a device's */
+  file_guard guard;    /* of its file: file_pages_check before each touch */
   bool counts;         /* its capacity is promised out of the system's memory */
   const emx_region *region;
   _Atomic size_t unchecked_bytes; /* committed since the system's memory was looked at last */
@@ -67,8 +70,13 @@ emx_status pages_discard(pages *pages, size_t offset, size_t size_bytes);
 /* Pages of a file or device (provider_file.c). Takes over `fd`, and locks it: EMX_E_BUSY while another tier, of this or
  * another process, has it. `what` names it in messages. */
 emx_status file_pages_take(pages *pages, int fd, const char *what);
+/* EMX_E_PERMISSION if the file is another user's, or has a name and others may write to it: they could change a tier's bytes,
+ * and cut the file short. Files that others may read are the user's choice. */
+emx_status file_pages_check_owner(const backing_info *info, const char *what);
 /* Maps the first `capacity_bytes` of what was taken; commit sets blocks of it aside. */
 emx_status file_pages_map(pages *pages, size_t capacity_bytes, size_t alignment, bool synchronous);
+/* EMX_E_CORRUPT once another process has cut the file short. */
+emx_status file_pages_check(const pages *pages);
 void file_pages_close(pages *pages);
 size_t file_pages_resident(const pages *pages);
 emx_status file_pages_commit(pages *pages, size_t offset, size_t size_bytes);

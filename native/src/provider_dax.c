@@ -3,6 +3,8 @@
  * A device has all its pages from the start: there is nothing to commit. What it held before is still there, so the heap
  * zeroes what it hands out. A file that stands in gets its blocks set aside like one of shm.
  */
+#include <errno.h>
+
 #include "fail.h"
 #include "prim/backing.h"
 #include "prim/memory.h"
@@ -34,6 +36,7 @@ static emx_status open_taken(const emx_tier_config *config, pages *pages) {
   const int error_number = backing_inspect(pages->fd, &info);
   if (error_number != 0) return fail_system(error_number, "cannot inspect '%s'", config->path);
   emx_status status = check_kind(config->path, &info);
+  if (status == EMX_OK && info.is_file) status = file_pages_check_owner(&info, config->path);
   if (status == EMX_OK) status = fit_size(config, &info, &capacity_bytes);
   if (status != EMX_OK) return status;
   pages->numa_node = info.numa_node;
@@ -46,7 +49,10 @@ static emx_status dax_open(const emx_tier_config *config, pages *pages) {
   int fd;
   if (config->path == NULL)
     return fail(EMX_E_INVALID, "got no path; expected the device's (/dev/daxX.Y), or that of a file in its place");
-  const int error_number = backing_open(config->path, false, &fd, &made);
+  int error_number = backing_open(config->path, false, &fd, &made);
+  if (error_number == ELOOP) error_number = backing_open_device(config->path, &fd);
+  if (error_number == ELOOP)
+    return fail(EMX_E_INVALID, "got '%s', which is a symbolic link to no device; expected the file itself", config->path);
   if (error_number != 0) return fail_system(error_number, "cannot open '%s' for reading and writing", config->path);
   emx_status status = file_pages_take(pages, fd, config->path);
   if (status == EMX_OK) status = open_taken(config, pages);

@@ -1,5 +1,6 @@
 /* What shm and dax have in common: pages of a file or device, mapped shared, with its blocks set aside before they are
- * touched, so that no touch ever ends in SIGBUS.
+ * touched, so that no touch ends in SIGBUS for want of them. A file that has a name can still be cut short by another
+ * process of the user: calls ask for its size first (file_pages_check).
  */
 #include <errno.h>
 
@@ -17,6 +18,15 @@ emx_status file_pages_take(pages *pages, int fd, const char *what) {
   backing_close(fd);
   if (error_number != EAGAIN) return fail_system(error_number, "cannot lock %s", what);
   return fail(EMX_E_BUSY, "%s is in use by another tier, here or in another process; close that first", what);
+}
+
+emx_status file_pages_check_owner(const backing_info *info, const char *what) {
+  if (info->owner != backing_user())
+    return fail(EMX_E_PERMISSION, "%s belongs to user %u, not to this process's user %u; choose another path", what,
+                info->owner, backing_user());
+  if (!info->has_name || (info->mode & 022) == 0) return EMX_OK;
+  return fail(EMX_E_PERMISSION, "%s has mode %o, so that others may write to it; expected 600: chmod go-w it first", what,
+              info->mode);
 }
 
 size_t file_pages_resident(const pages *pages) {
@@ -54,11 +64,18 @@ emx_status file_pages_map(pages *pages, size_t capacity_bytes, size_t alignment,
   emx_status status = pages_reserve(pages, capacity_bytes, alignment);
   if (status != EMX_OK) return status;
   pages->in_memory = info.in_memory;
+  file_guard_open(&pages->guard, pages->fd, capacity_bytes);
   pages->touchable = true;
   status = check_file_system(pages, &info);
   if (status == EMX_OK && pages->in_memory) status = pages_promise(pages);
   if (status == EMX_OK) status = check_reserving(pages, &info);
   return status == EMX_OK ? map(pages, synchronous) : status;
+}
+
+emx_status file_pages_check(const pages *pages) {
+  if (file_guard_holds(&pages->guard)) return EMX_OK;
+  return fail(EMX_E_CORRUPT, "its file of %zu bytes was cut short by another process, and its memory is lost; close the context",
+              pages->capacity_bytes);
 }
 
 void file_pages_close(pages *pages) {

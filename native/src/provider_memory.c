@@ -7,14 +7,23 @@
 #include <pthread.h>
 
 #include "fail.h"
+#include "fork.h"
 #include "prim/system_memory.h"
 #include "provider.h"
 
 static const size_t CHECK_BYTES = (size_t)64 << 20; /* of growth between two looks at the system's memory */
-static const size_t KEPT_BYTES = (size_t)64 << 20;  /* left for everybody else */
 
 static pages *promised;
 static pthread_mutex_t promised_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void hold(void) { pthread_mutex_lock(&promised_lock); }
+
+static void let_go(bool is_child) {
+  (void)is_child;
+  pthread_mutex_unlock(&promised_lock);
+}
+
+__attribute__((constructor)) static void prepare(void) { fork_watch(FORK_PROMISES, hold, let_go); }
 
 static uint64_t above(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
 
@@ -29,7 +38,7 @@ emx_status pages_promise(pages *pages) {
   pthread_mutex_lock(&promised_lock);
   const uint64_t available = system_memory_available(), unclaimed = unclaimed_bytes();
   const uint64_t wanted = above(pages->capacity_bytes, pages->provider->resident(pages));
-  const uint64_t free_bytes = available == UINT64_MAX ? available : above(available, unclaimed + KEPT_BYTES);
+  const uint64_t free_bytes = available == UINT64_MAX ? available : above(available, unclaimed + SYSTEM_KEPT_BYTES);
   if (wanted <= free_bytes) {
     pages->next = promised;
     promised = pages;
@@ -39,9 +48,9 @@ emx_status pages_promise(pages *pages) {
   if (wanted <= free_bytes) return EMX_OK;
   return fail(EMX_E_NO_MEMORY,
               "got a capacity of %zu bytes; expected at most %llu: the system has %llu bytes available, of which %llu are "
-              "promised to other tiers of this process and %zu are left alone; ask for less, or free memory",
+              "promised to other tiers of this process and %llu are left alone; ask for less, or free memory",
               pages->capacity_bytes, (unsigned long long)free_bytes, (unsigned long long)available,
-              (unsigned long long)unclaimed, KEPT_BYTES);
+              (unsigned long long)unclaimed, (unsigned long long)SYSTEM_KEPT_BYTES);
 }
 
 void pages_withdraw(pages *gone) {
@@ -58,13 +67,13 @@ emx_status pages_check_growth(pages *pages, size_t size_bytes) {
   const size_t unchecked = atomic_fetch_add_explicit(&pages->unchecked_bytes, size_bytes, memory_order_relaxed) + size_bytes;
   if (unchecked < CHECK_BYTES) return EMX_OK;
   const uint64_t available = system_memory_available();
-  if (available >= size_bytes && available - size_bytes >= KEPT_BYTES) {
+  if (available >= size_bytes && available - size_bytes >= SYSTEM_KEPT_BYTES) {
     atomic_store_explicit(&pages->unchecked_bytes, 0, memory_order_relaxed);
     return EMX_OK;
   }
   atomic_fetch_sub_explicit(&pages->unchecked_bytes, size_bytes, memory_order_relaxed);
   return fail(EMX_E_NO_MEMORY,
-              "%zu more bytes are wanted and the system has %llu available, of which %zu are left alone; something else "
+              "%zu more bytes are wanted and the system has %llu available, of which %llu are left alone; something else "
               "took what there was when the tier was made: free memory, or allocate less",
-              size_bytes, (unsigned long long)available, KEPT_BYTES);
+              size_bytes, (unsigned long long)available, (unsigned long long)SYSTEM_KEPT_BYTES);
 }

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "fail.h"
+#include "fork.h"
 #include "prim/memory.h"
 #include "provider.h"
 
@@ -13,6 +14,15 @@ static const char *unavailable(void) { return NULL; }
 /* Regions that tiers of this process have a heap on. */
 static pages *tiers;
 static pthread_mutex_t tiers_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void hold(void) { pthread_mutex_lock(&tiers_lock); }
+
+static void let_go(bool is_child) {
+  (void)is_child;
+  pthread_mutex_unlock(&tiers_lock);
+}
+
+__attribute__((constructor)) static void prepare(void) { fork_watch(FORK_REGION_TIERS, hold, let_go); }
 
 static emx_status claim(pages *pages, const char *tag) {
   pthread_mutex_lock(&tiers_lock);

@@ -15,9 +15,8 @@ static emx_status fit_size(const emx_tier_config *config, pages *pages, const ch
   int error_number = backing_inspect(pages->fd, &info);
   if (error_number != 0) return fail_system(error_number, "cannot inspect %s", what);
   if (!info.is_file) return fail(EMX_E_INVALID, "got %s, which is no regular file; expected a file or memfd", what);
-  if (info.owner != backing_user())
-    return fail(EMX_E_PERMISSION, "%s belongs to user %u, not to this process's user %u; choose another path", what,
-                info.owner, backing_user());
+  const emx_status owned = file_pages_check_owner(&info, what);
+  if (owned != EMX_OK) return owned;
   const size_t page = memory_page_bytes();
   *capacity_bytes = config->capacity_bytes > 0 ? pages_round_up(config->capacity_bytes) : info.size_bytes / page * page;
   pages->fresh_is_zero = info.size_bytes == 0;

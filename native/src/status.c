@@ -4,10 +4,7 @@
 #include <string.h>
 
 #include "fail.h"
-
-enum { DETAIL_BYTES = 512 };
-
-static _Thread_local char detail[DETAIL_BYTES];
+#include "thread.h"
 
 static const struct {
   const char *name, *text;
@@ -41,21 +38,21 @@ const char *emx_status_name(emx_status status) { return is_known(status) ? statu
 
 const char *emx_status_text(emx_status status) { return is_known(status) ? statuses[status].text : "unknown status"; }
 
-const char *emx_error_detail(void) { return detail; }
+const char *emx_error_detail(void) { return thread_self()->detail; }
 
 uint32_t emx_abi_version(void) { return EMX_ABI_VERSION; }
 
 emx_status fail(emx_status status, const char *format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  vsnprintf(detail, sizeof detail, format, arguments);
+  vsnprintf(thread_self()->detail, DETAIL_BYTES, format, arguments);
   va_end(arguments);
   return status;
 }
 
 static emx_status status_of(int error_number) {
   switch (error_number) {
-    case ENOMEM: case ENOSPC: return EMX_E_NO_MEMORY;
+    case ENOMEM: case ENOSPC: case EFBIG: return EMX_E_NO_MEMORY;
     case EACCES: case EPERM: case EROFS: return EMX_E_PERMISSION;
     case ENOENT: case ENODEV: case ENXIO: return EMX_E_NOT_FOUND;
     case EBUSY: case EAGAIN: return EMX_E_BUSY;
@@ -64,14 +61,16 @@ static emx_status status_of(int error_number) {
 }
 
 emx_status fail_system(int error_number, const char *format, ...) {
+  char *detail = thread_self()->detail;
   va_list arguments;
   va_start(arguments, format);
-  const int written = vsnprintf(detail, sizeof detail, format, arguments);
+  const int written = vsnprintf(detail, DETAIL_BYTES, format, arguments);
   va_end(arguments);
-  if (written >= 0 && (size_t)written < sizeof detail) {
+  if (written >= 0 && (size_t)written < DETAIL_BYTES) {
     char text[96];
-    snprintf(detail + written, sizeof detail - (size_t)written, ": %s",
-             strerror_r(error_number, text, sizeof text)); /* GNU's: returns the text */
+    snprintf(detail + written, DETAIL_BYTES - (size_t)written, ": %s%s",
+             strerror_r(error_number, text, sizeof text), /* GNU's: returns the text */
+             error_number == EFBIG ? "; raise the limit on the size of files (ulimit -f, RLIMIT_FSIZE)" : "");
   }
   return status_of(error_number);
 }

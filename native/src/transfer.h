@@ -19,6 +19,9 @@ typedef struct path path;
 emx_status path_create(const emx_timing *timing, emx_link *link, const emx_calibration *calibration, bool real_clock,
                        path **created);
 void path_destroy(path *path);
+/* Whether the link's file can be cut short by others, and EMX_E_CORRUPT once it was. `path` may be NULL. */
+bool path_may_shrink(const path *path);
+emx_status path_check(const path *path);
 
 typedef struct model_clock {
   bool is_virtual;

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from emucxl import abi, calibration_cache, native
 from emucxl.errors import ArgumentError, EmucxlError
+from emucxl.locks import new_lock
 from emucxl.timing import Timing
 
 LEAST_BUDGET_S, MOST_BUDGET_S = 0.1, 10.0
 PROMISED_MARGIN_NS, PROMISED_ERROR = 250.0, 0.05  # native/include/emucxl/timing.h
 _TRIES = 3
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ another thread's call uses any of it.
 
 from __future__ import annotations
 
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
 from emucxl.buffer import Buffer
 from emucxl.context import Context
 from emucxl.errors import ArgumentError, ClosedError, SystemMemoryError
+from emucxl.locks import new_lock
 from emucxl.tiers import Tier
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class _Nodes:
     """The process's nodes, and how many `emucxl_init` lack their `emucxl_exit`."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.users = 0
         self.context: Context | None = None
 

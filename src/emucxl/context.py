@@ -16,7 +16,6 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
-import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from emucxl import abi, native
 from emucxl._buffer import ContextBase
 from emucxl.buffer import Buffer, bind
 from emucxl.errors import ArgumentError, InUseError, NotFoundError
+from emucxl.locks import new_lock
 from emucxl.providers import Anon, Borrowed, Provider
 from emucxl.tiers import Tier, is_touchable
 
@@ -78,7 +78,7 @@ class Context(ContextBase):
         self._adopt(handle.value or 0)
         self._library = library
         self._clock: Clock = clock
-        self._lock = threading.Lock()  # of the fields below, and of adding tiers
+        self._lock = new_lock()  # of the fields below, and of adding tiers
         self._calibrated = calibration is not None
         self._tiers: dict[str, Tier] = {}
         self._borrowed: list[Borrowed] = []  # what tiers stand on, until this is closed

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from ctypes import POINTER, byref, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +30,7 @@ from emucxl import abi, native
 from emucxl.buffer import Buffer
 from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ClosedError, OutOfBoundsError, WaitTimeout
+from emucxl.locks import new_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ class CopyEngine(Closing):
             raise ArgumentError(f"got num_threads={num_threads!r}; expected 1 to {MAX_THREADS}")
         self._library = _load()
         self._context, self._num_threads = context, num_threads
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._pid = os.getpid()
         self._handle: int | None = None
         handle = c_void_p()
@@ -187,7 +187,7 @@ class Completion:
         """Takes over a native completion; `CopyEngine.submit` makes them."""
         self._library, self._handle, self._exports = library, handle, exports
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._finished = False
 
     @property

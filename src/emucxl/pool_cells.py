@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-
 from emucxl import errors
+from emucxl.locks import new_recursive_lock
 
 
 class Cell:
@@ -14,7 +13,7 @@ class Cell:
         self._what = what
         self._handle: int | None = handle
         self._num_users = 0
-        self._lock = threading.RLock()  # a view may be collected, and so end its use, anywhere
+        self._lock = new_recursive_lock()  # a view may be collected, and so end its use, anywhere
 
     def __enter__(self) -> int:
         with self._lock:
@@ -51,17 +50,23 @@ class Cell:
 
 
 class Use:
-    """One use of a cell that lasts as long as this object."""
+    """One use of a cell that lasts as long as this object.
 
-    def __init__(self, cell: Cell) -> None:
+    It keeps the cell's owner: one that nobody else has any more is closed as the last use ends, and not before, when it
+    could not be.
+    """
+
+    def __init__(self, cell: Cell, owner: object) -> None:
         self._cell: Cell | None = None
+        self._owner: object = None
         self.handle = cell.__enter__()
-        self._cell = cell
+        self._cell, self._owner = cell, owner
 
     def end(self) -> None:
         cell, self._cell = self._cell, None
         if cell is not None:
             cell.__exit__()
+        self._owner = None
 
     __del__ = end
 

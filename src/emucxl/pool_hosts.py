@@ -173,7 +173,7 @@ class Region(PoolObject):
 
     def borrow(self) -> Use:
         """Keeps the region open until the object that this gives is collected, or its `end()` is called."""
-        return Use(self._cell)
+        return Use(self._cell, self)
 
     @property
     def size_bytes(self) -> int:

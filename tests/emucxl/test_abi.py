@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import re
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from emucxl import abi
-from emucxl.native import EXCEPTIONS
+from emucxl.native import EXCEPTIONS, library_path
 
 INCLUDE = Path(__file__).parents[2] / "native" / "include"
 STRUCTURES = [
@@ -99,3 +100,16 @@ def test_the_loaded_library_has_every_call() -> None:
     library = abi.load()
     for name, (_, arguments) in abi.SIGNATURES.items():
         assert getattr(library, name).argtypes == arguments
+
+
+def test_the_library_takes_two_words_of_static_thread_local_memory() -> None:
+    """The loader keeps a few hundred bytes for all libraries that come late; one that needs more cannot be loaded."""
+    elf = library_path().read_bytes()
+    headers_offset, header_bytes, num_headers = struct.unpack_from("<Q", elf, 32) + struct.unpack_from(
+        "<HH", elf, 54
+    )
+    sizes = []
+    for i in range(num_headers):
+        kind, *_, memory_bytes, _ = struct.unpack_from("<IIQQQQQQ", elf, headers_offset + i * header_bytes)
+        sizes += [memory_bytes] if kind == 7 else []  # PT_TLS
+    assert sum(sizes) <= 16

@@ -99,9 +99,12 @@ def test_an_environment_that_makes_no_sense_fails_init_with_its_reason(
     calls: Path, name: str, value: str, reason: str
 ) -> None:
     done = run_in(calls, {name: value}, "bad_environment")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
     assert done.stdout.startswith("emucxl_init() failed: ")
     assert reason in done.stdout
+    assert done.stderr == f"emucxl: {done.stdout}"
+    quiet = run_in(calls, {name: value, "EMUCXL_QUIET": "1"}, "bad_environment")
+    assert (quiet.stdout, quiet.stderr) == (done.stdout, "")
 
 
 def test_the_default_sizes_fit_a_small_machine(tmp_path: Path) -> None:

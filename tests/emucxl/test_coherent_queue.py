@@ -3,6 +3,7 @@ any one of them: between two processes, in C and in Python."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import pytest
 
 from support.c_programs import compile_program, compiler
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "memory"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "memory"
 WHOLE = "1000 messages arrived whole and in order\n"
 
 # What goes wrong without it: bytes of another message, or a wait for an index that never moves.
@@ -67,3 +69,24 @@ def test_the_ring_fails_with_no_steps_at_all(run: Run) -> None:
     done = run("software", "all", 0.4)
     assert (done.returncode, done.stdout) == (1, "")
     assert "waited 0.4 s for " in done.stderr
+
+
+def documented() -> dict[str, list[str]]:
+    """What the two hosts print without a step, as docs/memory/coherence.md has it: the producer's line first."""
+    text = (ROOT / "docs" / "memory" / "coherence.md").read_text()
+    found = {}
+    for step, *cells in re.findall(r"^\| `([a-z-]+)` \(.*?\) \|([^|]*)\|([^|]*)\|$", text, re.MULTILINE):
+        said = zip(("producer", "consumer"), (cell.strip(" `") for cell in cells), strict=True)
+        found[step] = [f"{host}: {words}" for host, words in said if words]
+    return found
+
+
+def test_every_step_is_documented() -> None:
+    assert set(documented()) == set(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_hosts_say_what_the_documentation_says(step: str) -> None:
+    script = str(EXAMPLES / "coherent_queue.py")
+    done = execute(sys.executable, script, "--leave-out", step, "--timeout", "0.3")
+    assert done.stderr.splitlines() == documented()[step]

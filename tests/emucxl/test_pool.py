@@ -509,6 +509,36 @@ def test_dropped_objects_let_go(pool: Pool) -> None:
     assert pool.hosts() == []
 
 
+def test_a_region_goes_with_its_last_view(pool: Pool) -> None:
+    np = pytest.importorskip("numpy")
+    gc.disable()  # references alone do it
+    try:
+        with pool.join("host") as host:
+            view = host.carve("one", EXTENT).memoryview()
+            part = view[5:9]
+            del view
+            assert [region.tag for region in pool.regions()] == ["one"]
+            part[0] = 1
+            del part
+            assert pool.regions() == []
+            array = np.frombuffer(host.carve("one", EXTENT).memoryview(), np.uint8)
+            del array
+            assert pool.regions() == []
+        assert pool.stats().free_extents == pool.stats().num_extents
+    finally:
+        gc.enable()
+
+
+def test_a_view_keeps_its_pool_and_its_host(tmp_path: Path) -> None:
+    with Pool.create(tmp_path / "pool2", 1 << 20) as watching:
+        view = Pool.open(tmp_path / "pool2").join("host").carve("one", EXTENT).memoryview()
+        gc.collect()
+        assert [host.name for host in watching.hosts()] == ["host"]
+        view[0] = 1
+        del view
+        assert (watching.hosts(), watching.regions()) == ([], [])
+
+
 def test_closed_pool_has_ended_its_hosts_and_regions(tmp_path: Path) -> None:
     pool = Pool.create(tmp_path / "pool", 8 * EXTENT, extent_bytes=EXTENT)
     host = pool.join("a")

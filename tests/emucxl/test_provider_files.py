@@ -63,6 +63,39 @@ def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o602])
+@pytest.mark.parametrize("provider", [abi.PROVIDER_SHM, abi.PROVIDER_DAX])
+def test_a_file_that_others_may_write_to_is_refused(provider: int, mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "tier"
+    path.write_bytes(b"precious" * 1024)
+    path.chmod(mode)
+    with NativeContext() as context:
+        with pytest.raises(errors.AccessDeniedError, match=f"mode {mode:o}, so that others may write to it"):
+            context.add_tier("t", 0, provider=provider, path=os.fsencode(path))
+        path.chmod(0o644)
+        context.add_tier("t", 0, provider=provider, path=os.fsencode(path))
+
+
+def test_a_link_to_a_file_does_not_stand_in_for_a_device(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious" * 1024)
+    (tmp_path / "dax").symlink_to(tmp_path / "victim")
+    with (
+        NativeContext() as context,
+        pytest.raises(errors.ArgumentError, match="symbolic link to no device; expected the file itself"),
+    ):
+        context.add_tier("t", 0, provider=abi.PROVIDER_DAX, path=os.fsencode(tmp_path / "dax"))
+    assert (tmp_path / "victim").read_bytes() == b"precious" * 1024
+
+
+def test_a_link_to_a_device_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "dax").symlink_to("/dev/null")
+    with (
+        NativeContext() as context,
+        pytest.raises(errors.UnavailableError, match="a device that has no size"),
+    ):
+        context.add_tier("t", 0, provider=abi.PROVIDER_DAX, path=os.fsencode(tmp_path / "dax"))
+
+
 def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(errors.NotFoundError, match=r"tier 'shm': cannot open '.*/missing/tier'"):
         add_shm(path=os.fsencode(tmp_path / "missing" / "tier"))

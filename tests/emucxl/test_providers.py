@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -130,6 +131,24 @@ def test_allocations_move_between_this_tier_and_another(opened: Opened) -> None:
 
 def test_an_available_provider_gives_no_reason(opened: Opened) -> None:
     assert provider_unavailable(opened[2]["provider"]) is None
+
+
+def test_the_largest_tier_is_the_one_that_messages_name() -> None:
+    with NativeContext() as context:
+        with pytest.raises(errors.SystemMemoryError) as refused:
+            context.add_tier("huge", 1 << 46, provider=abi.PROVIDER_NULL)
+        found = re.search(r"expected at most (\d+)", str(refused.value))
+        assert found is not None
+        most = int(found[1])
+        with pytest.raises(errors.SystemMemoryError, match=f"expected at most {most}"):
+            context.add_tier("a byte more", most + 1, provider=abi.PROVIDER_NULL)
+        assert context.info(context.add_tier("most", most, provider=abi.PROVIDER_NULL)).capacity_bytes == most
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m", "a\nb", "\x7f"])
+def test_a_tiers_name_is_printable(name: str) -> None:
+    with NativeContext() as context, pytest.raises(errors.ArgumentError, match="control character"):
+        context.add_tier(name)
 
 
 def test_a_capacity_of_more_than_there_are_addresses_is_refused(opened: Opened) -> None:

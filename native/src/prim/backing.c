@@ -12,6 +12,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "prim/limits.h"
 #include "prim/memory.h"
 #include "prim/system_memory.h"
 
@@ -28,6 +29,11 @@ static void inspect_device(const struct stat *stat, backing_info *info) {
   info->numa_node = (int)device_figure(stat, "target_node", (uint64_t)-1);
 }
 
+static bool is_sealed(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  return seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
+}
+
 int backing_inspect(int fd, backing_info *info) {
   struct stat stat;
   if (fstat(fd, &stat) != 0) return errno;
@@ -37,9 +43,12 @@ int backing_inspect(int fd, backing_info *info) {
       .free_bytes = UINT64_MAX,
       .alignment_bytes = memory_page_bytes(),
       .owner = stat.st_uid,
+      .mode = stat.st_mode & 07777,
+      .has_name = stat.st_nlink > 0,
       .numa_node = -1,
       .is_file = S_ISREG(stat.st_mode),
       .is_device = S_ISCHR(stat.st_mode),
+      .may_shrink = S_ISREG(stat.st_mode) && !is_sealed(fd),
       .is_writable = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR,
   };
   if (info->is_device) inspect_device(&stat, info);
@@ -52,13 +61,22 @@ int backing_inspect(int fd, backing_info *info) {
 
 int backing_open(const char *path, bool create, int *fd, bool *made) {
   *made = false;
-  *fd = open(path, O_RDWR | O_CLOEXEC | (create ? O_NOFOLLOW : 0));
+  *fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (*fd >= 0) return 0;
   if (!create || errno != ENOENT) return errno;
   *fd = open(path, O_RDWR | O_CLOEXEC | O_CREAT | O_EXCL, 0600);
   if (*fd < 0) return errno == EEXIST ? EAGAIN : errno; /* somebody made it in between: in use */
   *made = true;
   return 0;
+}
+
+int backing_open_device(const char *path, int *fd) {
+  struct stat stat;
+  *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  if (*fd < 0) return errno;
+  if (fstat(*fd, &stat) == 0 && S_ISCHR(stat.st_mode)) return 0;
+  close(*fd);
+  return ELOOP;
 }
 
 int backing_reopen(int fd, int *own) {
@@ -72,7 +90,15 @@ int backing_lock(int fd) {
   return flock(fd, LOCK_EX | LOCK_NB) == 0 ? 0 : errno;
 }
 
-int backing_resize(int fd, uint64_t size_bytes) { return ftruncate(fd, (off_t)size_bytes) == 0 ? 0 : errno; }
+int backing_resize(int fd, uint64_t size_bytes) {
+  const int error_number = limit_file_size(size_bytes);
+  return error_number != 0 || ftruncate(fd, (off_t)size_bytes) == 0 ? error_number : errno;
+}
+
+bool backing_has(int fd, uint64_t size_bytes) {
+  const off_t end = lseek(fd, 0, SEEK_END); /* the cheapest call that tells */
+  return end >= 0 && (uint64_t)end >= size_bytes;
+}
 
 int backing_reserve(int fd, uint64_t offset, uint64_t size_bytes) {
   /* Piece by piece: a signal undoes no more than the piece it interrupts. */

@@ -14,6 +14,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "prim/limits.h"
+#include "prim/system_memory.h"
+
 static uint64_t device_size(const struct stat *status) {
   char path[96];
   uint64_t size_bytes = 0;
@@ -79,20 +82,18 @@ void close_file(int fd) {
 /* A filesystem in memory reserves page by page, and out of memory the kernel would kill instead of refusing. */
 static bool exceeds_memory(int fd, uint64_t size_bytes) {
   struct statfs filesystem;
-  uint64_t available_kib = UINT64_MAX;
-  char line[128];
-  if (fstatfs(fd, &filesystem) != 0 || filesystem.f_type != TMPFS_MAGIC) return false;
-  FILE *file = fopen("/proc/meminfo", "re");
-  if (!file) return false;
-  while (fgets(line, sizeof line, file))
-    if (sscanf(line, "MemAvailable: %" SCNu64, &available_kib) == 1) break;
-  fclose(file);
-  return size_bytes / 1024 > available_kib;
+  struct stat status;
+  if (fstatfs(fd, &filesystem) != 0 || filesystem.f_type != TMPFS_MAGIC || fstat(fd, &status) != 0) return false;
+  const uint64_t has_bytes = (uint64_t)status.st_blocks * 512, available_bytes = system_memory_available();
+  if (size_bytes <= has_bytes || available_bytes == UINT64_MAX) return false;
+  return size_bytes - has_bytes + SYSTEM_KEPT_BYTES > available_bytes;
 }
 
 int file_reserve(int fd, uint64_t size_bytes) {
   if (size_bytes > INT64_MAX) return ENOMEM;
   if (exceeds_memory(fd, size_bytes)) return ENOMEM;
+  const int limit = limit_file_size(size_bytes);
+  if (limit != 0) return limit;
   if (ftruncate(fd, (off_t)size_bytes) != 0) return errno == EFBIG || errno == EINVAL ? ENOSPC : errno;
   return posix_fallocate(fd, 0, (off_t)size_bytes);
 }

@@ -22,7 +22,8 @@ int file_create_nameless(const char *path, int *fd, char *temporary);
 int file_publish(int fd, const char *temporary, const char *path);
 void file_remove(const char *path); /* a path that is empty or names nothing is left alone */
 void close_file(int fd);
-/* Sets the size and reserves every page, so that touching one never fails. ENOMEM or ENOSPC before anything is used up. */
+/* Sets the size and reserves every page, so that touching one never fails. ENOMEM, ENOSPC or EFBIG (RLIMIT_FSIZE) before
+ * anything is used up. */
 int file_reserve(int fd, uint64_t size_bytes);
 
 /* Locks on single bytes. One belongs to the open file behind `fd`, and goes with the last descriptor and mapping of that,

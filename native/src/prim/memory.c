@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "prim/limits.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -70,6 +72,8 @@ int memory_map_anywhere(size_t size_bytes, int fd, void **base) {
 }
 
 int memory_create_file(const char *name, size_t size_bytes, int *fd) {
+  const int limit = limit_file_size(size_bytes);
+  if (limit != 0) return limit;
   const int made = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (made < 0) return errno;
   if (ftruncate(made, (off_t)size_bytes) != 0) {

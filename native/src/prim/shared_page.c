@@ -10,8 +10,16 @@
 #include <unistd.h>
 
 #include "../fail.h"
+#include "limits.h"
+
+static emx_status check_limit(size_t size_bytes, const char *what) {
+  const int error = limit_file_size(size_bytes);
+  return error == 0 ? EMX_OK : fail_system(error, "cannot give '%s' %zu bytes", what, size_bytes);
+}
 
 emx_status shared_page_create(const char *name, size_t size_bytes, int *fd) {
+  const emx_status limited = check_limit(size_bytes, name);
+  if (limited != EMX_OK) return limited;
   int made = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (made < 0) return fail_system(errno, "cannot make the memfd '%s'", name);
   if (ftruncate(made, (off_t)size_bytes) != 0) {
@@ -73,6 +81,8 @@ static emx_status write_whole(int fd, const char *path, const void *contents, si
 }
 
 emx_status shared_page_publish(const char *path, const void *contents, size_t size_bytes, int *fd) {
+  const emx_status limited = check_limit(size_bytes, path);
+  if (limited != EMX_OK) return limited;
   char *temporary;
   if (asprintf(&temporary, "%s.XXXXXX", path) < 0) return fail(EMX_E_NO_MEMORY, "no memory for a path");
   int made = mkostemp(temporary, O_CLOEXEC); /* mode 0600 */

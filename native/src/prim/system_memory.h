@@ -13,6 +13,9 @@ long system_read_text(const char *path, char *text, size_t capacity);
  * cgroup (v1 or v2) that the process is in has left. UINT64_MAX where nothing of this can be read. */
 uint64_t system_memory_available(void);
 
+/* Of them, what this library leaves for everybody else. */
+#define SYSTEM_KEPT_BYTES ((uint64_t)64 << 20)
+
 /* Free bytes of a NUMA node, and page cache that can be dropped; UINT64_MAX if that is unknown. */
 uint64_t system_memory_of_node(int node);
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from emucxl.apps.kv_side import Entry, Limit, Side
 from emucxl.apps.policies import Key, Policy, make_policy
 from emucxl.errors import ArgumentError, CapacityError, ClosedError, CorruptError
+from emucxl.locks import new_recursive_lock
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -88,7 +88,7 @@ class KVStore:
         self._local, self._remote = Side(local, local_limit or Limit()), Side(remote, remote_limit or Limit())
         self._index: dict[Key, Entry] = {}
         self._local_hits = self._remote_hits = self._misses = self._promotions = self._evictions = 0
-        self._lock = RLock()
+        self._lock = new_recursive_lock()
         self._closed = False
 
     # ---- the store ------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from threading import RLock
 from typing import TYPE_CHECKING
 
 from emucxl.errors import CapacityError, ClosedError, CorruptError, NotFoundError
+from emucxl.locks import new_recursive_lock
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,7 +38,7 @@ class Queue:
         self._tiers = (tier,) if overflow is None else (tier, overflow)
         self._nodes: dict[int, Buffer] = {}  # by address, which is what a link holds
         self._front = self._rear = 0
-        self._lock = RLock()
+        self._lock = new_recursive_lock()
         self._closed = False
 
     def enqueue(self, value: bytes) -> None:

@@ -16,7 +16,6 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import RLock
 from typing import TYPE_CHECKING
 
 from emucxl.errors import (
@@ -27,6 +26,7 @@ from emucxl.errors import (
     InUseError,
     OutOfBoundsError,
 )
+from emucxl.locks import new_recursive_lock
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -180,7 +180,7 @@ class SlabAllocator:
         self._empty: dict[_Slab, None] = {}
         self._num_objects = self._total_allocations = self._made = self._returned = 0
         self._reserved_slabs = 0
-        self._lock = RLock()
+        self._lock = new_recursive_lock()
         self._closed = False
 
     def alloc(self) -> SlabObject:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emucxl.cli.text import printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -18,7 +20,7 @@ WIDTH_WHEN_PIPED = 120
 
 def show_error(error: BaseException) -> None:
     """One line, whatever the message."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
 
 def is_progress_shown() -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from emucxl.cli import console
+from emucxl.cli.text import printable
 
 
 def doctor(
@@ -38,7 +39,7 @@ Lines = Iterator[tuple[str, str]]
 def _print(section: str, lines: Any) -> None:
     print(section)
     for name, text in lines:
-        print(f"  {name:<16} {text}")
+        print(f"  {name:<16} {printable(text)}")
 
 
 def _providers(facts: dict[str, Any]) -> Lines:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emucxl.cli import console
+from emucxl.cli.text import cell, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,7 +73,7 @@ def create(
             console.show_json({"path": str(made.path), **_stats(made)})
             return
         stats = made.stats()
-        print(f"{made.path}: {stats.num_extents} extents of {_size(stats.extent_bytes)}")
+        print(f"{printable(str(made.path))}: {stats.num_extents} extents of {_size(stats.extent_bytes)}")
 
 
 @app.command("list")
@@ -110,9 +111,9 @@ def release(pool: PoolArgument, tag: Annotated[str, typer.Argument(help="Of a re
         host.open(tag, writable=True).release()
         left = [region for region in opened.regions() if region.tag == tag]
     if left and (left[0].readers or left[0].writers):
-        print(f"{tag} is freed once the hosts in slots {_slots(left[0])} let go")
+        print(f"{printable(tag)} is freed once the hosts in slots {_slots(left[0])} let go")
     else:
-        print(f"{tag} is free")
+        print(f"{printable(tag)} is free")
 
 
 @app.command()
@@ -246,10 +247,10 @@ def _list_table(found: list[dict[str, Any]]) -> RenderableType:
         table.add_column(column, justify="right")
     for pool in found:
         if "error" in pool:
-            table.add_row(pool["name"], pool["error"])
+            table.add_row(cell(pool["name"]), cell(pool["error"]))
             continue
         table.add_row(
-            pool["name"],
+            cell(pool["name"]),
             _size(pool["size_bytes"]),
             _size(pool["free_bytes"]),
             _size(pool["extent_bytes"]),
@@ -270,7 +271,7 @@ def _renderables(pool: Pool) -> list[RenderableType]:
     )
     hosts, regions = pool.hosts(), pool.regions()
     return [
-        Text(text),
+        cell(text),
         _hosts_table(hosts) if hosts else Text("no hosts"),
         _regions_table(regions, {host.slot: host.name for host in hosts}) if regions else Text("no regions"),
         *(Text(f"bad: {each.size_bytes} bytes at {each.offset}") for each in pool.poison_ranges()),
@@ -288,7 +289,7 @@ def _hosts_table(hosts: list[HostInfo]) -> RenderableType:
     for host in hosts:
         table.add_row(
             str(host.slot),
-            host.name,
+            cell(host.name),
             host.state.name.lower(),
             str(host.epoch),
             str(host.pid) if host.is_here else f"{host.pid} elsewhere",
@@ -310,11 +311,11 @@ def _regions_table(regions: list[RegionInfo], names: dict[int, str]) -> Renderab
         table.add_column(column, justify="right")
     for region in regions:
         table.add_row(
-            region.tag,
+            cell(region.tag),
             region.state.name.lower(),
             "yes" if region.persistent else "no",
             region.sharing.name.lower(),
-            "-" if region.owner is None else names.get(region.owner, str(region.owner)),
+            "-" if region.owner is None else cell(names.get(region.owner, str(region.owner))),
             _slots(region) or "-",
             _size(region.size_bytes),
             str(region.num_extents),

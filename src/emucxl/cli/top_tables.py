@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from emucxl.cli.text import cell, printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -19,7 +21,7 @@ def tables(view: dict[str, Any]) -> Iterator[RenderableType]:
     if not view["pools"]:
         yield Text("no pools")
     for pool in view["pools"]:
-        yield Text(f"pool {pool['path']}: {pool['error']}") if "error" in pool else _pool(pool)
+        yield cell(f"pool {pool['path']}: {pool['error']}") if "error" in pool else _pool(pool)
 
 
 def _contexts(contexts: list[dict[str, Any]]) -> Table:
@@ -29,11 +31,11 @@ def _contexts(contexts: list[dict[str, Any]]) -> Table:
         ("objects", "allocated", "reserved", "capacity", "read GB/s", "write GB/s"),
     )
     for context in contexts:
-        owner = (f"{context['pid']} {context['command']}", context["clock"])
+        owner: tuple[str | Text, ...] = (cell(f"{context['pid']} {context['command']}"), context["clock"])
         for tier in context["tiers"]:
             table.add_row(
                 *owner,
-                tier["name"],
+                cell(tier["name"]),
                 tier["provider"],
                 "modelled" if tier["modelled"] else "unmodelled",
                 f"{tier['num_allocations']:,}",
@@ -73,14 +75,14 @@ def _pool(pool: dict[str, Any]) -> Table:
     held = f"{_size(pool['held_bytes'])} of {_size(pool['size_bytes'])} held"
     retired = f", {_size(pool['retired_bytes'])} retired" if pool["retired_bytes"] else ""
     table = _table(
-        f"Pool {pool['path']}: {held}{retired}",
+        f"Pool {printable(pool['path'])}: {held}{retired}",
         ("host", "process", "state"),
         ("owned", "quota", "lease", "silent for"),
     )
     for host in pool["hosts"]:
         silence_s = host["silence_s"]
         table.add_row(
-            host["name"],
+            cell(host["name"]),
             str(host["pid"]),
             host["state"],
             _size(host["owned_bytes"]),
@@ -93,7 +95,7 @@ def _pool(pool: dict[str, Any]) -> Table:
 
 def _table(title: str, texts: tuple[str, ...], figures: tuple[str, ...]) -> Table:
     table = Table(
-        title=title, box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left", title_style="bold"
+        title=Text(title, style="bold"), box=None, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left"
     )
     for column in texts:
         table.add_column(column, no_wrap=True)
