@@ -219,7 +219,7 @@ def _spin(duration_ns: int) -> None:
 
 def start_reader(link: Link, size_bytes: int) -> subprocess.Popen[str]:
     """A process that reads through the link, once it is told to begin: see link_user."""
-    command = [sys.executable, "-m", "emucxl.bench.link_user", str(link.fd), str(size_bytes)]
+    command = [sys.executable, "-P", "-m", "emucxl.bench.link_user", str(link.fd), str(size_bytes)]
     return subprocess.Popen(
         command, pass_fds=[link.fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -103,11 +103,13 @@ class RankProcesses:
         shared = (spec.segment_fd, spec.symmetric_fd, spec.link_fd)
         fds = [theirs.fileno(), *(fd for fd in shared if fd is not None)]
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "interlace.engine.rank_main", str(theirs.fileno())],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
+            process = (
+                subprocess.Popen(  # -P: a random.py of the working directory is none of a rank's business
+                    [sys.executable, "-P", "-m", "interlace.engine.rank_main", str(theirs.fileno())],
+                    pass_fds=fds,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
+                )
             )
         except BaseException:
             ours.close()

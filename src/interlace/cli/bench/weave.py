@@ -176,7 +176,7 @@ def session(options: Options) -> Iterator[Session]:
 
 
 def _start(seat: Seat) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "interlace.cli.bench.weave_rank", json.dumps(asdict(seat))]
+    command = [sys.executable, "-P", "-m", "interlace.cli.bench.weave_rank", json.dumps(asdict(seat))]
     fds = (seat.segment_fd, seat.symmetric_fd, *seat.ports.values())
     return subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 

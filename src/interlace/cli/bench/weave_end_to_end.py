@@ -195,7 +195,7 @@ def _on_hosts(stack: ExitStack, hosts: tuple[Host, Host], port: int, arguments: 
     )
     stack.callback(worker.close)
     follower = subprocess.Popen(
-        [*hosts[1].prefix, sys.executable, "-c", program, json.dumps(dict(arguments))],
+        [*hosts[1].prefix, sys.executable, "-P", "-c", program, json.dumps(dict(arguments))],
         env=subprocess_environment(**torchrun_variables(1, 2, hosts[0], port)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

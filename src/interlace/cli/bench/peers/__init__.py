@@ -11,8 +11,8 @@ from pathlib import Path
 # Loads this folder as a package of its own name: nothing else of Interlace's environment, and nothing that lies in
 # the current directory, becomes importable.
 START = (
-    "import importlib.util as u, importlib as i, sys;"
-    "sys.path.remove('');"
+    "import sys; sys.path[:] = [entry for entry in sys.path if entry];"  # as -P does, which Python has from 3.11 on
+    "import importlib.util as u, importlib as i;"
     "f, kind = sys.argv[1:3];"
     "s = u.spec_from_file_location('interlace_bench_peers', f + '/__init__.py', submodule_search_locations=[f]);"
     "m = u.module_from_spec(s); sys.modules[s.name] = m; s.loader.exec_module(m);"
