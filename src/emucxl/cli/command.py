@@ -1,10 +1,13 @@
 """What a command of this project is made of, whatever its subcommands: how it is called and how it ends.
 
-Exit status: 0 done, 1 an error that was reported in one line, 2 wrong usage, 130 interrupted with Ctrl-C.
+Exit status: 0 done, 1 an error that was reported in one line, 2 wrong usage, 130 interrupted with Ctrl-C, 141 where the
+reader of standard output ended first.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +15,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from emucxl.cli import console
+from emucxl.cli import console, streams
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+READER_GONE = 141  # 128 + SIGPIPE
 
 
 def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
@@ -24,10 +28,15 @@ def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
         def invoke(self, ctx: Any) -> Any:
             try:
                 return super().invoke(ctx)
-            except reported as error:
+            except (*reported, streams.InputError) as error:
                 if ctx.params.get("debug"):
                     raise
                 console.show_error(error)
+                raise typer.Exit(1) from None
+            except OSError as error:
+                if ctx.params.get("debug"):
+                    raise
+                console.show_error(_refused(error))
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
@@ -57,7 +66,30 @@ def version_printer(name: str) -> Callable[[bool], None]:
 
 def run(app: typer.Typer, name: str) -> None:
     """Entry point of a script."""
+    streams.prepare()
     try:
-        app(prog_name=name)
+        try:
+            app(prog_name=name)
+        finally:
+            sys.stdout.flush()  # what is left fails here, where it can be told
     except KeyboardInterrupt:  # between the pieces: before a subcommand began or after it ended
         sys.exit(INTERRUPTED)
+    except streams.ReaderGone:
+        streams.discard_output()
+        sys.exit(READER_GONE)
+    except streams.StreamError as error:
+        streams.discard_output()
+        console.show_error(error)
+        sys.exit(1)
+
+
+def _refused(error: OSError) -> OSError:
+    """What the system refused, in words; where the working directory is gone, what to do."""
+    code = errno.errorcode.get(error.errno or 0, "no code")
+    where = f": {error.filename}" if error.filename is not None else ""
+    text = f"{error.strerror or error} ({code}){where}"
+    try:
+        os.getcwd()
+    except OSError:
+        text += "; the working directory is gone: cd to one that exists"
+    return OSError(text)

@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emucxl.cli import streams
 from emucxl.cli.text import printable
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def show(*renderables: RenderableType) -> None:
 
 def show_json(value: Any) -> None:
     """Print `value` as the only JSON object of standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    print(text if streams.can_write(text) else json.dumps(value))
 
 
 def megabytes(size_bytes: float) -> str:
@@ -70,9 +72,22 @@ def megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
+def cpu_quota(cores: float | None, group: str, num_threads: int) -> str:
+    """What a cgroup grants of the processors' time, in words."""
+    if cores is None:
+        return "none"
+    return f"{cores:g} cores, by {group}: {num_threads} {'thread computes' if num_threads == 1 else 'threads compute'}"
+
+
+def memory_limit(limit_bytes: int | None, group: str) -> str:
+    """What a cgroup grants of the memory, in words."""
+    return "none" if limit_bytes is None else f"{megabytes(limit_bytes)}, by {group}"
+
+
 def short_path(path: str) -> str:
     """From the current directory, or from the home directory, where it lies there."""
-    for parent, name in ((Path.cwd(), "."), (Path.home(), "~")):
-        if Path(path).is_relative_to(parent):
-            return f"{name}{os.sep}{Path(path).relative_to(parent)}"
+    for directory, name in ((Path.cwd, "."), (Path.home, "~")):
+        with suppress(OSError, RuntimeError):  # it is gone, or there is none
+            if Path(path).is_relative_to(parent := directory()):
+                return f"{name}{os.sep}{Path(path).relative_to(parent)}"
     return path

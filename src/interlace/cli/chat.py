@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emucxl.cli import streams
 from interlace.cli import console
 from interlace.cli.options import with_options
 from interlace.engine.config import EngineConfig
 from interlace.engine.sampling_params import SamplingParams
-from interlace.errors import CacheTooSmall, RequestError
+from interlace.errors import CacheTooSmall, InterlaceError, PromptTooLong, RequestError, TokenizerError
 
 if TYPE_CHECKING:
     from interlace.engine.llm import LLM
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """\
 /help          these commands
 /history       the conversation so far
-/system TEXT   tell the model what to be, and start anew; without TEXT: say what it was told
+/system TEXT   tell the model what to be, and start anew; without TEXT: say what it was told; -: tell it nothing
 /reset         forget the conversation
 /quit          end; so does Ctrl-D
 Ctrl-C stops a reply and keeps the conversation."""
@@ -43,7 +44,7 @@ def chat(
             with contextlib.suppress(ImportError):  # optional in Python: it makes input() editable
                 import readline  # noqa: F401
             print(f"{engine.model} is listening. /help lists the commands, /quit ends.")
-        Chat(llm, sampling, system).run(_typed_line if is_terminal else _piped_line)
+        Chat(llm, sampling, system).run(_typed_line if is_terminal else streams.read_line)
 
 
 class Chat:
@@ -63,6 +64,9 @@ class Chat:
                 return
             except KeyboardInterrupt:  # Ctrl-C at the prompt drops the line
                 print()
+                continue
+            except streams.InputError as error:  # that line is lost, and the conversation is not
+                console.show_error(error)
                 continue
             if line == "/quit":
                 return
@@ -92,9 +96,10 @@ class Chat:
         self.messages.append({"role": "user", "content": text})
         try:
             reply = self._stream_reply()
-        except (RequestError, CacheTooSmall) as error:
+        except (RequestError, CacheTooSmall, TokenizerError) as error:
             self.messages.pop()
             console.show_error(error)
+            print(self._advice(error), file=sys.stderr)
             return
         self.messages.append({"role": "assistant", "content": reply})
 
@@ -115,13 +120,25 @@ class Chat:
         sys.stdout.flush()
         return "".join(parts)
 
+    def _advice(self, error: InterlaceError) -> str:
+        """How to go on after a turn that was refused."""
+        if isinstance(error, TokenizerError) and self.system is not None:
+            return "(the conversation is as it was; /system - takes the system message out, if it is that)"
+        if isinstance(error, PromptTooLong | CacheTooSmall):
+            return "(the conversation is as it was; /reset forgets it and makes room)"
+        return "(the conversation is as it was; say it otherwise, or /reset)"
+
     def _set_system(self, text: str) -> None:
         if not text:
             print(self.system if self.system is not None else "(nothing)")
             return
-        self.system = text
+        self.system = None if text == "-" else text
         self.reset()
-        print("(told; the conversation starts anew)")
+        print(
+            "(told; the conversation starts anew)"
+            if self.system
+            else "(told nothing; the conversation starts anew)"
+        )
 
     def _show_history(self) -> None:
         for message in self.messages:
@@ -131,13 +148,8 @@ class Chat:
 def _typed_line() -> str:
     try:
         return input("> ")
+    except UnicodeDecodeError as error:
+        raise streams.not_text(error) from None
     except EOFError:
         print()  # Ctrl-D leaves the cursor behind the prompt
         raise
-
-
-def _piped_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from emucxl.cli import streams
 from interlace.cli import console
 from interlace.cli.options import with_options
 from interlace.engine.config import EngineConfig
@@ -70,4 +71,4 @@ def _read_prompt(prompt: str | None, engine: EngineConfig) -> str:
         return ""  # rank 0 reads it
     if prompt is None and sys.stdin.isatty():
         raise typer.BadParameter("give a prompt, or pipe one in", param_hint="PROMPT")
-    return sys.stdin.read().removesuffix("\n")
+    return streams.read_text().removesuffix("\n")

@@ -85,4 +85,6 @@ def _rate(tokens_per_second: float | None) -> str:
 def _first_token(reply: Reply) -> str:
     engine_s = reply.output.metrics.time_to_first_token_s
     in_engine = "unknown" if engine_s is None else f"{engine_s:.2f} s"
+    if reply.command_to_first_token_s is None:
+        return in_engine
     return f"{in_engine}; {reply.command_to_first_token_s:.2f} s from the command, loading included"

@@ -56,16 +56,16 @@ class Reply:
     """A finished reply, and how long after the command was typed its first token came."""
 
     output: RequestOutput
-    command_to_first_token_s: float
+    command_to_first_token_s: float | None  # None where the system does not tell when that was
 
 
 def collect(chunks: Iterator[StreamChunk], echo: bool) -> Reply:
     """Run a request to its end; with `echo` its text goes to standard output as it comes."""
     first_token_s: float | None = None
-    text = ""
+    text, is_first = "", True
     for chunk in chunks:
-        if first_token_s is None:
-            first_token_s = since_command_s()
+        if is_first:
+            first_token_s, is_first = since_command_s(), False
         if echo:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
