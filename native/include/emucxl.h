@@ -22,6 +22,7 @@
 #include "emucxl/context.h"
 #include "emucxl/copy.h"
 #include "emucxl/measure.h"
+#include "emucxl/resources.h"
 #include "emucxl/coherence.h"
 
 #endif

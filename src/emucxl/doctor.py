@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from emucxl import resources
+
 Facts = dict[str, Any]
 
 SYSTEM = Path("/sys")
@@ -40,12 +42,18 @@ def examine() -> dict[str, Any]:
 
 
 def _machine() -> Facts:
+    granted = resources.read()
     return {
         "processor": _value(PROC / "cpuinfo", "model name") or platform.machine(),
         "cores": os.cpu_count() or 1,
-        "usable_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": _memory_bytes("MemTotal"),
-        "available_bytes": _memory_bytes("MemAvailable"),
+        "usable_cores": granted.num_cores,
+        "cpu_quota_cores": granted.cpu_quota_cores,
+        "cpu_group": granted.cpu_group,
+        "num_threads": granted.num_threads,
+        "memory_bytes": granted.memory_bytes,
+        "memory_limit_bytes": granted.memory_limit_bytes,
+        "memory_group": granted.memory_group,
+        "available_bytes": granted.available_bytes,
         "transparent_huge_pages": _chosen(SYSTEM / "kernel/mm/transparent_hugepage/enabled"),
         "shared_huge_pages": _chosen(SYSTEM / "kernel/mm/transparent_hugepage/shmem_enabled"),
         "reserved_huge_pages": int(_value(PROC / "meminfo", "HugePages_Total") or 0),
@@ -233,8 +241,3 @@ def _value(path: Path, key: str) -> str | None:
     """What follows `key:` in a file of such lines; None when there is none."""
     values = (line.partition(":")[2].strip() for line in _text(path).splitlines() if line.startswith(key))
     return next(values, None)
-
-
-def _memory_bytes(key: str) -> int | None:
-    value = _value(PROC / "meminfo", key)
-    return int(value.split()[0]) * 1024 if value else None

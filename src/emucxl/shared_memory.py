@@ -17,9 +17,9 @@ import ctypes
 import errno
 import mmap
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emucxl import resources
 from emucxl.closing import WithBlock
 from emucxl.errors import SegmentError
 
@@ -196,21 +196,12 @@ def _check_size(size_bytes: int) -> None:
 
 def _check_available(size_bytes: int) -> None:
     """Refuses what would not fit: the kernel reserves page by page, and out of memory it would kill, not refuse."""
-    available_bytes = _available_bytes()
+    available_bytes = resources.available_bytes()
     if available_bytes is not None and size_bytes > available_bytes:
         raise SegmentError(
             f"got size_bytes={size_bytes:,}; expected at most the {available_bytes:,} bytes of memory that are "
             f"available ({os.strerror(errno.ENOMEM)})"
         )
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kibibytes[0] * 1024 if kibibytes else None
 
 
 def _explain(error: OSError, what: str) -> str:

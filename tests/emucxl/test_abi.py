@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emucxl import abi
+from emucxl import abi, resources
 from emucxl.native import EXCEPTIONS, library_path
 
 INCLUDE = Path(__file__).parents[2] / "native" / "include"
@@ -26,10 +26,13 @@ STRUCTURES = [
     abi.TierStats,
     abi.Allocation,
     abi.Access,
+    resources.Struct,
 ]
 
 
 def c_name(structure: type) -> str:
+    if structure is resources.Struct:
+        return "emx_resources"
     return "emx" + re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), structure.__name__)
 
 

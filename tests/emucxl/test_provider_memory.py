@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emucxl import abi, errors
+from support.cgroups import real_cgroup
 from support.native_context import MIB, NativeContext, provider_unavailable
 from support.provider_cases import (
     CAPACITY,
@@ -64,28 +63,6 @@ def test_tiers_are_not_promised_the_same_memory_twice(memory: dict[str, Any]) ->
         second.add_tier("second", most)
 
 
-def memory_cgroup() -> Path | None:
-    """A memory cgroup with a bound of 512 MiB, or None where this process may not make one."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controllers == "memory":
-            parent, limit = Path("/sys/fs/cgroup/memory" + name), "memory.limit_in_bytes"
-        elif controllers == "":
-            parent, limit = Path("/sys/fs/cgroup" + name), "memory.max"
-        else:
-            continue
-        group = parent / f"emucxl-test-{os.getpid()}-{threading.get_ident()}"
-        try:
-            group.mkdir()
-            (group / limit).write_text(str(512 * MIB))
-        except OSError:
-            with contextlib.suppress(OSError):
-                group.rmdir()
-            continue
-        return group
-    return None
-
-
 GROUP_PROGRAM = """
 import mmap, os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
@@ -119,10 +96,11 @@ print("refused, not killed")
 
 
 def test_growth_into_memory_that_is_gone_is_refused_and_not_killed() -> None:
-    group = memory_cgroup()
-    if group is None:
-        pytest.skip("this process may not make a memory cgroup")
-    try:
+    with real_cgroup(
+        "memory", {"memory.limit_in_bytes": str(512 * MIB)}, {"memory.max": str(512 * MIB)}
+    ) as group:
+        if group is None:
+            pytest.skip("this process may not make a memory cgroup")
         done = subprocess.run(
             [sys.executable, "-c", GROUP_PROGRAM, str(group)],
             env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
@@ -131,9 +109,7 @@ def test_growth_into_memory_that_is_gone_is_refused_and_not_killed() -> None:
             timeout=120,
             check=False,
         )
-        assert (done.returncode, done.stdout) == (0, "refused, not killed\n"), done.stderr
-    finally:
-        group.rmdir()
+    assert (done.returncode, done.stdout) == (0, "refused, not killed\n"), done.stderr
 
 
 # ---- numa --------------------------------------------------------------------------------------------------------

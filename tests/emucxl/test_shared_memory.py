@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emucxl import shared_memory
+from emucxl import resources, shared_memory
 from emucxl.errors import EmucxlError, SegmentError
 from emucxl.shared_memory import SharedSegment, unavailable_reason
 
@@ -159,7 +159,7 @@ def test_a_descriptor_that_cannot_be_mapped_is_not_leaked() -> None:
 
 def test_segments_are_available_here_and_their_absence_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unavailable_reason() is None
-    monkeypatch.setattr(shared_memory, "_available_bytes", lambda: 1)
+    monkeypatch.setattr(resources, "available_bytes", lambda: 1)
     assert "expected at most the 1 bytes" in (unavailable_reason() or "")
     monkeypatch.delattr(shared_memory.os, "memfd_create")
     assert "memfd_create" in (unavailable_reason() or "")

@@ -11,22 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from emucxl import resources
+
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, kernel and Python."""
+    """Processor, cores, memory, kernel and Python; what a container grants of them, where it grants less."""
+    granted = resources.read()
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cores": granted.num_cores,
+        "cpu_quota_cores": granted.cpu_quota_cores,
+        "memory_bytes": granted.usable_memory_bytes,
         "kernel": platform.release(),
         "python": platform.python_version(),
     }
 
 
 def slug() -> str:
-    """The folder of this machine's results: processor and cores."""
+    """The folder of this machine's results: processor and cores, whole ones of a quota."""
     words = re.sub(r"[^a-z0-9]+", "-", cpu_model().lower()).strip("-")
-    return f"{words}-{len(os.sched_getaffinity(0))}-cores"
+    return f"{words}-{resources.num_threads()}-cores"
 
 
 def cpu_model() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
+from emucxl import resources
 from emucxl.bench.allocators import CHURN, HAND_OVER, STACK, Loops, Pattern, opened
 from emucxl.bench.harness import Progress, Report, Samples, interleaved
 
@@ -70,7 +70,7 @@ def _report(found: dict[tuple[str, int], dict[str, Samples]], names: list[str], 
         columns=("blocks", "threads", *names, "emucxl / 1 thread"),
         rows=tuple(rows),
         notes=(
-            f"Median (quartiles) of {rounds} interleaved rounds, on {len(os.sched_getaffinity(0))} cores.",
+            f"Median (quartiles) of {rounds} interleaved rounds, on {resources.num_threads()} cores.",
             "All of them hand out zeroed memory, and every line of each block is written to.",
         ),
         results=results,

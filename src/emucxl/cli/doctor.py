@@ -51,6 +51,8 @@ def _machine(facts: dict[str, Any]) -> Lines:
     yield "processor", facts["processor"]
     yield "cores", f"{facts['cores']}, of which this process may use {facts['usable_cores']}"
     yield "memory", f"{_size(facts['memory_bytes'])}, of which {_size(facts['available_bytes'])} available"
+    yield "cpu quota", console.cpu_quota(facts["cpu_quota_cores"], facts["cpu_group"], facts["num_threads"])
+    yield "memory limit", console.memory_limit(facts["memory_limit_bytes"], facts["memory_group"])
     yield (
         "huge pages",
         f"transparent: {facts['transparent_huge_pages']}; in shared memory: {facts['shared_huge_pages']}; "

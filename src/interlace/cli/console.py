@@ -8,11 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from emucxl.cli.console import is_progress_shown, megabytes, progress, short_path, show, show_error, show_json
+from emucxl.cli.console import (
+    cpu_quota,
+    is_progress_shown,
+    megabytes,
+    memory_limit,
+    progress,
+    short_path,
+    show,
+    show_error,
+    show_json,
+)
 
 __all__ = [
+    "cpu_quota",
     "is_progress_shown",
     "megabytes",
+    "memory_limit",
     "progress",
     "short_path",
     "show",

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from interlace.cli.console import megabytes
+from emucxl import resources
+from interlace.cli.console import cpu_quota, megabytes, memory_limit
 
 PACKAGES = ("interlace", "torch", "numpy", "tokenizers", "safetensors", "gguf", "huggingface_hub")
 UNITS = {"fma_gflops": "GFLOP/s float32", "bf16_gflops": "GFLOP/s bfloat16", "read_gbps": "GB/s read"}
@@ -37,13 +38,15 @@ def examine(measure: bool = False) -> dict[str, Any]:
 
 
 def _machine() -> Facts:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    granted = resources.read()
     return {
         "processor": _first_value("/proc/cpuinfo", "model name")
         or platform.processor()
         or platform.machine(),
-        "cores": f"{os.cpu_count()}, of which this process may use {usable}",
-        "memory": f"{_meminfo('MemTotal')}, of which {_meminfo('MemAvailable')} available",
+        "cores": f"{os.cpu_count()}, of which this process may use {granted.num_cores}",
+        "memory": f"{_size(granted.memory_bytes)}, of which {_size(granted.available_bytes)} available",
+        "cpu quota": cpu_quota(granted.cpu_quota_cores, granted.cpu_group, granted.num_threads),
+        "memory limit": memory_limit(granted.memory_limit_bytes, granted.memory_group),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 
@@ -122,16 +125,15 @@ def _limits() -> Facts:
 
     if native.unavailable_reason() is not None:
         return {"limits": "need the native library"}
-    threads = len(os.sched_getaffinity(0))
+    threads = resources.num_threads()
     return {
         name: f"{native.measure_limit(name, threads, MEASURE_S):,.1f} {unit} on {threads} threads"
         for name, unit in UNITS.items()
     }
 
 
-def _meminfo(key: str) -> str:
-    value = _first_value("/proc/meminfo", key)
-    return megabytes(int(value.split()[0]) * 1024) if value else "unknown"
+def _size(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else megabytes(size_bytes)
 
 
 def _first_value(path: str, key: str) -> str | None:

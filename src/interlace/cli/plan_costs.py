@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from emucxl import resources
 from interlace.errors import EngineError
 from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
 from tokenweave.link import LinkSpec
@@ -79,7 +79,7 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
             f"no wave table of this model on {tp} ranks in {dtype} has been measured on this machine: run "
             f"`interlace tune MODEL --tp {tp} --dtype {dtype}`, or leave out --tuned"
         )
-    shared_core = tp * (kernels.threads + 1) > len(os.sched_getaffinity(0))
+    shared_core = tp * (kernels.threads + 1) > resources.num_threads()
     text = (
         f"this machine's wave table, {'one core for both lanes' if shared_core else 'a core for each lane'}"
     )

@@ -50,7 +50,7 @@ class EngineConfig:
     tp: int = 1  # ranks
     communicator: str = "auto"
     dtype: str = "auto"
-    threads: int | None = None  # per rank; None: the machine's cores shared among its ranks
+    threads: int | None = None  # per rank; None: the cores that the host grants, shared among its ranks
     max_num_seqs: int = 64  # sequences in one forward pass
     max_num_batched_tokens: int = 2048  # tokens in one forward pass
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's context

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from emucxl import resources
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
@@ -59,6 +58,6 @@ def attach(spec: RankSpec) -> SharedSegment | None:
 
 
 def kernels_for(config: EngineConfig, ranks_on_host: int) -> Kernels:
-    """The kernels of one rank, with its share of the host's cores unless the configuration says how many."""
-    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // ranks_on_host)
+    """The kernels of one rank, with its share of what the host grants unless the configuration says how many."""
+    threads = config.threads or max(1, resources.num_threads() // ranks_on_host)
     return make_kernels(config.kernels, threads)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from resource import RUSAGE_SELF, getrusage
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from emucxl import resources
 from interlace.engine.config import EngineConfig
 from interlace.errors import CacheTooSmall, EngineError
 from interlace.models.batch import ForwardBatch
@@ -205,18 +207,23 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be had without swapping (MemAvailable)."""
-    return _proc_kib("/proc/meminfo", "MemAvailable:") * 1024
+    """Memory that can be had before the kernel swaps or kills, in the machine and in every cgroup around this process.
+
+    Raises:
+        EngineError: the system does not tell.
+    """
+    available = resources.available_bytes()
+    if available is None:
+        raise EngineError(
+            "the system does not tell how much memory is available (/proc/meminfo): set kv_cache_gb or num_kv_blocks"
+        )
+    return available
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far (VmHWM; getrusage's figure survives exec and would mislead)."""
-    return _proc_kib("/proc/self/status", "VmHWM:") * 1024
-
-
-def _proc_kib(path: str, key: str) -> int:
-    with open(path) as lines:
+    """Largest resident set of this process so far: VmHWM, or without /proc getrusage's figure, which survives exec."""
+    with suppress(OSError), open("/proc/self/status") as lines:
         for line in lines:
-            if line.startswith(key):
-                return int(line.split()[1])
-    raise EngineError(f"{path} has no {key} line; Interlace runs on Linux, got {platform.system()}")
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * 1024

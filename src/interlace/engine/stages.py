@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from emucxl import resources
 from emucxl.bench import machine
 from emucxl.closing import WithBlock
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
@@ -45,7 +46,7 @@ def table_key(config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dty
     shards = [Shard.of(config, rank, size) for rank in range(size)]
     isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
     return TableKey(
-        machine=f"{machine.cpu_model()}, {len(os.sched_getaffinity(0))} cores",
+        machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
         kernels=f"{kernels.name} {isa}",
         library=metadata.version("interlace"),
         dtype=str(dtype).removeprefix("torch."),
@@ -195,9 +196,9 @@ class HostStages(WithBlock):
     def __init__(
         self, config: ModelConfig, size: int, kernels: str, threads: int, dtype: torch.dtype, max_tokens: int
     ) -> None:
-        if size > 1 and len(os.sched_getaffinity(0)) < size:
+        if size > 1 and resources.num_threads() < size:
             raise TuneError(
-                f"got {size} ranks on {len(os.sched_getaffinity(0))} cores; expected a core for each: "
+                f"got {size} ranks on {resources.num_threads()} cores; expected a core for each: "
                 "what ranks take that wait for one another's core says nothing"
             )
         self._window = config.sliding_window or 0

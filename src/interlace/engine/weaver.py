@@ -8,12 +8,12 @@ holds for batches alike: of about as many tokens, with about as much attention, 
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emucxl import resources
 from interlace.engine.stages import row_tile, table_key
 from interlace.environment import cache_directory
 from tokenweave import native
@@ -66,7 +66,7 @@ class Weaver:
         alignment = alignment_of(row_tile(kernels), communicator.size)
         own = runner.ranks[communicator.rank]
         ranks_here = sum(info.host == own.host for info in runner.ranks)
-        shared_core = ranks_here * (kernels.threads + 1) > len(os.sched_getaffinity(0))
+        shared_core = ranks_here * (kernels.threads + 1) > resources.num_threads()
         if communicator.size == 1 or config.weave != "auto":
             mode = config.weave if communicator.size > 1 else "never"
             return cls(mode, alignment, shared_core=shared_core)

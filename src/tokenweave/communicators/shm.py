@@ -11,12 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from emucxl import resources
 from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
@@ -90,7 +90,7 @@ class ShmCommunicator(Communicator):
         self._view = segment.buffer  # keeps the segment mapped
         self._group: ctypes.c_void_p | None = None
         if spin_s is None:
-            spin_s = SPIN_S if size <= (os.cpu_count() or 1) else CROWDED_SPIN_S
+            spin_s = SPIN_S if size <= resources.num_threads() else CROWDED_SPIN_S
         self._spin_ns = int(spin_s * 1e9)
         options = shm_abi.Options(
             rank=rank,

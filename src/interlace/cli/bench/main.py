@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emucxl import resources
 from interlace.cli import console
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def serve(
         systems=tuple(name.strip() for name in systems.split(",") if name.strip()),
         peer_python=peer_python,
         rounds=rounds,
-        threads=threads or _cores(),
+        threads=threads or resources.num_threads(),
         is_quick=quick,
     )
     run: ServeRun = run_serve(options, lambda text: typer.echo(text, err=True))
@@ -79,7 +79,7 @@ def limits(
     from interlace.models.sources import load_model
 
     config = load_model(model).config
-    found = measure_limits(config, threads or _cores(), rounds, GEMM_TOKENS)
+    found = measure_limits(config, threads or resources.num_threads(), rounds, GEMM_TOKENS)
     if as_json:
         console.show_json({"machine": machine.describe(), **found.to_json()})
     else:
@@ -198,7 +198,3 @@ def _finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool)
         console.show_json(result)
     else:
         console.show(*map(harness.table, reports))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
