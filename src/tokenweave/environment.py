@@ -70,7 +70,8 @@ def wanted_isa() -> str | None:
 def _text(variables: Mapping[str, str], name: str) -> str:
     if not variables.get(name):
         raise CommunicatorError(
-            f"{name} is not set; start the ranks with torchrun, or set its variables by hand"
+            f"{name} is not set; start the ranks with torchrun, or set its variables by hand; to run alone, unset RANK "
+            "and WORLD_SIZE"
         )
     return variables[name]
 

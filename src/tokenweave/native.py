@@ -7,6 +7,7 @@ set than the best this CPU has. It is read here and nowhere else.
 from __future__ import annotations
 
 import ctypes
+import os
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from importlib import metadata
@@ -117,7 +118,7 @@ class Pool:
     """
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
-        self._handle = c_void_p()
+        self._handle, self._pid = c_void_p(), os.getpid()
         self.library = load()
         self.threads = threads
         self.isa = isa or selected_isa()
@@ -133,9 +134,9 @@ class Pool:
         return self._handle.value
 
     def close(self) -> None:
-        """Ends the workers. The pool takes no calls afterwards."""
+        """Ends the workers. The pool takes no calls afterwards. In a fork there are none to wait for."""
         handle, self._handle = self._handle, c_void_p()
-        if handle.value is not None:
+        if handle.value is not None and os.getpid() == self._pid:
             self.library.tw_pool_destroy(handle)
 
     def __del__(self) -> None:

@@ -23,12 +23,13 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
     """A command without subcommands. An error of the kinds `reported` becomes one line on standard error."""
+    told = (*reported, streams.InputError)
 
     class Commands(TyperGroup):
         def invoke(self, ctx: Any) -> Any:
             try:
                 return super().invoke(ctx)
-            except (*reported, streams.InputError) as error:
+            except told as error:
                 if ctx.params.get("debug"):
                     raise
                 console.show_error(error)

@@ -13,7 +13,7 @@ import codecs
 import io
 import os
 import sys
-from typing import IO, Any
+from typing import Any
 
 # A file that refuses what its stream is for, with EBADF, as a closed descriptor would.
 _STAND_INS = ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
@@ -87,10 +87,27 @@ def can_write(text: str) -> bool:
     return True
 
 
-def not_text(error: UnicodeDecodeError) -> InputError:
-    """The error of input that cannot be decoded."""
+def argument_text(argument: str) -> str:
+    """An argument as text: UTF-8 where the locale could not read it.
+
+    Raises:
+        InputError: its bytes are no text.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        data = argument.encode(sys.getfilesystemencoding(), "surrogateescape")
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise not_text(error, "an argument") from None
+    return argument
+
+
+def not_text(error: UnicodeDecodeError, source: str = "standard input") -> InputError:
+    """The error of bytes that cannot be decoded."""
     return InputError(
-        f"standard input has the byte 0x{error.object[error.start]:02x} at position {error.start}, which is no "
+        f"{source} has the byte 0x{error.object[error.start]:02x} at position {error.start}, which is no "
         f"{error.encoding}; expected text in {error.encoding}: convert it, say with `iconv -f latin1 -t utf-8`"
     )
 
@@ -130,7 +147,7 @@ def _occupy(fd: int, flags: int) -> None:
         os.set_inheritable(fd, True)
 
 
-def _wrap(raw: io.FileIO, before: IO[str] | None, line_buffering: bool = False) -> io.TextIOWrapper:
+def _wrap(raw: io.FileIO, before: Any, line_buffering: bool = False) -> io.TextIOWrapper:
     """A stream over `raw` in the encoding that the one `before` had."""
     encoding = before.encoding if before is not None else "utf-8"
     return io.TextIOWrapper(

@@ -38,13 +38,15 @@ def chat(
     """Talk to a model. Type /help inside for its commands."""
     from interlace.cli.session import open_llm
 
+    told = None if system is None else streams.argument_text(system)  # before a model is loaded in vain
+
     with open_llm(engine) as llm:
         is_terminal = sys.stdin.isatty()
         if is_terminal:
             with contextlib.suppress(ImportError):  # optional in Python: it makes input() editable
                 import readline  # noqa: F401
             print(f"{engine.model} is listening. /help lists the commands, /quit ends.")
-        Chat(llm, sampling, system).run(_typed_line if is_terminal else streams.read_line)
+        Chat(llm, sampling, told).run(_typed_line if is_terminal else streams.read_line)
 
 
 class Chat:

@@ -38,7 +38,8 @@ def generate(
         from tokenweave.trace import check_writable
 
         check_writable(trace)  # before a model is loaded in vain
-    request = _request(_read_prompt(prompt, engine), system, raw)
+    told = None if system is None else streams.argument_text(system)
+    request = _request(_read_prompt(prompt, engine), told, raw)
 
     from interlace.cli.report import json_object, table_of
     from interlace.cli.session import collect, open_llm
@@ -64,7 +65,7 @@ def _request(prompt: str, system: str | None, raw: bool) -> str | list[dict[str,
 def _read_prompt(prompt: str | None, engine: EngineConfig) -> str:
     """Raises a usage error when there is none."""
     if prompt is not None and prompt != "-":
-        return prompt
+        return streams.argument_text(prompt)
     from interlace.cli.session import is_follower
 
     if is_follower(engine):

@@ -115,8 +115,10 @@ class AsyncLLM(FrontEnd):
     def close(self) -> None:
         """Ends the engine thread and the ranks. Streams that are open, and later calls, raise EngineError.
 
-        Returns within the ranks' timeout plus ten seconds, even if a step hangs.
+        Returns within the ranks' timeout plus ten seconds, even if a step hangs. Does nothing in a fork of the process.
         """
+        if self._owner.is_elsewhere:
+            return
         self._inbox.put(None)
         self._thread.join(self.config.timeout_s + JOIN_MARGIN_S)
         self._end(self._closed_error())
@@ -132,6 +134,7 @@ class AsyncLLM(FrontEnd):
         await asyncio.to_thread(self.close)
 
     def _send(self, command: Command) -> None:
+        self._owner.check()
         with self._lock:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)

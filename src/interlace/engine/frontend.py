@@ -7,6 +7,7 @@ from typing import Unpack
 from interlace.engine.config import EngineConfig, EngineOptions
 from interlace.engine.engine import Engine
 from interlace.engine.output import EngineStats
+from interlace.engine.ownership import Owner
 from interlace.engine.protocols import RankGroup, Tokenizer
 from interlace.errors import EngineError
 
@@ -25,6 +26,7 @@ class FrontEnd:
             EngineError: a bad option, or ranks that cannot be started.
             ModelError: the model cannot be found or read.
         """
+        self._owner = Owner(type(self).__name__)
         self.config = EngineConfig.from_options(model, options)
         self._ranks = ranks if ranks is not None else _start(self.config)
         self._engine = Engine(self._ranks, self.config)

@@ -64,7 +64,8 @@ def resolve_communicator(config: EngineConfig) -> str:
     if config.communicator in ("auto", "torch") and world_size is not None and world_size > 1:
         if config.tp not in (1, world_size):
             raise EngineError(
-                f"got tp={config.tp} in a group of {world_size} ranks; leave tp out or set it to {world_size}"
+                f"got tp={config.tp} in a group of {world_size} ranks, as WORLD_SIZE says; leave tp out or set it to "
+                f"{world_size}, or unset RANK and WORLD_SIZE if they are left over from an earlier run"
             )
         return "torchrun"
     if config.tp == 1:
@@ -115,10 +116,13 @@ def _start_threads(config: EngineConfig) -> RankGroup:
 
 def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     """Rank 0 gets its handle; every other rank serves it and then ends the process."""
+    from interlace.engine.torchrun import announce
+    from tokenweave.environment import torchrun_environment, torchrun_local_world_size
+
+    announce(torchrun_environment(), config.timeout_s)  # before torch is imported, and anybody waited for
     from interlace.engine.connect import behind_link, kernels_for
     from interlace.engine.follow import follow
     from tokenweave.communicators.torch import TorchCommunicator
-    from tokenweave.environment import torchrun_local_world_size
 
     ranks_on_host = torchrun_local_world_size()
     inner = TorchCommunicator.from_environment(

@@ -88,12 +88,14 @@ class LLM(FrontEnd):
         """
         tokenised = tokenise(self.tokenizer, prompt)
         (params,) = one_for_each(sampling_params, 1)
+        self._owner.check()
         with self._lock:
             self._engine.check_request(tokenised.token_ids, params)
         return self._stream(tokenised, params)
 
     def describe(self) -> dict[str, object]:
         """The ranks: where they run, communicator, dtype, threads, memory."""
+        self._owner.check()
         with self._lock:
             self._engine.raise_if_failed()
             return self._ranks.describe()
@@ -107,6 +109,7 @@ class LLM(FrontEnd):
         Raises:
             TraceError: the file cannot be written, which is looked at first, or another trace is being recorded.
         """
+        self._owner.check()
         file = Path(path)
         check_writable(file)
         with self._lock:
@@ -120,7 +123,9 @@ class LLM(FrontEnd):
             trace.write(file)
 
     def close(self) -> None:
-        """Ends the ranks. Calls that are waiting, and later ones, raise EngineError."""
+        """Ends the ranks. Calls that are waiting, and later ones, raise EngineError. In a fork it does nothing."""
+        if self._owner.is_elsewhere:
+            return
         with self._lock:
             if self._is_closed:
                 return
@@ -142,6 +147,7 @@ class LLM(FrontEnd):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
     ) -> list[RequestOutput]:
+        self._owner.check()
         each = one_for_each(sampling_params, len(prompts))
         tokenised = [tokenise(self.tokenizer, prompt) for prompt in prompts]
         mailbox: Mailbox = deque()
@@ -200,6 +206,7 @@ class LLM(FrontEnd):
 
     def _next(self, mailbox: Mailbox) -> StreamChunk:
         """The next chunk in `mailbox`, stepping the engine until there is one."""
+        self._owner.check()  # a generator may go on in a fork
         while True:
             with self._lock:
                 if mailbox:

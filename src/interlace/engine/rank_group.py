@@ -12,6 +12,7 @@ from torch import Tensor
 from interlace.engine.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
 from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.launch import FAILURE_REPORT_S
+from interlace.engine.ownership import Owner
 from interlace.engine.runner import RankInfo, Runner, roll_call
 from interlace.engine.tracing import collect_recordings, start_recording
 from interlace.engine.weaver import Weaver
@@ -49,6 +50,7 @@ class RankGroup:
         self.weaver = Weaver.of(runner)
         self._failure: InterlaceError | None = None
         self._closed = False
+        self._owner = Owner("group of ranks")
 
     @property
     def num_blocks(self) -> int:
@@ -117,8 +119,8 @@ class RankGroup:
             return Trace.join(*collect_recordings(self.runner))
 
     def close(self) -> None:
-        """End every rank. Calling it again does nothing."""
-        if self._closed:
+        """End every rank. Calling it again does nothing, nor does calling it in a fork of the process."""
+        if self._closed or self._owner.is_elsewhere:
             return
         self._closed = True
         communicator = self.runner.communicator
@@ -139,6 +141,7 @@ class RankGroup:
     @contextmanager
     def _in_step(self) -> Iterator[None]:
         """What lies between two commands: every rank gets through it, or the group has failed."""
+        self._owner.check()
         if self._failure is not None:
             raise self._failure
         if self._closed:

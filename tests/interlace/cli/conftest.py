@@ -38,7 +38,7 @@ def invoke() -> Invoke:
     """`invoke("generate", "--json", "Hi", input="...")`, as typed."""
     runner = CliRunner()
 
-    def run(*arguments: str, input: str | None = None) -> Any:
+    def run(*arguments: str, input: str | bytes | None = None) -> Any:
         return runner.invoke(app, list(arguments), input=input, prog_name="interlace")
 
     return run

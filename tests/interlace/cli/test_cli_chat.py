@@ -9,7 +9,7 @@ import pytest
 from interlace.cli.chat import Chat
 from interlace.engine.output import StreamChunk
 from interlace.engine.sampling_params import SamplingParams
-from interlace.errors import PromptTooLong, RankFailed
+from interlace.errors import CacheTooSmall, PromptTooLong, RankFailed, RequestError, TokenizerError
 from support.engine_fakes import FakeRanks
 
 QUICK = ("chat", "--temperature", "0", "--max-tokens", "8", "--ignore-eos")
@@ -122,7 +122,39 @@ def test_a_turn_that_cannot_be_served_leaves_the_conversation_as_it_was(
     chat = chat_with(PromptTooLong("the prompt has 300 tokens"))
     chat.take("Hello")
     assert chat.messages == []
-    assert capsys.readouterr().err == "error: the prompt has 300 tokens\n"
+    error, advice = capsys.readouterr().err.splitlines()
+    assert error == "error: the prompt has 300 tokens"
+    assert "/reset forgets it" in advice
+
+
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        (TokenizerError("System role not supported"), "/system - takes the system message out"),
+        (CacheTooSmall("the cache holds 16 blocks"), "/reset forgets it"),
+        (RequestError("it cannot be served"), "say it otherwise, or /reset"),
+    ],
+)
+def test_a_refused_turn_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], refusal: Exception, advice: str
+) -> None:
+    chat = chat_with(refusal, system="Be brief.")
+    chat.take("Hello")
+    assert chat.messages == [{"role": "system", "content": "Be brief."}]
+    assert advice in capsys.readouterr().err
+
+
+def test_a_system_message_can_be_taken_out() -> None:
+    chat = chat_with("Yes.", system="Be brief.")
+    chat.take("/system -")
+    assert (chat.system, chat.messages) == (None, [])
+
+
+def test_a_line_that_is_no_text_costs_that_line(invoke: Any, fake_model: FakeRanks) -> None:
+    result = invoke(*QUICK, input=b"\xff\xfe\n/help\n")
+    assert result.exit_code == 0
+    assert "byte 0xff" in result.stderr
+    assert "/history" in result.stdout
 
 
 def test_a_failed_rank_ends_the_session() -> None:
