@@ -23,7 +23,7 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
     """A command without subcommands. An error of the kinds `reported` becomes one line on standard error."""
-    told = (*reported, streams.InputError)
+    told: tuple[type[Exception], ...] = (*reported, streams.InputError)
 
     class Commands(TyperGroup):
         def invoke(self, ctx: Any) -> Any:
