@@ -166,8 +166,10 @@ def make_gguf(
     _write_gguf_values(writer, settings or {})
     expected = {}
 
-    def add(name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False) -> None:
-        values = random.standard_normal(shape).astype(np.float32)
+    def add(
+        name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False, size: float = 1.0
+    ) -> None:
+        values = random.standard_normal(shape).astype(np.float32) * np.float32(size)
         use = gguf.GGMLQuantizationType.F32 if plain or len(shape) == 1 else kind
         stored = gguf.quants.quantize(values, use)
         writer.add_tensor(tensor, stored, raw_dtype=use)
@@ -193,10 +195,17 @@ def make_gguf(
         "up": inter,
         "down": hidden,
     }
+    bias_sizes = {"o": 30.0, "down": 500.0}  # of the order of the sums that they are added to
     for part in ("q", "k", "v") if family == "qwen2" else biases:
         tensor = "attn_output" if part == "o" else f"attn_{part}" if part in "qkv" else f"ffn_{part}"
         permuted = {"q": heads, "k": kv_heads}.get(part, 0)
-        add(f"layers.0.{part}_bias", f"blk.0.{tensor}.bias", rows[part], heads=permuted)
+        add(
+            f"layers.0.{part}_bias",
+            f"blk.0.{tensor}.bias",
+            rows[part],
+            heads=permuted,
+            size=bias_sizes.get(part, 1.0),
+        )
     for tensor, size in (extra or {}).items():
         writer.add_tensor(tensor, np.ones(size, dtype=np.float32))
     if family == "qwen3":
