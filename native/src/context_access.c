@@ -109,9 +109,9 @@ emx_status emx_memset(emx_context *context, void *pointer, size_t offset, int va
   return status == EMX_OK ? write_or_fill(context, pointer, offset, NULL, value, size_bytes, entry_ticks) : status;
 }
 
-void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes) {
+void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes,
+               uint64_t entry_ticks) {
   transfer_wait wait;
-  const uint64_t entry_ticks = transfer_entry(&context->clock);
   const transfer moved = {
       .destination = memory_of(to, destination),
       .source = from->touchable ? source : NULL,
@@ -128,11 +128,12 @@ void tier_copy(emx_context *context, tier *to, void *destination, tier *from, co
 emx_status emx_copy(emx_context *context, void *destination, size_t destination_offset, const void *source,
                     size_t source_offset, size_t size_bytes) {
   side to, from;
+  const uint64_t entry_ticks = entry_of(context);
   emx_status status = context_require(context);
   if (status == EMX_OK) status = check_side(context, destination, destination_offset, size_bytes, true, &to);
   if (status == EMX_OK) status = check_side(context, source, source_offset, size_bytes, false, &from);
   if (status != EMX_OK || size_bytes == 0) return status;
-  tier_copy(context, to.tier, to.address, from.tier, from.address, size_bytes);
+  tier_copy(context, to.tier, to.address, from.tier, from.address, size_bytes, entry_ticks);
   status = settle(context, to.tier, to.address, size_bytes, true);
   return status == EMX_OK ? settle(context, from.tier, from.address, size_bytes, false) : status;
 }

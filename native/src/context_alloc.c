@@ -63,7 +63,7 @@ static emx_status move(emx_context *context, tier *from, const heap_block *block
   emx_status status = context_check_access(context, from, block->base, size_bytes, false);
   if (status == EMX_OK) status = alloc_in(to, new_size, 0, &target);
   if (status != EMX_OK) return status;
-  tier_copy(context, to, target, from, block->base, size_bytes);
+  tier_copy(context, to, target, from, block->base, size_bytes, transfer_entry(&context->clock));
   status = context_check_access(context, from, block->base, size_bytes, false); /* fenced or poisoned meanwhile? */
   if (status == EMX_OK) status = check_guards(to);
   if (status == EMX_OK) status = free_in(from, block->base); /* fails if another thread freed it: a race of the program */

@@ -122,7 +122,8 @@ void pin_table_destroy(pin_table *table);
 void pin_table_forget(pin_table *table); /* unpins all; its lock is held */
 
 /* Moves, prices and counts bytes between two checked ranges, which may overlap. */
-void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes);
+void tier_copy(emx_context *context, tier *to, void *destination, tier *from, const void *source, size_t size_bytes,
+               uint64_t entry_ticks);
 
 /* Adds an access, or a modelled duration, to a tier's statistics. */
 void tier_count(tier *tier, emx_direction direction, size_t size_bytes, uint64_t delayed_ns);
