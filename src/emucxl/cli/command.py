@@ -19,6 +19,7 @@ from emucxl.cli import console, streams
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_GONE = 141  # 128 + SIGPIPE
+DIRECTORY_GONE = "the working directory is gone: cd to one that exists"
 
 
 def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
@@ -65,9 +66,12 @@ def version_printer(name: str) -> Callable[[bool], None]:
     return show
 
 
-def run(app: typer.Typer, name: str) -> None:
-    """Entry point of a script."""
+def run(app: typer.Typer, name: str, needs_directory: bool = False) -> None:
+    """Entry point of a script. `needs_directory`: it loads libraries that cannot do without a working directory."""
     streams.prepare()
+    if needs_directory and _is_directory_gone():
+        console.show_error(OSError(DIRECTORY_GONE))
+        sys.exit(1)
     try:
         try:
             app(prog_name=name)
@@ -89,8 +93,12 @@ def _refused(error: OSError) -> OSError:
     code = errno.errorcode.get(error.errno or 0, "no code")
     where = f": {error.filename}" if error.filename is not None else ""
     text = f"{error.strerror or error} ({code}){where}"
+    return OSError(f"{text}; {DIRECTORY_GONE}" if _is_directory_gone() else text)
+
+
+def _is_directory_gone() -> bool:
     try:
         os.getcwd()
     except OSError:
-        text += "; the working directory is gone: cd to one that exists"
-    return OSError(text)
+        return True
+    return False

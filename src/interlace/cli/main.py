@@ -41,4 +41,4 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the `interlace` script."""
-    run(app, "interlace")
+    run(app, "interlace", needs_directory=True)  # MKL, in torch, ends the process without one

@@ -79,5 +79,15 @@ def test_a_message_of_many_lines_becomes_one(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: pip said: no\n"
 
 
+def test_a_working_directory_that_is_gone_is_one_line_and_status_1() -> None:
+    gone = "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)"
+    code = f"{gone}; from interlace.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: the working directory is gone: cd to one that exists\n"
+
+
 def _raise(error: BaseException) -> None:
     raise error
