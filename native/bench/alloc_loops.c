@@ -1,10 +1,13 @@
 /* Loops that allocate and free, in one thread or several at once, and how long an allocation with its free takes. */
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "allocators.h"
+
+enum { MAX_THREADS = 64 };
 
 typedef enum pattern {
   STACK = 0,     /* `num_blocks` are allocated, then freed in the opposite order */
@@ -21,6 +24,8 @@ typedef struct bench_alloc_config {
   uint64_t num_blocks;
   uint64_t num_operations; /* allocations with their free, per thread */
   bench_tier tier;
+  uint32_t num_cores;          /* 0: threads run where the system puts them */
+  uint32_t cores[MAX_THREADS]; /* thread i stays on the i-th of these, from the first again after the last */
 } bench_alloc_config;
 
 typedef struct run {
@@ -142,6 +147,22 @@ static uint64_t duration_ns(const worker *workers, uint32_t num_threads) {
   return end - begin;
 }
 
+/* A thread that stays on its core. Where the system refuses, or the core is gone, it runs anywhere. */
+static int start_thread(worker *worker, uint32_t number) {
+  const bench_alloc_config *config = worker->run->config;
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  if (config->num_cores > 0) {
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(config->cores[number % config->num_cores], &own);
+    pthread_attr_setaffinity_np(&attributes, sizeof own, &own);
+  }
+  int error = pthread_create(&worker->thread, &attributes, work, worker);
+  pthread_attr_destroy(&attributes);
+  return error == 0 ? 0 : pthread_create(&worker->thread, NULL, work, worker);
+}
+
 static bool run_threads(run *run, worker *workers) {
   const uint32_t num_threads = run->config->num_threads;
   uint32_t started = 0;
@@ -152,7 +173,7 @@ static bool run_threads(run *run, worker *workers) {
     worker->random = 88172645463325252u + started * 1000003u;
     worker->blocks = calloc(run->config->num_blocks, sizeof *worker->blocks);
     worker->sizes = calloc(run->config->num_blocks, sizeof *worker->sizes);
-    if (!worker->blocks || !worker->sizes || pthread_create(&worker->thread, NULL, work, worker) != 0) abort();
+    if (!worker->blocks || !worker->sizes || start_thread(worker, started) != 0) abort();
   }
   for (uint32_t i = 0; i < started; ++i) {
     pthread_join(workers[i].thread, NULL);
@@ -165,15 +186,18 @@ static bool run_threads(run *run, worker *workers) {
 }
 
 static bool is_sound(const bench_alloc_config *config) {
+  if (config->struct_bytes == sizeof *config)
+    for (uint32_t i = 0; i < config->num_cores; i++)
+      if (config->num_cores > MAX_THREADS || config->cores[i] >= CPU_SETSIZE) return false;
   return config->struct_bytes == sizeof *config && config->pattern <= HAND_OVER && config->num_threads >= 1 &&
-         config->num_threads <= 64 && config->smallest_bytes >= 1 && config->smallest_bytes <= config->largest_bytes &&
+         config->num_threads <= MAX_THREADS && config->smallest_bytes >= 1 && config->smallest_bytes <= config->largest_bytes &&
          config->num_blocks >= 1 && config->num_operations >= 1;
 }
 
 /* Mean ns of one allocation with its free, as each thread sees it. 0: done; 1: a bad config; 2: no such allocator here;
  * 3: an allocation failed. */
 EMX_API int bench_alloc(const bench_alloc_config *config, double *ns_per_operation) {
-  static worker workers[64];
+  static worker workers[MAX_THREADS];
   run run = {.config = config};
   if (!is_sound(config)) return 1;
   if (!allocator_open(config->allocator, &config->tier, &run.allocator)) return 2;

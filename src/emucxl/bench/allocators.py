@@ -11,7 +11,7 @@ from typing import Any
 
 from emucxl import native
 from emucxl.abi import SizedStructure
-from emucxl.bench import loops
+from emucxl.bench import loops, machine
 from emucxl.context import Context
 from emucxl.errors import CorruptError, SystemMemoryError
 
@@ -28,6 +28,7 @@ ALLOCATORS = {
 STACK, CHURN, HAND_OVER = range(3)
 TIER_BYTES = 1 << 30
 UNAVAILABLE, FAILED, WRONG = 2, 3, 4
+_MAX_THREADS = 64
 
 
 class _Tier(ctypes.Structure):
@@ -45,6 +46,8 @@ class _Config(SizedStructure):
         ("num_blocks", c_uint64),
         ("num_operations", c_uint64),
         ("tier", _Tier),
+        ("num_cores", c_uint32),
+        ("cores", c_uint32 * _MAX_THREADS),
     )
 
 
@@ -71,6 +74,7 @@ class Loops:
     def __init__(self, handle: int, tier: int) -> None:
         self._library: Any = loops.declared(_SIGNATURES)
         self._tier = _Tier(handle, tier)
+        self._cores = machine.cores_apart()[:_MAX_THREADS]
 
     def available(self) -> list[str]:
         """The allocators that are installed here, in the order of ALLOCATORS."""
@@ -93,7 +97,10 @@ class Loops:
     def ns_per_operation(
         self, allocator: str, pattern: Pattern, num_threads: int, num_operations: int
     ) -> float:
-        """Nanoseconds of one allocation with its free, touching each line between, in each of the threads."""
+        """Nanoseconds of one allocation with its free, touching each line between, in each of the threads.
+
+        Thread i stays on the i-th core of `machine.cores_apart()`: where threads land decides what they share.
+        """
         found = c_double()
         config = self._config(allocator, pattern, num_threads, num_operations)
         _require_memory(self._library.bench_alloc(config, ctypes.byref(found)), allocator)
@@ -109,6 +116,8 @@ class Loops:
             num_blocks=pattern.num_blocks,
             num_operations=num_operations,
             tier=self._tier,
+            num_cores=len(self._cores),
+            cores=(c_uint32 * _MAX_THREADS)(*self._cores),
         )
 
 

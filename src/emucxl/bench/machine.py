@@ -33,6 +33,25 @@ def slug() -> str:
     return f"{words}-{resources.num_threads()}-cores"
 
 
+def cores_apart(system: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """The cores that this process may use: one thread of each physical core first, then the second ones, and so on."""
+    usable = sorted(os.sched_getaffinity(0))
+    turns = {
+        core: sum(sibling < core for sibling in _siblings(system, core) & set(usable)) for core in usable
+    }
+    return sorted(usable, key=lambda core: (turns[core], core))
+
+
+def _siblings(system: Path, core: int) -> set[int]:
+    """The hardware threads of a core's physical core ("0,64" or "0-1"); itself where the kernel says nothing."""
+    try:
+        ranges = (system / f"cpu{core}" / "topology" / "thread_siblings_list").read_text().strip().split(",")
+        bounds = [each.split("-") for each in ranges]
+        return {number for low, *high in bounds for number in range(int(low), int((high or [low])[0]) + 1)}
+    except (OSError, ValueError):
+        return {core}
+
+
 def cpu_model() -> str:
     """The processor as the kernel names it, with family and model where its name alone says little."""
     found: dict[str, str] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from emucxl import resources
+from emucxl.bench import machine
 from emucxl.bench.allocators import CHURN, HAND_OVER, STACK, Loops, Pattern, opened
 from emucxl.bench.harness import Progress, Report, Samples, interleaved
 
@@ -71,6 +72,7 @@ def _report(found: dict[tuple[str, int], dict[str, Samples]], names: list[str], 
         rows=tuple(rows),
         notes=(
             f"Median (quartiles) of {rounds} interleaved rounds, on {resources.num_threads()} cores.",
+            f"Thread by thread on the cores {', '.join(map(str, machine.cores_apart()))}, and from the first again.",
             "All of them hand out zeroed memory, and every line of each block is written to.",
         ),
         results=results,

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 
 from emucxl import errors
-from emucxl.bench import alloc, allocators, scaling
-from emucxl.bench.allocators import CHURN, Pattern
+from emucxl.bench import alloc, allocators, machine, scaling
+from emucxl.bench.allocators import CHURN, STACK, Pattern
 
 
 def test_every_pattern_is_set_against_malloc_and_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +26,39 @@ def test_threads_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     report = scaling.run(quick=True)
     assert len(report.rows) == len(scaling.PATTERNS) * len(scaling.NUM_THREADS)
     assert [row[1] for row in report.rows[:3]] == ["1", "2", "4"]
+
+
+def allowed_cores() -> set[str]:
+    """Of each thread of this process, where it may run."""
+    found = set()
+    for status in Path("/proc/self/task").glob("*/status"):
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            continue
+        found |= {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list")}
+    return found
+
+
+def test_each_thread_stays_on_a_core_of_its_own() -> None:
+    wanted = {str(core) for core in machine.cores_apart()[:2]}
+    seen: set[str] = set()
+    with allocators.opened() as loops:
+        blocks, ended = Pattern("", STACK, 64, 64, 64), threading.Event()
+
+        def run() -> None:
+            for _ in range(100):  # each is watched for a moment, on whatever machine
+                loops.ns_per_operation("emucxl", blocks, 2, 200_000)
+                if wanted <= seen:
+                    break
+            ended.set()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while not ended.is_set():
+            seen |= allowed_cores()
+        thread.join()
+    assert wanted <= seen
 
 
 def test_progress_ascends_to_one(monkeypatch: pytest.MonkeyPatch) -> None:

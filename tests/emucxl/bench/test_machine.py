@@ -1,6 +1,9 @@
 import os
 import re
 import threading
+from pathlib import Path
+
+import pytest
 
 from emucxl.bench import machine
 
@@ -23,3 +26,24 @@ def test_the_record_of_a_checkout_names_its_commit() -> None:
     source = machine.source()
     assert source["commit"] is None or re.fullmatch(r"[0-9a-f]{40}", source["commit"])
     assert machine.describe()["memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("siblings", "expected"),
+    [
+        ({0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5"}, [0, 1, 4, 5]),
+        ({0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, [0, 2, 1, 3]),
+        ({0: "0-3", 2: "0-3", 9: "8-9"}, [0, 9, 2]),  # 1, 3 and 8 are other processes'
+        ({3: "", 4: "?"}, [3, 4]),
+        ({7: None}, [7]),
+    ],
+)
+def test_threads_are_spread_over_physical_cores_first(
+    siblings: dict[int, str | None], expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(siblings))
+    for core, text in siblings.items():
+        if text is not None:
+            (tmp_path / f"cpu{core}" / "topology").mkdir(parents=True)
+            (tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list").write_text(text + "\n")
+    assert machine.cores_apart(tmp_path) == expected
