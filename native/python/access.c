@@ -100,7 +100,7 @@ PyObject *buffer_copy_from(PyObject *self, PyObject *const *arguments, Py_ssize_
   size_t start = 0, source_start, size_bytes;
   if (!parse(&expected, arguments, num_arguments, keywords, values)) return NULL;
   if (Py_TYPE(values[0]) != buffer_type)
-    return PyErr_Format(PyExc_TypeError, "got a source %R; expected a Buffer (`write` takes other bytes)",
+    return PyErr_Format(errors.argument_type, "got a source %R; expected a Buffer (`write` takes other bytes)",
                         (PyObject *)Py_TYPE(values[0]));
   source = (buffer_object *)values[0];
   if (values[1] != NULL && !parse_size(values[1], "offset", &start)) return NULL;

@@ -14,7 +14,7 @@ typedef struct batch {
 static bool add_access(batch *batch, PyObject *item) {
   PyObject *buffer, *offset, *bytes;
   if (!PyTuple_Check(item) || PyTuple_Size(item) != 3) {
-    PyErr_Format(PyExc_TypeError, "got the access %R; expected (buffer, offset, %s)", item,
+    PyErr_Format(errors.argument_type, "got the access %R; expected (buffer, offset, %s)", item,
                  batch->is_read ? "target" : "data");
     return false;
   }
@@ -22,7 +22,7 @@ static bool add_access(batch *batch, PyObject *item) {
   offset = PyTuple_GetItem(item, 1);
   bytes = PyTuple_GetItem(item, 2);
   if (Py_TYPE(buffer) != buffer_type) {
-    PyErr_Format(PyExc_TypeError, "got %R as buffer of an access; expected a Buffer", (PyObject *)Py_TYPE(buffer));
+    PyErr_Format(errors.argument_type, "got %R as buffer of an access; expected a Buffer", (PyObject *)Py_TYPE(buffer));
     return false;
   }
   buffer_object *memory = (buffer_object *)buffer;

@@ -137,7 +137,7 @@ static tier_object *find_tier(const buffer_object *buffer, PyObject *tier) {
     Py_INCREF(tier);
   if (tier == NULL) return NULL;
   if (!PyObject_TypeCheck(tier, tier_type))
-    PyErr_Format(PyExc_TypeError, "got a tier %R; expected a Tier or the name of one", (PyObject *)Py_TYPE(tier));
+    PyErr_Format(errors.argument_type, "got a tier %R; expected a Tier or the name of one", (PyObject *)Py_TYPE(tier));
   else if (((tier_object *)tier)->context != buffer->tier->context)
     PyErr_SetString(errors.argument, "got a tier of another context; expected one of the buffer's own");
   else

@@ -82,7 +82,7 @@ enum { SHORT_BYTES = 16384 };
 
 /* Classes of emucxl.errors. */
 typedef struct error_classes {
-  PyObject *any, *argument, *out_of_bounds, *closed, *in_use, *unavailable;
+  PyObject *any, *argument, *argument_type, *out_of_bounds, *closed, *in_use, *unavailable;
 } error_classes;
 
 extern error_classes errors;

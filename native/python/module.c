@@ -79,14 +79,14 @@ bool parse_size(PyObject *value, const char *what, size_t *size) {
     PyErr_Format(errors.out_of_bounds, "got %s %R; expected a number of bytes that fits the address space", what, value);
   } else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
     PyErr_Clear();
-    PyErr_Format(PyExc_TypeError, "got %s %R; expected an integer", what, value);
+    PyErr_Format(errors.argument_type, "got %s %R; expected an integer", what, value);
   }
   return false;
 }
 
 bool parse_bytes(PyObject *object, bool writable, const char *what, Py_buffer *view) {
   if (!PyObject_CheckBuffer(object)) {
-    PyErr_Format(PyExc_TypeError, "got %s %R; expected an object with the buffer protocol (bytes, memoryview, ndarray)",
+    PyErr_Format(errors.argument_type, "got %s %R; expected an object with the buffer protocol (bytes, memoryview, ndarray)",
                  what, (PyObject *)Py_TYPE(object));
     return false;
   }
@@ -119,6 +119,7 @@ static bool bind_errors(PyObject *module) {
     const char *name;
   } classes[] = {{&errors.any, "EmucxlError"},
                  {&errors.argument, "ArgumentError"},
+                 {&errors.argument_type, "ArgumentTypeError"},
                  {&errors.out_of_bounds, "OutOfBoundsError"},
                  {&errors.closed, "ClosedError"},
                  {&errors.in_use, "InUseError"},

@@ -20,8 +20,9 @@ from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
+from emucxl.arguments import contents, instance, natural, number
 from emucxl.closing import Closing
-from emucxl.errors import ArgumentError, ClosedError
+from emucxl.errors import ArgumentError, ArgumentTypeError, ClosedError
 
 if TYPE_CHECKING:
     from emucxl.context import Context
@@ -157,7 +158,8 @@ class Cache(Closing):
         self._handle: c_void_p | None = None
         self._context: Context | None = None
         self._library = _library()
-        self._mode = Coherence(mode)
+        instance("mode", mode, Coherence, "a Coherence")
+        self._mode = mode
         self._range = _Range(memory)
         try:
             config = _Config(
@@ -165,11 +167,11 @@ class Cache(Closing):
                 base=self._range.address,
                 size_bytes=self._range.size_bytes,
                 region=self._range.region,
-                capacity_bytes=_unsigned("capacity_bytes", capacity_bytes),
-                seed=_unsigned("seed", seed),
+                capacity_bytes=natural("capacity_bytes", capacity_bytes),
+                seed=natural("seed", seed),
                 detect_stale=detect_stale,
                 whole_line_writes=whole_line_writes,
-                hit_latency_ns=hit_latency_ns,
+                hit_latency_ns=number("hit_latency_ns", hit_latency_ns),
             )
             self._price(config, context, timing, link)
             handle = c_void_p()
@@ -205,8 +207,8 @@ class Cache(Closing):
         Raises:
             OutOfBoundsError: the range leaves the memory.
         """
-        handle, copy = self._open(), bytes(data)
-        _unsigned("offset", offset)
+        handle, copy = self._open(), contents(data)
+        natural("offset", offset)
         native.check(self._library.emx_cache_write(handle, offset, copy, len(copy)))
 
     def flush(self, offset: int = 0, size: int | None = None) -> None:
@@ -231,14 +233,14 @@ class Cache(Closing):
     def load_u64(self, offset: int) -> int:
         """The eight bytes at `offset` (a multiple of 8), straight from the memory in every mode."""
         value = c_uint64()
-        _unsigned("offset", offset)
+        natural("offset", offset)
         native.check(self._library.emx_cache_load_u64(self._open(), offset, byref(value)))
         return value.value
 
     def store_u64(self, offset: int, value: int) -> None:
         """Stores `value` at `offset` (a multiple of 8), straight to the memory in every mode."""
-        _unsigned("offset", offset)
-        native.check(self._library.emx_cache_store_u64(self._open(), offset, _unsigned("value", value)))
+        natural("offset", offset)
+        native.check(self._library.emx_cache_store_u64(self._open(), offset, natural("value", value)))
 
     def stats(self) -> CacheStats:
         stats = _Stats()
@@ -274,8 +276,11 @@ class Cache(Closing):
                     "got a timing, link or hit latency without a context; expected the context whose clock to charge"
                 )
             return
-        from emucxl.context import resolve_timing
+        from emucxl.context import Context, resolve_timing
+        from emucxl.links import Link
 
+        instance("context", context, Context, "a Context")
+        instance("link", link, Link | None, "a Link")
         resolved = resolve_timing(timing)
         if resolved is not None:
             config.timing = resolved.to_abi()
@@ -301,8 +306,8 @@ class Cache(Closing):
     def _rest(self, size: int | None, offset: int) -> int:
         """`size`, or what there is from `offset` on; the core checks the upper bounds, but sees no sign."""
         self._open()
-        _unsigned("offset", offset)
-        return max(self.size_bytes - offset, 0) if size is None else _unsigned("size", size)
+        natural("offset", offset)
+        return max(self.size_bytes - offset, 0) if size is None else natural("size", size)
 
 
 class _Range:
@@ -317,7 +322,7 @@ class _Range:
             self._kept = memory.borrow()
             self.region, self.address, self.size_bytes = self._kept.handle, memory.address, memory.size_bytes
             return
-        view = memoryview(getattr(memory, "buffer", memory)).cast("B")
+        view = _bytes_of(memory)
         if view.readonly:
             raise ArgumentError("got read-only memory; expected memory that can be written to")
         self._kept = (c_char * view.nbytes).from_buffer(view)
@@ -329,7 +334,10 @@ class _Range:
         self._kept, self.region = None, None
 
 
-def _unsigned(name: str, value: int) -> int:
-    if not 0 <= value < 1 << 64:
-        raise ArgumentError(f"got {name}={value}; expected 0 to 2^64 - 1")
-    return value
+def _bytes_of(memory: Any) -> memoryview:
+    try:
+        return memoryview(getattr(memory, "buffer", memory)).cast("B")
+    except (TypeError, BufferError) as error:
+        raise ArgumentTypeError(
+            f"got the memory {memory!r} ({error}); expected a SharedSegment, a Region or a contiguous buffer"
+        ) from None

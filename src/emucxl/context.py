@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Literal
 
 from emucxl import abi, native
 from emucxl._buffer import ContextBase
+from emucxl.arguments import instance, natural, text_bytes
 from emucxl.buffer import Buffer, bind
-from emucxl.errors import ArgumentError, InUseError, NotFoundError
+from emucxl.errors import ArgumentError, ArgumentTypeError, InUseError, NotFoundError
 from emucxl.locks import new_lock
 from emucxl.providers import Anon, Borrowed, Provider
 from emucxl.tiers import Tier, is_touchable
@@ -68,11 +69,14 @@ class Context(ContextBase):
             ArgumentError: there is no such clock.
             UnavailableError: the native core cannot be loaded.
         """
-        if clock not in _CLOCKS:
+        if not isinstance(clock, str) or clock not in _CLOCKS:
             raise ArgumentError(f"got the clock {clock!r}; expected 'real' or 'virtual'")
         library = bind()
         config, handle = abi.ContextConfig(clock=_CLOCKS[clock]), ctypes.c_void_p()
         if calibration is not None:
+            from emucxl.calibration import Calibration
+
+            instance("calibration", calibration, Calibration, "a Calibration")
             config.calibration = ctypes.pointer(calibration.to_abi())
         native.check(library.emx_context_open(ctypes.byref(config), ctypes.byref(handle)))
         self._adopt(handle.value or 0)
@@ -104,7 +108,7 @@ class Context(ContextBase):
                 raise ArgumentError(f"got {tier!r} of another context; expected one of {self!r}")
             return tier
         if not isinstance(tier, str):
-            raise TypeError(f"got a tier {type(tier)!r}; expected a Tier or the name of one")
+            raise ArgumentTypeError(f"got a tier {type(tier)!r}; expected a Tier or the name of one")
         if tier not in self._tiers:
             raise NotFoundError(
                 f"got the tier {tier!r}; expected one of {', '.join(map(repr, self._tiers)) or 'none'}"
@@ -133,6 +137,7 @@ class Context(ContextBase):
             ArgumentError: anything else is wrong with the arguments.
         """
         provider = Anon() if provider is None else provider
+        instance("provider", provider, Provider, "a Provider, such as Shm()")
         borrowed = provider.borrow()
         try:
             tier = self._add_tier(name, capacity_bytes, provider, timing, link)
@@ -160,6 +165,9 @@ class Context(ContextBase):
         if resolved is not None:
             config.timing = resolved.to_abi()
         if link is not None:
+            from emucxl.links import Link
+
+            instance("link", link, Link, "a Link")
             config.link = link.handle
         with self._lock, self.held() as handle:
             if self._clock == "real" and not self._calibrated and (resolved is not None or link is not None):
@@ -185,7 +193,7 @@ class Context(ContextBase):
         """
         raw = abi.Allocation()
         with self.held() as handle:
-            native.check(self._library.emx_query(handle, address, ctypes.byref(raw)))
+            native.check(self._library.emx_query(handle, natural("address", address), ctypes.byref(raw)))
         tier = next(tier for tier in self._tiers.values() if tier.number == raw.tier)
         return Allocation(raw.base, raw.size_bytes, raw.offset, tier)
 
@@ -257,20 +265,18 @@ def resolve_timing(timing: Timing | Preset | str | None) -> Timing | None:
     if isinstance(timing, Preset):
         timing = timing.timing
     if not isinstance(timing, Timing):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"got a timing {type(timing)!r}; expected a Timing, a Preset, or the name of a preset"
         )
     return timing
 
 
 def _encode_name(name: str) -> bytes:
-    encoded = name.encode()
-    if not encoded or b"\0" in encoded or len(encoded) >= abi.NAME_BYTES:
+    encoded = text_bytes("name", name)
+    if not encoded or len(encoded) >= abi.NAME_BYTES:
         raise ArgumentError(f"got the name {name!r}; expected 1 to {abi.NAME_BYTES - 1} bytes without NUL")
     return encoded
 
 
 def _check_capacity(capacity_bytes: int) -> int:
-    if not 0 <= capacity_bytes < 1 << 63:
-        raise ArgumentError(f"got capacity_bytes={capacity_bytes}; expected at least 0 and less than 2**63")
-    return capacity_bytes
+    return natural("capacity_bytes", capacity_bytes, 63)

@@ -27,9 +27,17 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
+from emucxl.arguments import instance, number
 from emucxl.buffer import Buffer
 from emucxl.closing import Closing
-from emucxl.errors import ArgumentError, ClosedError, OutOfBoundsError, WaitTimeout
+from emucxl.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    EmucxlError,
+    OutOfBoundsError,
+    WaitTimeout,
+)
 from emucxl.locks import new_lock
 
 if TYPE_CHECKING:
@@ -88,7 +96,14 @@ class _Export:
             return
         view = _PyBuffer()
         flags = _WRITABLE if writable else _SIMPLE
-        ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(target), byref(view), flags)
+        try:
+            ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(target), byref(view), flags)
+        except EmucxlError:
+            raise  # one of our own buffers says what is wrong with it
+        except (TypeError, BufferError, ValueError) as error:
+            raise ArgumentTypeError(
+                f"got {target!r} ({error}); expected {'writable' if writable else 'readable'}, contiguous memory"
+            ) from None
         self._view = view
         self.address, self.size_bytes = view.buf or 0, view.len
 
@@ -116,6 +131,9 @@ class CopyEngine(Closing):
         """
         if not isinstance(num_threads, int) or not 1 <= num_threads <= MAX_THREADS:
             raise ArgumentError(f"got num_threads={num_threads!r}; expected 1 to {MAX_THREADS}")
+        from emucxl.context import Context
+
+        instance("context", context, Context, "a Context")
         self._library = _load()
         self._context, self._num_threads = context, num_threads
         self._lock = new_lock()
@@ -149,7 +167,7 @@ class CopyEngine(Closing):
         Raises:
             ClosedError: the engine, or a buffer, is closed.
             OutOfBoundsError: a copy leaves its memory.
-            BufferError, TypeError: a destination is read-only, or something is no contiguous memory.
+            ArgumentTypeError: a destination is read-only, or something is no contiguous memory.
         """
         exports: list[_Export] = []
         try:
@@ -202,9 +220,11 @@ class Completion:
             WaitTimeout: `timeout_s` passed first (on the context's clock).
             PoisonedError, FencedError: a copy could not be made; those before it in the batch were, those after it not.
         """
-        if timeout_s is not None and not timeout_s >= 0:
+        if timeout_s is not None and not number("timeout_s", timeout_s) >= 0:
             raise ArgumentError(f"got timeout_s={timeout_s!r}; expected at least 0")
-        timeout_ns = _FOREVER_NS if timeout_s is None else min(round(timeout_s * 1e9), _FOREVER_NS)
+        timeout_ns = (
+            _FOREVER_NS if timeout_s is None else round(min(timeout_s * 1e9, float(_FOREVER_NS - 4095)))
+        )
         outcome = self._poll(timeout_ns)
         if outcome is WaitTimeout:
             raise WaitTimeout(f"waited {timeout_s} s for a batch of copies that is not done")
@@ -235,7 +255,16 @@ class Completion:
 
 
 def _request(copy: Copy | tuple[Any, Any, int], exports: list[_Export]) -> _Request:
+    if not isinstance(copy, Copy) and not (isinstance(copy, tuple | list) and 2 <= len(copy) <= 5):
+        raise ArgumentTypeError(f"got the copy {copy!r}; expected a Copy, or (destination, source, size)")
     wanted = copy if isinstance(copy, Copy) else Copy(*copy)
+    for name, figure in (
+        ("size", wanted.size),
+        ("destination_offset", wanted.destination_offset),
+        ("source_offset", wanted.source_offset),
+    ):
+        if figure is not None or name != "size":
+            instance(name, figure, int, "an integer")
     to = _Export(wanted.destination, writable=True)
     exports.append(to)
     source = _Export(wanted.source, writable=False)

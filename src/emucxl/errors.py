@@ -2,6 +2,7 @@
 
 EmucxlError
 ├── ArgumentError           an argument makes no sense (also a ValueError)
+│   └── ArgumentTypeError   an argument is of the wrong type (also a TypeError)
 ├── UnavailableError        this system, or this build, has no such thing
 ├── MemoryAccessError
 │   ├── BadPointerError     not a live allocation: never was, or freed
@@ -34,6 +35,10 @@ class EmucxlError(Exception):
 
 class ArgumentError(EmucxlError, ValueError):
     """An argument makes no sense."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument is of the wrong type."""
 
 
 class UnavailableError(EmucxlError):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from emucxl import abi, native
+from emucxl.arguments import instance, natural, path_text
 from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ClosedError
 from emucxl.timing import MOST_LATENCY_NS, check_bandwidth, check_number
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["read", "write"]
 _DIRECTIONS: dict[str, int] = {"read": abi.READ, "write": abi.WRITE}
-_MOST_NS = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Link(Closing):
             ArgumentError: there is no such descriptor.
         """
         handle = ctypes.c_void_p()
-        native.check(abi.load().emx_link_attach(fd, ctypes.byref(handle)))
+        native.check(abi.load().emx_link_attach(natural("fd", fd, 31), ctypes.byref(handle)))
         return cls(handle.value or 0)
 
     @classmethod
@@ -128,8 +128,11 @@ class Link(Closing):
             ForeignError, CorruptError: it is no link, or a damaged one.
         """
         handle = ctypes.c_void_p()
+        instance("config", config, LinkConfig | None, "a LinkConfig")
         raw = ctypes.byref(config.to_abi()) if config is not None else None
-        native.check(abi.load().emx_link_open(os.fsencode(path), raw, ctypes.byref(handle)))
+        native.check(
+            abi.load().emx_link_open(os.fsencode(path_text("path", path)), raw, ctypes.byref(handle))
+        )
         return cls(handle.value or 0)
 
     @property
@@ -166,10 +169,9 @@ class Link(Closing):
     def reserve(self, direction: Direction, size_bytes: int, now_ns: int) -> int:
         """Queues bytes that arrive at `now_ns`; returns when the last of them has passed. Does not wait, and adds no
         latency."""
-        if direction not in _DIRECTIONS:
+        if not isinstance(direction, str) or direction not in _DIRECTIONS:
             raise ArgumentError(f"got the direction {direction!r}; expected 'read' or 'write'")
-        if not 0 <= size_bytes < _MOST_NS or not 0 <= now_ns < _MOST_NS:
-            raise ArgumentError(f"got size_bytes={size_bytes}, now_ns={now_ns}; expected 0 to 2**63 - 1")
+        size_bytes, now_ns = natural("size_bytes", size_bytes, 63), natural("now_ns", now_ns, 63)
         release_ns = ctypes.c_uint64()
         native.check(
             self._library.emx_link_reserve(

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from emucxl import errors, native, pool_abi
+from emucxl.arguments import natural, number, path_text, text_bytes
 from emucxl.pool_cells import Cell, take_all
-from emucxl.pool_hosts import Host, HostCells, PoolObject, Region, natural, text_bytes
+from emucxl.pool_hosts import Host, HostCells, PoolObject, Region
 from emucxl.pool_patience import Patience
 from emucxl.pool_records import (
     HostInfo,
@@ -176,7 +177,7 @@ class Pool(PoolObject):
         config = pool_abi.JoinConfig(
             struct_bytes=ctypes.sizeof(pool_abi.JoinConfig),
             flags=flags,
-            lease_ns=max(1, natural("lease_s", round(lease_s * 1e9))),
+            lease_ns=max(1, natural("lease_s", _nanoseconds("lease_s", lease_s))),
             quota_bytes=0 if quota_bytes is None else max(1, natural("quota_bytes", quota_bytes)),
         )
         handle = ctypes.c_void_p()
@@ -276,11 +277,15 @@ class Pool(PoolObject):
         return f"<Pool {self.path}{', closed' if self.closed else ''}>"
 
 
+def _nanoseconds(name: str, seconds: float) -> int:
+    if number(name, seconds) in (float("inf"), -float("inf")):
+        raise errors.ArgumentError(f"got {name}={seconds}; expected a finite number")
+    return round(seconds * 1e9)
+
+
 def pool_path(path_or_name: str | os.PathLike[str]) -> Path:
     """Where a pool lies: a path is itself, a name means a file in /dev/shm."""
-    text = os.fspath(path_or_name)
-    if not text or "\0" in text:
-        raise errors.ArgumentError(f"got {text!r}; expected a path, or the name of a pool")
+    text = path_text("path or name of a pool", path_or_name)
     return Path(text) if "/" in text else Path(pool_abi.DIRECTORY) / f"{pool_abi.PREFIX}{text}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from emucxl import errors, native, pool_abi
+from emucxl.arguments import contents, instance, natural, text_bytes
 from emucxl.closing import WithBlock
 from emucxl.pool_cells import Cell, Use, take_all
 from emucxl.pool_records import HostInfo, Sharing, host_info
@@ -78,6 +79,7 @@ class Host(PoolObject):
         Raises:
             NameTakenError, PoolFullError, QuotaError, FencedError
         """
+        instance("sharing", sharing, Sharing, "a Sharing")
         config = pool_abi.CarveConfig(
             struct_bytes=ctypes.sizeof(pool_abi.CarveConfig),
             flags=pool_abi.CARVE_PERSISTENT if persistent else 0,
@@ -224,7 +226,7 @@ class Region(PoolObject):
         Raises:
             OutOfBoundsError, PoisonedError, AccessDeniedError (opened read-only), FencedError
         """
-        source = bytes(data)
+        source = contents(data)
         with self._cell as region:
             native.check(
                 pool_abi.library().emx_region_write(region, natural("offset", offset), source, len(source))
@@ -232,8 +234,7 @@ class Region(PoolObject):
 
     def fill(self, value: int, offset: int = 0, size: int | None = None) -> None:
         """Sets `size` bytes (None: to the end) to `value`."""
-        if not 0 <= value <= 255:
-            raise errors.ArgumentError(f"got value={value}; expected 0 to 255")
+        value = natural("value", value, 8)
         offset = natural("offset", offset)
         size = max(0, self.size_bytes - offset) if size is None else natural("size", size)
         with self._cell as region:
@@ -317,15 +318,3 @@ class Region(PoolObject):
 
     def __repr__(self) -> str:
         return f"<Region {self.tag!r} of {self.host.pool.path}{', closed' if self.closed else ''}>"
-
-
-def natural(name: str, value: int, bits: int = 64) -> int:
-    if not 0 <= value < 1 << bits:
-        raise errors.ArgumentError(f"got {name}={value}; expected 0 to {(1 << bits) - 1}")
-    return value
-
-
-def text_bytes(name: str, value: str) -> bytes:
-    if "\0" in value:
-        raise errors.ArgumentError(f"got the {name} {value!r}; expected text without NUL")
-    return value.encode()

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from emucxl.arguments import instance
 from emucxl.errors import NotFoundError
 from emucxl.timing import CurvePoint, Timing
 
@@ -38,6 +39,7 @@ def preset(name: str) -> Preset:
         NotFoundError: there is none.
     """
     known = _load()
+    instance("preset", name, str, "the name of one")
     if name not in known:
         raise NotFoundError(f"got the preset {name!r}; expected one of {', '.join(map(repr, known))}")
     return known[name]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from emucxl import abi
-from emucxl.errors import ArgumentError
+from emucxl.arguments import instance, path_text
+from emucxl.errors import ArgumentError, ArgumentTypeError
 
 
 class Borrowed(Protocol):
@@ -66,7 +67,11 @@ class Shm(Provider):
     def __post_init__(self) -> None:
         if self.path is not None and self.fd is not None:
             raise ArgumentError(f"got path {self.path!r} and fd {self.fd}; expected one of them, or neither")
-        if self.fd is not None and self.fd < 0:
+        if self.path is not None:
+            path_text("path", self.path)
+        if self.fd is not None:
+            instance("fd", self.fd, int, "an open descriptor")
+        if self.fd is not None and not 0 <= self.fd < 1 << 31:
             raise ArgumentError(f"got fd {self.fd}; expected an open descriptor, or None for a new memfd")
 
     def configure(self, config: abi.TierConfig) -> None:
@@ -87,7 +92,8 @@ class Numa(Provider):
 
     def configure(self, config: abi.TierConfig) -> None:
         super().configure(config)
-        config.numa_node = self.node
+        instance("node", self.node, int, "the number of a NUMA node")
+        config.numa_node = max(-1, min(self.node, (1 << 31) - 1))
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Dax(Provider):
 
     def configure(self, config: abi.TierConfig) -> None:
         super().configure(config)
-        config.path = os.fsencode(self.path)
+        config.path = os.fsencode(path_text("path", self.path))
 
 
 @dataclass(frozen=True)
@@ -123,4 +129,6 @@ class RegionMemory(Provider):
         config.region = self.region.handle
 
     def borrow(self) -> Borrowed:
+        if not hasattr(self.region, "borrow"):
+            raise ArgumentTypeError(f"got the region {self.region!r}; expected a Region of a pool")
         return self.region.borrow()

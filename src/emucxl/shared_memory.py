@@ -20,6 +20,7 @@ import os
 from typing import TYPE_CHECKING
 
 from emucxl import resources
+from emucxl.arguments import natural, text_bytes
 from emucxl.closing import WithBlock
 from emucxl.errors import SegmentError
 
@@ -100,7 +101,7 @@ class SharedSegment(WithBlock):
         try:
             actual_bytes = os.fstat(fd).st_size
             own = os.dup(fd)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             raise SegmentError(
                 f"got fd {fd}: {error}; expected the descriptor of a segment, passed on to this process (pass_fds)"
             ) from error
@@ -170,7 +171,8 @@ def empty_segment_fd(name: str) -> int:
     Raises:
         SegmentError: a bad name, or the system has no memfd.
     """
-    if not name or "\0" in name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+    text_bytes("name", name)
+    if not name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
         raise SegmentError(f"got the name {name!r}; expected 1 to {_MAX_NAME_BYTES} bytes without NUL")
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC)
@@ -190,7 +192,7 @@ def unavailable_reason() -> str | None:
 
 
 def _check_size(size_bytes: int) -> None:
-    if size_bytes < 1:
+    if natural("size_bytes", size_bytes, 63) < 1:
         raise SegmentError(f"got size_bytes={size_bytes}; expected at least 1")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from emucxl import abi, native
 from emucxl._buffer import TierBase
+from emucxl.arguments import natural
 from emucxl.providers import Null, Provider
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ class Tier(TierBase):
             OutOfBoundsError, ArgumentError: the range is not in the tier.
         """
         with self.context.held() as handle:
-            native.check(abi.load().emx_poison(handle, self.number, address, size_bytes))
+            native.check(
+                abi.load().emx_poison(
+                    handle, self.number, natural("address", address), natural("size_bytes", size_bytes)
+                )
+            )
 
     def __repr__(self) -> str:
         kind = "modelled" if self.modelled else "unmodelled"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from emucxl import abi
+from emucxl.arguments import instance
 from emucxl.errors import ArgumentError
 
 LEAST_BANDWIDTH_GBPS, MOST_BANDWIDTH_GBPS = 1e-3, 1e5
@@ -64,6 +65,7 @@ class Timing:
             raise ArgumentError(
                 f"got switch_hops={self.switch_hops!r}; expected a whole number, 0 to {MOST_HOPS}"
             )
+        instance("curve", self.curve, Sequence, "a sequence of CurvePoint")
         object.__setattr__(self, "curve", tuple(self.curve))
         _check_curve(self.curve)
 
@@ -123,6 +125,8 @@ def check_bandwidth(name: str, value: float, may_be_zero: bool = False) -> None:
 def _check_curve(curve: Sequence[CurvePoint]) -> None:
     if len(curve) > abi.MAX_CURVE_POINTS:
         raise ArgumentError(f"got {len(curve)} curve points; expected at most {abi.MAX_CURVE_POINTS}")
+    for point in curve:
+        instance("point of the curve", point, CurvePoint, "a CurvePoint")
     for left, right in pairwise(curve):
         if right.utilisation <= left.utilisation or right.latency_factor < left.latency_factor:
             raise ArgumentError(
