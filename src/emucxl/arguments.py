@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from enum import Enum
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from emucxl.errors import ArgumentError, ArgumentTypeError
+
+Member = TypeVar("Member", bound=Enum)
 
 
 def natural(name: str, value: Any, bits: int = 64) -> int:
@@ -54,6 +57,15 @@ def path_text(name: str, value: Any) -> str:
     if not text or "\0" in text:
         raise ArgumentError(f"got the {name} {value!r}; expected a path that is not empty, without NUL")
     return text
+
+
+def member(name: str, value: Any, kind: type[Member]) -> Member:
+    """The member of an enumeration that `value` is, or is the value of."""
+    try:
+        return kind(value)
+    except ValueError:
+        expected = ", ".join(f"{kind.__name__}.{each.name}" for each in kind)
+        raise ArgumentError(f"got {name}={value!r}; expected {expected}") from None
 
 
 def instance(name: str, value: Any, kind: Any, expected: str) -> None:

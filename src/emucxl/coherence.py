@@ -20,7 +20,7 @@ from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
-from emucxl.arguments import contents, instance, natural, number
+from emucxl.arguments import contents, instance, member, natural, number
 from emucxl.closing import Closing
 from emucxl.errors import ArgumentError, ArgumentTypeError, ClosedError
 
@@ -158,8 +158,7 @@ class Cache(Closing):
         self._handle: c_void_p | None = None
         self._context: Context | None = None
         self._library = _library()
-        instance("mode", mode, Coherence, "a Coherence")
-        self._mode = mode
+        self._mode = member("mode", mode, Coherence)
         self._range = _Range(memory)
         try:
             config = _Config(

@@ -101,7 +101,8 @@ class _Export:
         except EmucxlError:
             raise  # one of our own buffers says what is wrong with it
         except (TypeError, BufferError, ValueError) as error:
-            raise ArgumentTypeError(
+            kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
+            raise kind(
                 f"got {target!r} ({error}); expected {'writable' if writable else 'readable'}, contiguous memory"
             ) from None
         self._view = view
@@ -167,7 +168,7 @@ class CopyEngine(Closing):
         Raises:
             ClosedError: the engine, or a buffer, is closed.
             OutOfBoundsError: a copy leaves its memory.
-            ArgumentTypeError: a destination is read-only, or something is no contiguous memory.
+            ArgumentError: a destination is read-only, or something is no contiguous memory.
         """
         exports: list[_Export] = []
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from emucxl import errors, native, pool_abi
-from emucxl.arguments import contents, instance, natural, text_bytes
+from emucxl.arguments import contents, member, natural, text_bytes
 from emucxl.closing import WithBlock
 from emucxl.pool_cells import Cell, Use, take_all
 from emucxl.pool_records import HostInfo, Sharing, host_info
@@ -79,11 +79,10 @@ class Host(PoolObject):
         Raises:
             NameTakenError, PoolFullError, QuotaError, FencedError
         """
-        instance("sharing", sharing, Sharing, "a Sharing")
         config = pool_abi.CarveConfig(
             struct_bytes=ctypes.sizeof(pool_abi.CarveConfig),
             flags=pool_abi.CARVE_PERSISTENT if persistent else 0,
-            sharing=int(sharing),
+            sharing=int(member("sharing", sharing, Sharing)),
             max_bytes=0 if max_bytes is None else natural("max_bytes", max_bytes),
         )
         size_bytes = natural("size_bytes", size_bytes)

@@ -20,7 +20,7 @@ import os
 from typing import TYPE_CHECKING
 
 from emucxl import resources
-from emucxl.arguments import natural, text_bytes
+from emucxl.arguments import instance
 from emucxl.closing import WithBlock
 from emucxl.errors import SegmentError
 
@@ -171,8 +171,8 @@ def empty_segment_fd(name: str) -> int:
     Raises:
         SegmentError: a bad name, or the system has no memfd.
     """
-    text_bytes("name", name)
-    if not name or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+    instance("name", name, str, "text")
+    if not name or "\0" in name or len(name.encode(errors="surrogatepass")) > _MAX_NAME_BYTES:
         raise SegmentError(f"got the name {name!r}; expected 1 to {_MAX_NAME_BYTES} bytes without NUL")
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC)
@@ -192,7 +192,8 @@ def unavailable_reason() -> str | None:
 
 
 def _check_size(size_bytes: int) -> None:
-    if natural("size_bytes", size_bytes, 63) < 1:
+    instance("size_bytes", size_bytes, int, "an integer")
+    if size_bytes < 1:
         raise SegmentError(f"got size_bytes={size_bytes}; expected at least 1")
 
 

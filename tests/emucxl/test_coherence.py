@@ -452,7 +452,7 @@ def test_ranges_are_checked_against_the_end(segment: SharedSegment, mode: Cohere
 def test_bad_configurations_are_refused(segment: SharedSegment) -> None:
     with pytest.raises(ArgumentError, match=r"expected whole lines of 64"):
         Cache(segment, capacity_bytes=100)
-    with pytest.raises(ValueError, match="3 is not a valid Coherence"):
+    with pytest.raises(ArgumentError, match=r"got mode=3; expected Coherence\.HARDWARE, "):
         Cache(segment, 3)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="expected a multiple of 64, where a line begins"):
         Cache(segment.buffer[8:])

@@ -255,6 +255,7 @@ static void places_and_configs_may_be_null(void) {
   REFUSED(emx_link_reserve(link, EMX_READ, 1, 0, NULL));
   REFUSED(emx_calibrate(1, NULL));
   REFUSED(emx_check_timing(NULL, NULL));
+  REFUSED(emx_resources_read(NULL, NULL));
   REFUSED(emx_pool_create(NULL, NULL, NULL));
   REFUSED(emx_pool_open(NULL, 0, NULL));
   REQUIRE(emx_provider_unavailable((emx_provider)99) != NULL);
