@@ -68,8 +68,9 @@ class Woven:
         self.residual = [torch.zeros(len(part), HIDDEN) for part in plan.parts]
         self.past: dict[int, Tensor] = {}  # keys and values of the first part, by layer
 
-    def embed(self, step: Step) -> None:  # the input is on every rank, and the ranks' parts are summed
-        self.hidden[step.part] = self.x[self.rows[step.part]] / self.ranks.size
+    def embed(self, step: Step) -> None:  # the ranks' parts are summed: the input comes from one of them
+        rows = self.x[self.rows[step.part]]
+        self.hidden[step.part] = rows if self.ranks.rank == 0 else torch.zeros_like(rows)
 
     def attention(self, step: Step) -> None:
         before = self.past.get(step.layer) if step.part == 1 else None
@@ -90,7 +91,9 @@ def woven(blocks: list[Block], norm: nn.RMSNorm, x: Tensor, split: int, ranks: C
     handlers = {
         op: getattr(run, op.value, lambda step: None) for op in Op
     }  # no logits here, nothing to gather
-    with LaneExecutor(torch.inference_mode) as executor:
+    with LaneExecutor(
+        torch.inference_mode, on_failure=lambda failure: ranks.abort(repr(failure))
+    ) as executor:
         executor.run(plan, handlers)
     return torch.cat(run.hidden)
 

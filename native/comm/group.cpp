@@ -150,6 +150,14 @@ tw_status mismatch(tw_shm_group* group, const Tag& own, int rank, const Tag& oth
     return check_aborted(group);
 }
 
+// A child of a fork has the parent's memory, and would take the parent's steps.
+tw_status check_process(tw_shm_group* group) {
+    if (group->generation == fork_generation()) return TW_OK;
+    say(group, -1, "rank %d was called in a process forked from it; only the process that joined the group may call",
+        group->rank);
+    return TW_ERROR_ABORTED;
+}
+
 constexpr size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
 
 uint64_t pack_shape(int size, size_t slot_bytes) {
@@ -172,6 +180,7 @@ const char* name_of(Operation operation) {
 }
 
 tw_status begin_step(tw_shm_group* group, Operation operation, bool idle) {
+    if (tw_status status = check_process(group)) return status;
     if (tw_status status = check_aborted(group)) return status;
     const uint32_t previous = group->step;
     for (int rank = 0; rank < group->size; ++rank) {
@@ -260,12 +269,13 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
     group->size = size;
     group->timeout_ns = options->timeout_ns;
     group->spin_ns = options->spin_ns;
+    group->generation = fork_generation();
     if (rank >= 0) {
         group->lock_fd = lock_presence(segment_fd, rank);
         uint32_t expected = kNeverCame;
         const uint32_t presence = group->lock_fd >= 0 ? kPresent : kPresentUnwatched;
         if (!group->ranks[rank].presence.compare_exchange_strong(expected, presence, std::memory_order_acq_rel)) {
-            if (group->lock_fd >= 0) close(group->lock_fd);
+            unlock_presence(group->lock_fd);
             delete group;
             return TW_ERROR_INVALID_ARGUMENT;
         }
@@ -276,12 +286,12 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
 
 extern "C" void tw_shm_detach(tw_shm_group* group) {
     if (!group) return;
-    if (group->rank >= 0) {
+    if (group->rank >= 0 && group->generation == fork_generation()) {
         // Left first, unlocked second, or a waiter could take the one for a death.
         group->ranks[group->rank].presence.store(kLeft, std::memory_order_release);
         futex_wake_all(group->ranks[group->rank].arrived);
     }
-    if (group->lock_fd >= 0) close(group->lock_fd);
+    unlock_presence(group->lock_fd);
     delete group;
 }
 
@@ -295,6 +305,7 @@ extern "C" int tw_shm_check(tw_shm_group* group) { return group ? check_aborted(
 
 extern "C" int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason) {
     if (!group || !reason || failed_rank < -1 || failed_rank >= group->size) return TW_ERROR_INVALID_ARGUMENT;
+    if (tw_status status = check_process(group)) return status;
     abort_group(group, AbortKind::kFailed, failed_rank, reason);
     return TW_OK;
 }

@@ -82,6 +82,7 @@ struct tw_shm_group {
     int rank;  // -1 for an observer, which may only abort
     int size;
     int lock_fd = -1;
+    uint32_t generation = 0;  // fork_generation() of the process that joined
     int64_t timeout_ns;
     int64_t spin_ns;
     uint32_t step = 0;
@@ -118,7 +119,11 @@ const char* name_of(Operation operation);
 // Liveness: a rank holds a lock on its own byte of the segment's file for as long as it lives; the kernel lets go of
 // it however the process ends. Returns -1 where such locks cannot be had.
 int lock_presence(int segment_fd, int rank);
+void unlock_presence(int lock_fd);
 bool presence_lock_is_held(int lock_fd, int rank);
+
+// How many forks lie between this process and the one that loaded the library: a group is of the process that joined.
+uint32_t fork_generation();
 
 }  // namespace tokenweave::shm
 

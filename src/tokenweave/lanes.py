@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import SimpleQueue
 
 from emucxl.closing import WithBlock
@@ -36,14 +36,18 @@ class LaneExecutor(WithBlock):
         self,
         scope: Callable[[], AbstractContextManager[object]] = nullcontext,
         cores: Collection[int] = (),
+        on_failure: Callable[[BaseException], None] | None = None,
     ) -> None:
         """`scope` makes what each lane's thread runs its steps in: torch.inference_mode, say, which is per thread.
 
         `cores`, where given, are the cores that the lanes stay on, the calling thread during its runs: where ranks
-        share a machine, a transfer that wakes up on another rank's core would hold that rank up.
+        share a machine, a transfer that wakes up on another rank's core would hold that rank up. `on_failure` is told
+        what a handler raised, at once, by its lane: have it abort the communicator, or the other ranks, and a transfer
+        of this one, wait for their whole timeout.
         """
         self._scope = scope
         self._cores = frozenset(cores)
+        self._on_failure = on_failure
         self._bells: dict[Lane, Bell] = {lane: SimpleQueue() for lane in Lane}
         self._run: _Run | None = None
         self._closed = False
@@ -65,7 +69,7 @@ class LaneExecutor(WithBlock):
             Whatever a handler raised first.
         """
         check_handlers(plan, handlers)
-        run = _Run(plan, handlers, observe, self._bells)
+        run = _Run(plan, handlers, observe, self._bells, self._on_failure)
         self._run = run
         for lane in run.lanes - {Lane.COMPUTE}:
             self._bells[lane].put(None)
@@ -111,8 +115,10 @@ class _Run:
         handlers: Mapping[Op, Handler],
         observe: Observer | None,
         bells: Mapping[Lane, Bell],
+        on_failure: Callable[[BaseException], None] | None,
     ) -> None:
         self._plan, self._handlers, self._observe, self._bells = plan, handlers, observe, bells
+        self._on_failure = on_failure
         self._is_done = [False] * len(plan.steps)
         self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep, or are about to
         self.lanes = plan.places.keys() | {Lane.COMPUTE}
@@ -135,7 +141,11 @@ class _Run:
                     observe(step, start, time.perf_counter())
                 self._mark(position)
         except BaseException as failure:
+            is_first = self.failure is None
             self.failure = self.failure or failure
+            if is_first and self._on_failure is not None:
+                with suppress(Exception):  # the failure itself is what is told
+                    self._on_failure(failure)
             for bell in self._bells.values():
                 bell.put(None)
         self._ended.add(lane)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tokenweave.communicators import Communicator
 from tokenweave.errors import CommunicatorError
+from tokenweave.lanes import LaneExecutor
+from tokenweave.plan import Op, Plan, Step
 
 DTYPES = {
     "float32": torch.float32,
@@ -48,6 +50,65 @@ def expected_sum(size: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -
     for part in wide[1:]:
         total += part
     return torch.from_numpy(total).to(DTYPES[dtype])
+
+
+def raise_within_with(comm: Communicator) -> None:
+    """What a rank does whose code has a bug."""
+    try:
+        with comm:
+            raise ValueError("a bug")
+    except ValueError:
+        pass
+
+
+def fail_in_a_lane(comm: Communicator) -> str:
+    """A step of the compute lane raises while the transfer lane waits for the other ranks."""
+
+    def fail(step: Step) -> None:
+        begun.wait(20)
+        raise ValueError("out of memory, say")
+
+    def reduce(step: Step) -> None:
+        begun.set()
+        try:
+            comm.barrier()
+        finally:
+            ended.set()
+
+    begun, ended = threading.Event(), threading.Event()
+    plan = Plan(1, (Step(Op.REDUCE_NORM, norm=0), Step(Op.MLP, layer=0)))
+    with LaneExecutor(on_failure=lambda failure: comm.abort(repr(failure))) as executor:
+        try:
+            executor.run(plan, {Op.REDUCE_NORM: reduce, Op.MLP: fail})
+        except ValueError as error:
+            return f"{error}; the transfer has ended: {ended.is_set()}"
+    return "no error"
+
+
+def die_leaving_a_child(comm: Communicator) -> None:
+    """The rank is killed; a child that it forked, and that holds whatever a fork inherits, lives on for a while."""
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def call_in_a_forked_child(comm: Communicator) -> str:
+    """What a forked child is told that calls its parent's communicator, and closes it; the parent's goes on."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            comm.barrier()
+        except Exception as error:
+            os.write(writer, str(error).encode())
+        comm.close()
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        message = told.read()
+    os.wait()
+    comm.barrier()
+    return message
 
 
 def all_reduce(comm: Communicator, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
@@ -118,10 +179,10 @@ def barrier_times(comm: Communicator) -> tuple[float, float]:
     return came_s, time.monotonic()
 
 
-def all_reduce_rms_norm(comm: Communicator, num_tokens: int) -> tuple[Tensor, Tensor, range]:
-    hidden = data_of(comm.rank, (num_tokens, 64), "float32")
+def all_reduce_rms_norm(comm: Communicator, num_tokens: int, dtype: str) -> tuple[Tensor, Tensor, range]:
+    hidden = data_of(comm.rank, (num_tokens, 64), dtype)
     residual = data_of(100, (num_tokens, 64), "float32")
-    weight = data_of(200, (64,), "float32")
+    weight = data_of(200, (64,), dtype)
     normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
     return normed, residual, comm.owned_rows(*hidden.shape, hidden.dtype)
 

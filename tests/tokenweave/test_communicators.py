@@ -176,14 +176,28 @@ def test_many_small_sums_one_after_the_other_are_all_right(ranks: Ranks) -> None
     assert ranks.run("fixed_sum_many_times", 200) == [True] * ranks.size
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("num_tokens", [0, 1, 5, 301])
-def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens: int) -> None:
-    total = expected_sum(ranks.size, (num_tokens, 64), "float32")
-    residual = data_of(100, (num_tokens, 64), "float32") + total
-    scale = torch.rsqrt(residual.pow(2).mean(-1, keepdim=True) + 1e-5)
-    normed = residual * scale * data_of(200, (64,), "float32")
-    for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens):
-        torch.testing.assert_close(got_normed, normed)
+def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens: int, dtype: str) -> None:
+    total = sum(data_of(rank, (num_tokens, 64), dtype).float() for rank in range(ranks.size))
+    before, weight = data_of(100, (num_tokens, 64), "float32"), data_of(200, (64,), dtype)
+    # Two roundings are allowed: fused, the sum is never rounded; summed first, it is rounded to the dtype.
+    allowed = []
+    for sum_of_parts in (total, total.to(DTYPES[dtype]).float()):
+        residual = before + sum_of_parts
+        scale = torch.rsqrt(residual.pow(2).mean(-1, keepdim=True) + 1e-5)
+        allowed.append(((residual * scale * weight).to(DTYPES[dtype]), residual))
+    rounding = {} if dtype == "float32" else {"rtol": 2 * torch.finfo(DTYPES[dtype]).eps, "atol": 1e-3}
+    for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens, dtype):
+        assert got_normed.dtype is DTYPES[dtype]
+        normed, residual = min(
+            allowed,
+            key=lambda pair: (
+                (got_residual - pair[1])[owned].abs().sum().item(),
+                (got_normed - pair[0]).abs().sum().item(),
+            ),
+        )
+        torch.testing.assert_close(got_normed, normed, **rounding)
         torch.testing.assert_close(got_residual[owned], residual[owned])
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from emucxl.shared_memory import SharedSegment
-from support.rank_groups import SLOT_BYTES, MakeRanks, ProcessRanks, ThreadRanks
+from support.rank_groups import SLOT_BYTES, MakeRanks, ProcessRanks, ThreadRanks, free_port
 from tokenweave.communicators import ShmCommunicator, TorchCommunicator, segment_bytes, thread_group
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
@@ -18,6 +20,7 @@ KINDS = [
     *("linked-thread", "linked-shm-processes"),
 ]
 PROMPTLY_S = 5.0
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,8 +91,7 @@ MISMATCHES = [
 def test_ranks_that_call_different_things_are_told_what(
     make: MakeRanks, kind: str, odd: tuple[object, ...], even: tuple[object, ...], one: str, other: str
 ) -> None:
-    options = {"check_calls": True} if kind == "torch" else {}
-    ranks = make(kind, 3, **options)
+    ranks = make(kind, 3)
     ranks.run("on_rank", 1, odd, even)  # a root that waits for nobody may return before it can be told
     for outcome in ranks.run("barrier"):
         assert isinstance(outcome, CollectiveMismatch)
@@ -129,14 +131,57 @@ def test_a_death_is_noticed_by_who_waits_for_another(make: MakeRanks) -> None:
     assert "rank 2 died: its process ended" in str(outcome)
 
 
-def test_a_rank_that_leaves_ends_the_waits_of_the_others(make: MakeRanks) -> None:
-    ranks = make("shm-threads", 3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_that_leaves_ends_the_waits_of_the_others(make: MakeRanks, kind: str) -> None:
+    ranks = make(kind, 3)
+    ranks.run("barrier")
     finish = ranks.start("barrier", ranks=[0, 2])
     ranks.run("close", ranks=[1])
     for outcome in finish():
         assert isinstance(outcome, RankError)
         assert outcome.rank == 1
-        assert "rank 1 has left the group" in str(outcome)
+        assert "rank 1" in str(outcome)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_leaving_a_with_block_by_an_exception_ends_the_waits(make: MakeRanks, kind: str, rank: int) -> None:
+    ranks = make(kind, 2)
+    finish = ranks.start("barrier", ranks=[1 - rank])
+    ranks.run("raise_within_with", ranks=[rank])
+    (outcome,) = finish()
+    assert isinstance(outcome, RankError)
+    assert outcome.rank == rank
+    assert str(outcome) == f"rank {rank} aborted the job: ValueError: a bug"
+
+
+@pytest.mark.parametrize("kind", ["thread", "shm-processes", "torch"])
+def test_a_step_that_fails_ends_the_transfers_of_every_rank(make: MakeRanks, kind: str) -> None:
+    ranks = make(kind, 2)
+    (failed,) = ranks.run("fail_in_a_lane", ranks=[1])
+    assert failed == "out of memory, say; the transfer has ended: True"
+    (outcome,) = ranks.run("barrier", ranks=[0])
+    assert str(outcome) == "rank 1 aborted the job: ValueError('out of memory, say')"
+
+
+def test_a_rank_dies_though_a_child_that_it_forked_lives(make: MakeRanks) -> None:
+    ranks = make("shm-processes", 2)
+    finish = ranks.start("barrier", ranks=[0])
+    ranks.start("die_leaving_a_child", ranks=[1])
+    (outcome,) = finish()
+    assert isinstance(outcome, RankError)
+    assert "rank 1 died: its process ended" in str(outcome)
+
+
+def test_a_forked_child_may_not_call_and_harms_nothing(make: MakeRanks) -> None:
+    ranks = make("shm-processes", 2)
+    finish = ranks.start("barrier", ranks=[0])
+    (told,) = ranks.run("call_in_a_forked_child", ranks=[1])
+    expected = (
+        "rank 1 was called in a process forked from it; only the process that joined the group may call"
+    )
+    assert told == expected
+    assert finish() == [None]
 
 
 @pytest.mark.parametrize("kind", ["null", *KINDS])
@@ -234,6 +279,27 @@ def test_ranks_of_torch_that_never_meet_time_out() -> None:
         CommunicatorTimeout, match=r"rank 1 could not meet the other 1 at 127.0.0.1:\d+ within 1 s"
     ):
         TorchCommunicator.connect(1, 2, "127.0.0.1", 1, timeout_s=1)
+
+
+def test_a_start_that_failed_does_not_spoil_the_next() -> None:
+    script, port, later = ROOT / "tests" / "support" / "torch_restart.py", free_port(), free_port()
+    first = subprocess.Popen(
+        [sys.executable, script, "0", str(port), str(later)], stdout=subprocess.PIPE, text=True
+    )
+    second = subprocess.Popen([sys.executable, script, "1", "0", str(later)])
+    printed, _ = first.communicate(timeout=120)
+    assert second.wait(timeout=120) == 0
+    alone, together = printed.splitlines()
+    assert f"rank 0 could not meet rank 1 of 2 at 127.0.0.1:{port} within 0.5 s" in alone
+    assert together == "met"
+
+
+def test_whoever_started_the_ranks_may_end_their_meeting() -> None:
+    def watch() -> None:
+        raise RankError("rank 1 was killed by SIGKILL", 1)
+
+    with pytest.raises(RankError, match="rank 1 was killed by SIGKILL"):
+        TorchCommunicator.connect(0, 2, "127.0.0.1", free_port(), timeout_s=60, watch=watch)
 
 
 def test_torch_must_be_initialised_for_its_groups() -> None:

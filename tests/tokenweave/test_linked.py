@@ -45,7 +45,7 @@ def ports(ranks: Ranks) -> list[Link]:
         (("broadcast", (50_000,), "float32", 0), 0.02 + 200e3 / 10e6),
         (("broadcast_bytes", b"x" * 100_000, 1, True), 0.02 + 100e3 / 10e6),
         (("gather_columns", 100, [100, 300], "float32", 0), 0.02 + 120e3 / 10e6),
-        (("all_reduce_rms_norm", 1000), 2 * (0.02 + 128e3 / 10e6)),
+        (("all_reduce_rms_norm", 1000, "float32"), 2 * (0.02 + 128e3 / 10e6)),
     ],
 )
 def test_an_exchange_takes_as_long_as_its_link(
@@ -58,7 +58,7 @@ def test_an_exchange_takes_as_long_as_its_link(
 @pytest.mark.parametrize("kind", ["linked-thread", "linked-shm-processes", "linked-shm-symmetric-processes"])
 def test_the_ports_carry_what_the_ranks_exchange(make: MakeRanks, kind: str) -> None:
     ranks = make(kind, 2)
-    for outcome in ranks.run("all_reduce_rms_norm", 1000):
+    for outcome in ranks.run("all_reduce_rms_norm", 1000, "float32"):
         assert not isinstance(outcome, Exception), outcome
     for port in ports(ranks):
         stats = port.stats()
@@ -69,7 +69,7 @@ def test_the_ports_carry_what_the_ranks_exchange(make: MakeRanks, kind: str) -> 
 
 def test_rows_that_do_not_divide_are_counted_as_they_lie(make: MakeRanks) -> None:
     ranks = make("linked-torch", 2)
-    ranks.run("all_reduce_rms_norm", 1001)
+    ranks.run("all_reduce_rms_norm", 1001, "float32")
     sent = [port.stats().write_bytes // 256 for port in ports(ranks)]
     assert sent == [500 + 501, 501 + 500]  # 501 rows are rank 0's, 500 rank 1's
 

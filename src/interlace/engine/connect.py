@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from emucxl import resources
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
@@ -11,9 +13,14 @@ from tokenweave.communicators import Communicator, LinkedCommunicator
 from tokenweave.kernels import Kernels, make_kernels
 
 
-def connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
-    """Join the group that `spec` describes, as its rank; `segment` is what a shm group meets in."""
-    inner = _connect(spec, segment)
+def connect(
+    spec: RankSpec, segment: SharedSegment | None, watch: Callable[[], None] | None = None
+) -> Communicator:
+    """Join the group that `spec` describes, as its rank; `segment` is what a shm group meets in.
+
+    `watch` is called while other ranks are missing, and may raise.
+    """
+    inner = _connect(spec, segment, watch)
     if spec.link_fd is None:
         return inner
     return LinkedCommunicator(inner, Link.attach(spec.link_fd))
@@ -25,7 +32,7 @@ def behind_link(inner: Communicator, config: EngineConfig) -> Communicator:
     return inner if link is None or inner.size == 1 else LinkedCommunicator(inner, link.new_port())
 
 
-def _connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
+def _connect(spec: RankSpec, segment: SharedSegment | None, watch: Callable[[], None] | None) -> Communicator:
     config = spec.engine_config()
     kernels = kernels_for(config, ranks_on_host=spec.size)
     if segment is not None:
@@ -43,7 +50,14 @@ def _connect(spec: RankSpec, segment: SharedSegment | None) -> Communicator:
         from tokenweave.communicators.torch import TorchCommunicator
 
         return TorchCommunicator.connect(
-            spec.rank, spec.size, "127.0.0.1", spec.master_port, kernels=kernels, timeout_s=config.timeout_s
+            spec.rank,
+            spec.size,
+            "127.0.0.1",
+            spec.master_port,
+            kernels=kernels,
+            timeout_s=config.timeout_s,
+            check_calls=False,  # one plan makes them all
+            watch=watch,
         )
     from tokenweave.communicators.null import NullCommunicator
 

@@ -13,8 +13,9 @@ Rank processes are started before torch is imported here, so that all ranks load
 from __future__ import annotations
 
 import logging
+import os
 import socket
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from interlace.errors import EngineError, RankFailed
 from interlace.models.sources import load_model, resolve
 
 if TYPE_CHECKING:
+    from emucxl.links import Link
     from emucxl.shared_memory import SharedSegment
     from interlace.engine.rank_group import RankGroup, Ranks
     from tokenweave.communicators import Communicator
@@ -83,22 +85,32 @@ def resolve_communicator(config: EngineConfig) -> str:
 
 def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
     """Rank 0 here, the others as processes of this host."""
-    segment = _shared_segment(config) if kind == "shm" else None
-    symmetric_fd = empty_segment_fd("interlace-activations") if kind == "shm" else None
-    link = config.link_spec
-    ports = [link.new_port() for _ in range(config.tp)] if link is not None and config.tp > 1 else []
-    specs = _specs(config, kind, segment, symmetric_fd, [port.fd for port in ports])
-    processes = RankProcesses(specs[1:])
-    try:
+    with ExitStack() as until_started, ExitStack() as until_closed:
+        segment = until_closed.enter_context(_shared_segment(config)) if kind == "shm" else None
+        symmetric_fd = _symmetric_fd(until_started) if kind == "shm" else None
+        ports = [until_started.enter_context(port) for port in _ports(config)]
+        specs = _specs(config, kind, segment, symmetric_fd, [port.fd for port in ports])
+        processes = RankProcesses(specs[1:])
+        until_closed.callback(processes.close)
         from interlace.engine.connect import connect
 
-        return _load(config, connect(specs[0], segment), processes)
-    except BaseException:
-        processes.close()
-        raise
-    finally:  # the ranks have them by now
-        for port in ports:
-            port.close()
+        communicator = connect(specs[0], segment, watch=processes.raise_failure)
+        group = _load(config, communicator, processes)
+        group.on_close(until_closed.pop_all())
+        return group
+
+
+def _symmetric_fd(until_started: ExitStack) -> int:
+    """An empty segment for activations. Whoever fills or attaches it keeps a descriptor of its own."""
+    fd = empty_segment_fd("interlace-activations")
+    until_started.callback(os.close, fd)
+    return fd
+
+
+def _ports(config: EngineConfig) -> list[Link]:
+    """Each rank's port, where a link is modelled."""
+    link = config.link_spec
+    return [link.new_port() for _ in range(config.tp)] if link is not None and config.tp > 1 else []
 
 
 def _start_threads(config: EngineConfig) -> RankGroup:
@@ -126,7 +138,9 @@ def _start_under_torchrun(config: EngineConfig) -> RankGroup:
 
     ranks_on_host = torchrun_local_world_size()
     inner = TorchCommunicator.from_environment(
-        kernels=kernels_for(config, ranks_on_host), timeout_s=config.timeout_s
+        kernels=kernels_for(config, ranks_on_host),
+        timeout_s=config.timeout_s,
+        check_calls=False,  # one plan makes them all
     )
     communicator = behind_link(inner, config)
     if communicator.rank == 0:
@@ -141,7 +155,7 @@ def _load(
     """Load rank 0's shard and meet the other ranks; if one of them fails first, say which."""
     from interlace.engine.rank_group import RankGroup
     from interlace.engine.runner import Runner
-    from tokenweave.errors import RankError
+    from tokenweave.errors import CommunicatorTimeout, RankError
 
     if others is not None:
         others.on_failure(lambda _, reason: communicator.abort(reason))
@@ -154,13 +168,17 @@ def _load(
         ):  # the other ranks have the same to say
             _log.warning(notice)
         return RankGroup(runner, model.tokenizer, others)
-    except RankError as error:
-        known = others.wait_for_failure(FAILURE_REPORT_S) if others is not None else None
-        raise RankFailed(known[1], known[0]) if known else RankFailed(str(error), error.rank) from error
-    except BaseException:
+    except BaseException as error:
+        is_of_another = isinstance(error, RankError | CommunicatorTimeout)
+        known = others.wait_for_failure(FAILURE_REPORT_S) if others is not None and is_of_another else None
         with suppress(Exception):
             communicator.abort("rank 0 could not load the model")
-        raise
+        with suppress(Exception):
+            communicator.close()
+        if not is_of_another:
+            raise
+        failed = known or (getattr(error, "rank", None), str(error))
+        raise RankFailed(failed[1], failed[0]) from error
 
 
 def _shared_segment(config: EngineConfig) -> SharedSegment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,6 +51,7 @@ class RankGroup:
         self._failure: InterlaceError | None = None
         self._closed = False
         self._owner = Owner("group of ranks")
+        self._held = ExitStack()
 
     @property
     def num_blocks(self) -> int:
@@ -131,6 +132,14 @@ class RankGroup:
             self._others.close()
         with suppress(Exception):
             self.runner.close()
+        with suppress(
+            Exception
+        ):  # a tensor in shared memory is still alive: the memory goes with the last one
+            self._held.close()
+
+    def on_close(self, held: ExitStack) -> None:
+        """Have `held` closed last: what the ranks need for as long as they live."""
+        self._held = held
 
     def _report(self) -> list[RankInfo]:
         with self._in_step():

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from interlace.engine.config import EngineConfig
+from interlace.errors import RankFailed
 
 EXIT_GRACE_S = 2.0  # from being told to end until being killed
 
@@ -81,6 +82,15 @@ class RankProcesses:
         self._failed.wait(timeout_s)
         with self._lock:
             return next(iter(self.failures.items()), None)
+
+    def raise_failure(self) -> None:
+        """Does nothing unless a rank has failed.
+
+        Raises:
+            RankFailed: a rank has, and this is what it said.
+        """
+        if (known := self.wait_for_failure(0)) is not None:
+            raise RankFailed(known[1], known[0])
 
     def close(self) -> None:
         """End every rank process: let it go, then kill it when it has not gone within the grace time."""

@@ -95,7 +95,11 @@ class Runner:
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
         cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
-        self.lanes = LaneExecutor(torch.inference_mode, cores) if config.executor == "lanes" else None
+        self.lanes = (
+            LaneExecutor(torch.inference_mode, cores, self._abort_after)
+            if config.executor == "lanes"
+            else None
+        )
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
@@ -110,6 +114,10 @@ class Runner:
             self.lanes.run(plan, forward.handlers, observe)
             self.communicator.share_core(False)
         return forward.logits
+
+    def _abort_after(self, failure: BaseException) -> None:
+        """Ends the waits of the other ranks, and of this rank's transfers, for what will not come."""
+        self.communicator.abort(f"{type(failure).__name__}: {failure}")
 
     def close(self) -> None:
         """Ends the executor's threads and leaves the group."""

@@ -174,13 +174,14 @@ class Communicator(ABC):
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
-        hidden: (num_tokens, hidden_size); residual: the same, float32; weight: (hidden_size,). Returns the normed rows,
+        hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 (which kernels do not take: the reference norms
+        it); residual: the same shape, float32; weight: (hidden_size,), of hidden's dtype. Returns the normed rows,
         (num_tokens, hidden_size), valid on every rank, until the second reduction after this one of the same tokens.
         `residual` is updated in place and belongs to the communicator between calls: only the rows
         `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
-        return self.kernels.add_rms_norm(hidden, residual, weight, eps)
+        return self._add_rms_norm(hidden, residual, weight, eps)
 
     def reduce_norm_phases(
         self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
@@ -193,7 +194,7 @@ class Communicator(ABC):
         self.all_reduce(hidden)
         first, *second = exchanges_of_sum(self.size, hidden.nbytes)
         yield first
-        normed = self.kernels.add_rms_norm(hidden, residual, weight, eps)
+        normed = self._add_rms_norm(hidden, residual, weight, eps)
         yield from second
         return normed
 
@@ -251,6 +252,9 @@ class Communicator(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Closes; where the block ends by an exception, the other ranks are told first and wait for nothing."""
+        if value is not None:
+            self.abort(f"{type(value).__name__}: {value}")
         self.close()
 
     def __repr__(self) -> str:
@@ -279,6 +283,14 @@ class Communicator(ABC):
 
     @abstractmethod
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes: ...
+
+    def _add_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The norm after a sum: the kernels', or the reference where they do not take the dtype."""
+        if hidden.dtype != torch.float16:
+            return self.kernels.add_rms_norm(hidden, residual, weight, eps)
+        from tokenweave.kernels.norms import reference_add_rms_norm
+
+        return reference_add_rms_norm(hidden, residual, weight, eps)
 
     def _check(self, tensor: Tensor) -> None:
         if tensor.dtype not in DTYPES:

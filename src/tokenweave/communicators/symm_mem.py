@@ -69,7 +69,7 @@ class SymmMemCommunicator(TorchCommunicator):
         store: Store | None = None,
         kernels: Kernels | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        check_calls: bool = False,
+        check_calls: bool = True,
         memory: SymmetricMemory | None = None,
         num_ctas: int = NUM_CTAS,
         one_shot_tokens: int = ONE_SHOT_TOKENS,
@@ -107,7 +107,7 @@ class SymmMemCommunicator(TorchCommunicator):
             CommunicatorTimeout, RankError: an earlier call failed.
         """
         self._check_fused(hidden, residual, weight)
-        self._start(f"all_reduce_rms_norm of {tuple(hidden.shape)} {hidden.dtype}")
+        self._count_call()  # nothing is compared: the host does not wait for the other ranks
         num_tokens, hidden_size = hidden.shape
         if num_tokens == 0 or hidden_size == 0:
             return hidden

@@ -43,6 +43,7 @@ class _Rendezvous:
         self._changed = threading.Condition()
         self._rounds: dict[int, _Round] = {}
         self._failure: RankError | CollectiveMismatch | None = None
+        self._left: set[int] = set()
 
     def meet(
         self, index: int, rank: int, call: str, value: Any, wait_for: Iterable[int], timeout_s: float | None
@@ -70,6 +71,12 @@ class _Rendezvous:
             self._failure = self._failure or error
             self._changed.notify_all()
 
+    def leave(self, rank: int) -> None:
+        """Has whoever waits for `rank`, now or later, told that it will not come."""
+        with self._changed:
+            self._left.add(rank)
+            self._changed.notify_all()
+
     def check(self) -> None:
         """Raises the failure, if there is one."""
         with self._changed:
@@ -81,6 +88,11 @@ class _Rendezvous:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while missing := awaited - meeting.calls.keys():
             self._raise_failure()
+            if gone := missing & self._left:
+                self.fail(
+                    RankError(f"{_ranks(gone)} left the group; rank {rank} was waiting in {call}", min(gone))
+                )
+                continue
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 message = f"rank {rank} waited {timeout_s:g} s in {call} for {_ranks(missing)}"
@@ -129,6 +141,7 @@ class ThreadCommunicator(Communicator):
 
     def close(self) -> None:
         self._closed = True
+        self._rendezvous.leave(self.rank)
 
     def _all_reduce(self, tensor: Tensor) -> None:
         call = _describe("all_reduce", tensor)

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import (
     AllToAllOptions,
     BroadcastOptions,
+    HashStore,
     PrefixStore,
     ReduceScatterOptions,
     Store,
@@ -42,13 +43,13 @@ from tokenweave.communicators.base import (
     run_phases,
     sum_in_rank_order,
 )
-from tokenweave.communicators.bulletin import SLICE_S, Bulletin
+from tokenweave.communicators.bulletin import SLICE_S, Bulletin, meet
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Self
 
     from tokenweave.kernels import Kernels
@@ -65,8 +66,10 @@ GROUP_GAVE_UP = "Timed out"  # gloo, by the group's own timeout
 class TorchCommunicator(Communicator):
     """One rank of a torch.distributed group. Channel: the group (tensors), a gloo group of its own (commands).
 
-    With `check_calls` each collective on tensors first compares what the ranks call, for one more round trip, and
-    raises `CollectiveMismatch`; without, a mismatch ends in an error of gloo's or a timeout.
+    With `check_calls`, each collective on CPU tensors first compares what the ranks call, for one more round trip, and
+    raises `CollectiveMismatch`. Turn it off where the ranks are known to make the same calls, as those of one plan do:
+    a mismatch is then not noticed as such. It may end in a timeout, in wrong sums, or in gloo ending the process. Calls
+    on CUDA tensors are not compared.
     """
 
     name = "torch"
@@ -79,7 +82,7 @@ class TorchCommunicator(Communicator):
         store: Store | None = None,
         kernels: Kernels | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        check_calls: bool = False,
+        check_calls: bool = True,
     ) -> None:
         """Joins ranks that torch.distributed has joined already; `close` leaves `group` as it is.
 
@@ -105,6 +108,7 @@ class TorchCommunicator(Communicator):
         self._check_calls = check_calls
         self._step = 0
         self._failure: RankError | CollectiveMismatch | None = None
+        self._aborted_here = False
         self._abort_lock = threading.Lock()
         self._owns_everything = False
         self._closed = False
@@ -120,16 +124,21 @@ class TorchCommunicator(Communicator):
         backend: str = "gloo",
         kernels: Kernels | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        check_calls: bool = False,
+        check_calls: bool = True,
+        watch: Callable[[], None] | None = None,
     ) -> Self:
         """Initialises torch.distributed for this process, with rank 0 serving the store at `address`:`port`.
 
+        `watch` is called again and again while ranks are missing, and may raise: whoever started them knows of a death
+        before a timeout does.
+
         Raises:
             CommunicatorError: torch.distributed is initialised already.
-            CommunicatorTimeout: not all ranks came within `timeout_s`.
+            CommunicatorTimeout: not all ranks came within `timeout_s`; it names those that did not.
+            Whatever `watch` raised.
         """
         where = TorchrunEnvironment(rank, size, address, port)
-        return cls._join(where, backend, kernels, timeout_s, check_calls)
+        return cls._join(where, backend, kernels, timeout_s, check_calls, watch)
 
     @classmethod
     def from_environment(
@@ -138,7 +147,7 @@ class TorchCommunicator(Communicator):
         *,
         kernels: Kernels | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
-        check_calls: bool = False,
+        check_calls: bool = True,
     ) -> Self:
         """As `connect`, from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, set by torchrun or by hand."""
         return cls._join(torchrun_environment(), backend, kernels, timeout_s, check_calls)
@@ -151,6 +160,7 @@ class TorchCommunicator(Communicator):
         kernels: Kernels | None,
         timeout_s: float,
         check_calls: bool,
+        watch: Callable[[], None] | None = None,
     ) -> Self:
         if dist.is_initialized():
             raise CommunicatorError("torch.distributed is initialised already; use TorchCommunicator(group)")
@@ -165,6 +175,8 @@ class TorchCommunicator(Communicator):
                 wait_for_workers=False,
             )
             groups = PrefixStore(f"tokenweave/{where.attempt}", store)
+            # Here and not in torch, which counts a group that failed to meet and would look for the next elsewhere.
+            meet(groups, where, timeout_s, watch)
             dist.init_process_group(
                 backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=timeout
             )
@@ -177,8 +189,7 @@ class TorchCommunicator(Communicator):
                 check_calls=check_calls,
             )
         except RuntimeError as error:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            _forget_groups()
             raise CommunicatorTimeout(
                 f"rank {where.rank} could not meet the other {where.world_size - 1} at "
                 f"{where.master_addr}:{where.master_port} within {timeout_s:g} s: {_first_line(error)}"
@@ -210,12 +221,12 @@ class TorchCommunicator(Communicator):
         if not self._shares_rows(num_tokens * row_bytes):
             return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
         self._check(hidden)
-        self._start(f"all_reduce_rms_norm of {_describe(hidden)}")
+        self._start(f"all_reduce_rms_norm of {_describe(hidden)}", hidden)
         own = self._rows_of(self.rank, num_tokens, row_bytes)
         scatter, gather = exchanges_of_rows(self.size, num_tokens, len(own), row_bytes)
         summed = self._scatter_rows(hidden.contiguous(), own)
         yield scatter
-        normed = self.kernels.add_rms_norm(summed, residual[own.start : own.stop], weight, eps)
+        normed = self._add_rms_norm(summed, residual[own.start : own.stop], weight, eps)
         yield gather
         return self._gather_rows(normed, num_tokens)
 
@@ -235,6 +246,7 @@ class TorchCommunicator(Communicator):
         with self._abort_lock:
             if self._closed:
                 return
+            self._aborted_here = self._aborted_here or self._failure is None
             self._failure = self._failure or failure
             with suppress(RuntimeError):  # the store may be gone with rank 0
                 self._bulletin.abort(str(failure), self.rank)
@@ -244,16 +256,24 @@ class TorchCommunicator(Communicator):
             if self._closed:
                 return
             self._closed = True
-        if self._failure is None:
-            with suppress(RuntimeError):
-                self._bulletin.say_goodbye(min(GOODBYE_S, self.timeout_s))
+        patience_s = min(GOODBYE_S, self.timeout_s)
+        with suppress(RuntimeError):
+            if self._failure is None:
+                self._bulletin.say_goodbye(self._step, patience_s)
+            elif self._aborted_here:
+                self._bulletin.wait_until_heard(patience_s)
         if self._owns_everything:
             dist.destroy_process_group()
         elif self._owns_control:
             dist.destroy_process_group(self._control)
+        del (
+            self._data,
+            self._control,
+            self._bulletin,
+        )  # with them go their connections, however long this object lives
 
     def _all_reduce(self, tensor: torch.Tensor) -> None:
-        self._start(f"all_reduce of {_describe(tensor)}")
+        self._start(f"all_reduce of {_describe(tensor)}", tensor)
         if tensor.numel() == 0:
             return
         if tensor.is_cuda:
@@ -322,14 +342,14 @@ class TorchCommunicator(Communicator):
         return gathered[:num_tokens]
 
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
-        self._start(f"all_gather of {_describe(tensor)}")
+        self._start(f"all_gather of {_describe(tensor)}", tensor)
         if tensor.is_cuda:
             self._data._allgather_base(gathered, tensor).wait()
         elif tensor.numel():
             gathered.view(-1).copy_(self._gather_bytes(_as_bytes(tensor), "all_gather").view(tensor.dtype))
 
     def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
-        self._start(f"broadcast of {_describe(tensor)} from rank {root}")
+        self._start(f"broadcast of {_describe(tensor)} from rank {root}", tensor)
         if tensor.numel():
             content = tensor if tensor.is_cuda else _as_bytes(tensor)
             options = BroadcastOptions()
@@ -365,10 +385,13 @@ class TorchCommunicator(Communicator):
         self._finish(self._data._allgather_base(gathered, content), call)
         return gathered
 
-    def _start(self, call: str) -> None:
+    def _count_call(self) -> None:
         self._check_usable()
         self._step += 1
-        if self._check_calls:
+
+    def _start(self, call: str, tensor: torch.Tensor | None = None) -> None:
+        self._count_call()
+        if self._check_calls and (tensor is None or not tensor.is_cuda):
             self._compare_calls(call)
 
     def _compare_calls(self, call: str) -> None:
@@ -405,6 +428,10 @@ class TorchCommunicator(Communicator):
         try:
             self._bulletin.raise_if_aborted()
             self._bulletin.post_waiting(self._step)
+            if gone := self._bulletin.gone(self._step):
+                message = f"{_ranks(gone)} left the group; rank {self.rank} was waiting in {call}"
+                self._bulletin.abort(message, gone[0])
+                self._bulletin.raise_if_aborted()
             if timed_out:
                 missing = self._bulletin.missing(self._step)
                 message = f"rank {self.rank} waited {self.timeout_s:g} s in {call} for {_ranks(missing)}"
@@ -438,6 +465,16 @@ class TorchCommunicator(Communicator):
             raise CommunicatorError("the communicator is closed; make a new one")
         if self._failure is not None:
             raise copy(self._failure)
+
+
+def _forget_groups() -> None:
+    """Has torch forget its groups and the one that failed to form: the next has to get the same name everywhere.
+
+    torch counts groups in each process, and starts anew only when a default group that did form is destroyed.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    dist.destroy_process_group()
 
 
 def _default_group() -> dist.ProcessGroup:

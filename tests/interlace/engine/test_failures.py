@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -158,3 +159,36 @@ def test_ranks_started_together_do_not_disturb_each_other(model: Path) -> None:
     with LLM(str(model), tp=2, num_kv_blocks=64) as first, LLM(str(model), tp=2, num_kv_blocks=64) as second:
         tokens = [llm.generate("hello", params)[0].outputs[0].token_ids for llm in (first, second, first)]
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+@pytest.mark.parametrize("communicator", ["shm", "torch"])
+def test_opening_and_closing_leaves_no_descriptor(model: Path, communicator: str) -> None:
+    closed = []  # kept: what was closed must not wait for the collector
+
+    def descriptors() -> int:
+        with LLM(str(model), tp=2, communicator=communicator, num_kv_blocks=64, link="5GB/s,1us") as llm:
+            llm.generate("hello", SamplingParams(max_tokens=2))
+        closed.append(llm)
+        return len(os.listdir("/proc/self/fd"))
+
+    gc.collect()  # of other tests
+    first = descriptors()  # what torch opens once and keeps is there by now
+    assert max(descriptors(), descriptors()) <= first
+
+
+def test_a_rank_that_dies_before_it_has_joined_over_torch_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = launch._specs
+
+    def misled(*arguments: Any) -> list[RankSpec]:
+        first, second = whole(*arguments)
+        return [first, replace(second, config={**second.config, "kernels": "no such kernels"})]
+
+    monkeypatch.setattr(launch, "_specs", misled)
+    with pytest.raises(RankFailed, match=r"rank 1 .*failed with") as caught:
+        LLM(str(model), tp=2, communicator="torch", num_kv_blocks=64, timeout_s=120)
+    assert caught.value.rank == 1
+    monkeypatch.undo()
+    with LLM(str(model), tp=2, communicator="torch", num_kv_blocks=64) as llm:  # the next start is not spoilt
+        assert llm.generate("hello", SamplingParams(max_tokens=2, ignore_eos=True))[0].token_ids
