@@ -83,9 +83,12 @@ class ByteTokenizer:
         return ByteDecoder()
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **arguments: Any
     ) -> list[int]:
-        return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))
+        given = "".join(f"{name}={value} " for name, value in sorted(arguments.items()))
+        return self.encode(
+            given + "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+        )
 
 
 class FakeRanks:

@@ -19,7 +19,14 @@ from typing import Self, Unpack
 from interlace.engine.config import EngineOptions
 from interlace.engine.frontend import FrontEnd
 from interlace.engine.output import RequestOutput, StreamChunk
-from interlace.engine.prompts import Conversation, Prompt, TokenisedPrompt, one_for_each, tokenise
+from interlace.engine.prompts import (
+    ChatOptions,
+    Conversation,
+    Prompt,
+    TokenisedPrompt,
+    one_for_each,
+    tokenise,
+)
 from interlace.engine.protocols import RankGroup
 from interlace.engine.request import as_request_id
 from interlace.engine.sampling_params import SamplingParams
@@ -52,12 +59,13 @@ class AsyncLLM(FrontEnd):
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> RequestOutput:
         """The output for one text, list of token ids or conversation. Cancelling the task aborts the request.
 
         Raises as LLM.generate; RequestError also for a `request_id` that is in use or no string.
         """
-        async for chunk in self.stream(prompt, sampling_params, request_id=request_id):
+        async for chunk in self.stream(prompt, sampling_params, request_id=request_id, **chat):
             if chunk.output is not None:
                 return chunk.output
         raise EngineError("a request ended without an output; this is a bug in the engine")
@@ -68,9 +76,10 @@ class AsyncLLM(FrontEnd):
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> RequestOutput:
         """The reply to a conversation: `generate`, by the name it has in LLM."""
-        return await self.generate(messages, sampling_params, request_id=request_id)
+        return await self.generate(messages, sampling_params, request_id=request_id, **chat)
 
     async def stream(
         self,
@@ -78,9 +87,10 @@ class AsyncLLM(FrontEnd):
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> AsyncIterator[StreamChunk]:
         """The same, a chunk per token. Closing the iterator aborts the request."""
-        tokenised = tokenise(self.tokenizer, prompt)
+        tokenised = tokenise(self.tokenizer, prompt, chat)
         (params,) = one_for_each(sampling_params, 1)
         stream = _Stream(None if request_id is None else as_request_id(request_id))
         self._send(partial(self._add, stream, tokenised, params))

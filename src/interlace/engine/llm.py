@@ -22,6 +22,7 @@ from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.output import RequestOutput, StreamChunk
 from interlace.engine.progress import progress_bar
 from interlace.engine.prompts import (
+    ChatOptions,
     Conversation,
     Prompt,
     TokenisedPrompt,
@@ -75,18 +76,25 @@ class LLM(FrontEnd):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
+        **chat: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """The model's next turn in one conversation or in many, through its chat template. Else as `generate`."""
-        return self._run(as_conversations(messages), sampling_params, progress)
+        """The model's next turn in one conversation or in many, through its chat template. Else as `generate`.
+
+        ChatOptions says what the template can be given: `tools`, `chat_template_kwargs`, a template in its place.
+        """
+        return self._run(as_conversations(messages), sampling_params, progress, chat)
 
     def stream(
-        self, prompt: Prompt | Conversation, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: SamplingParams | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> Iterator[StreamChunk]:
         """One text, list of token ids or conversation, a chunk per token; closing the iterator aborts it.
 
         Raises as `generate`, at the call.
         """
-        tokenised = tokenise(self.tokenizer, prompt)
+        tokenised = tokenise(self.tokenizer, prompt, chat)
         (params,) = one_for_each(sampling_params, 1)
         self._owner.check()
         with self._lock:
@@ -146,10 +154,11 @@ class LLM(FrontEnd):
         prompts: Sequence[object],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
+        chat: ChatOptions | None = None,
     ) -> list[RequestOutput]:
         self._owner.check()
         each = one_for_each(sampling_params, len(prompts))
-        tokenised = [tokenise(self.tokenizer, prompt) for prompt in prompts]
+        tokenised = [tokenise(self.tokenizer, prompt, chat) for prompt in prompts]
         mailbox: Mailbox = deque()
         request_ids: list[str] = []
         outputs: dict[str, RequestOutput] = {}

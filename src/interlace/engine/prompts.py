@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from interlace.engine.protocols import Message, Tokenizer
 from interlace.engine.sampling_params import SamplingParams
@@ -14,18 +14,35 @@ Conversation = Sequence[Message]
 Prompt = str | Sequence[int]
 
 
+class ChatOptions(TypedDict, total=False):
+    """What a chat template is given besides the messages: the keyword arguments of `chat` and `stream`."""
+
+    tools: Sequence[Mapping[str, Any]] | None  # what the model may call, as JSON schemas
+    documents: Sequence[Mapping[str, Any]] | None
+    chat_template: str | None  # in the place of the model's: Jinja, or the name of one of its several
+    chat_template_kwargs: Mapping[str, Any] | None  # more variables, such as enable_thinking
+    add_generation_prompt: bool  # True, unless the last message is continued
+    continue_final_message: bool  # the model goes on with the last message
+
+
 class TokenisedPrompt(NamedTuple):
     text: str | None  # None when token ids were given
     token_ids: Sequence[int]
 
 
-def tokenise(tokenizer: Tokenizer, prompt: Any) -> TokenisedPrompt:
-    """A text, a list of token ids, or a conversation (a list of messages), as token ids."""
+def tokenise(tokenizer: Tokenizer, prompt: Any, chat: Mapping[str, Any] | None = None) -> TokenisedPrompt:
+    """A text, a list of token ids, or a conversation (a list of messages; `chat` has ChatOptions), as token ids."""
+    options = _template_arguments(chat or {})
+    if is_conversation(prompt):
+        token_ids = tokenizer.apply_chat_template(prompt, **options)
+        return TokenisedPrompt(tokenizer.decode(token_ids, skip_special=False), token_ids)
+    if chat:
+        raise RequestError(
+            f"got {', '.join(chat)} with a prompt of type {type(prompt).__name__}: expected a conversation, "
+            f"for only those go through the chat template"
+        )
     if isinstance(prompt, str):
         return TokenisedPrompt(prompt, tokenizer.encode(prompt))
-    if is_conversation(prompt):
-        token_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
-        return TokenisedPrompt(tokenizer.decode(token_ids, skip_special=False), token_ids)
     if (given := _as_list(prompt)) is not None:
         return TokenisedPrompt(None, given)
     raise RequestError(
@@ -33,6 +50,29 @@ def tokenise(tokenizer: Tokenizer, prompt: Any) -> TokenisedPrompt:
         f"prompt of ids among many is itself a list: [[1, 2]]), or a list of messages such as "
         f"{{'role': 'user', 'content': '...'}}"
     )
+
+
+def _template_arguments(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `apply_chat_template` that these ChatOptions come to. Raises RequestError."""
+    known = list(ChatOptions.__annotations__)
+    for name in chat:
+        if name not in known:
+            raise RequestError(
+                f"unknown argument {name!r}: expected one of {', '.join(known)}; the template's own variables "
+                f"go into chat_template_kwargs"
+            )
+    variables = chat.get("chat_template_kwargs") or {}
+    if not isinstance(variables, Mapping):
+        raise RequestError(f"chat_template_kwargs={shown(variables)}: expected a mapping of names to values")
+    arguments: dict[str, Any] = {"add_generation_prompt": not chat.get("continue_final_message", False)}
+    arguments |= {name: value for name, value in chat.items() if name != "chat_template_kwargs"}
+    for name, value in arguments.items():
+        if name in ("add_generation_prompt", "continue_final_message") and not isinstance(value, bool):
+            raise RequestError(f"{name}={shown(value)}: expected True or False")
+    for name in variables:
+        if not isinstance(name, str) or name in (*known, "messages", "self"):
+            raise RequestError(f"chat_template_kwargs has {shown(name)}: expected a template's own variables")
+    return {**variables, **arguments}
 
 
 def is_conversation(prompt: Any) -> bool:

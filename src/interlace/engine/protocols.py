@@ -48,7 +48,7 @@ class Tokenizer(Protocol):
         """A decoder of the tokens that follow `prompt`, which shapes their text and is not shown."""
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **arguments: Any
     ) -> list[int]: ...
 
 

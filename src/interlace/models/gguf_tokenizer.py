@@ -50,8 +50,17 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
         raise
     except Exception as error:  # tokenizers raises bare Exception, for merges outside the vocabulary and more
         raise TokenizerError(f"the GGUF file's vocabulary is damaged: {error}") from error
-    template = fields.get("tokenizer.chat_template")
-    return Tokenizer(backend, special, template if isinstance(template, str) else None)
+    return Tokenizer(backend, special, _chat_templates(fields))
+
+
+def _chat_templates(fields: Mapping[str, Any]) -> dict[str, str]:
+    """By name: the plain key is the default, the others end in theirs ("tokenizer.chat_template.tool_use")."""
+    key = "tokenizer.chat_template"
+    named = {"default": fields.get(key)}
+    named |= {
+        name.removeprefix(f"{key}."): value for name, value in fields.items() if name.startswith(f"{key}.")
+    }
+    return {name: text for name, text in named.items() if isinstance(text, str)}
 
 
 def _special_tokens(fields: Mapping[str, Any], tokens: list[str]) -> dict[str, str]:

@@ -14,20 +14,30 @@ from typing import Any
 import tokenizers
 
 from interlace.errors import TokenizerError
-from interlace.models.chat_template import ChatTemplate, Message
+from interlace.models.chat_template import ChatTemplate
+from interlace.models.messages import Message
 from interlace.models.token_stream import TokenStream
 from interlace.models.tokenization.ends import ends_among
+
+_MAX_COMPILED = 16  # chat templates kept compiled: callers may bring their own
 
 
 class Tokenizer:
     """A model's tokenizer with its special tokens and chat template."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str], chat_template: str | None
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        chat_template: str | Mapping[str, str] | None,
     ) -> None:
+        """`chat_template` is the model's one, or its several by name: "default", "tool_use" and others."""
         self.backend = backend
         self.special_tokens = dict(special_tokens)
-        self.chat_template = chat_template
+        named = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        self.chat_templates = named
+        self.chat_template = named.get("default", next(iter(named.values()), None))
+        self._compiled: dict[str, ChatTemplate] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -104,29 +114,61 @@ class Tokenizer:
         return TokenStream(self, skip_special, prompt)
 
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> list[int]:
-        """The prompt for a chat, as token ids. `variables` reach the template (such as `enable_thinking`).
+        """The prompt for a chat, as token ids. `variables` reach the template (`tools`, `enable_thinking`).
+
+        `chat_template` is used in the model's place: a Jinja source, or the name of one of the model's several.
 
         Raises:
             TokenizerError: the model has no chat template, or the template refuses the messages.
         """
-        text = self.render_chat(messages, add_generation_prompt, **variables)
+        template = self._template(chat_template, variables.get("tools") is not None)
+        text = template.render(messages, add_generation_prompt, variables, continue_final_message)
         return self.encode(text, add_special=False)
 
     def render_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
     ) -> str:
-        """The prompt for a chat, as text. Raises TokenizerError as `apply_chat_template`."""
-        return self._compiled_template.render(messages, add_generation_prompt, variables)
+        """The prompt for a chat, as text. Takes and raises what `apply_chat_template` does."""
+        template = self._template(chat_template, variables.get("tools") is not None)
+        return template.render(messages, add_generation_prompt, variables, continue_final_message)
 
-    @cached_property
-    def _compiled_template(self) -> ChatTemplate:
+    def _template(self, override: str | None, has_tools: bool) -> ChatTemplate:
+        source = self._template_source(override, has_tools)
+        if source not in self._compiled:
+            if len(self._compiled) == _MAX_COMPILED:
+                self._compiled.clear()
+            self._compiled[source] = ChatTemplate(source, self.special_tokens)
+        return self._compiled[source]
+
+    def _template_source(self, override: str | None, has_tools: bool) -> str:
+        if override is not None:
+            if not isinstance(override, str):
+                raise TokenizerError(
+                    f"got a chat template of type {type(override).__name__}: expected its Jinja source"
+                )
+            return self.chat_templates.get(override, override)
+        if has_tools and "tool_use" in self.chat_templates:
+            return self.chat_templates["tool_use"]
         if self.chat_template is None:
             raise TokenizerError(
-                "this model has no chat template, so it cannot chat; give it a plain prompt instead (--raw)"
+                "this model has no chat template, so it cannot chat; give it a template (--chat-template) "
+                "or a plain prompt (--raw)"
             )
-        return ChatTemplate(self.chat_template, self.special_tokens)
+        return self.chat_template
 
 
 def tokenizer_from_directory(directory: Path) -> Tokenizer:

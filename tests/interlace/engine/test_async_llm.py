@@ -198,3 +198,21 @@ async def exhausted(stream: Any) -> None:
 def test_describe_asks_the_ranks_between_steps() -> None:
     with async_llm() as llm:
         assert asyncio.run(llm.describe()) == {"ranks": []}
+
+
+def test_what_the_chat_template_is_given_reaches_it() -> None:
+    async def main(llm: AsyncLLM) -> None:
+        messages = [{"role": "user", "content": "hi"}]
+        options: dict[str, Any] = {"tools": [], "chat_template_kwargs": {"enable_thinking": True}}
+        outputs = [
+            await llm.chat(messages, GREEDY, **options),
+            await llm.generate(messages, GREEDY, **options),
+            [chunk.output async for chunk in llm.stream(messages, GREEDY, **options)][-1],
+        ]
+        prompts = [output.prompt for output in outputs if output is not None]
+        assert prompts == ["enable_thinking=True tools=[] user: hi\n"] * 3
+        with pytest.raises(RequestError, match="unknown argument 'toools'"):
+            await llm.chat(messages, GREEDY, toools=[])  # type: ignore[call-arg]
+
+    with async_llm() as llm:
+        asyncio.run(main(llm))

@@ -234,3 +234,48 @@ def test_unknown_and_bad_options_are_engine_errors() -> None:
         make_llm(max_seqs=3)
     with pytest.raises(EngineError, match="tp=0"):
         make_llm(tp=0)
+
+
+CONVERSATION = [{"role": "user", "content": "hi"}]
+
+
+def test_what_the_chat_template_is_given_reaches_it() -> None:
+    llm = make_llm()
+    options: dict[str, Any] = {
+        "tools": [{"type": "function"}],
+        "chat_template": "x",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "continue_final_message": True,
+    }
+    expected = (
+        "chat_template=x continue_final_message=True enable_thinking=False tools=[{'type': 'function'}] "
+    )
+    assert llm.chat(CONVERSATION, GREEDY, **options)[0].prompt == f"{expected}user: hi\n"
+    assert [chunk.output.prompt for chunk in llm.stream(CONVERSATION, GREEDY, **options) if chunk.output] == [
+        f"{expected}user: hi\n"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"toools": []}, "unknown argument 'toools': expected one of tools, "),
+        ({"enable_thinking": True}, "unknown argument 'enable_thinking': .* go into chat_template_kwargs"),
+        ({"chat_template_kwargs": ["x"]}, r"chat_template_kwargs=\['x'\]: expected a mapping"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs has 'tools'"),
+        ({"chat_template_kwargs": {3: 4}}, "chat_template_kwargs has 3"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has 'messages'"),
+        ({"add_generation_prompt": "no"}, "add_generation_prompt='no': expected True or False"),
+    ],
+)
+def test_what_no_chat_template_can_be_given_is_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RequestError, match=problem):
+        make_llm().chat(CONVERSATION, GREEDY, **options)
+
+
+def test_only_a_conversation_takes_what_is_for_the_chat_template() -> None:
+    for prompt in ("hello", [1, 2]):
+        with pytest.raises(
+            RequestError, match=r"got tools with a prompt of type .*: expected a conversation"
+        ):
+            make_llm().stream(prompt, GREEDY, tools=[])

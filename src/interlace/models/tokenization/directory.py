@@ -85,16 +85,21 @@ def _forget_training(backend: tokenizers.Tokenizer) -> None:
         backend.model.dropout = None
 
 
-def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja wins; tokenizer_config.json has one template, or several by name."""
+def _chat_template(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The templates by name: tokenizer_config.json has one, or several; files beside it win."""
+    template = settings.get("chat_template")
+    entries = template if isinstance(template, list) else [{"name": "default", "template": template}]
+    named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, Mapping)}
+    for path in (directory / "additional_chat_templates").glob("*.jinja"):
+        named[path.stem] = _read_template(path)
     path = directory / "chat_template.jinja"
     if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerError(f"{path} cannot be read: {error}") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default", next(iter(named.values()), None))
-    return template if isinstance(template, str) else None
+        named["default"] = _read_template(path)
+    return {name: text for name, text in named.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from error
