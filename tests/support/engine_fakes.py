@@ -102,6 +102,7 @@ class FakeRanks:
         self.max_model_len = max_model_len
         self.tokenizer = ByteTokenizer()
         self.model_config = ModelFacts()
+        self.sampling_defaults: dict[str, Any] = {}
         self.cache: dict[int, tuple[int, int, int]] = {}
         self.batches: list[ForwardBatch] = []
         self.failure: Exception | None = None

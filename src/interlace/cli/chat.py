@@ -11,7 +11,9 @@ import typer
 
 from emucxl.cli import streams
 from interlace.cli import console
+from interlace.cli.given import GivenSampling
 from interlace.cli.options import with_options
+from interlace.engine.chat_options import ChatOptions
 from interlace.engine.config import EngineConfig
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import CacheTooSmall, InterlaceError, PromptTooLong, RequestError, TokenizerError
@@ -32,7 +34,8 @@ Ctrl-C stops a reply and keeps the conversation."""
 def chat(
     *,
     system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
-    sampling: SamplingParams,
+    sampling: GivenSampling,
+    template: ChatOptions,
     engine: EngineConfig,
 ) -> None:
     """Talk to a model. Type /help inside for its commands."""
@@ -46,14 +49,22 @@ def chat(
             with contextlib.suppress(ImportError):  # optional in Python: it makes input() editable
                 import readline  # noqa: F401
             print(f"{engine.model} is listening. /help lists the commands, /quit ends.")
-        Chat(llm, sampling, told).run(_typed_line if is_terminal else streams.read_line)
+        params = sampling.over(llm.sampling_defaults)
+        Chat(llm, params, told, template).run(_typed_line if is_terminal else streams.read_line)
 
 
 class Chat:
     """One conversation: its messages, and what each line from the user does to them."""
 
-    def __init__(self, llm: LLM, sampling: SamplingParams, system: str | None = None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        sampling: SamplingParams,
+        system: str | None = None,
+        template: ChatOptions | None = None,
+    ) -> None:
         self.llm, self.sampling, self.system = llm, sampling, system
+        self.template: ChatOptions = template or {}
         self.messages: list[dict[str, str]] = []
         self.reset()
 
@@ -112,7 +123,7 @@ class Chat:
         """Print the model's turn as it comes. Ctrl-C ends it: what was printed until then is the turn."""
         parts: list[str] = []
         try:
-            for chunk in self.llm.stream(self.messages, self.sampling):
+            for chunk in self.llm.stream(self.messages, self.sampling, **self.template):
                 parts.append(chunk.text)
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()

@@ -11,9 +11,10 @@ import typer
 
 from emucxl.cli import streams
 from interlace.cli import console
+from interlace.cli.given import GivenSampling
 from interlace.cli.options import with_options
+from interlace.engine.chat_options import ChatOptions
 from interlace.engine.config import EngineConfig
-from interlace.engine.sampling_params import SamplingParams
 
 
 @with_options
@@ -28,12 +29,17 @@ def generate(
         typer.Option(help="Record when each step runs on each rank, for Perfetto.", metavar="FILE.json"),
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="Print speeds and memory after the answer.")] = False,
-    sampling: SamplingParams,
+    sampling: GivenSampling,
+    template: ChatOptions,
     engine: EngineConfig,
 ) -> None:
     """Answer one prompt; the answer streams to standard output."""
     if raw and system is not None:
         raise typer.BadParameter("--system needs the chat template: leave out --raw, or --system")
+    if raw and template:
+        raise typer.BadParameter(
+            f"{', '.join(template)} are for the chat template: leave out --raw, or those"
+        )
     if trace is not None:
         from tokenweave.trace import check_writable
 
@@ -46,10 +52,11 @@ def generate(
 
     with open_llm(engine) as llm:
         with llm.trace(trace) if trace is not None else nullcontext():
-            reply = collect(llm.stream(request, sampling), echo=not as_json)
+            params = sampling.over(llm.sampling_defaults)
+            reply = collect(llm.stream(request, params, **template), echo=not as_json)
         ranks = llm.describe() if as_json or table else {}
     if as_json:
-        console.show_json(json_object(reply, engine, sampling, ranks))
+        console.show_json(json_object(reply, engine, params, ranks))
     elif table:
         print(f"\n{table_of(reply, engine, ranks)}")
 

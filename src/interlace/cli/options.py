@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from interlace.cli.given import GivenSampling, chat_options
 from interlace.engine.config import EngineConfig
-from interlace.engine.sampling_params import SamplingParams
 
 DEFAULT_MODEL = "smollm2"
+MADE = ("sampling", "template", "engine")  # of the options, for the command
 
 
 def _option(kind: Any, default: Any, panel: str, *names: str, help: str, metavar: str | None = None) -> Any:
@@ -23,19 +25,75 @@ def _option(kind: Any, default: Any, panel: str, *names: str, help: str, metavar
     return Annotated[kind, option], default
 
 
+# Absent ones are the model's own (`generation_config`) or, where it has none, those of `given.SAMPLING_DEFAULTS`.
 SAMPLING: dict[str, Any] = {
-    "max_tokens": _option(int, 256, "Sampling", help="Tokens to generate at most."),
-    "temperature": _option(float, 0.7, "Sampling", help="0 is greedy."),
-    "top_k": _option(int, -1, "Sampling", help="Sample from the K likeliest tokens; -1: off."),
-    "top_p": _option(float, 1.0, "Sampling", help="Sample from the likeliest tokens that make up P."),
-    "min_p": _option(float, 0.0, "Sampling", help="Drop tokens less likely than P times the likeliest."),
-    "repetition_penalty": _option(float, 1.0, "Sampling", help="Over prompt and output; 1 is none."),
-    "presence_penalty": _option(float, 0.0, "Sampling", help="Over output, once per token."),
-    "frequency_penalty": _option(float, 0.0, "Sampling", help="Over output, per occurrence."),
+    "max_tokens": _option(int | None, None, "Sampling", help="Tokens to generate at most; absent: 256."),
+    "temperature": _option(float | None, None, "Sampling", help="0 is greedy; absent: the model's, or 0.7."),
+    "top_k": _option(
+        int | None,
+        None,
+        "Sampling",
+        help="Sample from the K likeliest tokens; -1: off; absent: the model's, or off.",
+    ),
+    "top_p": _option(
+        float | None,
+        None,
+        "Sampling",
+        help="Sample from the likeliest tokens that make up P; 1: off; absent: the model's, or off.",
+    ),
+    "min_p": _option(
+        float | None,
+        None,
+        "Sampling",
+        help="Drop tokens less likely than P times the likeliest; 0: off; absent: the model's, or off.",
+    ),
+    "repetition_penalty": _option(
+        float | None,
+        None,
+        "Sampling",
+        help="Over prompt and output; 1 is none; absent: the model's, or none.",
+    ),
+    "presence_penalty": _option(
+        float | None, None, "Sampling", help="Over output, once per token; 0 is none."
+    ),
+    "frequency_penalty": _option(
+        float | None, None, "Sampling", help="Over output, per occurrence; 0 is none."
+    ),
     "seed": _option(int | None, None, "Sampling", help="Same seed, same tokens; absent: derived."),
     "stop": _option(list[str] | None, None, "Sampling", help="End before this text; may be repeated."),
     "logprobs": _option(int | None, None, "Sampling", help="Report the N likeliest tokens (with --json)."),
     "ignore_eos": _option(bool, False, "Sampling", "--ignore-eos", help="Go on after the end of the text."),
+}
+
+CHAT: dict[str, Any] = {
+    "chat_template": _option(
+        Path | None,
+        None,
+        "Chat template",
+        help="A Jinja file in the place of the model's template.",
+        metavar="FILE",
+    ),
+    "tools": _option(
+        Path | None,
+        None,
+        "Chat template",
+        help="What the model may call: a JSON list of schemas.",
+        metavar="FILE.json",
+    ),
+    "enable_thinking": _option(
+        bool | None,
+        None,
+        "Chat template",
+        "--enable-thinking/--no-enable-thinking",
+        help="Whether the model thinks first, where its template knows of it.",
+    ),
+    "template_kwargs": _option(
+        str | None,
+        None,
+        "Chat template",
+        help="More variables for the template, as a JSON object.",
+        metavar="JSON",
+    ),
 }
 
 ENGINE: dict[str, Any] = {
@@ -69,6 +127,13 @@ ENGINE: dict[str, Any] = {
     "executor": _option(
         str, "lanes", "Engine", help="sequential: one step after the other.", metavar="lanes|sequential"
     ),
+    "generation_config": _option(
+        str,
+        "auto",
+        "Engine",
+        help="auto: sample as the model's files recommend, where no option says otherwise.",
+        metavar="auto|none",
+    ),
     "kernels": _option(
         str, "auto", "Engine", help="Arithmetic: native code or torch.", metavar="auto|native|reference"
     ),
@@ -76,19 +141,22 @@ ENGINE: dict[str, Any] = {
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(..., sampling: SamplingParams, engine: EngineConfig)` as a command that takes every option instead.
+    """`command(..., sampling, template, engine)` as a command that takes every option instead.
 
-    The two objects are made, and so checked, before `command` is called.
+    `sampling` is a GivenSampling, `template` has ChatOptions, `engine` is an EngineConfig. They are made, and so
+    checked, before `command` is called.
     """
 
     def run(**values: Any) -> None:
-        sampling = SamplingParams(**{name: values.pop(name) for name in SAMPLING})
+        typed = {name: values.pop(name) for name in SAMPLING}
+        sampling = GivenSampling({name: value for name, value in typed.items() if value is not None})
+        template = chat_options(**{name: values.pop(name) for name in CHAT})
         engine = EngineConfig(**{name: values.pop(name) for name in ENGINE})
-        command(**values, sampling=sampling, engine=engine)
+        command(**values, sampling=sampling, template=template, engine=engine)
 
     own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [parameter for parameter in own if parameter.name not in ("sampling", "engine")]
-    for name, (annotation, default) in (SAMPLING | ENGINE).items():
+    parameters = [parameter for parameter in own if parameter.name not in MADE]
+    for name, (annotation, default) in (SAMPLING | CHAT | ENGINE).items():
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         )

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from interlace.engine.sampling_params import SamplingParams
 
 
+CHOOSING = (  # how a token is chosen, which the model's files may have had a say in
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
 def json_object(
     reply: Reply, engine: EngineConfig, sampling: SamplingParams, ranks: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -30,6 +41,7 @@ def json_object(
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "seed": sampling.seed,
+        "sampling": {name: getattr(sampling, name) for name in CHOOSING},
         "tp": len(ranks["ranks"]),
         **{name: ranks[name] for name in ("communicator", "dtype", "kernels", "threads_per_rank")},
         "num_kv_blocks": ranks["num_kv_blocks"],

@@ -16,15 +16,14 @@ from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
+from interlace.engine.chat_options import ChatOptions
 from interlace.engine.config import EngineOptions
 from interlace.engine.frontend import FrontEnd
 from interlace.engine.output import RequestOutput, StreamChunk
 from interlace.engine.prompts import (
-    ChatOptions,
     Conversation,
     Prompt,
     TokenisedPrompt,
-    one_for_each,
     tokenise,
 )
 from interlace.engine.protocols import RankGroup
@@ -91,7 +90,7 @@ class AsyncLLM(FrontEnd):
     ) -> AsyncIterator[StreamChunk]:
         """The same, a chunk per token. Closing the iterator aborts the request."""
         tokenised = tokenise(self.tokenizer, prompt, chat)
-        (params,) = one_for_each(sampling_params, 1)
+        (params,) = self._params_for_each(sampling_params, 1)
         stream = _Stream(None if request_id is None else as_request_id(request_id))
         self._send(partial(self._add, stream, tokenised, params))
         try:

@@ -19,6 +19,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
+GENERATION_CONFIGS = ("auto", "none")
 SEED_LIMIT = 2**64
 
 
@@ -40,6 +41,7 @@ class EngineOptions(TypedDict, total=False):
     weave: str
     executor: str
     link: str | None
+    generation_config: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class EngineConfig:
     )
     executor: str = "lanes"  # sequential: the oracle, which overlaps nothing
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
+    generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -88,6 +91,7 @@ class EngineConfig:
             ("kernels", KERNELS),
             ("weave", WEAVES),
             ("executor", EXECUTORS),
+            ("generation_config", GENERATION_CONFIGS),
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")

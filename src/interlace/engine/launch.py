@@ -167,7 +167,7 @@ def _load(
             *runner.decoder.notices,
         ):  # the other ranks have the same to say
             _log.warning(notice)
-        return RankGroup(runner, model.tokenizer, others)
+        return RankGroup(runner, model.tokenizer, others, model.sampling_defaults)
     except BaseException as error:
         is_of_another = isinstance(error, RankError | CommunicatorTimeout)
         known = others.wait_for_failure(FAILURE_REPORT_S) if others is not None and is_of_another else None

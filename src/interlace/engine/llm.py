@@ -16,19 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
+from interlace.engine.chat_options import ChatOptions
 from interlace.engine.config import EngineOptions
 from interlace.engine.frontend import FrontEnd
 from interlace.engine.interrupts import interrupts_deferred
 from interlace.engine.output import RequestOutput, StreamChunk
 from interlace.engine.progress import progress_bar
 from interlace.engine.prompts import (
-    ChatOptions,
     Conversation,
     Prompt,
     TokenisedPrompt,
     as_conversations,
     as_prompts,
-    one_for_each,
     tokenise,
 )
 from interlace.engine.protocols import RankGroup
@@ -95,7 +94,7 @@ class LLM(FrontEnd):
         Raises as `generate`, at the call.
         """
         tokenised = tokenise(self.tokenizer, prompt, chat)
-        (params,) = one_for_each(sampling_params, 1)
+        (params,) = self._params_for_each(sampling_params, 1)
         self._owner.check()
         with self._lock:
             self._engine.check_request(tokenised.token_ids, params)
@@ -157,7 +156,7 @@ class LLM(FrontEnd):
         chat: ChatOptions | None = None,
     ) -> list[RequestOutput]:
         self._owner.check()
-        each = one_for_each(sampling_params, len(prompts))
+        each = self._params_for_each(sampling_params, len(prompts))
         tokenised = [tokenise(self.tokenizer, prompt, chat) for prompt in prompts]
         mailbox: Mailbox = deque()
         request_ids: list[str] = []

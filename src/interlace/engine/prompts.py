@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
+from interlace.engine.chat_options import template_arguments
 from interlace.engine.protocols import Message, Tokenizer
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.values import shown
@@ -14,17 +15,6 @@ Conversation = Sequence[Message]
 Prompt = str | Sequence[int]
 
 
-class ChatOptions(TypedDict, total=False):
-    """What a chat template is given besides the messages: the keyword arguments of `chat` and `stream`."""
-
-    tools: Sequence[Mapping[str, Any]] | None  # what the model may call, as JSON schemas
-    documents: Sequence[Mapping[str, Any]] | None
-    chat_template: str | None  # in the place of the model's: Jinja, or the name of one of its several
-    chat_template_kwargs: Mapping[str, Any] | None  # more variables, such as enable_thinking
-    add_generation_prompt: bool  # True, unless the last message is continued
-    continue_final_message: bool  # the model goes on with the last message
-
-
 class TokenisedPrompt(NamedTuple):
     text: str | None  # None when token ids were given
     token_ids: Sequence[int]
@@ -32,7 +22,7 @@ class TokenisedPrompt(NamedTuple):
 
 def tokenise(tokenizer: Tokenizer, prompt: Any, chat: Mapping[str, Any] | None = None) -> TokenisedPrompt:
     """A text, a list of token ids, or a conversation (a list of messages; `chat` has ChatOptions), as token ids."""
-    options = _template_arguments(chat or {})
+    options = template_arguments(chat or {})
     if is_conversation(prompt):
         token_ids = tokenizer.apply_chat_template(prompt, **options)
         return TokenisedPrompt(tokenizer.decode(token_ids, skip_special=False), token_ids)
@@ -50,29 +40,6 @@ def tokenise(tokenizer: Tokenizer, prompt: Any, chat: Mapping[str, Any] | None =
         f"prompt of ids among many is itself a list: [[1, 2]]), or a list of messages such as "
         f"{{'role': 'user', 'content': '...'}}"
     )
-
-
-def _template_arguments(chat: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `apply_chat_template` that these ChatOptions come to. Raises RequestError."""
-    known = list(ChatOptions.__annotations__)
-    for name in chat:
-        if name not in known:
-            raise RequestError(
-                f"unknown argument {name!r}: expected one of {', '.join(known)}; the template's own variables "
-                f"go into chat_template_kwargs"
-            )
-    variables = chat.get("chat_template_kwargs") or {}
-    if not isinstance(variables, Mapping):
-        raise RequestError(f"chat_template_kwargs={shown(variables)}: expected a mapping of names to values")
-    arguments: dict[str, Any] = {"add_generation_prompt": not chat.get("continue_final_message", False)}
-    arguments |= {name: value for name, value in chat.items() if name != "chat_template_kwargs"}
-    for name, value in arguments.items():
-        if name in ("add_generation_prompt", "continue_final_message") and not isinstance(value, bool):
-            raise RequestError(f"{name}={shown(value)}: expected True or False")
-    for name in variables:
-        if not isinstance(name, str) or name in (*known, "messages", "self"):
-            raise RequestError(f"chat_template_kwargs has {shown(name)}: expected a template's own variables")
-    return {**variables, **arguments}
 
 
 def is_conversation(prompt: Any) -> bool:
@@ -115,12 +82,8 @@ def as_conversations(messages: Any) -> list[Conversation]:
     )
 
 
-def one_for_each(
-    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
+def one_for_each(params: Any, num_prompts: int) -> list[SamplingParams]:
     """The parameters of each prompt: the same for all, or one each."""
-    if params is None:
-        params = SamplingParams()
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
     each = list(params) if isinstance(params, Sequence) else [params]

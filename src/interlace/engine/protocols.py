@@ -75,6 +75,10 @@ class RankGroup(Runner, Protocol):
     def max_model_len(self) -> int:
         """The longest sequence served, in tokens."""
 
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """The sampling that the model's files recommend, by the names of SamplingParams, unchecked."""
+
     def describe(self) -> dict[str, object]: ...
 
     def start_trace(self) -> None: ...

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -45,8 +45,15 @@ class RankGroup:
     Thread safety: one caller at a time.
     """
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, others: Ranks | None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        others: Ranks | None,
+        sampling_defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         self.runner, self.tokenizer, self._others = runner, tokenizer, others
+        self.sampling_defaults = sampling_defaults or {}
         self.weaver = Weaver.of(runner)
         self._failure: InterlaceError | None = None
         self._closed = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interlace.environment import cache_directory
 from interlace.errors import ModelNotFound, TokenizerError
@@ -55,6 +55,16 @@ class LoadedModel:
             return tokenizer_from_gguf(self.weights.file.fields)
         except TokenizerError as error:
             raise TokenizerError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def sampling_defaults(self) -> dict[str, Any]:
+        """The sampling that its files recommend: see `interlace.models.sampling_defaults`. Nothing is checked."""
+        from interlace.models.gguf_source import GgufSource
+        from interlace.models.sampling_defaults import defaults_from_directory, defaults_from_gguf
+
+        if isinstance(self.weights, GgufSource):
+            return defaults_from_gguf(self.weights.file.fields)
+        return defaults_from_directory(self.path)
 
     @cached_property
     def fingerprint(self) -> str:

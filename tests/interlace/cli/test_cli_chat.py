@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from interlace.cli.chat import Chat
+from interlace.engine.llm import LLM
 from interlace.engine.output import StreamChunk
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import CacheTooSmall, PromptTooLong, RankFailed, RequestError, TokenizerError
@@ -170,3 +171,12 @@ def test_a_conversation_that_outgrows_the_context_can_go_on_after_reset(
     assert result.stderr.startswith("error: ")
     assert result.stdout.startswith("(the conversation starts anew)\n")
     assert len(result.stdout) > len("(the conversation starts anew)\n")
+
+
+def test_every_turn_goes_through_the_template_that_was_typed(
+    invoke: Any, fake_model: FakeRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(LLM, "stream", lambda self, messages, params, **given: iter(seen.append(given) or ()))
+    assert invoke(*QUICK, "--enable-thinking", input="Hello\nAgain\n").exit_code == 0
+    assert seen == [{"chat_template_kwargs": {"enable_thinking": True}}] * 2

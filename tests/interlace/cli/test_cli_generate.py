@@ -185,3 +185,73 @@ def test_ctrl_c_ends_the_command_and_its_ranks(tmp_path: Path) -> None:
     assert (process.returncode, said) == (130, b"")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody is left in the group
+
+
+def sampling_of(result: Any) -> dict[str, Any]:
+    found = json.loads(result.stdout)["sampling"]
+    return {name: found[name] for name in ("temperature", "top_k", "repetition_penalty")}
+
+
+def test_the_model_s_sampling_comes_before_ours_and_what_is_typed_before_both(
+    invoke: Any, fake_model: FakeRanks
+) -> None:
+    ask = ("generate", "--max-tokens", "4", "--ignore-eos", "--json", "Hi")
+    assert sampling_of(invoke(*ask)) == {"temperature": 0.7, "top_k": -1, "repetition_penalty": 1.0}
+    fake_model.sampling_defaults = {"temperature": 0.3, "top_k": 20}
+    assert sampling_of(invoke(*ask)) == {"temperature": 0.3, "top_k": 20, "repetition_penalty": 1.0}
+    typed = invoke(*ask, "--temperature", "0", "--top-k", "-1")
+    assert sampling_of(typed) == {"temperature": 0.0, "top_k": -1, "repetition_penalty": 1.0}
+
+
+def test_the_model_s_sampling_can_be_left_out(invoke: Any, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    (model / "generation_config.json").write_text('{"top_k": 3, "temperature": "hot"}')
+    ask = ("generate", "--model", str(model), "--max-tokens", "2", "--num-kv-blocks", "16", "--json", "Hi")
+    refused = invoke(*ask)
+    assert refused.exit_code == 1
+    assert "temperature='hot'" in refused.stderr
+    expected = {"temperature": 0.7, "top_k": -1, "repetition_penalty": 1.0}
+    assert sampling_of(invoke(*ask, "--generation-config", "none")) == expected
+
+
+def test_what_is_for_the_chat_template_reaches_it(invoke: Any, fake_model: FakeRanks, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("é")
+    (tmp_path / "tools.json").write_text('[{"type": "function"}]')
+    options = ["--chat-template", str(tmp_path / "mine.jinja"), "--tools", str(tmp_path / "tools.json")]
+    options += ["--template-kwargs", '{"effort": "high"}', "--no-enable-thinking"]
+    found = json.loads(invoke(*GREEDY, *options, "--json", "Hi").stdout)
+    expected = "chat_template=é effort=high enable_thinking=False tools=[{'type': 'function'}] "
+    assert found["prompt"] == f"{expected}{TEMPLATED}"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "problem"),
+    [
+        ("--tools", b"{", "is not JSON"),
+        ("--tools", b'{"a": 1}', "expected a JSON list of tools"),
+        ("--tools", b"[1]", "expected a JSON list of tools"),
+        ("--tools", b"\xff", "is not UTF-8 text"),
+        ("--chat-template", b"\xff", "is not UTF-8 text"),
+        ("--chat-template", None, "cannot be read: No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_wrong_usage(
+    invoke: Any, fake_model: FakeRanks, tmp_path: Path, option: str, content: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "file"
+    if content is not None:
+        path.write_bytes(content)
+    result = invoke("generate", option, str(path), "Hi")
+    assert result.exit_code == 2
+    assert problem in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("value", ["[1]", "{", "3"])
+def test_variables_for_the_template_are_a_json_object(invoke: Any, fake_model: FakeRanks, value: str) -> None:
+    assert invoke("generate", "--template-kwargs", value, "Hi").exit_code == 2
+
+
+def test_raw_has_no_template_to_give_anything_to(invoke: Any, fake_model: FakeRanks) -> None:
+    result = invoke("generate", "--raw", "--enable-thinking", "Hi")
+    assert result.exit_code == 2
+    assert "leave out --raw" in " ".join(result.stderr.replace("│", " ").split())
