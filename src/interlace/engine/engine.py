@@ -71,17 +71,15 @@ class Engine:
             raise RequestError(
                 f"request id {request_id!r} is in use: expected one that no unfinished request has"
             )
-        self.check_request(prompt_token_ids, params)
+        token_ids = self.check_request(prompt_token_ids, params)
         seed = params.seed if params.seed is not None else self._derived_seed()
-        sequence = Sequence(request_id, prompt_token_ids, params, seed, self.ranks.max_model_len)
-        decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, prompt_token_ids)
+        sequence = Sequence(request_id, token_ids, params, seed, self.ranks.max_model_len)
+        decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, token_ids)
         assembler = TextAssembler(decoder, params.stop_strings)
         request = Request(sequence, prompt, assembler, self._eos_ids, self._stop_tokens(params))
-        self.scheduler.add(
-            sequence
-        )  # from here on nothing may raise: a sequence without a request would stay
-        self._requests[request_id] = request
+        self.scheduler.add(sequence)  # nothing fails from here on: what is scheduled has its request
         self._num_requests += 1
+        self._requests[request_id] = request
 
     def _stop_tokens(self, params: SamplingParams) -> dict[int, str | int]:
         """The tokens that end a request, with the reason to give: its ids, and strings that are special tokens.
@@ -99,17 +97,18 @@ class Engine:
         """Whether an unfinished request has this id."""
         return request_id in self._requests
 
-    def check_request(self, prompt_token_ids: Any, params: SamplingParams) -> None:
-        """Raises what `add_request` would, adding nothing."""
+    def check_request(self, prompt_token_ids: Any, params: SamplingParams) -> list[int]:
+        """The prompt as Python's own integers. Raises what `add_request` would, adding nothing."""
         self.raise_if_failed()
-        check_token_ids(prompt_token_ids, self.ranks.model_config.vocab_size)
+        token_ids = as_token_ids(prompt_token_ids, self.ranks.model_config.vocab_size)
         limit = self.ranks.max_model_len
-        if len(prompt_token_ids) >= limit:
+        if len(token_ids) >= limit:
             raise PromptTooLong(
-                f"the prompt has {len(prompt_token_ids)} tokens; the context holds {limit}, at least one of them "
+                f"the prompt has {len(token_ids)} tokens; the context holds {limit}, at least one of them "
                 f"generated: shorten the prompt or raise max_model_len"
             )
-        self.scheduler.check_fits(max_total_tokens(len(prompt_token_ids), params, limit))
+        self.scheduler.check_fits(max_total_tokens(len(token_ids), params, limit))
+        return token_ids
 
     def abort(self, request_id: str) -> StreamChunk | None:
         """Ends a request wherever it is, between two steps. Its last chunk; None if it had ended already."""
@@ -220,12 +219,13 @@ def end_token_ids(ranks: RankGroup) -> tuple[int, ...]:
     return tuple(token for token in named if token < vocab_size)
 
 
-def check_token_ids(token_ids: Any, vocab_size: int) -> None:
-    """Raises RequestError unless `token_ids` is a non-empty collection of ids of the vocabulary."""
+def as_token_ids(token_ids: Any, vocab_size: int) -> list[int]:
+    """`token_ids` as a list. Raises RequestError unless it is a non-empty collection of ids of the vocabulary."""
     if isinstance(token_ids, str) or not isinstance(token_ids, Collection):
         raise RequestError(f"got a prompt of type {type(token_ids).__name__}: expected a list of token ids")
     if len(token_ids) == 0:
         raise RequestError("the prompt is empty: expected at least one token; pass some text or a token id")
+    numbers = []
     for token in token_ids:
         number = token if type(token) is int else as_int(token)
         if number is None or not 0 <= number < vocab_size:
@@ -233,3 +233,5 @@ def check_token_ids(token_ids: Any, vocab_size: int) -> None:
                 f"token id {shown(token)} in the prompt: expected an integer from 0 to {vocab_size - 1} "
                 f"(the model's vocabulary); tokenise the prompt with this model's tokenizer"
             )
+        numbers.append(number)
+    return numbers

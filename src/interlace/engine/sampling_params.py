@@ -137,6 +137,8 @@ def _stop_strings(stop: Any) -> tuple[str, ...]:
         if not isinstance(string, str) or not 1 <= len(string) <= MAX_STOP_CHARACTERS:
             expected = f"strings of 1 to {MAX_STOP_CHARACTERS} characters"
             _reject("stop", stop, expected, "drop the empty, longer or foreign ones")
+        if any("\ud800" <= character <= "\udfff" for character in string):
+            _reject("stop", stop, "strings of whole characters", "drop those with lone surrogates")
     return tuple(str.__str__(string) for string in given)
 
 

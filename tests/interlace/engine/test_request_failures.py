@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ class EndlessDecoder(ByteDecoder):
 
 
 class BrittleTokenizer(ByteTokenizer):
-    def stream(self, skip_special: bool = True) -> ByteDecoder:
+    def stream(self, skip_special: bool = True, prompt: Sequence[int] = ()) -> ByteDecoder:
         return BrittleDecoder()
 
 
@@ -185,7 +186,7 @@ def test_a_text_that_cannot_be_decoded_ends_its_own_request() -> None:
 
 def test_an_abort_whose_text_cannot_be_finished_still_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
-    monkeypatch.setattr(ByteTokenizer, "stream", lambda self, skip_special: EndlessDecoder())
+    monkeypatch.setattr(ByteTokenizer, "stream", lambda self, skip_special, prompt: EndlessDecoder())
     engine.add_request("half", [1, 2], GREEDY)
     engine.step()
     chunk = engine.abort("half")
@@ -295,6 +296,20 @@ def test_an_id_that_is_none_of_the_vocabulary_s_is_refused(ids: Any) -> None:
         llm.generate([ids], GREEDY)
 
 
+def test_a_request_whose_tokenizer_fails_at_the_start_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: object, skip_special: bool, prompt: Sequence[int]) -> ByteDecoder:
+        raise ValueError("no such prompt")
+
+    engine = make_engine()
+    engine.add_request("healthy", [1, 2], GREEDY)
+    monkeypatch.setattr(ByteTokenizer, "stream", broken)
+    with pytest.raises(ValueError, match="no such prompt"):
+        engine.add_request("broken", [3], GREEDY)
+    assert run_all(engine)[0]["healthy"].token_ids == greedy_tokens([1, 2], 8)
+
+
 # --- a real model
 
 
@@ -325,6 +340,15 @@ def test_a_poisoned_text_leaves_every_bit_of_the_others(model: Path, tp: int) ->
             assert [outputs[1].outputs, outputs[3].outputs] == expected
             assert [outputs[n].finish_reason for n in (0, 2)] == ["error", "error"]
         assert [output.outputs for output in llm.generate(healthy, params)] == expected
+
+
+def test_a_real_tokenizer_takes_numpy_s_ids_and_any_stop_string(model: Path) -> None:
+    params = SamplingParams(
+        max_tokens=4, temperature=0, ignore_eos=True, stop=["\x00", "\uffff", "<|im_end|>"]
+    )
+    with LLM(str(model), num_kv_blocks=4) as llm:
+        ids = np.array([20, 21, 22])
+        assert llm.generate([ids], params)[0].token_ids == llm.generate([ids.tolist()], params)[0].token_ids  # type: ignore[list-item]
 
 
 def test_the_reference_kernels_read_no_other_s_poison_either(model: Path) -> None:

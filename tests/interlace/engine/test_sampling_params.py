@@ -43,7 +43,7 @@ BAD["top_p"] += [np.float64(1.5), -(10**400)]
 BAD["seed"] += [10**5000, np.float64(3), np.int64(-1)]
 BAD["max_tokens"] += [np.bool_(True), -(10**5000), 1e3]
 BAD["logprobs"] += [10**9, 257]
-BAD["stop"] += [itertools.repeat("a"), ["a"] * 65, "x" * 1025, [["a"]], [b"a"], [None]]
+BAD["stop"] += [itertools.repeat("a"), ["a"] * 65, "x" * 1025, "a\ud800", [["a"]], [b"a"], [None]]
 BAD["stop_token_ids"] += [itertools.count(), [np.float32(1)], [-(10**5000)], [None], {"a": 1}]
 
 
