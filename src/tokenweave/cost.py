@@ -176,6 +176,7 @@ class CostModel:
         load = parts[step.part]
         is_woven, is_last = len(parts) > 1, step.layer == last
         factor = self._factor(step.op, whole, parts, is_last=is_last) if is_woven else 1.0
+        factor *= self.table.pace(whole.num_tokens)
         core = Phase(Resource.CORE, factor * self.stage_s(step.op, load, is_last=is_last))
         if step.op is not Op.REDUCE_NORM:
             return (core,)

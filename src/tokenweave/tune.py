@@ -9,18 +9,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tokenweave.cost import LinkSpeed
+from tokenweave.cost import CostModel, LinkSpeed, Load
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, plan_forward
-from tokenweave.wave_table import CURVES, AttentionTimes, Curve, TableKey, WaveTable
+from tokenweave.simulate import simulate
+from tokenweave.wave_table import CURVES, AttentionTimes, Curve, Pace, TableKey, WaveTable
 
 if TYPE_CHECKING:
     from tokenweave.communicators import Communicator
@@ -36,6 +37,9 @@ FEW_QUERIES = 16
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
 SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
 MAX_REPEATS = 16
+PACE_TOKENS = (256, 640, 1536)
+PACE_ROUNDS = 5
+MOST_PACE = 3.0  # whatever slows a pass by more than that is no property of the machine
 EXCHANGED_TOKENS = (16, 256)
 LEAST_S_PER_BYTE = 1e-13  # faster links than that are none
 NAP_S = 5e-4  # about what one waits for a link
@@ -49,6 +53,13 @@ class Stages(Protocol):
 
     def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
         """The same of attention alone: the last `num_new` of the `num_keys` tokens of each sequence."""
+
+    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
+        """Seconds by the wall clock that each rank took for a pass, not woven, over one sequence from its start."""
+
+    @property
+    def num_layers(self) -> int:
+        """Of that pass."""
 
     def pairs(self, num_new: int, num_keys: int) -> float:
         """Pairs of a new token and a key that it sees, in one sequence."""
@@ -108,7 +119,26 @@ def measure_table(
         for keys in (count, count + CONTEXT):
             cells["attention", count, keys] = _Sample(partial(_time_attention, stages, count, keys))
     _run_rounds(cells, budget_s, progress)
-    return _table(stages, key, cells, queries)
+    table = _table(stages, key, cells, queries)
+    return replace(table, pace=_measure_pace(stages, table, max_tokens))
+
+
+def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
+    """Whole passes beside what `table` says of them, the rounds interleaved. Medians: a pass is as long as it is."""
+    counts = tuple(count for count in PACE_TOKENS if count <= max_tokens) or (max_tokens,)
+    taken: dict[int, list[float]] = {count: [] for count in counts}
+    for turn in range(1 + PACE_ROUNDS):
+        for count in counts:
+            seconds = max(stages.time_pass(count))
+            if turn:  # the first one touches memory for the first time
+                taken[count].append(seconds)
+    factors = []
+    for count in counts:
+        plan = plan_forward(stages.num_layers, count)
+        costs = CostModel(table).cost_of(plan, Load.prefill(count))
+        alone_s = simulate(plan, costs, shared_core=True).total_s
+        factors.append(min(MOST_PACE, max(1 / MOST_PACE, statistics.median(taken[count]) / alone_s)))
+    return Pace(counts, tuple(factors))
 
 
 def _time_attention(stages: Stages, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:

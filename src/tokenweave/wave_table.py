@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from tokenweave.errors import TuneError
 
-FORMAT = 1
+FORMAT = 2
 CURVES = ("projections", "mlp", "embed", "logits", "reduce")
 _log = logging.getLogger("tokenweave")
 
@@ -131,6 +131,26 @@ class AttentionTimes:
         return float((floor_s + pair_s * pairs).sum())
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a whole pass takes of what its stages take alone, at some token counts; lines between, level outside.
+
+    Stages are timed alone and at their best. In a pass they follow one another for long enough to slow the processor's
+    clock, or to meet what the other ranks do to shared caches, and how much differs between processors.
+    """
+
+    tokens: tuple[int, ...] = (1,)
+    factors: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        Curve(self.tokens, self.factors)
+        if not all(factor > 0 for factor in self.factors):
+            raise TuneError(f"got factors {self.factors}; expected positive ones")
+
+    def __call__(self, num_tokens: int) -> float:
+        return float(np.interp(num_tokens, self.tokens, self.factors))
+
+
 def _line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
     """Floor and slope, neither negative: where noise would have it so, the other alone passes through a point."""
     slope = (many[1] - few[1]) / (many[0] - few[0])
@@ -167,6 +187,7 @@ class WaveTable:
     reduce: Curve  # all-reduce, residual add and norm, without a link
     switch_s: float  # what handing a step from lane to lane adds to each transfer of a woven plan
     wake_s: float  # what waking up adds to a wait for a link
+    pace: Pace = Pace()
     is_measured: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -189,6 +210,7 @@ class WaveTable:
                 switch_s=float(found["switch_s"]),
                 wake_s=float(found["wake_s"]),
                 is_measured=bool(found["is_measured"]),
+                pace=Pace(*(tuple(found["pace"][axis]) for axis in ("tokens", "factors"))),
                 **curves,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tokenweave.wave_table import AttentionTimes, Curve, RankShape, TableKey, WaveTable
+from tokenweave.wave_table import AttentionTimes, Curve, Pace, RankShape, TableKey, WaveTable
 
 
 def key_of(size: int = 2, hidden_size: int = 576, dtype: str = "bfloat16", threads: int = 1) -> TableKey:
@@ -63,5 +63,6 @@ def tables() -> st.SearchStrategy[WaveTable]:
         attention=attention,
         switch_s=st.floats(0, 1e-3),
         wake_s=st.floats(0, 1e-3),
+        pace=st.builds(Pace, st.just((1, 512)), st.tuples(st.floats(0.5, 2), st.floats(0.5, 2))),
         **each,
     )

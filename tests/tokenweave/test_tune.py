@@ -13,17 +13,22 @@ from hypothesis import strategies as st
 from support.wave_tables import key_of
 from tokenweave.communicators import thread_group
 from tokenweave.communicators.linked import LinkedCommunicator
+from tokenweave.cost import CostModel, Load
 from tokenweave.errors import TuneError
 from tokenweave.link import LinkSpec
+from tokenweave.plan import plan_forward
+from tokenweave.simulate import simulate
 from tokenweave.tune import MIN_ROUNDS, measure_exchange, measure_switch_s, measure_table, token_grid
 from tokenweave.wave_table import pairs_seen
+
+PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
 
 
 class FakeStages:
     """Two ranks, the second slower. Every third sample is disturbed."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.calls = self.passes = 0
 
     def seconds(self, num_tokens: int) -> float:
         return 1e-6 * -(-num_tokens // 12)
@@ -35,6 +40,12 @@ class FakeStages:
 
     def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
         return (num_seqs * (1e-6 + 1e-9 * self.pairs(num_new, num_keys)),) * 2
+
+    num_layers = 3
+
+    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
+        self.passes += 1
+        return 0.0, PASS_TOKEN_S * num_tokens * (100.0 if self.passes % 5 == 0 else 1.0)
 
     def pairs(self, num_new: int, num_keys: int) -> float:
         return float(pairs_seen(np.array([float(num_new)]), np.array([float(num_keys)]))[0])
@@ -61,6 +72,18 @@ def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
     fractions = [done for done, _ in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
+
+
+@pytest.mark.parametrize("num_tokens", [256, 300, 640])
+def test_a_whole_pass_is_predicted_to_take_what_it_took(num_tokens: int) -> None:
+    stages = FakeStages()
+    table = measure_table(stages, key_of(), max_tokens=1000, row_tile=12, budget_s=0.0)
+    plan = plan_forward(stages.num_layers, num_tokens)
+    costs = CostModel(table).cost_of(plan, Load.prefill(num_tokens))
+    predicted_s = simulate(plan, costs, shared_core=True).total_s
+    assert predicted_s == pytest.approx(PASS_TOKEN_S * num_tokens, rel=1e-9 if num_tokens != 300 else 0.1)
+    assert table.pace(1) == table.pace(256) > 1  # level outside of what was measured
+    assert table.pace(5000) == table.pace(640)
 
 
 def test_the_budget_ends_the_rounds() -> None:

@@ -23,12 +23,15 @@ from emucxl import resources
 from emucxl.bench import machine
 from emucxl.closing import WithBlock
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
+from interlace.models.batch import ForwardBatch
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
+from tokenweave.execute import run_sequential
 from tokenweave.kernels import BLOCK_SIZE, Kernels, NativeKernels, make_kernels
+from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
 from tokenweave.wave_table import RankShape, TableKey, pairs_seen
 
@@ -135,6 +138,16 @@ class RankStages:
 
         return self._time(attend, repeats)
 
+    def time_pass(self, num_tokens: int) -> float:
+        decoder = self.decoder
+        batch = ForwardBatch.prefill(num_tokens, decoder.config.vocab_size)
+        plan = plan_forward(decoder.config.num_layers, num_tokens)
+        forward = decoder.forward(plan, batch, self._cache)
+        decoder.communicator.barrier()
+        start = time.perf_counter()
+        run_sequential(plan, forward.handlers)
+        return time.perf_counter() - start
+
     def _time(self, call: Callable[[int], object], repeats: int) -> float:
         self.decoder.communicator.barrier()
         start = self._clock()
@@ -220,6 +233,13 @@ class HostStages(WithBlock):
 
     def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
         return self._on_all(lambda rank: rank.time_attention(num_seqs, num_new, num_keys, repeats))
+
+    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time_pass(num_tokens))
+
+    @property
+    def num_layers(self) -> int:
+        return self._arguments[0].num_layers
 
     def pairs(self, num_new: int, num_keys: int) -> float:
         new, keys = (np.array([float(count)]) for count in (num_new, num_keys))

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenweave.kernels import BLOCK_SIZE
+
 
 @dataclass(frozen=True)
 class ForwardBatch:
@@ -29,6 +31,22 @@ class ForwardBatch:
     logit_rows: Tensor  # (num_logits,)  token rows whose logits are wanted, ascending
     prompt_lens: Tensor  # (num_seqs,)  tokens of each sequence's prompt, computed or not
     split: int | None = None  # a row that cuts the batch in two parts, to be woven; None: one part
+
+    @classmethod
+    def prefill(cls, num_tokens: int, vocab_size: int) -> ForwardBatch:
+        """One sequence from position 0, in the first blocks, with the logits of its last token: for measuring."""
+        rows = torch.arange(num_tokens, dtype=torch.int32)
+        ends = torch.tensor([0, num_tokens], dtype=torch.int32)
+        return cls(
+            token_ids=(rows * 7919) % vocab_size,
+            positions=rows,
+            slots=rows,
+            query_start=ends,
+            seq_lens=ends[1:],
+            block_tables=torch.arange(-(-num_tokens // BLOCK_SIZE), dtype=torch.int32)[None],
+            logit_rows=ends[1:] - 1,
+            prompt_lens=ends[1:],
+        )
 
     @property
     def num_tokens(self) -> int:

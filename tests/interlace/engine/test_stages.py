@@ -30,6 +30,8 @@ def test_every_stage_of_every_rank_can_be_timed(config: ModelConfig, kernels: st
             for num_tokens in (1, 40):
                 assert all(seconds > 0 for seconds in stages.time(stage, num_tokens, 2))
         assert all(seconds > 0 for seconds in stages.time_attention(8, 2, 20, 1))
+        assert all(seconds > 0 for seconds in stages.time_pass(40))
+        assert stages.num_layers == config.num_layers
         assert stages.pairs(3, 10) == 8 + 9 + 10
 
 

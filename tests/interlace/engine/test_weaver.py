@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from interlace import LLM, SamplingParams
-from interlace.cli.bench.split import prefill
 from interlace.engine.config import EngineConfig
 from interlace.engine.launch import start
 from interlace.engine.rank_group import RankGroup
@@ -92,7 +91,7 @@ def test_greedy_tokens_do_not_depend_on_weaving(
 
 
 def test_a_slow_link_is_woven_around_and_every_rank_runs_the_split(linked: RankGroup) -> None:
-    batch = prefill(200, linked.model_config.vocab_size)
+    batch = ForwardBatch.prefill(200, linked.model_config.vocab_size)
     split = linked.weaver.split(batch)
     assert split is not None
     assert split % ALIGNMENT == 0
@@ -105,7 +104,7 @@ def test_a_split_that_the_batch_brings_is_kept(linked: RankGroup) -> None:
     plans: list[int | None] = []
     linked.runner.observe = lambda step, start, end: plans.append(step.part)
     linked.weaver = Weaver("never", ALIGNMENT, shared_core=True)
-    batch = prefill(40, linked.model_config.vocab_size)
+    batch = ForwardBatch.prefill(40, linked.model_config.vocab_size)
     linked.execute(ForwardBatch(**{**batch.__dict__, "split": 7}))
     assert 1 in plans
 
@@ -132,11 +131,11 @@ def test_a_measured_table_is_found_and_used_without_a_word(
 
 
 def test_never_always_and_auto_without_prices() -> None:
-    batch = prefill(1000, 100)
+    batch = ForwardBatch.prefill(1000, 100)
     assert Weaver("never", ALIGNMENT, shared_core=True).split(batch) is None
     assert Weaver("always", ALIGNMENT, shared_core=True).split(batch) == middle(1000, ALIGNMENT)
     assert Weaver("auto", ALIGNMENT, shared_core=True).split(batch) is None
-    assert Weaver("always", ALIGNMENT, shared_core=True).split(prefill(1, 100)) is None
+    assert Weaver("always", ALIGNMENT, shared_core=True).split(ForwardBatch.prefill(1, 100)) is None
 
 
 @pytest.mark.parametrize(("tp", "weave"), [(1, "always"), (1, "auto")])
@@ -164,7 +163,7 @@ def test_where_transfers_need_the_core_that_computes_nothing_is_woven(
 
 
 def test_the_same_batches_get_the_same_splits() -> None:
-    batches = [prefill(n, 100) for n in (640, 1100, 1101, 2048, 700, 640, 1100)]
+    batches = [ForwardBatch.prefill(n, 100) for n in (640, 1100, 1101, 2048, 700, 640, 1100)]
     one, other = (Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True) for _ in range(2))
     splits = [one.split(batch) for batch in batches]
     assert splits == [other.split(batch) for batch in batches]
@@ -197,5 +196,5 @@ def test_decisions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interlace.engine.weaver.MAX_DECISIONS", 3)
     weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
     for tokens in range(100, 2000, 150):
-        weaver.split(prefill(tokens, 100))
+        weaver.split(ForwardBatch.prefill(tokens, 100))
     assert len(weaver._decisions) <= 3

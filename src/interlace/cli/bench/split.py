@@ -109,7 +109,7 @@ def _sweep(
     rounds: int,
     progress: Progress | None,
 ) -> Found:
-    batch = prefill(num_tokens, group.model_config.vocab_size)
+    batch = ForwardBatch.prefill(num_tokens, group.model_config.vocab_size)
     chosen = weaver.split(batch)
     expected = group.execute(batch).clone()
     splits = {None, chosen, *sweep(num_tokens, weaver.alignment)}
@@ -143,22 +143,6 @@ def sweep(num_tokens: int, alignment: int) -> list[int]:
     spread = range(max(1, units // 8), units - units // 8 + 1, step)
     found = {unit * alignment for unit in spread} | set(candidates(num_tokens, alignment))
     return sorted(split for split in found if 0 < split < num_tokens)
-
-
-def prefill(num_tokens: int, vocab_size: int) -> ForwardBatch:
-    """A batch of one sequence from position 0, with the logits of its last token."""
-    rows = torch.arange(num_tokens, dtype=torch.int32)
-    ends = torch.tensor([0, num_tokens], dtype=torch.int32)
-    return ForwardBatch(
-        token_ids=(rows * 7919) % vocab_size,
-        positions=rows,
-        slots=rows,
-        query_start=ends,
-        seq_lens=ends[1:],
-        block_tables=torch.arange(-(-num_tokens // BLOCK_SIZE), dtype=torch.int32)[None],
-        logit_rows=ends[1:] - 1,
-        prompt_lens=ends[1:],
-    )
 
 
 def report(config: EngineConfig, found: list[Found], is_table_measured: bool) -> Report:

@@ -21,7 +21,6 @@ import torch
 
 from emucxl.bench.harness import Progress, Report, Samples, interleaved
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
-from interlace.cli.bench.split import prefill
 from interlace.cli.bench.weave_rank import (
     AUTO,
     FUSED,
@@ -35,6 +34,7 @@ from interlace.cli.bench.weave_rank import (
     WeaveRank,
 )
 from interlace.errors import BenchError
+from interlace.models.batch import ForwardBatch
 from tokenweave.communicators.shm_layout import segment_bytes
 from tokenweave.link import LinkSpec
 from tokenweave.split import middle
@@ -203,7 +203,7 @@ def _measure(
     rounds: int,
     progress: Progress | None,
 ) -> list[Found]:
-    batch = prefill(num_tokens, running.rank.runner.model_config.vocab_size)
+    batch = ForwardBatch.prefill(num_tokens, running.rank.runner.model_config.vocab_size)
     trials = {NOTHING: Trial(NOTHING, None, num_tokens)}
     for link, weaver in weavers.items():
         splits = {WOVEN: middle(num_tokens, weaver.alignment), AUTO: weaver.split(batch)}

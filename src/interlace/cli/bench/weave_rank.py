@@ -17,11 +17,11 @@ import torch
 
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
-from interlace.cli.bench.split import prefill
 from interlace.engine.config import EngineConfig
 from interlace.engine.connect import kernels_for
 from interlace.engine.runner import Runner
 from interlace.engine.stages import RandomWeights
+from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig, RopeConfig
 from interlace.models.sources import LoadedModel, load_model
 from tokenweave.communicators import Communicator, LinkedCommunicator, NullCommunicator, ShmCommunicator
@@ -142,7 +142,9 @@ class WeaveRank:
         self.runner.decoder.communicator = self._communicator(trial)
         spans: list[tuple[Lane, float]] = []
         self.runner.observe = lambda step, start, end: spans.append((step.lane, end - start))
-        batch = replace(prefill(trial.num_tokens, self.runner.model_config.vocab_size), split=trial.split)
+        batch = replace(
+            ForwardBatch.prefill(trial.num_tokens, self.runner.model_config.vocab_size), split=trial.split
+        )
         self.shm.barrier()
         start = time.perf_counter()
         logits = self.runner.execute(batch)
