@@ -23,7 +23,7 @@ import time
 from contextlib import suppress
 from copy import copy
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,7 @@ from torch._C._distributed_c10d import (
     BroadcastOptions,
     HashStore,
     PrefixStore,
+    ProcessGroupGloo,
     ReduceScatterOptions,
     Store,
     TCPStore,
@@ -96,14 +97,13 @@ class TorchCommunicator(Communicator):
         data_group = group if group is not None else _default_group()
         super().__init__(data_group.rank(), data_group.size(), kernels=kernels, timeout_s=timeout_s)
         self._data = data_group
-        self._owns_control = control_group is None
-        self._control = control_group or dist.new_group(
-            dist.get_process_group_ranks(data_group),
-            backend="gloo",
-            timeout=timedelta(seconds=timeout_s),
-            use_local_synchronization=True,
+        own = _own_store(store or _default_store(), data_group)
+        # Not dist.new_group: it names a later group of the same ranks as it did an earlier one, and finds that one's
+        # addresses in the store.
+        self._control: Any = control_group or ProcessGroupGloo(
+            PrefixStore("control", own), self.rank, self.size, timedelta(seconds=timeout_s)
         )
-        board = PrefixStore(f"bulletin/{self._control.group_name}", store or _default_store())
+        board = PrefixStore("bulletin", own)
         self._bulletin = Bulletin(board, self.rank, self.size)
         self._check_calls = check_calls
         self._step = 0
@@ -264,8 +264,6 @@ class TorchCommunicator(Communicator):
                 self._bulletin.wait_until_heard(patience_s)
         if self._owns_everything:
             dist.destroy_process_group()
-        elif self._owns_control:
-            dist.destroy_process_group(self._control)
         del (
             self._data,
             self._control,
@@ -482,6 +480,15 @@ def _default_group() -> dist.ProcessGroup:
     if group is None:
         raise CommunicatorError("torch.distributed has no default group")
     return group
+
+
+def _own_store(store: Store, group: dist.ProcessGroup) -> Store:
+    """The part of `store` that belongs to the communicator being made on `group`, the same on every rank.
+
+    Ranks make a group's communicators in the same order, so that each rank's count of them tells them apart.
+    """
+    of_group = PrefixStore(f"tokenweave/{group.group_name}", store)
+    return PrefixStore(str(of_group.add(f"made/{group.rank()}", 1)), of_group)
 
 
 def _default_store() -> Store:
