@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from support.c_programs import FLAGS, INCLUDES, NATIVE, PROGRAMS, compiler, run_program
+from support.c_programs import compile_program, compiler, run_program
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
-
-# All that a pool is made of; compiled anew here because the steps are compiled in.
-SOURCES = sorted([*(NATIVE / "src").glob("pool*.c"), *(NATIVE / "src" / "prim").glob("process.c")])
-OTHERS = [NATIVE / "src" / "status.c", NATIVE / "src" / "prim" / "file.c"]
-
-
-def build(directory: Path, name: str, *flags: str) -> Path:
-    program = directory / name
-    command = [
-        str(compiler()),
-        *FLAGS,
-        *INCLUDES,
-        *flags,
-        *map(str, [*SOURCES, *OTHERS, PROGRAMS / f"{name}.c"]),
-    ]
-    done = subprocess.run(
-        [*command, "-lpthread", "-o", str(program)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return program
 
 
 @pytest.fixture(scope="module")
 def kill_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("kills"), "kill_pool", "-DEMX_POOL_STEPS")
+    return compile_program(
+        Path("kill_pool.c"), tmp_path_factory.mktemp("kills"), "", core_flags="-DEMX_POOL_STEPS"
+    )
 
 
 @pytest.fixture(scope="module")
 def fuzz_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("fuzz"), "fuzz_pool", "-fsanitize=address,undefined")
+    return compile_program(Path("fuzz_pool.c"), tmp_path_factory.mktemp("fuzz"))
 
 
 @pytest.fixture
@@ -96,7 +77,7 @@ def test_thousands_of_hosts_killed_at_random_instants_corrupt_nobody(
 
 
 def test_threads_share_a_host_until_it_is_fenced(tmp_path: Path, path: Path) -> None:
-    run_program(build(tmp_path, "threads_pool", "-fsanitize=thread"), path, 20)
+    run_program(compile_program(Path("threads_pool.c"), tmp_path, "thread"), path, 20)
 
 
 def fuzz(program: Path, path: Path, rounds: int, seeds: range) -> tuple[int, int]:

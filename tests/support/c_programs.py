@@ -37,16 +37,18 @@ def compile_program(
     tmp_path: Path,
     sanitize: str = "address,undefined",
     flags: Sequence[str] = (),
+    core_flags: str = "",
 ) -> Path:
     """The program of `source` (one file, or a name in tests/native/emucxl), linked with the core.
 
-    `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone.
+    `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone,
+    `core_flags` for the core's too.
     """
     source = source if source.exists() else PROGRAMS / source
     program = tmp_path / "-".join([source.stem, *(sanitize.split(",") if sanitize else ["plain"])])
-    archive = core_archive(sanitize)
+    archive = core_archive(sanitize, core_flags)
     if not program.exists() or program.stat().st_mtime < max(map(_modified, (source, archive))):
-        command = [*_command(sanitize), *flags, str(source), str(archive), *LIBRARIES]
+        command = [*_command(sanitize), *flags, *core_flags.split(), str(source), str(archive), *LIBRARIES]
         _run([*command, "-o", str(program)])
     return program
 
@@ -92,12 +94,12 @@ def run_program(program: Path, *arguments: object, timeout_s: float = 120.0) -> 
     return done.stdout
 
 
-def core_archive(sanitize: str) -> Path:
+def core_archive(sanitize: str, core_flags: str = "") -> Path:
     """The core's objects under `sanitize`.
 
     An archive: a program links what it uses, and may bring its own stand-in for the rest.
     """
-    return build_target("emucxl_core", sanitize) / "native" / "src" / "libemucxl_core.a"
+    return build_target("emucxl_core", sanitize, core_flags) / "native" / "src" / "libemucxl_core.a"
 
 
 def _modified(path: Path) -> float:

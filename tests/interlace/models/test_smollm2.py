@@ -47,7 +47,7 @@ def test_configuration_is_the_published_one(model: LoadedModel) -> None:
     assert (config.num_heads, config.num_kv_heads, config.head_dim) == (9, 3, 64)
     assert (config.vocab_size, config.max_position, config.rope.theta) == (49152, 8192, 100_000.0)
     assert config.tie_word_embeddings
-    assert config.eos_token_ids == (2,)
+    assert config.eos_token_ids == (2, 0, 4)  # its own, and the ends that its vocabulary is known by
     assert not model.weights.has("lm_head")
 
 
