@@ -88,7 +88,7 @@ def fail_in_a_lane(comm: Communicator) -> str:
 def die_leaving_a_child(comm: Communicator) -> None:
     """The rank is killed; a child that it forked, and that holds whatever a fork inherits, lives on for a while."""
     if os.fork() == 0:
-        time.sleep(20)
+        time.sleep(5)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
