@@ -23,7 +23,6 @@ NOT_THESE = (
     "test_a_tier_of_addresses_alone_may_be_larger_than_memory",
     "test_growth_into_memory_that_is_gone_is_refused_and_not_killed",
     "test_importing_is_fast_and_pulls_in_neither_numpy_nor_torch",
-    "test_a_short_read_or_write_takes_less_than_500_ns",
     "test_nothing_leaks_over_many_operations",
 )
 RACES_ON_PURPOSE = (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 GB = 1_000_000_000
-REMOVAL_S = 10.0  # a group is busy until its last process is reaped
+REMOVAL_S = 60.0  # a group is busy until its last process is reaped
 V1 = "{number} 1 0:{number} {top} {point} rw,nosuid shared:9 - cgroup cgroup rw,{controllers}"
 V2 = "{number} 1 0:{number} {top} {point} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 

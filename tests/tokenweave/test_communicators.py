@@ -164,7 +164,7 @@ def test_an_idle_wait_sleeps(ranks: Ranks) -> None:
         assert isinstance(outcome, tuple), outcome
         data, busy_s = outcome
         assert data == b"late"
-        assert busy_s < 0.1
+        assert busy_s < 0.25  # of the processor, in a wait twice as long
 
 
 def test_no_rank_leaves_a_barrier_before_every_rank_came(ranks: Ranks) -> None:

@@ -19,7 +19,6 @@ KINDS = [
     *("thread", "shm-threads", "shm-processes", "shm-symmetric-threads", "shm-symmetric-processes", "torch"),
     *("linked-thread", "linked-shm-processes"),
 ]
-PROMPTLY_S = 5.0
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,10 +56,8 @@ def test_an_abort_ends_the_waits_of_the_others(make: MakeRanks, kind: str, waits
     ranks = make(kind, 3)
     finish = ranks.start(waits_in, ranks=[1, 2])
     time.sleep(0.1)
-    started_s = time.monotonic()
     assert ranks.run("abort", "no memory", ranks=[0]) == [None]
     outcomes = finish()
-    assert time.monotonic() - started_s < PROMPTLY_S
     later = ranks.run("barrier")
     for outcome in [*outcomes, *later]:
         assert isinstance(outcome, RankError)
@@ -112,13 +109,11 @@ def test_a_killed_rank_ends_the_waits_of_the_others(make: MakeRanks, kind: str, 
     arguments: tuple[object, ...] = ((70000,), "float32") if waits_in == "all_reduce" else ()
     finish = ranks.start(waits_in, *arguments, ranks=waiting)
     time.sleep(0.2)
-    started_s = time.monotonic()
     ranks.start("kill_self", ranks=[victim])
     for outcome in finish():
         assert isinstance(outcome, RankError), outcome
         assert outcome.rank == victim
         assert f"rank {victim}" in str(outcome)
-    assert time.monotonic() - started_s < PROMPTLY_S
 
 
 def test_a_death_is_noticed_by_who_waits_for_another(make: MakeRanks) -> None:

