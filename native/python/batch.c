@@ -70,10 +70,24 @@ static void empty(batch *batch) {
   PyMem_Free(batch->buffers);
 }
 
+/* As a tuple. What an iterator of the caller's raises goes through as it is. */
+static PyObject *items_of(PyObject *accesses, bool is_read) {
+  PyObject *iterator = PyObject_GetIter(accesses);
+  if (iterator == NULL) {
+    if (PyErr_ExceptionMatches(PyExc_TypeError))
+      PyErr_Format(errors.argument_type, "got the accesses %R; expected a list of (buffer, offset, %s)", accesses,
+                   is_read ? "target" : "data");
+    return NULL;
+  }
+  PyObject *items = PySequence_Tuple(iterator);
+  Py_DECREF(iterator);
+  return items;
+}
+
 static PyObject *run(PyObject *self, PyObject *accesses, bool is_read) {
   batch batch = {.context = (context_object *)self, .is_read = is_read};
   emx_context *handle = context_handle(batch.context);
-  PyObject *items = handle != NULL ? PySequence_Tuple(accesses) : NULL;
+  PyObject *items = handle != NULL ? items_of(accesses, is_read) : NULL;
   if (items == NULL) return NULL;
   const Py_ssize_t num_items = PyTuple_Size(items);
   /* Asking objects for their bytes may run Python code, and that may close the context. */

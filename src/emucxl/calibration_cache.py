@@ -54,12 +54,14 @@ def store(figures: dict[str, Any]) -> None:
     place = path()
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=place.name, delete=False) as file:
-            json.dump({"format": _FORMAT, "machine": machine(), "calibrations": kept}, file, indent=1)
+        file = tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=place.name, delete=False)  # noqa: SIM115
         try:
+            with file:
+                json.dump({"format": _FORMAT, "machine": machine(), "calibrations": kept}, file, indent=1)
             os.replace(file.name, place)
-        except OSError:
-            os.unlink(file.name)
+        except BaseException:
+            os.unlink(file.name)  # on a full disk each later start would leave another one
+            raise
 
 
 def _read() -> dict[str, Any]:

@@ -41,7 +41,7 @@ from emucxl.errors import (
 from emucxl.locks import new_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from emucxl.context import Context
 
@@ -172,7 +172,7 @@ class CopyEngine(Closing):
         """
         exports: list[_Export] = []
         try:
-            requests = [_request(copy, exports) for copy in copies]
+            requests = [_request(copy, exports) for copy in _each(copies)]
             return self._submit(requests, exports)
         except BaseException:
             _release(exports)
@@ -253,6 +253,15 @@ class Completion:
 
     def __repr__(self) -> str:
         return f"<Completion, {'done' if self._finished else 'not known to be done'}>"
+
+
+def _each(copies: Iterable[Any]) -> Iterator[Any]:
+    try:
+        return iter(copies)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"got the copies {copies!r}; expected a list of Copy, or of (destination, source, size)"
+        ) from None
 
 
 def _request(copy: Copy | tuple[Any, Any, int], exports: list[_Export]) -> _Request:

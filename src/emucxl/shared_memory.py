@@ -176,6 +176,8 @@ def empty_segment_fd(name: str) -> int:
         raise SegmentError(f"got the name {name!r}; expected 1 to {_MAX_NAME_BYTES} bytes without NUL")
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC)
+    except UnicodeEncodeError:
+        raise SegmentError(f"got the name {name!r}; expected text without surrogates") from None
     except OSError as error:
         raise SegmentError(_explain(error, f"cannot create the segment {name!r}")) from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -127,6 +128,17 @@ def test_a_place_that_cannot_be_written_is_no_failure(cache: Path, monkeypatch: 
     monkeypatch.setattr(calibration, "measure", lambda: KEPT)
     assert calibration.of_this_machine() == KEPT
     assert calibration.cached() is None
+
+
+def test_what_cannot_be_written_whole_leaves_no_file(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(content: object, file: TextIO, indent: int) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(calibration, "measure", lambda: KEPT)
+    monkeypatch.setattr(json, "dump", fill_the_disk)
+    assert calibration.of_this_machine() == KEPT
+    assert list(cache.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "1"])

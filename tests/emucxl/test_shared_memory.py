@@ -114,6 +114,11 @@ def test_a_name_that_the_kernel_refuses_is_refused(name: str) -> None:
         SharedSegment.create(name, 4096)
 
 
+def test_a_name_that_has_no_bytes_is_refused() -> None:
+    with pytest.raises(SegmentError, match="expected text without surrogates"):
+        SharedSegment.create("\ud800", 4096)
+
+
 def test_more_than_the_memory_there_is_is_refused_at_creation() -> None:
     with pytest.raises(
         SegmentError, match=r"expected at most the [\d,]+ bytes of memory that are available \(Cannot"

@@ -164,3 +164,23 @@ def test_what_is_no_text_is_refused(call: str, wrong: Any, it: Any) -> None:
 @pytest.mark.parametrize("call", WHERE_AN_OBJECT_BELONGS)
 def test_what_is_no_such_object_is_refused(call: str, wrong: Any, it: Any) -> None:
     refuse(WHERE_AN_OBJECT_BELONGS[call], it, wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, object()], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize("call", ["engine.submit", "context.read_batch", "context.write_batch"])
+def test_what_holds_no_items_is_refused(call: str, wrong: Any, it: Any) -> None:
+    owner, method = call.split(".")
+    refuse(lambda it, wrong: getattr(getattr(it, owner), method)(wrong), it, wrong)
+
+
+@pytest.mark.parametrize("call", ["engine.submit", "context.read_batch", "context.write_batch"])
+def test_what_a_callers_iterator_raises_goes_through(call: str, it: Any) -> None:
+    owner, method = call.split(".")
+    with pytest.raises(TypeError, match="division by zeal"):
+        getattr(getattr(it, owner), method)(_raising())
+    it.context.check()
+
+
+def _raising() -> Iterator[Any]:
+    raise TypeError("division by zeal")
+    yield

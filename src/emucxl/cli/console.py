@@ -62,9 +62,9 @@ def show(*renderables: RenderableType) -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print `value` as the only JSON object of standard output."""
+    """Print `value` as the only JSON object of standard output, escaped where a terminal might obey it."""
     text = json.dumps(value, ensure_ascii=False)
-    print(text if streams.can_write(text) else json.dumps(value))
+    print(text if text.isprintable() and streams.can_write(text) else json.dumps(value))
 
 
 def megabytes(size_bytes: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from emucxl import monitor
+from emucxl.cli import console
 from emucxl.cli.text import cell, printable
 from emucxl.pool import Pool, pool_path
 
@@ -84,6 +86,14 @@ def test_top_shows_tiers_of_any_names_in_processes_of_any_names() -> None:
         os.close(fd)
     assert_harmless(output)
     assert MARKUP in output
+
+
+@pytest.mark.parametrize("name", ["\x9b31m", "\x7f", "x\u202ey", "\udc80"])
+def test_json_holds_a_name_and_shows_a_terminal_none(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_json({"name": name, "räksmörgås": 1})
+    printed = capsys.readouterr().out
+    assert printed.rstrip("\n").isprintable()
+    assert json.loads(printed) == {"name": name, "räksmörgås": 1}
 
 
 @pytest.mark.parametrize("text", ["local", "räksmörgås 漢字", "[red]", ""])
