@@ -151,18 +151,18 @@ class Trace:
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": told}
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, whole or not at all. A link, a device or a pipe stays what it is, and is written to.
 
         Raises:
             TraceError: it cannot be written.
         """
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        text = json.dumps(self.to_json(), separators=(",", ":"))
         try:
-            partial.write_text(json.dumps(self.to_json(), separators=(",", ":")))
-            partial.replace(path)
+            if _is_replaceable(path):
+                _replace(path, text)
+            else:
+                path.write_text(text)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise TraceError(f"cannot write the trace to {path}: {error.strerror or error}") from error
 
     @classmethod
@@ -201,8 +201,24 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise TraceError(f"cannot write the trace to {path}: it is a directory; name a file")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if not path.parent.is_dir() or (_is_replaceable(path) and not os.access(path.parent, os.W_OK)):
         raise TraceError(f"cannot write the trace to {path}: {path.parent} is no directory to write to")
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether another file may take its place: root could replace /dev/null and /dev/stdout for all programs."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def clock_id() -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -220,6 +221,22 @@ def test_a_file_that_cannot_be_written_is_noticed_before_and_after(tmp_path: Pat
             Trace(()).write(path)
     assert list(tmp_path.glob(".*")) == [], "nothing is left"
     check_writable(tmp_path / "out.json")
+
+
+def test_what_is_no_plain_file_is_written_to_and_stays_what_it_is(tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link.json", tmp_path / "target.json"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for path in (pipe, link):
+            check_writable(path)
+            Trace(()).write(path)
+        assert json.loads(os.read(reader, 1 << 16)) == json.loads(target.read_text()) == Trace(()).to_json()
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
 
 
 CHAIN = Plan(
