@@ -52,6 +52,8 @@ def _content(content: Any, name: str) -> Any:
     """A string, an object (what a tool gave), or parts."""
     if isinstance(content, str | dict):
         return content
+    if content == []:
+        return ""  # no parts say nothing, also where a template takes strings only
     if not isinstance(content, list):
         refuse(f"{name}: got content {_shown(content)}; expected a string, a list of text parts, or null")
     return [_part(part, name) for part in content]

@@ -182,6 +182,12 @@ def test_strings_among_parts_are_text() -> None:
     )
 
 
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), LOOP + "{{ m['content'] }}" + END])
+def test_no_parts_say_nothing(template: str) -> None:
+    ours = tokenizer(template)
+    assert ours.render_chat([user([])]) == ours.render_chat([user("")])
+
+
 def test_a_tool_s_object_is_json_where_the_template_does_not_make_it_so() -> None:
     chat = [user("x"), {"role": "tool", "content": {"temperature": 20, "in": "°C"}}]
     expected = '<s>x{"temperature": 20, "in": "°C"}'
@@ -234,6 +240,9 @@ def test_what_is_no_text_is_refused_by_name(message: Any, problem: str) -> None:
         ({"custom": object()}, "template variable 'custom' holds a object"),
         ({"continue_final_message": True}, "exclude each other"),
         ({"chat_template": "{% if %}"}, "the chat template is not valid Jinja"),
+        ({"chat_template": "{% break %}"}, "not valid Jinja: 'break' outside loop"),
+        ({"chat_template": "{{ " + "9" * 5000 + " }}"}, "not valid Jinja: Exceeds the limit"),
+        ({"chat_template": "{{ f(a=1, a=2) }}"}, "not valid Jinja: keyword argument repeated"),
         ({"chat_template": 5}, "got a chat template of type int"),
     ],
 )
