@@ -7,6 +7,7 @@ from typing import Any
 
 from interlace.errors import ConfigError
 
+_INTEGER_LIMIT = 2**63  # as far as the integers of tensors go
 _HUGE = 1e30  # beyond any value of a configuration; NaN and infinity are not below it
 
 
@@ -16,8 +17,8 @@ def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> 
         value = default
     if value is None:
         raise ConfigError(f"config.json has no {key!r}; is it the configuration of a language model?")
-    if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < _HUGE:
-        raise ConfigError(f"config.json: {key!r} must be a whole number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < _INTEGER_LIMIT:
+        raise ConfigError(f"config.json: {key!r} must be a whole number of 64 bits, got {value!r}")
     return value
 
 

@@ -235,7 +235,7 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         ({"model_type": "gpt2"}, "supported are llama, mistral, qwen2, qwen3, mixtral"),
         ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
         ({"hidden_size": None}, "no 'hidden_size'"),
-        ({"hidden_size": "64"}, "'hidden_size' must be a whole number, got '64'"),
+        ({"hidden_size": "64"}, "'hidden_size' must be a whole number of 64 bits, got '64'"),
         ({"num_hidden_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
         ({"head_dim": 15}, "head_dim must be even"),
@@ -261,7 +261,8 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         (longrope(short_factor=[1.0] * 7), "7 short divisors, expected one for each frequency: .* = 8"),
         (longrope(long_factor=[1.0] * 7 + [0.0]), "divisors must be positive numbers"),
         (longrope(short_factor=[1e-300] * 8), "divisors must be positive numbers"),
-        (longrope(original_max_position_embeddings=10**400), "must be a whole number, got 1000"),
+        (longrope(original_max_position_embeddings=10**400), "must be a whole number of 64 bits, got 1000"),
+        (longrope(original_max_position_embeddings=2**63), "must be a whole number of 64 bits, got 9223372"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 1e20}}, "max_position must be at most 2147483647"),
         (longrope(long_factor=[1.0] * 7 + ["x"]), "'long_factor' must be a number, got 'x'"),
         (
