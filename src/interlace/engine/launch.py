@@ -159,6 +159,7 @@ def _load(
 
     if others is not None:
         others.on_failure(lambda _, reason: communicator.abort(reason))
+    runner = None
     try:
         model = load_model(config.model)
         runner = Runner(config, model, communicator, ranks_on_host or config.tp)
@@ -174,7 +175,7 @@ def _load(
         with suppress(Exception):
             communicator.abort("rank 0 could not load the model")
         with suppress(Exception):
-            communicator.close()
+            (runner or communicator).close()  # a runner has threads of its own, and closes the communicator
         if not is_of_another:
             raise
         failed = known or (getattr(error, "rank", None), str(error))

@@ -88,9 +88,7 @@ class Runner:
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
         communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
-        self.cache = self.kernels.new_kv_cache(
-            model.config.num_layers, self.num_blocks, self.decoder.heads, self.dtype
-        )
+        self.cache = self._new_cache()
         self.observe: Observer | None = None  # told of every step of every batch, when set
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
@@ -159,7 +157,7 @@ class Runner:
         if block_bytes == 0:  # a rank without heads holds no cache
             return wanted
         if self.config.kv_cache_gb is not None:
-            budget_bytes = int(self.config.kv_cache_gb * 1e9)
+            budget_bytes = int(min(self.config.kv_cache_gb * 1e9, 2.0**63))  # the product may be infinite
         else:
             budget_bytes = int(available_memory_bytes() * CACHE_SHARE_OF_MEMORY) // ranks_on_host
         blocks = min(wanted, budget_bytes // block_bytes)
@@ -169,6 +167,18 @@ class Runner:
                 f"{BLOCK_SIZE} tokens takes {block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
             )
         return blocks
+
+    def _new_cache(self) -> Tensor:
+        """Raises EngineError where the system has no addresses for it, however little of it would be used."""
+        heads, layers = self.decoder.heads, self.model_config.num_layers
+        try:
+            return self.kernels.new_kv_cache(layers, self.num_blocks, heads, self.dtype)
+        except (OSError, OverflowError, MemoryError) as error:
+            wanted_bytes = self.num_blocks * self._block_bytes(heads)
+            raise EngineError(
+                f"rank {self.communicator.rank}: got a KV cache of {self.num_blocks:,} blocks, {wanted_bytes:,} "
+                f"bytes; the system grants no such room: lower num_kv_blocks or kv_cache_gb"
+            ) from error
 
     def _block_bytes(self, heads: HeadLayout) -> int:
         elements = 2 * heads.num_kv_heads * heads.head_dim * BLOCK_SIZE * self.model_config.num_layers

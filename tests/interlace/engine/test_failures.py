@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from interlace import LLM, SamplingParams
 from interlace.engine import launch
 from interlace.engine.ranks import RankSpec
-from interlace.errors import RankFailed
+from interlace.errors import EngineError, RankFailed, TokenizerError
 from support.tiny_models import make_model
 
 LIMIT_S = 100.0  # for what has to come, on a machine however busy
@@ -52,6 +53,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ")[1][0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def threads() -> int:
+    """How many run Python code or native code of ours, once those of what is unreachable have ended."""
+    gc.collect()
+    return len(os.listdir("/proc/self/task"))
 
 
 def wait_until_gone(pids: list[int]) -> None:
@@ -94,6 +101,30 @@ def test_a_rank_that_stops_answering_is_named_after_the_timeout(model: Path) -> 
         with pytest.raises(RankFailed, match=r"waited 1 s .*rank 1"):
             llm.generate("hello", SamplingParams(max_tokens=4))
     wait_until_gone(pids[1:])
+
+
+def test_a_start_that_fails_late_leaves_no_thread(model: Path, tmp_path: Path) -> None:
+    """The weights are loaded and the executor runs when the tokenizer turns out to be damaged."""
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{")
+    with LLM(str(model), num_kv_blocks=4):
+        pass  # whatever is started once, is now
+    before = threads()
+    for _ in range(3):
+        with pytest.raises(TokenizerError, match="is damaged"):
+            LLM(str(damaged), num_kv_blocks=4)
+    assert threads() <= before
+
+
+@pytest.mark.parametrize("size", [{"num_kv_blocks": 10**12}, {"num_kv_blocks": 10**40}])
+def test_a_cache_beyond_all_memory_is_refused_in_words(model: Path, size: dict[str, int]) -> None:
+    with pytest.raises(EngineError, match="the system grants no such room: lower num_kv_blocks"):
+        LLM(str(model), **size)
+
+
+def test_a_cache_may_have_all_the_room_there_is(model: Path) -> None:
+    with LLM(str(model), kv_cache_gb=1e300, max_model_len=64, max_num_seqs=2) as llm:
+        assert llm.describe()["num_kv_blocks"] == 8, "no more than two sequences of 64 tokens can fill"
 
 
 def test_a_rank_that_cannot_load_says_why(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
