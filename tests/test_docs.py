@@ -183,6 +183,6 @@ def test_a_command_ends_with_the_output_that_is_shown(page: Path, command: str) 
 
 
 def test_make_help_lists_every_target_with_a_description() -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     for target in ("run", "chat", "test", "check", "docs", "bench", "clean"):
         assert re.search(rf"^make {target} +\w", done.stdout, re.MULTILINE), target

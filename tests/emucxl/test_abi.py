@@ -58,7 +58,7 @@ def compiled_layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list
     source = directory / "layouts.c"
     source.write_text("#include <stdio.h>\n#include <emucxl.h>\nint main(void) {" + "\n".join(lines) + "}\n")
     subprocess.run(["cc", f"-I{INCLUDE}", source, "-o", directory / "layouts"], check=True, timeout=60)
-    printed = subprocess.run([directory / "layouts"], capture_output=True, text=True, check=True, timeout=10)
+    printed = subprocess.run([directory / "layouts"], capture_output=True, text=True, check=True, timeout=60)
     found: dict[str, list[tuple[str, int, int]]] = {}
     for line in printed.stdout.splitlines():
         structure_name, field, offset, size = line.split()

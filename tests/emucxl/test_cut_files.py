@@ -81,9 +81,10 @@ link.close()
 
 CUT_POOL = """
 pool = Pool.create(path, size_bytes=8 << 20)
-host, other = pool.join("h", lease_s=0.05), pool.join("o", heartbeat=False)
-region = host.carve("r", 1 << 20)
+other = pool.join("o", lease_s=3600, heartbeat=False)
 kept = other.carve("k", 1 << 20)
+host = pool.join("h", lease_s=0.05)  # last: nobody else looks whether its heartbeats are in time
+region = host.carve("r", 1 << 20)
 os.truncate(path, 4096)
 refused(lambda: region.read(1))
 refused(lambda: region.write(b"x"))

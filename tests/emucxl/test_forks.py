@@ -19,7 +19,7 @@ from emucxl.pool import Pool
 from support.c_programs import PROGRAMS, compile_program, compiler, run_program
 
 FACTS = re.findall(r"FACT\((\w+)\),", (PROGRAMS / "fork_facts.c").read_text())
-CHILD_SECONDS = 20
+CHILD_SECONDS = 100
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no C compiler")

@@ -11,7 +11,8 @@ import pytest
 
 from emucxl import errors
 from emucxl.pool import HostState, Pool
-from support.pool_victims import BOOT_ID, HEARTBEAT_NS, LOCK_INODE, START_TIME, poke, victim, wait_until
+from support.patience import PATIENCE_S, wait_until
+from support.pool_victims import BOOT_ID, HEARTBEAT_NS, LOCK_INODE, START_TIME, poke, silence, victim
 
 EXTENT = 4096
 
@@ -41,7 +42,7 @@ def test_killed_host_is_noticed_at_once_however_long_its_lease(pool: Pool) -> No
 
 @pytest.mark.parametrize("event", ["join", "carve", "open", "heartbeat"])
 def test_every_host_cleans_up_after_the_dead(pool: Pool, event: str) -> None:
-    with pool.join("a", heartbeat=False) as host, victim(pool) as other:
+    with pool.join("a", lease_s=3600, heartbeat=False) as host, victim(pool) as other:
         other.kill()
         if event == "join":
             pool.join("b").leave()
@@ -107,7 +108,10 @@ def test_reused_pid_is_not_taken_for_the_host(pool: Pool) -> None:
 
 
 def test_silent_host_is_fenced_and_lets_go_when_it_finds_out(pool: Pool) -> None:
-    with pool.join("silent", lease_s=0.05, heartbeat=False) as host, pool.join("b") as other:
+    with (
+        pool.join("silent", lease_s=0.05, heartbeat=False) as host,
+        pool.join("b", lease_s=3600, heartbeat=False) as other,
+    ):
         region = host.carve("x", 4 * EXTENT)
         region.fill(1)
         view = region.memoryview()
@@ -156,10 +160,11 @@ def test_late_heartbeat_that_nobody_missed_is_in_time(pool: Pool) -> None:
 
 
 def test_stopped_host_is_fenced_and_corrupts_nobody_when_it_goes_on(pool: Pool) -> None:
-    with pool.join("a") as host, victim(pool, lease_s=0.3) as other:
+    with pool.join("a", lease_s=3600) as host, victim(pool, lease_s=1) as other:
         other.told("epoch")
-        other.signal(signal.SIGSTOP)
-        wait_until(lambda: pool.reclaim().quarantined_hosts == 1)
+        other.stop()
+        silence(pool, slot=1)
+        assert pool.reclaim().quarantined_hosts == 1
         with pytest.raises(errors.PoolFullError):  # what it held is nobody's while it could still write there
             host.carve("x", 16 * EXTENT)
         other.signal(signal.SIGCONT)
@@ -174,12 +179,13 @@ def test_stopped_host_is_fenced_and_corrupts_nobody_when_it_goes_on(pool: Pool) 
 
 
 def test_stopped_host_can_be_killed_for_its_memory(pool: Pool) -> None:
-    with victim(pool, lease_s=0.2) as other:
-        other.signal(signal.SIGSTOP)
-        wait_until(lambda: pool.reclaim().quarantined_hosts == 1)
+    with victim(pool) as other:
+        other.stop()
+        silence(pool)
+        assert pool.reclaim().quarantined_hosts == 1
         report = pool.reclaim(kill=True)
         assert (report.freed_hosts, report.freed_extents, report.quarantined_hosts) == (1, 4, 0)
-        assert other.process.wait(10) == -signal.SIGKILL
+        assert other.process.wait(PATIENCE_S) == -signal.SIGKILL
 
 
 def test_kill_spares_hosts_whose_lease_runs(pool: Pool) -> None:
@@ -189,14 +195,15 @@ def test_kill_spares_hosts_whose_lease_runs(pool: Pool) -> None:
 
 
 def test_touching_a_view_faults_after_fencing_where_asked_for(pool: Pool) -> None:
-    with victim(pool, lease_s=0.3, fault=True) as other:
-        other.signal(signal.SIGSTOP)
-        wait_until(lambda: pool.reclaim().quarantined_hosts == 1)
+    with victim(pool, lease_s=1, fault=True) as other:
+        other.stop()
+        silence(pool)
+        assert pool.reclaim().quarantined_hosts == 1
         other.signal(signal.SIGCONT)
         wait_until(lambda: pool.stats().free_extents == 16)
         assert other.told("write") == "FencedError"
         assert other.told("load") == ""
-        assert other.process.wait(10) == -signal.SIGSEGV
+        assert other.process.wait(PATIENCE_S) == -signal.SIGSEGV
 
 
 # ---- other machines, as far as one machine can play them

@@ -8,15 +8,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emucxl import errors
-from emucxl.pool import HostState, Pool
+from emucxl.pool import Host, HostState, Pool
 from emucxl.pool_patience import Patience
-from support.pool_victims import BOOT_ID, LOCK_INODE, PID_NAMESPACE, START_TIME, poke, victim, wait_until
+from support.patience import wait_until
+from support.pool_victims import BOOT_ID, LOCK_INODE, PID_NAMESPACE, START_TIME, poke, victim
 
 EXTENT = 4096
 OTHER_TIME = ("unshare", "-T", "--boottime", "100000", "--monotonic", "100000")
@@ -100,7 +102,7 @@ def test_start_time_has_no_say_while_the_lock_is_held(pool: Pool) -> None:
 
 
 def test_process_whose_first_thread_ended_lives(pool: Pool) -> None:
-    with victim(pool, lease_s=0.2) as other:
+    with victim(pool, lease_s=3600) as other:
         other.told("end main thread")
         stat = Path(f"/proc/{other.process.pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
@@ -171,12 +173,31 @@ def test_one_command_frees_what_a_host_held_before_a_restart(pool: Pool) -> None
 
 
 def test_waiting_spares_a_host_elsewhere_that_says_something(pool: Pool) -> None:
-    with victim(pool, lease_s=1) as other:
+    with pool.join("elsewhere", lease_s=60, heartbeat=False) as host:
         of_another_boot(pool, 0)
-        report = pool.reclaim(kill=True, wait=True)
+        with speaking(host):
+            report = pool.reclaim(kill=True, wait=True)
         assert (report.fenced_hosts, report.freed_hosts) == (0, 0)
         assert pool.hosts()[0].state is HostState.ACTIVE
-        assert other.told("write") == "done"
+        host.carve("x", 1)
+
+
+@contextlib.contextmanager
+def speaking(host: Host) -> Iterator[None]:
+    """Meanwhile a thread says over and over that the host lives."""
+    over = threading.Event()
+
+    def speak() -> None:
+        while not over.wait(0.01):
+            host.heartbeat()
+
+    thread = threading.Thread(target=speak)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_host_that_was_fenced_while_somebody_waited_is_told(pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -54,15 +55,45 @@ def test_more_than_the_system_has_is_refused_with_figures(memory: dict[str, Any]
         assert context.library.emx_tier_count(context.handle) == 0
 
 
+PROMISES_PROGRAM = """
+import json, os, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+from emucxl import errors
+from support.native_context import MIB, NativeContext
+fields = json.loads(sys.argv[2])
+with NativeContext() as first, NativeContext() as second:
+    first.add_tier("first", 250 * MIB, **fields)
+    try:
+        second.add_tier("second", 250 * MIB)
+        sys.exit("500 MiB in a group of 400 were promised")
+    except errors.SystemMemoryError as error:
+        assert "promised to other tiers of this process" in str(error), error
+    first.close()
+    second.add_tier("second", 250 * MIB)
+print("promised once")
+"""
+
+
 def test_tiers_are_not_promised_the_same_memory_twice(memory: dict[str, Any]) -> None:
-    """Half of what is there, and then nearly all: what others of this machine take or give back hardly matters."""
-    most = min(figure("MemAvailable"), figure("MemFree")) // 2
-    with NativeContext() as first, NativeContext() as second:
-        first.add_tier("first", most, **memory)
-        with pytest.raises(errors.SystemMemoryError, match="promised to other tiers of this process"):
-            second.add_tier("second", figure("MemAvailable") - most // 8)
-        first.close()
-        second.add_tier("second", most // 4)
+    """In a group of its own, from whose memory nobody else takes."""
+    done = run_in_group(PROMISES_PROGRAM, 400 * MIB, json.dumps(memory))
+    assert (done.returncode, done.stdout) == (0, "promised once\n"), done.stderr
+
+
+def run_in_group(program: str, limit_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program that joins the memory cgroup which is its first argument."""
+    limit = str(limit_bytes)
+    with real_cgroup("memory", {"memory.limit_in_bytes": limit}, {"memory.max": limit}) as group:
+        if group is None:
+            pytest.skip("this process may not make a memory cgroup")
+        return subprocess.run(
+            [sys.executable, "-c", program, str(group), *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
 
 GROUP_PROGRAM = """
@@ -98,19 +129,7 @@ print("refused, not killed")
 
 
 def test_growth_into_memory_that_is_gone_is_refused_and_not_killed() -> None:
-    with real_cgroup(
-        "memory", {"memory.limit_in_bytes": str(512 * MIB)}, {"memory.max": str(512 * MIB)}
-    ) as group:
-        if group is None:
-            pytest.skip("this process may not make a memory cgroup")
-        done = subprocess.run(
-            [sys.executable, "-c", GROUP_PROGRAM, str(group)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    done = run_in_group(GROUP_PROGRAM, 512 * MIB)
     assert (done.returncode, done.stdout) == (0, "refused, not killed\n"), done.stderr
 
 

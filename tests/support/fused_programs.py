@@ -12,7 +12,6 @@ from torch import Tensor
 
 from support.rank_programs import DTYPES, reserve_activations
 from tokenweave.communicators import Communicator
-from tokenweave.errors import RankError
 from tokenweave.kernels import make_kernels
 
 Case = tuple[int, int, str]  # num_tokens, hidden_size, dtype
@@ -97,54 +96,44 @@ def phased(comm: Communicator, case: Case) -> tuple[Outcome, int]:
             return (normed.clone(), residual, owned), exchanges
 
 
-def aborted_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> float:
-    """All but `odd_rank` wait for it in the operation; how long until it told them so."""
+def aborted_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> str:
+    """All but `odd_rank` wait for it in the operation; what they are told."""
     if comm.rank == odd_rank:
         time.sleep(0.1)
         comm.abort("no memory")
-        return 0.0
-    started_s = time.monotonic()
+        return "nothing"
+    return _told_by(lambda: fused(comm, [(num_tokens, 64, "float32")]))
+
+
+def _told_by(call: Callable[[], object]) -> str:
     try:
-        fused(comm, [(num_tokens, 64, "float32")])
-    except RankError:
-        return time.monotonic() - started_s
-    raise AssertionError("the operation went on without a rank")
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
-def killed_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> tuple[float, str]:
-    """`odd_rank` ends between the operation's two synchronisations; how long the others took to notice, and how."""
+def killed_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> str:
+    """`odd_rank` ends between the operation's two synchronisations; what the others are told."""
     parts, residual, weight = inputs(comm.size, (num_tokens, 64, "float32"), 0)
     comm.barrier()
-    started_s = time.monotonic()
     phases = comm.reduce_norm_phases(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
     next(phases)
     if comm.rank == odd_rank:
         os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        list(phases)
-    except Exception as error:
-        return time.monotonic() - started_s, f"{type(error).__name__}: {error}"
-    return time.monotonic() - started_s, "nothing"
+    return _told_by(lambda: list(phases))
 
 
 def mismatched(comm: Communicator, odd_rank: int) -> str:
     """What a rank is told where one brings more tokens than the others."""
-    try:
-        fused(comm, [(8 if comm.rank == odd_rank else 7, 64, "float32")])
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    return _told_by(lambda: fused(comm, [(8 if comm.rank == odd_rank else 7, 64, "float32")]))
 
 
 def out_of_step(comm: Communicator, odd_rank: int) -> str:
     """What a rank is told where one has taken a buffer more than the others."""
     if comm.rank == odd_rank:
         comm.new_partial(7, 64, torch.float32)
-    try:
-        fused(comm, [(7, 64, "float32")])
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    return _told_by(lambda: fused(comm, [(7, 64, "float32")]))
 
 
 def refused(comm: Communicator) -> list[str]:
@@ -160,14 +149,7 @@ def refused(comm: Communicator) -> list[str]:
         lambda: comm.reserve_activations(0, 64, torch.float32),
         lambda: comm.new_partial(-1, 64, torch.float32),
     ]
-    messages = []
-    for call in calls:
-        try:
-            call()
-            messages.append("nothing")
-        except Exception as error:
-            messages.append(f"{type(error).__name__}: {error}")
-    return messages
+    return [_told_by(call) for call in calls]
 
 
 def without_native_kernels(comm: Communicator, case: Case) -> list[Outcome]:

@@ -8,11 +8,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from emucxl.pool import Pool
+from support.patience import wait_until
 
 _HOSTS_OFFSET = 4096
 # Of a host's record (native/src/pool_layout.h).
@@ -77,6 +78,10 @@ for line in sys.stdin:
 """
 
 
+def _state(process: Path) -> str:
+    return (process / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 class Victim:
     def __init__(
         self, path: Path, lease_s: float, persistent: bool, fault: bool, wrapper: Sequence[str]
@@ -103,6 +108,12 @@ class Victim:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Returns once none of its threads can say anything more."""
+        self.signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        wait_until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), "the victim's stop")
 
     def kill(self) -> None:
         self.process.kill()
@@ -134,8 +145,8 @@ def poke(pool: Pool, slot: int, field: int, value: int) -> None:
         struct.pack_into("<Q", content, _HOSTS_OFFSET + 256 * slot + field, value)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
+def silence(pool: Pool, slot: int = 0) -> None:
+    """As if the host had said nothing for longer than its lease; it must not be able to, or it will say something."""
+    (host,) = (host for host in pool.hosts() if host.slot == slot)
+    lease_ns = int(host.lease_s * 1e9)
+    poke(pool, slot, HEARTBEAT_NS, max(1, time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 2 * lease_ns))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from support.patience import PATIENCE_S
 from tokenweave.communicators import Communicator
 from tokenweave.errors import CommunicatorError
 from tokenweave.lanes import LaneExecutor
@@ -65,7 +67,7 @@ def fail_in_a_lane(comm: Communicator) -> str:
     """A step of the compute lane raises while the transfer lane waits for the other ranks."""
 
     def fail(step: Step) -> None:
-        begun.wait(20)
+        begun.wait(PATIENCE_S)
         raise ValueError("out of memory, say")
 
     def reduce(step: Step) -> None:
@@ -86,9 +88,13 @@ def fail_in_a_lane(comm: Communicator) -> str:
 
 
 def die_leaving_a_child(comm: Communicator) -> None:
-    """The rank is killed; a child that it forked, and that holds whatever a fork inherits, lives on for a while."""
+    """The rank is killed; a child that it forked, and that holds whatever a fork inherits, outlives the group."""
+    channel = int(
+        sys.argv[1]
+    )  # of rank_worker.py; whoever started the rank closes the other end after the test
     if os.fork() == 0:
-        time.sleep(5)
+        while os.read(channel, 1):
+            pass
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -161,14 +167,14 @@ def broadcast_bytes(comm: Communicator, data: bytes, root: int, idle: bool) -> b
     return comm.broadcast_bytes(data if comm.rank == root else None, root, idle)
 
 
-def broadcast_from_a_late_root(comm: Communicator, delay_s: float) -> tuple[bytes, float]:
-    """What was received, and the processor time that waiting for it took."""
+def broadcast_from_a_late_root(comm: Communicator, delay_s: float) -> tuple[bytes, float, float]:
+    """What was received, how long that took, and how much of the processor."""
     comm.barrier()
     if comm.rank == 0:
         time.sleep(delay_s)
-    before_s = time.thread_time()
+    before_s, busy_before_s = time.monotonic(), time.thread_time()
     data = comm.broadcast_bytes(b"late" if comm.rank == 0 else None, idle=True)
-    return data, time.thread_time() - before_s
+    return data, time.monotonic() - before_s, time.thread_time() - busy_before_s
 
 
 def barrier_times(comm: Communicator) -> tuple[float, float]:

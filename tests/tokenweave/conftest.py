@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.rank_groups import MakeRanks, Ranks, Workers, make_ranks
+from support.rank_groups import TIMEOUT_S, MakeRanks, Ranks, Workers, make_ranks
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def make(workers: Workers) -> Iterator[MakeRanks]:
     made: list[Ranks] = []
 
     def make_one(kind: str, size: int, **options: object) -> Ranks:
-        made.append(make_ranks(kind, size, workers, **{"timeout_s": 20, **options}))
+        made.append(make_ranks(kind, size, workers, **{"timeout_s": TIMEOUT_S, **options}))
         return made[-1]
 
     yield make_one

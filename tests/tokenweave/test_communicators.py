@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from support.rank_groups import Ranks, Workers, make_ranks
+from support.rank_groups import TIMEOUT_S, Ranks, Workers, make_ranks
 from support.rank_programs import DTYPES, data_of, expected_sum
 from tokenweave.communicators import (
     Communicator,
@@ -51,7 +51,7 @@ SHAPES = [
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda group: f"{group[0]}-{group[1]}")
 def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
     kind, size = request.param
-    made = make_ranks(kind, size, workers, timeout_s=30)
+    made = make_ranks(kind, size, workers, timeout_s=TIMEOUT_S)
     yield made
     made.close()
 
@@ -160,11 +160,12 @@ def test_broadcast_bytes_gives_the_roots_bytes(ranks: Ranks, num_bytes: int, idl
 
 
 def test_an_idle_wait_sleeps(ranks: Ranks) -> None:
-    for outcome in ranks.run("broadcast_from_a_late_root", 0.5):
+    """One that spun would take all of the processor that it can get: most of the wait, unless others are at work."""
+    for rank, outcome in enumerate(ranks.run("broadcast_from_a_late_root", 0.5)):
         assert isinstance(outcome, tuple), outcome
-        data, busy_s = outcome
+        data, waited_s, busy_s = outcome
         assert data == b"late"
-        assert busy_s < 0.25  # of the processor, in a wait twice as long
+        assert rank == 0 or busy_s < waited_s / 2
 
 
 def test_no_rank_leaves_a_barrier_before_every_rank_came(ranks: Ranks) -> None:

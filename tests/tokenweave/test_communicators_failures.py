@@ -6,12 +6,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from emucxl.shared_memory import SharedSegment
-from support.rank_groups import SLOT_BYTES, MakeRanks, ProcessRanks, ThreadRanks, free_port
+from support.patience import PATIENCE_S, wait_until
+from support.rank_groups import (
+    SLOT_BYTES,
+    TIMEOUT_S,
+    MakeRanks,
+    ProcessRanks,
+    Ranks,
+    ThreadRanks,
+    free_port,
+)
 from tokenweave.communicators import ShmCommunicator, TorchCommunicator, segment_bytes, thread_group
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 
@@ -22,6 +32,17 @@ KINDS = [
 ROOT = Path(__file__).parents[2]
 
 
+def hurried(make: MakeRanks, kind: str, size: int) -> Iterator[tuple[Ranks, float]]:
+    """A group of a short timeout, and others in its place for as long as a busy machine needs more to start them."""
+    for timeout_s in (0.5, 5.0, TIMEOUT_S):
+        try:
+            ranks = make(kind, size, timeout_s=timeout_s)
+        except CommunicatorTimeout:  # it was too short even to meet
+            continue
+        yield ranks, timeout_s
+        ranks.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "call", [("barrier",), ("all_reduce", (3,), "float32"), ("broadcast", (3,), "int32", 2)]
@@ -29,24 +50,26 @@ ROOT = Path(__file__).parents[2]
 def test_a_timeout_names_the_ranks_that_did_not_come(
     make: MakeRanks, kind: str, call: tuple[object, ...]
 ) -> None:
-    ranks = make(kind, 3, timeout_s=1)
-    early, late = ranks.run(*call, ranks=[0, 1])
+    for ranks, timeout_s in hurried(make, kind, 3):
+        early, late = ranks.run(*call, ranks=[0, 1])
+        timeout, waited = early if isinstance(early, CommunicatorTimeout) else late, f"waited {timeout_s:g} s"
+        if "for ranks " not in str(timeout):
+            break  # or one of the two had come too late itself
     errors = {type(early), type(late)}
     assert CommunicatorTimeout in errors
     assert errors <= {CommunicatorTimeout, RankError}  # the second may hear of the first one's timeout
-    timeout = early if isinstance(early, CommunicatorTimeout) else late
-    assert f"waited 1 s in {call[0]}" in str(timeout)
+    assert f"{waited} in {call[0]}" in str(timeout)
     assert "for rank 2; check that they are alive, or raise timeout_s" in str(timeout)
 
 
 @pytest.mark.parametrize("kind", ["thread", "shm-threads", "torch"])
 def test_after_a_timeout_the_late_rank_is_told(make: MakeRanks, kind: str) -> None:
-    ranks = make(kind, 2, timeout_s=0.5)
+    ranks, timeout_s = next(hurried(make, kind, 2))
     assert isinstance(ranks.run("barrier", ranks=[0])[0], CommunicatorTimeout)
     late = ranks.run("all_gather", (3,), "float32", ranks=[1])[0]
     if kind != "torch":  # there it may also find that rank 0 has come and gone
         assert isinstance(late, RankError)
-        assert "rank 0 waited 0.5 s in barrier for rank 1" in str(late)
+        assert f"rank 0 waited {timeout_s:g} s in barrier for rank 1" in str(late)
     assert isinstance(ranks.run("barrier", ranks=[0])[0], RankError)
 
 
@@ -152,7 +175,7 @@ def test_leaving_a_with_block_by_an_exception_ends_the_waits(make: MakeRanks, ki
 
 @pytest.mark.parametrize("kind", ["thread", "shm-processes", "torch"])
 def test_a_step_that_fails_ends_the_transfers_of_every_rank(make: MakeRanks, kind: str) -> None:
-    ranks = make(kind, 2)
+    ranks = make(kind, 2, timeout_s=20)  # over torch, closing waits as long for the transfer
     (failed,) = ranks.run("fail_in_a_lane", ranks=[1])
     assert failed == "out of memory, say; the transfer has ended: True"
     (outcome,) = ranks.run("barrier", ranks=[0])
@@ -161,9 +184,11 @@ def test_a_step_that_fails_ends_the_transfers_of_every_rank(make: MakeRanks, kin
 
 def test_a_rank_dies_though_a_child_that_it_forked_lives(make: MakeRanks) -> None:
     ranks = make("shm-processes", 2)
+    assert isinstance(ranks, ProcessRanks)
     finish = ranks.start("barrier", ranks=[0])
     ranks.start("die_leaving_a_child", ranks=[1])
     (outcome,) = finish()
+    ranks.workers[1].process.wait(PATIENCE_S)
     assert isinstance(outcome, RankError)
     assert "rank 1 died: its process ended" in str(outcome)
 
@@ -258,15 +283,17 @@ def test_a_segment_outlives_the_communicators_in_it() -> None:
 
 
 def test_nothing_is_left_behind(make: MakeRanks) -> None:
-    def left() -> tuple[list[str], int]:
-        return sorted(os.listdir("/dev/shm")), len(list(Path("/proc/self/fd").iterdir()))
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
 
-    before = left()
+    names, before = set(os.listdir("/dev/shm")), descriptors()
     for _ in range(3):
         ranks = make("shm-threads", 3)
         ranks.run("fixed_sum_many_times", 3)
         ranks.close()
-    assert left() == before
+    assert descriptors() == before
+    # What other programs of this machine put there meanwhile goes, too.
+    wait_until(lambda: set(os.listdir("/dev/shm")) <= names, "an empty /dev/shm")
 
 
 def test_ranks_of_torch_that_never_meet_time_out() -> None:

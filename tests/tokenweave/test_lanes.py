@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.patience import PATIENCE_S
 from tokenweave.errors import PlanError
 from tokenweave.execute import Handler
 from tokenweave.lanes import LaneExecutor
@@ -52,7 +53,7 @@ def test_every_step_runs_once_after_what_it_waits_for(layers: int, split: int | 
 def test_a_transfer_runs_while_the_other_part_computes(executor: LaneExecutor) -> None:
     """Each waits for the other to have begun: were they not at the same time, neither would end."""
     plan = plan_forward(1, 4, 2)
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2, timeout=PATIENCE_S)
     meets = {("attention[0]'", Lane.COMPUTE), ("reduce_norm[1]", Lane.TRANSFER)}
 
     def handle(step: Step) -> None:
@@ -87,15 +88,17 @@ def test_a_failure_ends_the_run_on_every_lane_and_the_next_run_works(
 
 
 def test_run_returns_only_when_no_lane_is_inside_a_step(executor: LaneExecutor) -> None:
-    inside = threading.Event()
+    inside, failing = threading.Event(), threading.Event()
 
     def handle(step: Step) -> None:
         if step.name == "reduce_norm[0]":
             inside.set()
+            assert failing.wait(PATIENCE_S)
             time.sleep(0.05)
             inside.clear()
         if step.name == "embed'":
-            inside.wait(30)
+            assert inside.wait(PATIENCE_S)
+            failing.set()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

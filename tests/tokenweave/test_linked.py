@@ -11,7 +11,7 @@ import torch
 
 from emucxl.links import Link
 from support.rank_groups import MakeRanks, ProcessRanks, Ranks, ThreadRanks
-from tokenweave.communicators import LinkedCommunicator, NullCommunicator, thread_group
+from tokenweave.communicators import LinkedCommunicator, NullCommunicator, linked, thread_group
 from tokenweave.errors import RankError
 from tokenweave.link import LinkSpec
 
@@ -75,31 +75,50 @@ def test_rows_that_do_not_divide_are_counted_as_they_lie(make: MakeRanks) -> Non
 
 def test_a_port_is_shared_with_whatever_else_uses_it(make: MakeRanks) -> None:
     ranks = make("linked-shm-processes", 2, link="10MB/s,0ns")
-    busy = ports(ranks)[1]
-    busy.reserve("write", 3_000_000, time.monotonic_ns())  # somebody else's, for 0.3 s
-    assert seconds(lambda: ranks.run("all_reduce", (1000,), "float32")) >= 0.29
+    busy, before_ns = ports(ranks)[1], time.monotonic_ns()
+    busy.reserve("write", 3_000_000, before_ns)  # somebody else's, for 0.3 s
+    ranks.run("all_reduce", (1000,), "float32")
+    assert time.monotonic_ns() - before_ns >= 300_000_000
 
 
 def test_a_root_does_not_wait_for_what_it_sends(make: MakeRanks) -> None:
     ranks = make("linked-thread", 2, link="1MB/s,0ns")
-    finish = ranks.start("broadcast_bytes", b"x" * 1_000_000, 0, True)
     assert isinstance(ranks, ThreadRanks)
     root = ranks.communicators[0]
     assert isinstance(root, LinkedCommunicator)
     started_s = time.monotonic()
-    assert finish() == [b"x" * 1_000_000] * 2
-    assert time.monotonic() - started_s >= 0.9
+    assert ranks.run("broadcast_bytes", b"x" * 1_000_000, 0, True) == [b"x" * 1_000_000] * 2
+    assert time.monotonic() - started_s >= 1.0
     assert root.link.stats().write_bytes == 1_000_000
 
 
-def test_a_wait_for_the_link_leaves_the_core_to_others() -> None:
+class OwnTime(threading.local):
+    """A clock of each thread's own, which only its sleeps move."""
+
+    def __init__(self) -> None:
+        self.now_ns, self.num_looks = time.monotonic_ns(), 0
+        self.slept_s: list[float] = []
+
+    def monotonic_ns(self) -> int:
+        self.num_looks += 1
+        return self.now_ns
+
+    def sleep(self, duration_s: float) -> None:
+        self.slept_s.append(duration_s)
+        self.now_ns += round(duration_s * 1e9)
+
+
+def test_a_wait_for_the_link_leaves_the_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps through all of it, a slice after the other, and looks at the clock once between two."""
+    own_time = OwnTime()
+    monkeypatch.setattr(linked, "time", own_time)
     first, second = (LinkedCommunicator(c, LinkSpec.parse("1MB/s,0ns").new_port()) for c in thread_group(2))
     other = threading.Thread(target=second.all_gather, args=(torch.zeros(50_000),))
     other.start()
-    before_s = time.thread_time()
     first.all_gather(torch.zeros(50_000))
-    assert time.thread_time() - before_s < 0.1  # of the 0.2 s that it took
     other.join()
+    assert own_time.slept_s == pytest.approx([linked.SLICE_NS / 1e9] * 4)  # 200 kB at 1 MB/s
+    assert own_time.num_looks == 2 + len(own_time.slept_s)
     for communicator in (first, second):
         communicator.close()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from support.rank_groups import Ranks, Workers, make_ranks
+from support.rank_groups import TIMEOUT_S, Ranks, Workers, make_ranks
 from support.symm_programs import Case, inputs
 from tokenweave.communicators import SymmMemCommunicator, availability
 from tokenweave.errors import CommunicatorError
@@ -37,7 +37,7 @@ CASES: list[Case] = [  # up to three rows go in one shot
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
-    made = make_ranks("symm_mem", request.param, workers, timeout_s=60)
+    made = make_ranks("symm_mem", request.param, workers, timeout_s=TIMEOUT_S)
     yield made
     made.close()
 
@@ -87,8 +87,7 @@ def test_bad_arguments_are_refused_and_harm_nothing(ranks: Ranks) -> None:
         assert all(message.startswith("CommunicatorError: got ") for message in messages)
         assert "hidden of torch.int32 (5, 8)" in messages[0]
         assert "expected torch.float32 (5, 8) on cpu, contiguous" in messages[2]
-    for took_s in ranks.run("symm_programs.fused_once", 5):
-        assert isinstance(took_s, float), took_s
+    assert ranks.run("symm_programs.fused_once", 5) == [None] * ranks.size
 
 
 def test_one_rank_of_one_device_gives_the_reference(ranks: Ranks) -> None:

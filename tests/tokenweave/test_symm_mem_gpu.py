@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -97,14 +96,13 @@ def test_a_graph_replays_both_paths_with_their_counters_and_epochs_in_step() -> 
 
 
 @pytest.mark.parametrize("path", ["by_peers", "in_one_shot"])
-def test_a_rank_that_does_not_come_is_named_in_bounded_time(path: str) -> None:
+def test_a_rank_that_does_not_come_is_named_and_nothing_waits_for_it_again(path: str) -> None:
     ranks = OneDevice(2, 16, 4096, torch.bfloat16, timeout_s=0.3)
-    started_s = time.monotonic()
-    for _ in range(20):  # what is queued behind the first ends at once
+    for _ in range(20):  # what is queued behind the first finds that it failed: none of it signals, or waits
         getattr(ranks, path)(0, 16)
     torch.cuda.synchronize()
-    assert time.monotonic() - started_s < 10  # it compiles, too
     assert int(ranks.meetings[0].mailbox[FAILED_RANK]) == 2
+    assert int(ranks.pads[1].max()) == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -64,10 +64,13 @@ def cpu_model() -> str:
 
 def busy_cores(interval_s: float = 1.0) -> float:
     """Cores kept busy over `interval_s`, by anything, time stolen by other virtual machines included."""
-    before, start = _busy_ticks(), time.monotonic()
+    start_s = (
+        time.monotonic()
+    )  # first: on a busy machine time passes between two lines, and more would seem busy
+    before = _busy_ticks()
     time.sleep(interval_s)
     ticks = _busy_ticks() - before
-    return ticks / os.sysconf("SC_CLK_TCK") / (time.monotonic() - start)
+    return ticks / os.sysconf("SC_CLK_TCK") / (time.monotonic() - start_s)
 
 
 def _busy_ticks() -> int:

@@ -17,6 +17,7 @@ import pytest
 from emucxl import monitor
 from emucxl.cli.top import observe
 from emucxl.context import Context
+from support.patience import PATIENCE_S
 
 WORKER = """
 import sys, time
@@ -46,10 +47,13 @@ def worker() -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_context_of_another_process_is_seen_with_its_rates(invoke: Any, worker: Any) -> None:
-    view = json.loads(invoke("top", "--json", "--interval", "0.3").stdout)
+    for interval_s in (0.3, 3, 30):
+        view = json.loads(invoke("top", "--json", "--interval", str(interval_s)).stdout)
+        context = next(context for context in view["contexts"] if context["pid"] == worker.pid)
+        (tier,) = context["tiers"]
+        if tier["read_gbps"] and tier["write_gbps"]:
+            break  # or a busy machine had not let the worker do both within the interval
     assert list(view) == ["interval_s", "contexts", "links", "pools"]
-    context = next(context for context in view["contexts"] if context["pid"] == worker.pid)
-    (tier,) = context["tiers"]
     assert (context["clock"], tier["name"], tier["provider"], tier["modelled"]) == (
         "real",
         "far",
@@ -93,7 +97,7 @@ def test_a_fork_s_child_does_not_show_its_parent_s_context_twice() -> None:
     with Context() as context:
         context.add_tier("mine", 1 << 20)
         child = subprocess.Popen(
-            [sys.executable, "-c", "import time; print(flush=True); time.sleep(30)"],
+            [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"],
             stdout=subprocess.PIPE,
             pass_fds=_memfds(),
         )
@@ -173,19 +177,21 @@ def test_at_a_terminal_it_goes_on_until_ctrl_c(worker: Any) -> None:
     )
     os.close(follower)
     seen = b""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while seen.count(b"Contexts") < 3 and time.monotonic() < deadline:
         seen += os.read(leader, 65536)
     process.send_signal(signal.SIGINT)
     try:
         while (
-            select.select([leader], [], [], 30)[0] and os.read(leader, 65536) and time.monotonic() < deadline
+            select.select([leader], [], [], PATIENCE_S)[0]
+            and os.read(leader, 65536)
+            and time.monotonic() < deadline
         ):
             pass
     except OSError:  # the terminal's other end is closed
         pass
     os.close(leader)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert str(worker.pid).encode() in seen
     assert (process.returncode, errors) == (130, b"")
 

@@ -9,9 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from interlace import LLM, SamplingParams
 from interlace.engine import launch
 from interlace.engine.ranks import RankSpec
 from interlace.errors import EngineError, RankFailed, TokenizerError
+from support.patience import PATIENCE_S, wait_until
 from support.tiny_models import make_model
 
-LIMIT_S = 100.0  # for what has to come, on a machine however busy
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=100_000, ignore_eos=True)
 
 
@@ -37,9 +37,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
+    before = shared_names()
     yield
-    names = [name for name in os.listdir("/dev/shm") if "interlace" in name or "torch" in name]
-    assert names == []
+    # What other programs of this machine put there meanwhile goes, too.
+    wait_until(lambda: shared_names() <= before, "the end of what the test left in /dev/shm")
+
+
+def shared_names() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if "interlace" in name or "torch" in name}
 
 
 def rank_pids(llm: LLM) -> list[int]:
@@ -62,10 +67,7 @@ def threads() -> int:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while any(map(is_alive, pids)):
-        assert time.monotonic() < deadline, f"still alive: {[pid for pid in pids if is_alive(pid)]}"
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_alive, pids)), f"the end of the processes {pids}")
 
 
 @pytest.mark.parametrize("communicator", ["shm", "torch"])
@@ -95,10 +97,10 @@ def test_a_rank_killed_while_idle_is_noticed_by_the_next_request(model: Path) ->
 
 
 def test_a_rank_that_stops_answering_is_named_after_the_timeout(model: Path) -> None:
-    with LLM(str(model), tp=2, num_kv_blocks=64, timeout_s=1.0) as llm:
+    with opened_hurried(model) as (llm, timeout_s):
         pids = rank_pids(llm)
         os.kill(pids[1], signal.SIGSTOP)
-        with pytest.raises(RankFailed, match=r"waited 1 s .*rank 1"):
+        with pytest.raises(RankFailed, match=rf"waited {timeout_s:g} s .*rank 1"):
             llm.generate("hello", SamplingParams(max_tokens=4))
     wait_until_gone(pids[1:])
 
@@ -125,6 +127,21 @@ def test_a_cache_beyond_all_memory_is_refused_in_words(model: Path, size: dict[s
 def test_a_cache_may_have_all_the_room_there_is(model: Path) -> None:
     with LLM(str(model), kv_cache_gb=1e300, max_model_len=64, max_num_seqs=2) as llm:
         assert llm.describe()["num_kv_blocks"] == 8, "no more than two sequences of 64 tokens can fill"
+
+
+@contextmanager
+def opened_hurried(model: Path) -> Iterator[tuple[LLM, float]]:
+    """An LLM of a short timeout; of a longer one where a busy machine's ranks don't even load within that."""
+    for timeout_s in (1.0, 10.0, PATIENCE_S):
+        try:
+            llm = LLM(str(model), tp=2, num_kv_blocks=64, timeout_s=timeout_s)
+        except RankFailed as failure:
+            if f"waited {timeout_s:g} s" not in str(failure) or timeout_s == PATIENCE_S:
+                raise
+        else:
+            break
+    with llm:
+        yield llm, timeout_s
 
 
 def test_a_rank_that_cannot_load_says_why(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +188,14 @@ def running_job(model: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]
 def test_ranks_end_when_their_parent_is_killed(running_job: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, pids = running_job
     process.send_signal(signal.SIGKILL)
-    process.wait(LIMIT_S)
+    process.wait(PATIENCE_S)
     wait_until_gone(pids)
 
 
 def test_ctrl_c_ends_every_rank(running_job: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, pids = running_job
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to parent and ranks alike
-    _, stderr = process.communicate(timeout=LIMIT_S)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert "KeyboardInterrupt" in stderr
     wait_until_gone(pids)
 

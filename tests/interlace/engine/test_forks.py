@@ -17,7 +17,7 @@ from support.tiny_models import make_model
 from tokenweave import native
 
 PARAMS = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
-CHILD_S = 30
+CHILD_S = 100
 
 
 def in_child(work: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from interlace.errors import (
 )
 from interlace.models.batch import ForwardBatch
 from support.engine_fakes import FakeRanks, greedy_tokens
+from support.patience import PATIENCE_S
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -191,7 +192,7 @@ def test_a_failing_rank_reaches_all_waiting_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE_S)
     assert errors == ["rank 1 died"] * 4
 
 

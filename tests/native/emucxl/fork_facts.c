@@ -17,7 +17,7 @@
 #define REQUIRE(condition) \
   ((condition) ? (void)0 : (fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()), _exit(1)))
 
-enum { NUM_FORKS = 60, NUM_THREADS = 2, CHILD_SECONDS = 20, MIB = 1 << 20 };
+enum { NUM_FORKS = 60, NUM_THREADS = 2, CHILD_SECONDS = 100, MIB = 1 << 20 };
 
 static atomic_bool stopping;
 

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,11 @@ import pytest
 from interlace.cli.bench.peers import start_command
 from interlace.cli.bench.worker import Worker, turn
 from interlace.errors import BenchError
+from support.patience import wait_until
 
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def is_running(pid: int) -> bool:
@@ -44,7 +37,7 @@ def worker() -> Iterator[Worker]:
 def test_a_worker_runs_in_its_turn_only_and_ends_when_closed(worker: Worker) -> None:
     pid = worker._process.pid
     worker.pause()
-    assert eventually(lambda: state_of(pid) == "T")
+    wait_until(lambda: state_of(pid) == "T", "the worker's stop")
     with turn(worker), pytest.raises(BenchError, match=r"expected one of \['bandwidth', 'gemm'\]"):
         worker.ask("sing")
     assert worker.memory_bytes() > 1e6
@@ -63,11 +56,11 @@ def test_a_paused_system_dies_with_a_driver_that_is_killed(tmp_path: Path) -> No
         f"w = Worker('{system}', 'any'); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", driver]) as process:
-        assert eventually((tmp_path / "pids").exists)
+        wait_until((tmp_path / "pids").exists)
         pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
         os.killpg(pids[0], signal.SIGSTOP)
         process.kill()
-    assert eventually(lambda: not any(map(is_running, pids)))
+    wait_until(lambda: not any(map(is_running, pids)), "the end of its processes")
 
 
 def test_a_dead_worker_is_an_error_with_its_last_words() -> None:
