@@ -41,15 +41,24 @@ class Worker:
         """`prefix`: what goes before the command that runs the worker, as `ip netns exec NAME`."""
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self.started_at = time.perf_counter()
-        self._process = subprocess.Popen(
-            [*prefix, *start_command(python, kind)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-            env=subprocess_environment(**(environment or {})),
-        )
-        self._guard = _guard(self._process.pid)
+        self._guard = _guard()
+        assert self._guard.stdin is not None
+        guard_fd = self._guard.stdin.fileno()
+        try:
+            self._process = subprocess.Popen(
+                [*prefix, *start_command(python, kind)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                start_new_session=True,
+                # The system says so itself, before it is one: this process may be killed before Popen returns.
+                preexec_fn=lambda: os.write(guard_fd, b"%d\n" % os.getpid()),
+                env=subprocess_environment(**(environment or {})),
+            )
+        except OSError:
+            self._end_guard()
+            self._log.close()
+            raise
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its reply.
@@ -90,11 +99,14 @@ class Worker:
             self._process.wait(QUIT_TIMEOUT_S)
         self._signal(signal.SIGKILL)
         self._process.wait()
-        self._guard.kill()  # before it reads the end of its input: the group's number may be somebody else's now
-        self._guard.communicate()
+        self._end_guard()
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._log.close()
+
+    def _end_guard(self) -> None:
+        self._guard.kill()  # before it reads the end of its input: the group's number may be somebody else's now
+        self._guard.communicate()
 
     def _read_line(self, op: str) -> bytes:
         stdout = self._process.stdout
@@ -119,9 +131,9 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
-def _guard(group: int) -> subprocess.Popen[bytes]:
-    """A shell that kills `group` when its input ends, that is when this process has ended in whatever way."""
-    script = f"read -r line; kill -KILL -{group}"
+def _guard() -> subprocess.Popen[bytes]:
+    """A shell that kills the group it is told when its input ends, that is when this process has ended in any way."""
+    script = 'read -r group && { read -r line; kill -KILL "-$group"; }'
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 

@@ -63,6 +63,40 @@ def test_a_paused_system_dies_with_a_driver_that_is_killed(tmp_path: Path) -> No
     wait_until(lambda: not any(map(is_running, pids)), "the end of its processes")
 
 
+def test_a_system_dies_with_a_driver_that_is_killed_while_it_starts_it(tmp_path: Path) -> None:
+    system = tmp_path / "python"
+    system.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid.tmp\nmv {tmp_path}/pid.tmp {tmp_path}/pid\nexec cat\n"
+    )
+    system.chmod(0o755)
+    driver = f"""
+import os, signal, subprocess, time
+from pathlib import Path
+from interlace.cli.bench.worker import Worker
+start = subprocess.Popen.__init__
+def start_and_be_killed(process, command, **options):
+    start(process, command, **options)
+    if command[0] == "{system}":
+        while not Path("{tmp_path}/pid").exists():
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGSTOP)  # it would notice that its input has ended
+        os.kill(os.getpid(), signal.SIGKILL)
+subprocess.Popen.__init__ = start_and_be_killed
+Worker("{system}", "any")
+"""
+    done = subprocess.run([sys.executable, "-c", driver])
+    assert done.returncode == -signal.SIGKILL
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(pid), "the end of its system")
+
+
+def test_a_system_that_cannot_be_started_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Worker(str(tmp_path / "nonesuch"), "any")
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "sh\n"]
+
+
 def test_a_dead_worker_is_an_error_with_its_last_words() -> None:
     worker = Worker(sys.executable, "no_such_system")
     with pytest.raises(BenchError, match=r"died .*No module named"):
