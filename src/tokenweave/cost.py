@@ -122,10 +122,17 @@ class CostModel:
 
         return cost
 
-    def _factor(self, op: Op, whole: Load, parts: list[Load], *, is_last: bool) -> float:
-        """Cutting a stage in two never makes it cheaper: where the table says so, that is noise in it."""
-        apart_s = sum(self.stage_s(op, part, is_last=is_last) for part in parts)
-        return max(1.0, self.stage_s(op, whole, is_last=is_last) / apart_s) if apart_s > 0 else 1.0
+    def _part_s(self, op: Op, part: int, whole: Load, parts: list[Load], *, is_last: bool) -> float:
+        """Seconds on the core of one part's stage. Cutting a stage in two never makes it cheaper: where the table says
+        so, that is noise in it, and the parts share what the whole takes."""
+        each_s = [self.stage_s(op, load, is_last=is_last) for load in parts]
+        apart_s, whole_s = sum(each_s), self.stage_s(op, whole, is_last=is_last)
+        if apart_s >= whole_s:
+            return each_s[part]
+        if apart_s > 0:
+            return whole_s * (each_s[part] / apart_s)
+        rows = [_rows(op, load, is_last=is_last) for load in parts]
+        return whole_s * rows[part] / max(1, sum(rows))
 
     def stage_s(self, op: Op, load: Load, *, is_last: bool = False) -> float:
         """Seconds on the core of one stage; `is_last`: in the last layer, which ends with the rows that are wanted."""
@@ -175,9 +182,8 @@ class CostModel:
         assert step.part is not None
         load = parts[step.part]
         is_woven, is_last = len(parts) > 1, step.layer == last
-        factor = self._factor(step.op, whole, parts, is_last=is_last) if is_woven else 1.0
-        factor *= self.table.pace(whole.num_tokens)
-        core = Phase(Resource.CORE, factor * self.stage_s(step.op, load, is_last=is_last))
+        core_s = self._part_s(step.op, step.part, whole, parts, is_last=is_last)
+        core = Phase(Resource.CORE, self.table.pace(whole.num_tokens) * core_s)
         if step.op is not Op.REDUCE_NORM:
             return (core,)
         num_rows = (load.ending if is_last else load).num_tokens
@@ -189,6 +195,13 @@ class CostModel:
         if step.norm == 2 * last and load.ending is not load:
             phases.append(Phase(Resource.LINK, self.keep_s(load.ending.num_tokens)))
         return tuple(phases)
+
+
+def _rows(op: Op, load: Load, *, is_last: bool) -> int:
+    """Rows that a stage of a part computes."""
+    if op is Op.LOGITS:
+        return len(load.logit_rows)
+    return (load.ending if is_last and op is not Op.ATTENTION else load).num_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ def linear_table(size: int = 2, token_s: float = 20e-6, reduce_s: float = 1e-6) 
 
 
 def curves() -> st.SearchStrategy[Curve]:
-    """Any curve of a few points; nothing about it is monotone."""
-    points = st.dictionaries(st.integers(1, 4096), st.floats(0, 1), min_size=1, max_size=8)
+    """Any curve of a few points; nothing about it is monotone. A time is none at all, or one that a clock can tell."""
+    times_s = st.just(0.0) | st.floats(1e-12, 1)
+    points = st.dictionaries(st.integers(1, 4096), times_s, min_size=1, max_size=8)
     return points.map(lambda found: Curve(tuple(sorted(found)), tuple(found[n] for n in sorted(found))))
 
 
