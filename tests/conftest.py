@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -10,8 +11,11 @@ from hypothesis import settings
 
 from interlace.cli.bench.namespaces import Host, NamespacesNotPermitted, two_namespaces
 
-# A slow example on a busy machine is no failure; `timeout` in pyproject.toml bounds every test.
-settings.register_profile("interlace", deadline=None)
+# A slow example on a busy machine is no failure; `timeout` in pyproject.toml bounds every test. In continuous
+# integration the examples are the same each time, so that a failure tells of the change; people's runs and
+# `pytest --hypothesis-profile=deep` look for new ones.
+settings.register_profile("interlace", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.register_profile("deep", deadline=None, max_examples=2000)
 settings.load_profile("interlace")
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and so would every process that a test starts.

@@ -85,7 +85,8 @@ def test_the_choice_is_never_predicted_to_be_slower_than_no_split(
     table=replace(linear_table(token_s=0.0), switch_s=0.0, reduce=Curve((24, 25), (0.0, 1.0))), num_tokens=25
 )
 @example(  # parts for next to nothing
-    table=replace(linear_table(token_s=0.0), switch_s=0.0, reduce=Curve((24, 25), (5e-324, 1.0))), num_tokens=25
+    table=replace(linear_table(token_s=0.0), switch_s=0.0, reduce=Curve((24, 25), (5e-324, 1.0))),
+    num_tokens=25,
 )
 def test_nothing_is_woven_where_only_the_core_has_work(table: WaveTable, num_tokens: int) -> None:
     """Whatever noise a table has, cutting a stage in two is never predicted to make it cheaper."""

@@ -99,13 +99,22 @@ class TokenStream:
         return self._tokenizer.decode(ids, self._skip_special)
 
     def _end_of(self, prompt: Iterable[int]) -> list[int]:
-        """The last tokens of `prompt` that show a text and begin with a whole character, as far as there are any."""
+        """The last tokens of `prompt` that show a text and begin with a whole character, as far as there are any.
+
+        The character U+FFFD itself looks as what is broken does; but three bytes of it are one character, not three.
+        """
         last: list[int] = []
+        best, most_joined = last, -1
         for token_id in reversed(list(prompt)):
             if not self._tokenizer.is_spelled(token_id, self._skip_special):
                 continue
-            last.insert(0, token_id)
+            last = [token_id, *last]
             text = self._decode(last)
-            if (text and not text.startswith(_BROKEN)) or len(last) == _CONTEXT:
+            if text and not text.startswith(_BROKEN):
+                return last
+            joined = len(last) - len(text)
+            if joined >= most_joined:
+                best, most_joined = last, joined
+            if len(last) == _CONTEXT:
                 break
-        return last
+        return best

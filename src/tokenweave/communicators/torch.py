@@ -17,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+import atexit
 import re
 import threading
 import time
@@ -108,6 +109,7 @@ class TorchCommunicator(Communicator):
         self._check_calls = check_calls
         self._step = 0
         self._failure: RankError | CollectiveMismatch | None = None
+        self._unfinished: list[dist.Work] = []  # those waited for, and those that a failure left
         self._aborted_here = False
         self._abort_lock = threading.Lock()
         self._owns_everything = False
@@ -264,11 +266,12 @@ class TorchCommunicator(Communicator):
                 self._bulletin.wait_until_heard(patience_s)
         if self._owns_everything:
             dist.destroy_process_group()
-        del (
-            self._data,
-            self._control,
-            self._bulletin,
-        )  # with them go their connections, however long this object lives
+        # With the last reference to a group go its connections, however long this object lives.
+        groups = [self._data, self._control]
+        del self._data, self._control, self._bulletin
+        if any(not work.is_completed() for work in self._unfinished):
+            _end_later(groups, self._unfinished)
+        self._unfinished = []
 
     def _all_reduce(self, tensor: torch.Tensor) -> None:
         self._start(f"all_reduce of {_describe(tensor)}", tensor)
@@ -406,11 +409,13 @@ class TorchCommunicator(Communicator):
 
     def _finish(self, work: dist.Work, call: str, idle: bool = False) -> None:
         """Waits for `work` in slices, looking at the bulletin after each."""
+        self._unfinished.append(work)
         deadline = time.monotonic() + self.timeout_s
         while True:
             left_s = SLICE_S if idle else max(0.001, deadline - time.monotonic())
             try:
                 work.wait(timedelta(seconds=min(SLICE_S, left_s)))
+                self._unfinished.remove(work)
                 return
             except RuntimeError as error:
                 if SLICE_ENDED in str(error):  # the work may have ended since: then the next wait says how
@@ -463,6 +468,25 @@ class TorchCommunicator(Communicator):
             raise CommunicatorError("the communicator is closed; make a new one")
         if self._failure is not None:
             raise copy(self._failure)
+
+
+def _end_later(groups: list[Any], unfinished: list[dist.Work]) -> None:
+    """Drops `groups` once their work has ended, which no peer answers: by their timeout, or by the peers' end.
+
+    gloo knows no abort, and its groups wait for their work when they go, so that nobody should wait for them.
+    """
+
+    def end() -> None:
+        while not all(work.is_completed() for work in unfinished):
+            time.sleep(SLICE_S)
+        with _ending:
+            groups.clear()
+
+    threading.Thread(target=end, name="end of a failed group", daemon=True).start()
+
+
+_ending = threading.Lock()  # not in the middle of the interpreter's exit, which ends threads that are in gloo
+atexit.register(_ending.acquire)
 
 
 def _forget_groups() -> None:

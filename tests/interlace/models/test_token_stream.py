@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
@@ -76,6 +76,8 @@ def test_special_tokens_at_a_prompt_s_end_are_looked_past(pieces: Tokenizer) -> 
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never"])
 @given(prompt=TEXT, text=TEXT)
+@example(prompt="\u6f22\ufffd\ufffd", text="\n")  # in bytes
+@example(prompt="\ufffd" * 5, text="a\n")
 def test_metaspace_tokenizers_join_too(scheme: str, prompt: str, text: str) -> None:
     tokenizer = metaspace(scheme)
     before = tokenizer.encode(prompt)
