@@ -118,10 +118,14 @@ class Runner:
         self.communicator.abort(f"{type(failure).__name__}: {failure}")
 
     def close(self) -> None:
-        """Ends the executor's threads and leaves the group."""
+        """Ends the executor's threads and leaves the group; gives back weights, cache and the kernels' threads.
+
+        They go now, and not when Python comes to collect what held the runner. The runner is of no more use.
+        """
         if self.lanes is not None:
             self.lanes.close()
         self.communicator.close()
+        del self.decoder, self.cache, self.kernels, self.communicator
 
     def describe(self) -> RankInfo:
         return RankInfo(

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -220,6 +221,22 @@ def test_opening_and_closing_leaves_no_descriptor(model: Path, communicator: str
     gc.collect()  # of other tests
     first = descriptors()  # what torch opens once and keeps is there by now
     assert descriptors() <= first
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tp": 2}, {"tp": 2, "communicator": "torch"}, {"tp": 2, "communicator": "thread"}]
+)
+def test_closing_gives_the_memory_back_at_once(model: Path, options: dict[str, Any]) -> None:
+    gc.disable()  # whoever opens one model after the other runs no collector between them
+    try:
+        with LLM(str(model), num_kv_blocks=64, **options) as llm:
+            llm.generate("hello", SamplingParams(max_tokens=2))
+            runner = llm._ranks.runner  # type: ignore[attr-defined]
+            held = [weakref.ref(part) for part in (runner.cache, runner.decoder, runner.kernels)]
+            del runner
+        assert [part() for part in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_a_rank_that_dies_before_it_has_joined_over_torch_is_named(
