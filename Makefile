@@ -5,11 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(shell find native -type f) CMakeLists.txt
+PROJECTS := $(wildcard packages/*/pyproject.toml)
+NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLists.txt)
+EDITABLE := --editable packages/emucxl --editable packages/tokenweave --editable
 PREFIX ?= /usr/local
 BUILD_C ?= build/c
 
-.PHONY: help run chat test test-slow test-all check format native venv docs bench install-c clean
+.PHONY: help run chat test test-slow test-all check format native venv docs bench wheel install-c clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -22,12 +24,12 @@ $(VENV)/.torch:
 	$(BIN)/pip install --quiet '$(TORCH)'
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(BIN)/pip install --quiet --editable .
+$(VENV)/.installed: $(VENV)/.torch $(PROJECTS) $(NATIVE)
+	$(BIN)/pip install --quiet $(EDITABLE) packages/interlace
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet $(EDITABLE) 'packages/interlace[dev]'
 	@touch $@
 
 venv: $(VENV)/.dev  ## set up the development environment
@@ -63,18 +65,21 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.docs: $(VENV)/.dev
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/pip install --quiet $(EDITABLE) 'packages/interlace[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+wheel:  ## build the three wheels into dist/, check them, and try each alone
+	@packaging/wheels.sh $(PYTHON) '$(TORCH)'
+
 install-c:  ## install the memory library for C programs (PREFIX=/usr/local, DESTDIR=)
 	@command -v cmake > /dev/null || { echo "CMake 3.18 or newer is needed: install it, or pip install cmake"; exit 1; }
-	cmake -S . -B $(BUILD_C) -DCMAKE_BUILD_TYPE=Release
+	cmake -S packages/emucxl -B $(BUILD_C) -DCMAKE_BUILD_TYPE=Release
 	cmake --build $(BUILD_C) --target emucxl_c --parallel
 	DESTDIR='$(DESTDIR)' cmake --install $(BUILD_C) --component c --prefix '$(abspath $(PREFIX))'
 	@test -n '$(DESTDIR)' || ldconfig 2> /dev/null || true # as root; others set LD_LIBRARY_PATH
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist packages/*/build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

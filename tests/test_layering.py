@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = Path(__file__).parent.parent / "src"
+PACKAGES = Path(__file__).parent.parent / "packages"
 
 # A package, and what nothing in it may import.
 FORBIDDEN = {
@@ -19,7 +19,7 @@ FORBIDDEN = {
 }
 
 
-def imported_modules(path: Path, root: Path = SOURCES) -> Iterator[str]:
+def imported_modules(path: Path, root: Path) -> Iterator[str]:
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
@@ -37,12 +37,13 @@ def is_within(module: str, package: str) -> bool:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_package_imports_nothing_above_it(package: str) -> None:
-    files = list((SOURCES / package).rglob("*.py"))
+    sources = PACKAGES / package.partition("/")[0] / "src"
+    files = list((sources / package).rglob("*.py"))
     assert files
     wrong = [
-        f"{path.relative_to(SOURCES)} imports {module}"
+        f"{path.relative_to(sources)} imports {module}"
         for path in files
-        for module in imported_modules(path)
+        for module in imported_modules(path, sources)
         for forbidden in FORBIDDEN[package]
         if is_within(module, forbidden)
     ]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from support.native_build import ROOT, build_target, cmake
 
-NATIVE = ROOT / "native"
-PROGRAMS = ROOT / "tests" / "native" / "emucxl"
+NATIVE = ROOT / "packages" / "emucxl" / "native"
+PROGRAMS = ROOT / "packages" / "emucxl" / "tests" / "native"
 FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-fno-omit-frame-pointer", "-D_GNU_SOURCE")
 INCLUDES = (f"-I{NATIVE / 'include'}", f"-I{NATIVE / 'src'}")
 LIBRARIES = ("-lpthread", "-lm")
@@ -39,7 +39,7 @@ def compile_program(
     flags: Sequence[str] = (),
     core_flags: str = "",
 ) -> Path:
-    """The program of `source` (one file, or a name in tests/native/emucxl), linked with the core.
+    """The program of `source` (one file, or a name in packages/emucxl/tests/native), linked with the core.
 
     `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone,
     `core_flags` for the core's too.
@@ -55,7 +55,7 @@ def compile_program(
 
 def link_library(directory: Path, sanitize: str) -> Path:
     """libemucxl.so of the whole core under `sanitize`, with libemucxl_bench.so beside it."""
-    built = build_target("emucxl_bench", sanitize) / "native" / "src"
+    built = build_target("emucxl", "emucxl_bench", sanitize) / "native" / "src"
     for name in ("libemucxl.so", "libemucxl_bench.so"):
         shutil.copy(built / name, directory)
     return directory / "libemucxl.so"
@@ -99,7 +99,7 @@ def core_archive(sanitize: str, core_flags: str = "") -> Path:
 
     An archive: a program links what it uses, and may bring its own stand-in for the rest.
     """
-    return build_target("emucxl_core", sanitize, core_flags) / "native" / "src" / "libemucxl_core.a"
+    return build_target("emucxl", "emucxl_core", sanitize, core_flags) / "native" / "src" / "libemucxl_core.a"
 
 
 def _modified(path: Path) -> float:

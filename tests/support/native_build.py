@@ -1,6 +1,6 @@
 """What CMake builds of the native code, under a sanitizer: the sources are the build's own, not a list of the tests.
 
-A tree is configured once for each sanitizer, set of flags and session, and removed with the session.
+A tree is configured once for each package, sanitizer, set of flags and session, and removed with the session.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def cmake() -> str | None:
 
 
 @cache
-def build_target(target: str, sanitize: str, c_flags: str = "") -> Path:
-    """Builds `target` under `sanitize`, what -fsanitize gets ("": none), once a session. Returns the build tree.
+def build_target(package: str, target: str, sanitize: str, c_flags: str = "") -> Path:
+    """Builds `target` of a package's native code under `sanitize`, what -fsanitize gets ("": none), once a session. Returns the build tree.
 
     `c_flags` are for every C source, such as a definition that compiles something in.
     """
-    tree = _tree(sanitize, c_flags)
+    tree = _tree(package, sanitize, c_flags)
     _run("--build", str(tree), "--parallel", "2", "--target", target)
     return tree
 
 
 @cache
-def _tree(sanitize: str, c_flags: str) -> Path:
+def _tree(package: str, sanitize: str, c_flags: str) -> Path:
     tree = Path(tempfile.mkdtemp(prefix="native-build-"))
     atexit.register(shutil.rmtree, tree, ignore_errors=True)
-    options = [f"-DINTERLACE_SANITIZE={sanitize}", "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_C_FLAGS={c_flags}"]
-    _run("-S", str(ROOT), "-B", str(tree), *options)
+    options = [f"-DSANITIZE={sanitize}", "-DCMAKE_BUILD_TYPE=Debug", f"-DCMAKE_C_FLAGS={c_flags}"]
+    _run("-S", str(ROOT / "packages" / package), "-B", str(tree), *options)
     return tree
 
 

@@ -1,0 +1,286 @@
+"""Stages: all ranks of a model in this process, a thread each, to time the stages of its layers for a wave table.
+
+The weights are random and only as many layers are made as keep them from lying in a cache; everything else is what the
+engine runs: the decoder's shards and kernels, and shared memory between the ranks. So a model need not be loaded to be
+measured, and all ranks compute at the same time, as they do in the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tokenweave
+from emucxl import resources
+from emucxl.bench import machine
+from emucxl.closing import WithBlock
+from emucxl.shared_memory import SharedSegment, empty_segment_fd
+from interlace.models.batch import ForwardBatch
+from interlace.models.decoder import Decoder
+from interlace.models.shard import Shard
+from interlace.models.weights import WeightSource
+from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
+from tokenweave.errors import TuneError
+from tokenweave.execute import run_sequential
+from tokenweave.kernels import BLOCK_SIZE, Kernels, NativeKernels, make_kernels
+from tokenweave.plan import plan_forward
+from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
+from tokenweave.wave_table import RankShape, TableKey, pairs_seen
+
+if TYPE_CHECKING:
+    from interlace.models.config import ModelConfig
+    from tokenweave.communicators import Communicator
+
+ROW_TILE = 12  # rows of a tile of the native matrix products: ROW_TILE in tokenweave's native/kernels/kernels.h
+COLD_BYTES = 128e6  # weights of all ranks together, so that none is found in a cache
+JOIN_TIMEOUT_S = 60.0
+
+
+def table_key(config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype) -> TableKey:
+    """What the wave table of this model, on `size` ranks of this machine with such kernels, is found by."""
+    shards = [Shard.of(config, rank, size) for rank in range(size)]
+    isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
+    return TableKey(
+        machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
+        kernels=f"{kernels.name} {isa}",
+        library=tokenweave.__version__,
+        dtype=str(dtype).removeprefix("torch."),
+        threads=kernels.threads,
+        hidden_size=config.hidden_size,
+        head_dim=config.head_dim,
+        num_experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        sliding_window=config.sliding_window or 0,
+        ranks=tuple(
+            RankShape(len(shard.heads), len(shard.kv_heads), len(shard.intermediate), len(shard.vocab))
+            for shard in shards
+        ),
+    )
+
+
+def row_tile(kernels: Kernels) -> int:
+    """Rows that the kernels' matrix products take at once."""
+    return ROW_TILE if isinstance(kernels, NativeKernels) else 1
+
+
+class RandomWeights(WeightSource):
+    """Weights of the right shapes and of one size, for measuring: vectors are ones."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__(config, ())
+        self._dtype = dtype
+        self._noise = torch.randn(1 << 20).to(dtype) * 0.02
+
+    def release_pages(self) -> None:
+        """There are none."""
+
+    def _read(self, name: str, rows: range, columns: range) -> Tensor:
+        if len(self._shapes[name]) == 1:
+            return torch.ones(len(rows), dtype=self._dtype)
+        count = len(rows) * len(columns)
+        return self._noise.repeat(-(-count // len(self._noise)))[:count].view(len(rows), len(columns))
+
+
+class RankStages:
+    """The stages of one rank. Each call works on the next layer, so that its weights are not in a cache."""
+
+    def __init__(self, decoder: Decoder, max_tokens: int) -> None:
+        self.decoder = decoder
+        config, layout, dtype = decoder.config, decoder.heads, decoder.dtype
+        self._hidden = torch.randn(max_tokens, config.hidden_size).to(dtype)
+        most_queries = max(max_tokens, MANY * FEW_QUERIES)
+        self._queries = torch.randn(most_queries, layout.num_heads * layout.head_dim).to(dtype)
+        self._residual = torch.zeros(max_tokens, config.hidden_size)
+        self._ids = torch.arange(max_tokens, dtype=torch.int32) % config.vocab_size
+        self._cos_sin = decoder.rotations.table(max_tokens)
+        keys = max(max_tokens + CONTEXT, MANY * (FEW_QUERIES + CONTEXT + BLOCK_SIZE))
+        self._blocks = torch.arange(-(-keys // BLOCK_SIZE), dtype=torch.int32)
+        self._cache = decoder.kernels.new_kv_cache(config.num_layers, len(self._blocks), layout, dtype).fill_(
+            0.01
+        )
+        self._calls = 0
+        # A single thread's own time leaves out what other programs took; more threads have only the wall's in common.
+        self._clock = time.thread_time if decoder.kernels.threads == 1 else time.perf_counter
+        self._stages: dict[str, Callable[[int, int], object]] = {
+            "projections": self._projections,
+            "mlp": self._mlp,
+            "embed": self._embed,
+            "logits": self._logits,
+        }
+
+    def time(self, stage: str, num_tokens: int, repeats: int) -> float:
+        """Seconds of one call on average."""
+        if stage == "reduce":
+            return self._time_reduce(num_tokens, repeats)
+        return self._time(lambda layer: self._stages[stage](layer, num_tokens), repeats)
+
+    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> float:
+        per_seq = -(-num_keys // BLOCK_SIZE)
+        tables = self._blocks[: num_seqs * per_seq].view(num_seqs, per_seq)
+        starts = torch.arange(num_seqs + 1, dtype=torch.int32) * num_new
+        lengths = torch.full((num_seqs,), num_keys, dtype=torch.int32)
+        decoder, config = self.decoder, self.decoder.config
+        query = self._queries[: num_seqs * num_new]
+
+        def attend(layer: int) -> None:
+            decoder.kernels.paged_attention(
+                query, self._cache[layer], tables, starts, lengths, decoder.heads,
+                scale=config.head_dim**-0.5, sliding_window=config.sliding_window,
+            )  # fmt: skip
+
+        return self._time(attend, repeats)
+
+    def time_pass(self, num_tokens: int) -> float:
+        decoder = self.decoder
+        batch = ForwardBatch.prefill(num_tokens, decoder.config.vocab_size)
+        plan = plan_forward(decoder.config.num_layers, num_tokens)
+        forward = decoder.forward(plan, batch, self._cache)
+        decoder.communicator.barrier()
+        start = time.perf_counter()
+        run_sequential(plan, forward.handlers)
+        return time.perf_counter() - start
+
+    def _time(self, call: Callable[[int], object], repeats: int) -> float:
+        self.decoder.communicator.barrier()
+        start = self._clock()
+        for _ in range(repeats):
+            call(self._next_layer())
+        return (self._clock() - start) / repeats
+
+    def _time_reduce(self, num_tokens: int, repeats: int) -> float:
+        """What comes before it, a matrix product that leaves its result in the core's cache, is not timed."""
+        communicator, total_s = self.decoder.communicator, 0.0
+        for _ in range(repeats):
+            partial = self._new_partial(num_tokens)
+            partial.copy_(self._hidden[:num_tokens])
+            communicator.barrier()
+            start = time.perf_counter()
+            communicator.all_reduce_rms_norm(
+                partial, self._residual[:num_tokens], self.decoder.norms[1], 1e-5
+            )
+            total_s += time.perf_counter() - start
+        return total_s / repeats
+
+    def _projections(self, index: int, num_tokens: int) -> None:
+        decoder, kernels, layer = self.decoder, self.decoder.kernels, self.decoder.layers[index]
+        rows = self._ids[:num_tokens]
+        query = kernels.rope_and_store(
+            kernels.linear(self._hidden[:num_tokens], layer.qkv),
+            rows, self._cos_sin, torch.arange(num_tokens, dtype=torch.int32), self._cache[index], decoder.heads,
+            q_norm=layer.q_norm, k_norm=layer.k_norm, eps=decoder.config.rms_norm_eps,
+        )  # fmt: skip
+        kernels.linear(query, layer.o, out=self._new_partial(num_tokens))
+
+    def _mlp(self, index: int, num_tokens: int) -> None:
+        mlp = self.decoder.layers[index].mlp
+        mlp(self.decoder.kernels, self._hidden[:num_tokens], out=self._new_partial(num_tokens))
+
+    def _embed(self, index: int, num_tokens: int) -> None:
+        decoder = self.decoder
+        rows = decoder.kernels.gather_rows(decoder.embed, self._ids[:num_tokens], decoder.shard.vocab.start)
+        self._new_partial(num_tokens).copy_(rows)
+        torch.zeros_like(rows, dtype=torch.float32)
+
+    def _logits(self, index: int, num_tokens: int) -> None:
+        head = self.decoder.lm_head
+        out = torch.empty(num_tokens, head.n, dtype=torch.float32)
+        self.decoder.kernels.linear(self._hidden[:num_tokens], head, out=out)
+
+    def _new_partial(self, num_tokens: int) -> Tensor:
+        decoder = self.decoder
+        return decoder.communicator.new_partial(num_tokens, decoder.config.hidden_size, decoder.dtype)
+
+    def _next_layer(self) -> int:
+        self._calls += 1
+        return self._calls % len(self.decoder.layers)
+
+
+class HostStages(WithBlock):
+    """All ranks, each on a thread of its own: what `tokenweave.tune.measure_table` times. Close it when done."""
+
+    def __init__(
+        self, config: ModelConfig, size: int, kernels: str, threads: int, dtype: torch.dtype, max_tokens: int
+    ) -> None:
+        if size > 1 and resources.num_threads() < size:
+            raise TuneError(
+                f"got {size} ranks on {resources.num_threads()} cores; expected a core for each: "
+                "what ranks take that wait for one another's core says nothing"
+            )
+        self._window = config.sliding_window or 0
+        self._segment = SharedSegment.create("interlace-tune", segment_bytes(size))
+        self._symmetric_fd = empty_segment_fd("interlace-tune-activations")
+        self._communicators: list[Communicator] = []
+        self._pool = ThreadPoolExecutor(size, thread_name_prefix="stages")
+        self._arguments = (_few_layers(config, dtype), size, kernels, threads, dtype, max_tokens)
+        try:
+            self._communicators = [self._join(rank) for rank in range(size)]
+            made = [self._pool.submit(self._make, communicator) for communicator in self._communicators]
+            self._ranks = [rank.result(JOIN_TIMEOUT_S) for rank in made]
+        except BaseException:
+            self.close()
+            raise
+
+    def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time(stage, num_tokens, repeats))
+
+    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time_attention(num_seqs, num_new, num_keys, repeats))
+
+    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time_pass(num_tokens))
+
+    @property
+    def num_layers(self) -> int:
+        return self._arguments[0].num_layers
+
+    def pairs(self, num_new: int, num_keys: int) -> float:
+        new, keys = (np.array([float(count)]) for count in (num_new, num_keys))
+        return float(pairs_seen(new, keys, self._window)[0])
+
+    def close(self) -> None:
+        self._ranks = []
+        self._pool.shutdown()
+        for communicator in self._communicators:
+            communicator.close()
+        self._communicators = []
+        os.close(self._symmetric_fd)
+        self._segment.close()
+
+    def _on_all(self, call: Callable[[RankStages], float]) -> tuple[float, ...]:
+        @torch.inference_mode()
+        def run(rank: RankStages) -> float:
+            return call(rank)
+
+        return tuple(future.result() for future in [self._pool.submit(run, rank) for rank in self._ranks])
+
+    def _join(self, rank: int) -> Communicator:
+        size = self._arguments[1]
+        if size == 1:
+            return NullCommunicator()
+        return ShmCommunicator(self._segment, rank, size, symmetric_fd=self._symmetric_fd)
+
+    @torch.inference_mode()
+    def _make(self, communicator: Communicator) -> RankStages:
+        config, size, name, threads, dtype, max_tokens = self._arguments
+        kernels = make_kernels(name, threads)
+        communicator.kernels = make_kernels(name, 1)  # as beside a compute lane
+        communicator.reserve_activations(max_tokens, config.hidden_size, dtype)
+        shard = Shard.of(config, communicator.rank, size)
+        decoder = Decoder(RandomWeights(config, dtype), shard, kernels, communicator, dtype, max_tokens)
+        return RankStages(decoder, max_tokens)
+
+
+def _few_layers(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:
+    """As many layers as make the weights of all ranks too large for a cache."""
+    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
+    mlp = 3 * config.hidden_size * config.intermediate_size * max(1, config.num_experts)
+    layers = int(COLD_BYTES / ((attention + mlp) * dtype.itemsize)) + 1
+    return replace(config, num_layers=min(config.num_layers, layers))

@@ -1,0 +1,151 @@
+"""The native library: finding it, loading it, and turning its status codes into exceptions.
+
+The environment variable TOKENWEAVE_ISA (baseline, avx2, avx512, avx512bf16) holds the kernels to an older instruction
+set than the best this CPU has. It is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, byref, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from emucxl.native import installed_library
+from tokenweave.environment import wanted_isa
+from tokenweave.errors import KernelError, NativeError
+
+ABI_VERSION = 1
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of tw_isa
+STATUS = {
+    -1: "invalid argument",
+    -2: "out of memory or threads",
+    -3: "unsupported by this CPU",
+    -4: "timed out",
+    -5: "aborted",
+}
+LIMITS = (
+    "fma_gflops",
+    "bf16_gflops",
+    "read_gbps",
+    "fused_f32_gbps",
+    "fused_bf16_gbps",
+)  # in the order of tw_limit
+
+_p, _i, _l, _f = c_void_p, c_int, c_int64, c_float
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "tw_best_isa": (_i, []),
+    "tw_pool_create": (_i, [_i, _i, POINTER(_p)]),
+    "tw_pool_destroy": (None, [_p]),
+    "tw_packed_size_bytes": (_l, [_l, _l, _i]),
+    "tw_pack": (_i, [_p, _p, _l, _i, _l, _l, _p, _i]),
+    "tw_linear": (_i, [_p, _p, _l, _p, _p, _p, _l, _l, _l, _l, _i, _i]),
+    "tw_gather_rows": (_i, [_p, _p, _p, _l, _l, _l, _l, _p, _i]),
+    "tw_rms_norm": (_i, [_p, _p, _l, _p, _l, _p, _p, _l, _l, _l, _f, _i]),
+    "tw_silu_and_mul": (_i, [_p, _p, _l, _p, _l, _l, _i]),
+    "tw_rope_and_store": (_i, [_p, _p, _l, _p, _p, _p, _l, _p, _p, _f, _p, _p, _l, _l, _i, _i, _i, _i]),
+    "tw_paged_attention": (_i, [_p, _p, _l, _p, _l, _p, _l, _p, _p, _l, _l, _p, _i, _i, _f, c_int32, _p, _i]),
+    "tw_measure_limit": (_i, [_p, _i, c_double, POINTER(c_double)]),
+}
+
+
+def library_path() -> Path:
+    """Where the library is installed."""
+    return installed_library("tokenweave", Path(__file__).with_name("libtokenweave.so"))
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The loaded library with its kernels' signatures declared. Raises NativeError."""
+    path = library_path()
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"cannot load the native library {path}: {error}; reinstall the package") from error
+    version = loaded.tw_abi_version()
+    if version != ABI_VERSION:
+        raise NativeError(
+            f"{path} has ABI version {version}, expected {ABI_VERSION}; rebuild it with `make native`"
+        )
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def unavailable_reason() -> str | None:
+    """Why native kernels cannot run here, or None if they can."""
+    try:
+        selected_isa()
+    except NativeError as error:
+        return str(error)
+    return None
+
+
+def selected_isa() -> str:
+    """The instruction set that new pools use: the best of this CPU, or TOKENWEAVE_ISA. Raises NativeError."""
+    best = load().tw_best_isa()
+    wanted = wanted_isa() or ISAS[best]
+    if wanted not in ISAS[: best + 1]:
+        raise NativeError(f"TOKENWEAVE_ISA is {wanted!r}, expected one of {', '.join(ISAS[: best + 1])}")
+    return wanted
+
+
+def features() -> dict[str, str]:
+    """What a report on this machine says of the native library."""
+    return {"library": str(library_path()), "isa": selected_isa(), "best_isa": ISAS[load().tw_best_isa()]}
+
+
+def check_status(status: int, call: str) -> None:
+    """Raises for a status other than TW_OK: KernelError for bad arguments, else NativeError."""
+    if status == -1:
+        raise KernelError(f"{call}: {STATUS[status]}")
+    if status != 0:
+        raise NativeError(f"{call}: {STATUS.get(status, f'unknown status {status}')}")
+
+
+class Pool:
+    """A team of native worker threads, the caller being one of them.
+
+    Thread safety: one call at a time; separate pools are independent.
+    """
+
+    def __init__(self, threads: int = 1, isa: str | None = None) -> None:
+        self._handle, self._pid = c_void_p(), os.getpid()
+        self.library = load()
+        self.threads = threads
+        self.isa = isa or selected_isa()
+        if self.isa not in ISAS:
+            raise NativeError(f"isa is {self.isa!r}, expected one of {', '.join(ISAS)}")
+        created = self.library.tw_pool_create(threads, ISAS.index(self.isa), byref(self._handle))
+        check_status(created, f"tw_pool_create({threads}, {self.isa})")
+
+    @property
+    def handle(self) -> int:
+        if self._handle.value is None:
+            raise NativeError("the kernels' thread pool is closed")
+        return self._handle.value
+
+    def close(self) -> None:
+        """Ends the workers. The pool takes no calls afterwards. In a fork there are none to wait for."""
+        handle, self._handle = self._handle, c_void_p()
+        if handle.value is not None and os.getpid() == self._pid:
+            self.library.tw_pool_destroy(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def measure_limit(limit: str, threads: int = 1, seconds: float = 0.2) -> float:
+    """What `threads` threads reach at most on this machine, by a loop that does nothing else.
+
+    `limit`: "fma_gflops" (float32), "bf16_gflops" (bfloat16 products), or "read_gbps", in 1e9 per second.
+    """
+    if limit not in LIMITS:
+        raise NativeError(f"limit is {limit!r}, expected one of {', '.join(LIMITS)}")
+    pool, value = Pool(threads), c_double()
+    check_status(load().tw_measure_limit(pool.handle, LIMITS.index(limit), seconds, byref(value)), limit)
+    pool.close()
+    return value.value
