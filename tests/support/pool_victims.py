@@ -16,7 +16,7 @@ from emucxl.pool import Pool
 from support.patience import wait_until
 
 _HOSTS_OFFSET = 4096
-# Of a host's record (packages/emucxl/native/src/pool_layout.h).
+# Of a host's record (packages/emucxl/native/src/pool/layout.h).
 HEARTBEAT_NS, START_TIME, BOOT_ID, PID_NAMESPACE, LOCK_INODE = 8, 48, 56, 72, 152
 
 # Joins, carves "theirs", and does what it is told, a line at a time.

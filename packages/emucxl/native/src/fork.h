@@ -11,13 +11,13 @@
 
 /* In the order in which calls nest them, and a fork takes them. */
 typedef enum fork_rank {
-  FORK_COMPAT,       /* compat.c */
-  FORK_CONTEXTS,     /* context_list.c: the lists, then each open context's `adding` and `pins` */
-  FORK_REGION_TIERS, /* provider_region.c */
+  FORK_COMPAT,       /* compat/compat.c */
+  FORK_CONTEXTS,     /* context/list.c: the lists, then each open context's `adding` and `pins` */
+  FORK_REGION_TIERS, /* provider/region.c */
   FORK_HANDLES,      /* handle.c */
-  FORK_PROMISES,     /* provider_memory.c */
-  FORK_HEAPS,        /* heap_registry.c: the registry, then each heap's */
-  FORK_SHARDS,       /* context_monitor.c: no lock, but the child's threads count as new ones */
+  FORK_PROMISES,     /* provider/memory.c */
+  FORK_HEAPS,        /* heap/registry.c: the registry, then each heap's */
+  FORK_SHARDS,       /* context/monitor.c: no lock, but the child's threads count as new ones */
   NUM_FORK_RANKS,
 } fork_rank;
 

@@ -1,6 +1,6 @@
 /* What each thread of the program keeps in this library.
  *
- * It lies behind one pointer, and only one counter beside it (context_monitor.c): a library that is loaded late (dlopen,
+ * It lies behind one pointer, and only one counter beside it (context/monitor.c): a library that is loaded late (dlopen,
  * Python) has to find room for its initial-exec variables in the few hundred bytes that the loader keeps free for all such
  * libraries, and cannot be loaded where they are used up. The general-dynamic model needs no such room; it made an
  * allocation with its free a third slower, these 16 bytes make it 3 % slower than everything in place.

@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "heap.h"
+#include "heap/heap.h"
 #include "prim/barrier.h"
 
 enum { NUM_OWN = 512, NUM_SHARED = 64, EXTENT = 2 << 20, PAGE = 4096 };

@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "pool_layout.h"
+#include "pool/layout.h"
 
 enum { EXTENT = 4096, EXTENTS = 32, REGIONS = 8, WORK_SECONDS = 60 };
 

@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "heap.h"
+#include "heap/heap.h"
 
 #define MIB ((size_t)1 << 20)
 #define GIB ((size_t)1 << 30)

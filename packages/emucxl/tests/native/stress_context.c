@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "context_internal.h"
+#include "context/internal.h"
 #include "emucxl.h"
 
 enum { NUM_WORKERS = 4, NUM_SLOTS = 24, MOST_BYTES = 40000, TIER_BYTES = 32 << 20, SHARED_LINES = 64 };
