@@ -50,7 +50,9 @@ def interlace() -> str:
     import interlace
 
     script = Path(sys.executable).with_name("interlace")
-    shown = subprocess.run([script, "doctor", "--json"], capture_output=True, text=True, timeout=120, check=True)
+    shown = subprocess.run(
+        [script, "doctor", "--json"], capture_output=True, text=True, timeout=120, check=True
+    )
     assert '"kernels"' in shown.stdout or "kernels" in shown.stdout
     return f"interlace {interlace.__version__}: the command finds its kernels"
 

@@ -10,12 +10,17 @@ import pytest
 
 PACKAGES = Path(__file__).parent.parent / "packages"
 
+LOOP = tuple(f"interlace.engine.{name}" for name in ("async_llm", "engine", "frontend", "llm", "scheduler"))
+
 # A package, and what nothing in it may import.
 FORBIDDEN = {
     "emucxl": ("tokenweave", "interlace", "torch"),
     "tokenweave": ("interlace",),
     "interlace/models": ("interlace.engine", "interlace.cli"),
     "interlace/engine": ("interlace.cli",),
+    "interlace/engine/ranks": LOOP,
+    "interlace/engine/weaving": LOOP,
+    "interlace/engine/cache": (*LOOP, "interlace.engine.ranks", "interlace.engine.weaving"),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.engine.rank_group import RankGroup
+from interlace.engine.ranks.group import RankGroup
 from interlace.models.batch import ForwardBatch
 from tokenweave.kernels import BLOCK_SIZE
 

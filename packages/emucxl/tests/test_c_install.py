@@ -123,6 +123,8 @@ def test_a_full_install_such_as_the_wheels_leaves_the_c_files_out(prefix: Path, 
 
 
 def version() -> str:
-    found = re.search(r'^__version__ = "(.*)"$', (PACKAGE / "src/emucxl/__init__.py").read_text(), re.MULTILINE)
+    found = re.search(
+        r'^__version__ = "(.*)"$', (PACKAGE / "src/emucxl/__init__.py").read_text(), re.MULTILINE
+    )
     assert found is not None
     return found[1]

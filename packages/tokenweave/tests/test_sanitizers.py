@@ -14,7 +14,12 @@ from support.native_build import build_target, cmake
 @pytest.mark.skipif(cmake() is None, reason="no CMake")
 @pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
 def test_thousands_of_collectives_are_clean(sanitizers: str) -> None:
-    program = build_target("tokenweave", "stress_collectives", sanitizers) / "native" / "comm" / "stress_collectives"
+    program = (
+        build_target("tokenweave", "stress_collectives", sanitizers)
+        / "native"
+        / "comm"
+        / "stress_collectives"
+    )
     for size, rounds in [(2, 4000), (3, 4000), (7, 500)]:
         run = subprocess.run([program, str(size), str(rounds)], capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr

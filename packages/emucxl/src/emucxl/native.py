@@ -53,7 +53,7 @@ def library_path() -> Path:
 
 
 def installed_library(distribution: str, beside: Path) -> Path:
-    """`beside`, a library next to its package, or where the distribution keeps it: editable installs have it elsewhere."""
+    """`beside`, a library next to its package, or where the distribution keeps it, as editable installs do."""
     try:
         files = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interlace.engine.config import EngineConfig, EngineOptions
-from interlace.engine.launch import resolve_communicator
+from interlace.engine.ranks.launch import resolve_communicator
 from interlace.errors import EngineError
 from tokenweave.link import LinkSpec
 

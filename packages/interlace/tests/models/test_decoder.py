@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
-from interlace.engine.rank_group import RankGroup
+from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
 from interlace.models.config import BIASABLE
 from interlace.models.shard import Shard
 from support.driver import Driver, logits_of

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
 from interlace.engine.llm import LLM
-from interlace.engine.rank_group import RankGroup
+from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.sources import load_model
 from support.driver import Driver, logits_of

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
-from interlace.engine.rank_group import RankGroup
+from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
 from support.driver import Driver
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
+from interlace.engine.ranks.launch import start
 from support.driver import logits_of
 from support.tiny_models import VOCAB_SIZE, make_gguf
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
+from interlace.engine.ranks.launch import start
 from interlace.models.head_padding import HeadPadding
 from support.driver import logits_of
 from support.tiny_models import VOCAB_SIZE, make_model

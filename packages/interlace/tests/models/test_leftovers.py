@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
+from interlace.engine.ranks.launch import start
 from interlace.errors import ConfigError, CorruptFile
 from interlace.models.config import ModelConfig
 from interlace.models.gguf_source import GgufSource

@@ -66,7 +66,7 @@ def _kernels() -> Facts:
     """Which kernels and dtypes there are, and which ones "auto" takes."""
     import torch
 
-    from interlace.engine.runner import DTYPES, resolve_dtype
+    from interlace.engine.ranks.runner import DTYPES, resolve_dtype
     from tokenweave import native
     from tokenweave.kernels import make_kernels
 

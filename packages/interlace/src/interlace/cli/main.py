@@ -22,7 +22,10 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=version_printer("interlace", __version__), is_eager=True, help="Print the version."
+            "--version",
+            callback=version_printer("interlace", __version__),
+            is_eager=True,
+            help="Print the version.",
         ),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,

@@ -67,9 +67,9 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
     import torch
 
     from interlace.engine.config import EngineConfig
-    from interlace.engine.connect import kernels_for
-    from interlace.engine.stages import table_key
-    from interlace.engine.weaver import table_directory
+    from interlace.engine.ranks.connect import kernels_for
+    from interlace.engine.weaving.stages import table_key
+    from interlace.engine.weaving.weaver import table_directory
     from tokenweave.wave_table import load_table
 
     kernels = kernels_for(EngineConfig("model", tp=tp, dtype=dtype), tp)

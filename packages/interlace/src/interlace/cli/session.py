@@ -24,7 +24,7 @@ def open_llm(config: EngineConfig) -> LLM:
     Raises:
         ModelError, EngineError: it cannot be found, read or run.
     """
-    from interlace.engine.launch import start
+    from interlace.engine.ranks.launch import start
     from interlace.models.sources import resolve
 
     shown = console.is_progress_shown() and not is_follower(config)
@@ -45,7 +45,7 @@ def open_llm(config: EngineConfig) -> LLM:
 
 def is_follower(config: EngineConfig) -> bool:
     """Whether torchrun started this process as a rank other than 0: it serves rank 0 and prints nothing."""
-    from interlace.engine.launch import resolve_communicator
+    from interlace.engine.ranks.launch import resolve_communicator
     from tokenweave.environment import torchrun_environment
 
     return resolve_communicator(config) == "torchrun" and torchrun_environment().rank != 0

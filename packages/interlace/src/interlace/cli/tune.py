@@ -57,7 +57,7 @@ def _config_of(model: str) -> ModelConfig:
 
 
 def _directory() -> Any:
-    from interlace.engine.weaver import table_directory
+    from interlace.engine.weaving.weaver import table_directory
 
     return table_directory()
 
@@ -75,9 +75,9 @@ def _measure(
     import torch
 
     from interlace.engine.config import EngineConfig
-    from interlace.engine.connect import kernels_for
-    from interlace.engine.runner import resolve_dtype
-    from interlace.engine.stages import HostStages, row_tile, table_key
+    from interlace.engine.ranks.connect import kernels_for
+    from interlace.engine.ranks.runner import resolve_dtype
+    from interlace.engine.weaving.stages import HostStages, row_tile, table_key
     from tokenweave.tune import measure_table
 
     checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels)

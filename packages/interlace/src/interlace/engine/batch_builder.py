@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from interlace.engine.block_manager import blocks_for
+from interlace.engine.cache.blocks import blocks_for
 from interlace.engine.scheduler import Scheduled
 from interlace.models.batch import ForwardBatch
 from tokenweave.kernels import BLOCK_SIZE

@@ -15,7 +15,7 @@ from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 from interlace.engine.batch_builder import build_batch
-from interlace.engine.block_manager import BlockManager
+from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.config import EngineConfig
 from interlace.engine.meter import Meter
 from interlace.engine.output import EngineStats, StreamChunk

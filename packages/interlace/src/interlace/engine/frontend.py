@@ -79,6 +79,6 @@ class FrontEnd:
 
 
 def _start(config: EngineConfig) -> RankGroup:
-    from interlace.engine.launch import start
+    from interlace.engine.ranks.launch import start
 
     return start(config)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from interlace.engine.block_manager import BlockManager, blocks_for
+from interlace.engine.cache.blocks import BlockManager, blocks_for
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
 from tokenweave.kernels import BLOCK_SIZE

@@ -13,7 +13,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import numpy.typing as npt
 
-from interlace.engine.block_manager import blocks_for
+from interlace.engine.cache.blocks import blocks_for
 from interlace.engine.sampling_params import SamplingParams
 
 Int32Array = npt.NDArray[np.int32]

@@ -25,8 +25,8 @@ from tokenweave.split import candidates
 
 if TYPE_CHECKING:
     from interlace.engine.config import EngineConfig
-    from interlace.engine.rank_group import RankGroup
-    from interlace.engine.weaver import Weaver
+    from interlace.engine.ranks.group import RankGroup
+    from interlace.engine.weaving.weaver import Weaver
     from tokenweave.cost import CostModel
 
 TOKENS = (640, 1100, 1536, 2560, 3000)
@@ -76,8 +76,8 @@ def measure(
     Raises:
         BenchError: a split changes the logits.
     """
-    from interlace.engine.launch import start
-    from interlace.engine.weaver import Weaver, costs_of
+    from interlace.engine.ranks.launch import start
+    from interlace.engine.weaving.weaver import Weaver, costs_of
 
     most = max(tokens)
     group = start(

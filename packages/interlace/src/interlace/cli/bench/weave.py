@@ -40,7 +40,7 @@ from tokenweave.link import LinkSpec
 from tokenweave.split import middle
 
 if TYPE_CHECKING:
-    from interlace.engine.weaver import Weaver
+    from interlace.engine.weaving.weaver import Weaver
 
 RANKS = 2
 MODELS = ("smollm2", WIDE)
@@ -132,7 +132,7 @@ class Session:
 
     def weaver(self, link: str | None) -> Weaver:
         """What decides in the engine, over this link."""
-        from interlace.engine.weaver import Weaver
+        from interlace.engine.weaving.weaver import Weaver
 
         runner = self.rank.runner
         config = runner.config

@@ -188,7 +188,7 @@ def _on_hosts(stack: ExitStack, hosts: tuple[Host, Host], port: int, arguments: 
     """Rank 1 on the second host, which serves; rank 0 on the first, which is asked."""
     program = (
         "import json, sys; from interlace.engine.config import EngineConfig;"
-        "from interlace.engine.launch import start; start(EngineConfig(**json.loads(sys.argv[1])))"
+        "from interlace.engine.ranks.launch import start; start(EngineConfig(**json.loads(sys.argv[1])))"
     )
     worker = Worker(
         sys.executable, "interlace", torchrun_variables(0, 2, hosts[0], port), prefix=hosts[0].prefix

@@ -18,9 +18,9 @@ import torch
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
-from interlace.engine.connect import kernels_for
-from interlace.engine.runner import Runner
-from interlace.engine.stages import RandomWeights
+from interlace.engine.ranks.connect import kernels_for
+from interlace.engine.ranks.runner import Runner
+from interlace.engine.weaving.stages import RandomWeights
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig, RopeConfig
 from interlace.models.sources import LoadedModel, load_model

@@ -20,7 +20,7 @@ class InterlaceSystem:
         """Start the ranks; `options` are those of `interlace.LLM`."""
         from interlace.engine.config import EngineConfig
         from interlace.engine.engine import Engine
-        from interlace.engine.launch import start
+        from interlace.engine.ranks.launch import start
 
         config = EngineConfig.from_options(model, options)
         self._ranks = start(config)

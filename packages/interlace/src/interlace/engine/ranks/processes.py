@@ -27,6 +27,7 @@ from typing import Any
 from interlace.engine.config import EngineConfig
 from interlace.errors import RankFailed
 
+FAILURE_REPORT_S = 2.0  # how long to wait for a watcher to say which rank is behind a failed collective
 EXIT_GRACE_S = 2.0  # from being told to end until being killed
 
 
@@ -115,7 +116,7 @@ class RankProcesses:
         try:
             process = (
                 subprocess.Popen(  # -P: a random.py of the working directory is none of a rank's business
-                    [sys.executable, "-P", "-m", "interlace.engine.rank_main", str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", "interlace.engine.ranks.main", str(theirs.fileno())],
                     pass_fds=fds,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller

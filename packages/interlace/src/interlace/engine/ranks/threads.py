@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.follow import follow
+from interlace.engine.ranks.follow import follow
 from tokenweave.communicators import Communicator
 from tokenweave.errors import RankError
 

@@ -11,10 +11,10 @@ import torch
 
 from interlace import LLM, SamplingParams
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import start
-from interlace.engine.rank_group import RankGroup
-from interlace.engine.stages import table_key
-from interlace.engine.weaver import Weaver, load_of, table_directory
+from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
+from interlace.engine.weaving.stages import table_key
+from interlace.engine.weaving.weaver import Weaver, load_of, table_directory
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model
 from support.wave_tables import linear_table
@@ -111,7 +111,7 @@ def test_a_split_that_the_batch_brings_is_kept(linked: RankGroup) -> None:
 def test_a_measured_table_is_found_and_used_without_a_word(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from interlace.engine.connect import kernels_for
+    from interlace.engine.ranks.connect import kernels_for
     from interlace.models.sources import load_model
 
     config = EngineConfig(
@@ -190,7 +190,7 @@ def test_a_known_kind_of_batch_is_priced_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_decisions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interlace.engine.weaver.MAX_DECISIONS", 3)
+    monkeypatch.setattr("interlace.engine.weaving.weaver.MAX_DECISIONS", 3)
     weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
     for tokens in range(100, 2000, 150):
         weaver.split(ForwardBatch.prefill(tokens, 100))

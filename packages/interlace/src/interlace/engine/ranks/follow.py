@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from interlace.engine.runner import Runner, roll_call
-from interlace.engine.tracing import collect_recordings, start_recording
+from interlace.engine.ranks.runner import Runner, roll_call
+from interlace.engine.ranks.tracing import collect_recordings, start_recording
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.sources import load_model

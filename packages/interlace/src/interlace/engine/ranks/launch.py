@@ -21,18 +21,17 @@ from typing import TYPE_CHECKING
 
 from emucxl.shared_memory import empty_segment_fd
 from interlace.engine.config import EngineConfig
-from interlace.engine.ranks import RankProcesses, RankSpec
+from interlace.engine.ranks.processes import FAILURE_REPORT_S, RankProcesses, RankSpec
 from interlace.errors import EngineError, RankFailed
 from interlace.models.sources import load_model, resolve
 
 if TYPE_CHECKING:
     from emucxl.links import Link
     from emucxl.shared_memory import SharedSegment
-    from interlace.engine.rank_group import RankGroup, Ranks
+    from interlace.engine.ranks.group import RankGroup, Ranks
     from tokenweave.communicators import Communicator
 
 _log = logging.getLogger(__name__)
-FAILURE_REPORT_S = 2.0  # how long to wait for a watcher to say which rank is behind a failed collective
 
 
 def start(config: EngineConfig) -> RankGroup:
@@ -92,7 +91,7 @@ def _start_processes(config: EngineConfig, kind: str) -> RankGroup:
         specs = _specs(config, kind, segment, symmetric_fd, [port.fd for port in ports])
         processes = RankProcesses(specs[1:])
         until_closed.callback(processes.close)
-        from interlace.engine.connect import connect
+        from interlace.engine.ranks.connect import connect
 
         communicator = connect(specs[0], segment, watch=processes.raise_failure)
         group = _load(config, communicator, processes)
@@ -115,8 +114,8 @@ def _ports(config: EngineConfig) -> list[Link]:
 
 def _start_threads(config: EngineConfig) -> RankGroup:
     """Every rank a thread of this process."""
-    from interlace.engine.connect import behind_link, kernels_for
-    from interlace.engine.rank_threads import RankThreads
+    from interlace.engine.ranks.connect import behind_link, kernels_for
+    from interlace.engine.ranks.threads import RankThreads
     from tokenweave.communicators.thread import thread_group
 
     threads = thread_group(config.tp, timeout_s=config.timeout_s)
@@ -128,12 +127,12 @@ def _start_threads(config: EngineConfig) -> RankGroup:
 
 def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     """Rank 0 gets its handle; every other rank serves it and then ends the process."""
-    from interlace.engine.torchrun import announce
+    from interlace.engine.ranks.torchrun import announce
     from tokenweave.environment import torchrun_environment, torchrun_local_world_size
 
     announce(torchrun_environment(), config.timeout_s)  # before torch is imported, and anybody waited for
-    from interlace.engine.connect import behind_link, kernels_for
-    from interlace.engine.follow import follow
+    from interlace.engine.ranks.connect import behind_link, kernels_for
+    from interlace.engine.ranks.follow import follow
     from tokenweave.communicators.torch import TorchCommunicator
 
     ranks_on_host = torchrun_local_world_size()
@@ -153,8 +152,8 @@ def _load(
     config: EngineConfig, communicator: Communicator, others: Ranks | None, ranks_on_host: int | None = None
 ) -> RankGroup:
     """Load rank 0's shard and meet the other ranks; if one of them fails first, say which."""
-    from interlace.engine.rank_group import RankGroup
-    from interlace.engine.runner import Runner
+    from interlace.engine.ranks.group import RankGroup
+    from interlace.engine.ranks.runner import Runner
     from tokenweave.errors import CommunicatorTimeout, RankError
 
     if others is not None:

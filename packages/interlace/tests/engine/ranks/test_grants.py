@@ -8,9 +8,9 @@ import pytest
 
 from emucxl import resources
 from emucxl.resources import Resources
-from interlace.engine import runner
 from interlace.engine.config import EngineConfig
-from interlace.engine.connect import kernels_for
+from interlace.engine.ranks import runner
+from interlace.engine.ranks.connect import kernels_for
 from interlace.errors import EngineError
 
 HOST = Resources(64, None, 256_000_000_000, None, 200_000_000_000, "", "")

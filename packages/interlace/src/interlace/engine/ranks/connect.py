@@ -8,7 +8,7 @@ from emucxl import resources
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
-from interlace.engine.ranks import RankSpec
+from interlace.engine.ranks.processes import RankSpec
 from tokenweave.communicators import Communicator, LinkedCommunicator
 from tokenweave.kernels import Kernels, make_kernels
 

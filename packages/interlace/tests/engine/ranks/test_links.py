@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from interlace import LLM, SamplingParams
-from interlace.engine.runner import own_cores
+from interlace.engine.ranks.runner import own_cores
 from support.tiny_models import make_model
 
 LINK = "20MB/s,100us"

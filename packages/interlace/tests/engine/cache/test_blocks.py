@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from interlace.engine.block_manager import BlockManager, blocks_for
+from interlace.engine.cache.blocks import BlockManager, blocks_for
 from interlace.errors import CacheTooSmall, EngineError
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emucxl import resources
-from interlace.engine.stages import row_tile, table_key
+from interlace.engine.weaving.stages import row_tile, table_key
 from interlace.environment import cache_directory
 from tokenweave import native
 from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
@@ -26,7 +26,7 @@ from tokenweave.wave_table import load_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from interlace.engine.runner import Runner
+    from interlace.engine.ranks.runner import Runner
     from interlace.models.batch import ForwardBatch
     from tokenweave.kernels import Kernels
     from tokenweave.plan import Plan

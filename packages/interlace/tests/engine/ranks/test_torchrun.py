@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.launch import resolve_communicator, start
-from interlace.engine.torchrun import announce
+from interlace.engine.ranks.launch import resolve_communicator, start
+from interlace.engine.ranks.torchrun import announce
 from interlace.errors import EngineError
 from tokenweave.environment import TorchrunEnvironment
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from interlace import LLM, SamplingParams
 from interlace.engine.config import EngineConfig
 from interlace.engine.engine import Engine
-from interlace.engine.launch import start
-from interlace.engine.rank_group import RankGroup
+from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
 from interlace.errors import RankFailed
 from support.engine_fakes import run_all
 from support.tiny_models import make_model

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from interlace.engine.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
 from interlace.engine.interrupts import interrupts_deferred
-from interlace.engine.launch import FAILURE_REPORT_S
 from interlace.engine.ownership import Owner
-from interlace.engine.runner import RankInfo, Runner, roll_call
-from interlace.engine.tracing import collect_recordings, start_recording
-from interlace.engine.weaver import Weaver
+from interlace.engine.ranks.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
+from interlace.engine.ranks.processes import FAILURE_REPORT_S
+from interlace.engine.ranks.runner import RankInfo, Runner, roll_call
+from interlace.engine.ranks.tracing import collect_recordings, start_recording
+from interlace.engine.weaving.weaver import Weaver
 from interlace.errors import EngineError, InterlaceError, RankFailed
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig

@@ -8,7 +8,7 @@ from tokenweave.errors import TraceError
 from tokenweave.trace import Recorder
 
 if TYPE_CHECKING:
-    from interlace.engine.runner import Runner
+    from interlace.engine.ranks.runner import Runner
 
 
 def start_recording(runner: Runner) -> None:

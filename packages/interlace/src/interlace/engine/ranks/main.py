@@ -1,4 +1,4 @@
-"""What a rank process runs: `python -m interlace.engine.rank_main FD`, started by `interlace.engine.ranks`.
+"""What a rank process runs: `python -m interlace.engine.ranks.main FD`, started by `interlace.engine.ranks.processes`.
 
 FD is the rank's end of the socket pair: the specification comes in as one line, a reason goes out when the rank
 fails, and when the other end closes the parent is gone and so is the rank.
@@ -37,9 +37,9 @@ def main() -> None:
 
 
 def _serve(fields: dict[str, Any]) -> None:
-    from interlace.engine.connect import attach, connect
-    from interlace.engine.follow import follow
-    from interlace.engine.ranks import RankSpec
+    from interlace.engine.ranks.connect import attach, connect
+    from interlace.engine.ranks.follow import follow
+    from interlace.engine.ranks.processes import RankSpec
 
     spec = RankSpec(**fields)
     follow(spec.engine_config(), connect(spec, attach(spec)), ranks_on_host=spec.size)

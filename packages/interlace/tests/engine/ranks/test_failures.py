@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from interlace import LLM, SamplingParams
-from interlace.engine import launch
-from interlace.engine.ranks import RankSpec
+from interlace.engine.ranks import launch
+from interlace.engine.ranks.processes import RankSpec
 from interlace.errors import EngineError, RankFailed, TokenizerError
 from support.patience import PATIENCE_S, wait_until
 from support.tiny_models import make_model

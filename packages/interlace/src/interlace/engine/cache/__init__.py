@@ -1,0 +1,1 @@
+"""cache: the KV cache in blocks of tokens, and which sequence owns which."""
