@@ -25,7 +25,8 @@ def cmake() -> str | None:
 def build_target(package: str, target: str, sanitize: str, c_flags: str = "") -> Path:
     """Builds `target` of a package's native code, once a session. Returns the build tree.
 
-    `sanitize` is what -fsanitize gets ("": none). `c_flags` are for every C source, such as a definition that compiles something in.
+    `sanitize` is what -fsanitize gets ("": none). `c_flags` are for every C source, such as a definition that
+    compiles something in.
     """
     tree = _tree(package, sanitize, c_flags)
     _run("--build", str(tree), "--parallel", "2", "--target", target)

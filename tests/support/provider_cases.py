@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from emucxl import abi, native, pool_abi
+from emucxl import abi, native
+from emucxl.pool import abi as pool_abi
 from support.native_context import MIB, provider_unavailable
 
 CAPACITY = 8 * MIB

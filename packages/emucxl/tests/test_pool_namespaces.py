@@ -16,7 +16,7 @@ import pytest
 
 from emucxl import errors
 from emucxl.pool import Host, HostState, Pool
-from emucxl.pool_patience import Patience
+from emucxl.pool.patience import Patience
 from support.patience import wait_until
 from support.pool_victims import BOOT_ID, LOCK_INODE, PID_NAMESPACE, START_TIME, poke, victim
 

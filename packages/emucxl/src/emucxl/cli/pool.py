@@ -156,7 +156,7 @@ def reclaim(
 
 def _tell_wait(pool: Pool) -> None:
     """Says on stderr whom a call that waits will wait for."""
-    from emucxl.pool_patience import Patience
+    from emucxl.pool.patience import Patience
 
     silent = Patience().waits_for(pool.hosts(), 0)
     if silent:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from emucxl.pool_records import HostInfo, HostState
+from emucxl.pool.records import HostInfo, HostState
 
 # Beyond a lease: for the turns of the observer.
 _MORE_LEASES, _MORE_S = 0.25, 0.2

@@ -7,16 +7,17 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from emucxl import errors, native, pool_abi
+from emucxl import errors, native
 from emucxl.arguments import contents, member, natural, text_bytes
 from emucxl.closing import WithBlock
-from emucxl.pool_cells import Cell, Use, take_all
-from emucxl.pool_records import HostInfo, Sharing, host_info
+from emucxl.pool import abi as pool_abi
+from emucxl.pool.cells import Cell, Use, take_all
+from emucxl.pool.records import HostInfo, Sharing, host_info
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # from Python 3.12 on
 
-    from emucxl.pool import Pool
+    from emucxl.pool.pool import Pool
 
 
 class PoolObject(WithBlock):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from emucxl import pool_abi
+from emucxl.pool import abi as pool_abi
 
 
 class HostState(IntEnum):

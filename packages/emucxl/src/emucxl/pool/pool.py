@@ -1,12 +1,11 @@
-"""A pool: memory that several hosts (processes that stand for them, or real ones over one device) carve up and share.
+"""Pool: a pool as one process has it open, to look at it, to join it, and to take back what its dead hosts held.
 
     pool = Pool.create("demo", size_bytes=64 << 20)
     host = pool.join("trainer", lease_s=5.0)
     region = host.carve("weights", size_bytes=1 << 20, persistent=True)
     region.write(b"...")
 
-Another process opens the pool by name, joins, and opens the region by its tag. docs/memory/pool.md tells the protocol
-and what it guarantees; native/include/emucxl/pool.h is the interface below this one.
+Another process opens the pool by name, joins, and opens the region by its tag.
 
 Thread safety: every object may be used from several threads. Closing one that another thread uses at that moment, or of
 whose memory a view is alive, raises InUseError and changes nothing.
@@ -20,42 +19,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from emucxl import errors, native, pool_abi
+from emucxl import errors, native
 from emucxl.arguments import natural, number, path_text, text_bytes
-from emucxl.pool_cells import Cell, take_all
-from emucxl.pool_hosts import Host, HostCells, PoolObject, Region
-from emucxl.pool_patience import Patience
-from emucxl.pool_records import (
+from emucxl.pool import abi as pool_abi
+from emucxl.pool.cells import Cell, take_all
+from emucxl.pool.hosts import Host, HostCells, PoolObject
+from emucxl.pool.patience import Patience
+from emucxl.pool.records import (
     HostInfo,
-    HostState,
     PoisonRange,
     PoolStats,
     ReclaimReport,
     RegionInfo,
-    RegionState,
-    Sharing,
     host_info,
     region_info,
 )
 
 if TYPE_CHECKING:
     from typing import Self
-
-__all__ = [
-    "Host",
-    "HostInfo",
-    "HostState",
-    "PoisonRange",
-    "Pool",
-    "PoolStats",
-    "ReclaimReport",
-    "Region",
-    "RegionInfo",
-    "RegionState",
-    "Sharing",
-    "named_pools",
-    "pool_path",
-]
 
 DEFAULT_EXTENT_BYTES = 2 << 20
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
