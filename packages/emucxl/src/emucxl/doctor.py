@@ -57,7 +57,7 @@ def _machine() -> Facts:
         "shared_huge_pages": _chosen(SYSTEM / "kernel/mm/transparent_hugepage/shmem_enabled"),
         "reserved_huge_pages": int(_value(PROC / "meminfo", "HugePages_Total") or 0),
         "kernel": platform.release(),
-        "python": platform.python__version__,
+        "python": platform.python_version(),
     }
 
 
