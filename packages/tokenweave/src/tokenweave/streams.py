@@ -40,7 +40,7 @@ class StreamBackend(Protocol[Stream, Event]):
         """The lane's stream, the same for each run; the compute lane's is the caller's current one."""
 
     def on(self, stream: Stream) -> AbstractContextManager[object]:
-        """Makes what is issued inside go to `stream`."""
+        """A context in which work that is issued goes to `stream`."""
 
     def record(self, stream: Stream) -> Event:
         """An event that happens when all that is queued on `stream` now is done."""

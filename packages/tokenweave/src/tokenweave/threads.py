@@ -1,4 +1,4 @@
-"""What the operating system is told about a lane's thread. Where it does not listen, lanes are slower, and right."""
+"""Hints to the operating system about a lane's thread. Where it refuses them, lanes are slower but no less correct."""
 
 from __future__ import annotations
 

@@ -220,7 +220,8 @@ class Communicator(ABC):
             return residual[rows]
         own = self.owned_rows(num_tokens, hidden_size, dtype)
         mine = (rows >= own.start) & (rows < own.stop)
-        # Every row has one owner, and a sum with zeros is exact. What a rank does not own may be no number: not summed.
+        # Every row has one owner, and a sum with zeros is exact. Rows that a rank does not own are left out: they may
+        # be NaN.
         selected = torch.zeros((len(rows), hidden_size), dtype=torch.float32, device=residual.device)
         selected[mine] = residual[rows[mine]]
         self.all_reduce(selected)
