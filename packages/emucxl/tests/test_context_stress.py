@@ -47,7 +47,8 @@ def test_memory_of_a_copy_in_flight_is_neither_freed_nor_moved() -> None:
         read_latency_ns=100, write_latency_ns=100, read_bandwidth_gbps=5, write_bandwidth_gbps=5
     )
     with NativeContext(calibration=calibration) as context:
-        library = ctypes.CDLL(str(native.library_path()))  # not the one whose signatures emucxl.copy_engine declares
+        # A handle of its own: the signatures of the other are emucxl.copy_engine's.
+        library = ctypes.CDLL(str(native.library_path()))
         native.declare(library, ENGINE_SIGNATURES)
         near = context.add_tier("near")
         slow = context.add_tier(
