@@ -89,7 +89,8 @@ def test_two_threads_overlap_their_latencies(
     context: emucxl.Context, far: emucxl.Buffer, local: emucxl.Buffer
 ) -> None:
     with CopyEngine(context, num_threads=2) as engine:
-        for completion in [engine.submit([(local, far, 100)]) for _ in range(2)]:
+        copies = [Copy(local, far, 100, destination_offset=start) for start in (0, 100)]
+        for completion in [engine.submit([copy]) for copy in copies]:
             completion.wait()
     assert context.now_ns == 100 + 100 + 1000
 
