@@ -7,7 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard packages/*/pyproject.toml)
 NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLists.txt)
-EDITABLE := --editable packages/emucxl --editable packages/tokenweave --editable
 PREFIX ?= /usr/local
 BUILD_C ?= build/c
 
@@ -25,11 +24,11 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(PROJECTS) $(NATIVE)
-	$(BIN)/pip install --quiet $(EDITABLE) packages/interlace
+	$(BIN)/pip install --quiet --editable packages/emucxl --editable packages/tokenweave --editable packages/interlace
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet $(EDITABLE) 'packages/interlace[dev]'
+	$(BIN)/pip install --quiet --editable 'packages/interlace[dev]'
 	@touch $@
 
 venv: $(VENV)/.dev  ## set up the development environment
@@ -65,7 +64,7 @@ format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.docs: $(VENV)/.dev
-	$(BIN)/pip install --quiet $(EDITABLE) 'packages/interlace[docs]'
+	$(BIN)/pip install --quiet --editable 'packages/interlace[docs]'
 	@touch $@
 
 docs: $(VENV)/.docs  ## build the documentation into site/

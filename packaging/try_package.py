@@ -5,6 +5,7 @@ Usage: try_package.py PACKAGE. It imports nothing but that package and what the 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import distributions
@@ -53,8 +54,9 @@ def interlace() -> str:
     shown = subprocess.run(
         [script, "doctor", "--json"], capture_output=True, text=True, timeout=120, check=True
     )
-    assert '"kernels"' in shown.stdout or "kernels" in shown.stdout
-    return f"interlace {interlace.__version__}: the command finds its kernels"
+    told = json.loads(shown.stdout)
+    assert (told["kernels"]["auto"], told["problems"]) == ("native", []), told
+    return f"interlace {interlace.__version__}: the command finds native kernels"
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from emucxl import __version__
 from emucxl.native import library_path
 from support.c_programs import compiler
 
 ROOT = Path(__file__).parents[3]
-PACKAGE = Path(__file__).parents[1]
-INCLUDE = PACKAGE / "native" / "include"
+INCLUDE = Path(__file__).parents[1] / "native" / "include"
 EXAMPLES = ROOT / "examples" / "memory"
 HEADERS = [INCLUDE / "emucxl.h", INCLUDE / "emucxl_lib.h", *sorted((INCLUDE / "emucxl").glob("*.h"))]
 STRICT = ["-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only"]
@@ -95,7 +95,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_programs_compile_and_run_against_what_was_installed(prefix: Path, tmp_path: Path) -> None:
     paths = {"PKG_CONFIG_PATH": str(next(prefix.rglob("pkgconfig")))}
     flags = run("pkg-config", "--cflags", "--libs", "emucxl", **paths).split()
-    assert run("pkg-config", "--modversion", "emucxl", **paths).strip() == version()
+    assert run("pkg-config", "--modversion", "emucxl", **paths).strip() == __version__
     library = next(prefix.rglob("libemucxl.so"))
     assert library.resolve().name == "libemucxl.so.1"
     for name in ("two_nodes", "coherent_queue"):
@@ -120,11 +120,3 @@ def test_a_full_install_such_as_the_wheels_leaves_the_c_files_out(prefix: Path, 
     run("cmake", f"-DCMAKE_INSTALL_PREFIX={tmp_path}", "-P", rules)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"libemucxl.so"}
-
-
-def version() -> str:
-    found = re.search(
-        r'^__version__ = "(.*)"$', (PACKAGE / "src/emucxl/__init__.py").read_text(), re.MULTILINE
-    )
-    assert found is not None
-    return found[1]

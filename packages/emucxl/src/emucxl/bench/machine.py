@@ -64,9 +64,8 @@ def cpu_model() -> str:
 
 def busy_cores(interval_s: float = 1.0) -> float:
     """Cores kept busy over `interval_s`, by anything, time stolen by other virtual machines included."""
-    start_s = (
-        time.monotonic()
-    )  # first: on a busy machine time passes between two lines, and more would seem busy
+    # The clock first: on a busy machine time passes between two lines, and more would seem busy.
+    start_s = time.monotonic()
     before = _busy_ticks()
     time.sleep(interval_s)
     ticks = _busy_ticks() - before

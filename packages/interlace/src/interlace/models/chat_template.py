@@ -34,9 +34,7 @@ class ChatTemplate:
         self.source, self._special_tokens = source, dict(special_tokens)
         try:
             self._template = _environment().from_string(source)
-        except (
-            Exception
-        ) as error:  # Jinja's own, and Python's of the code that Jinja makes: a stray `break`, say
+        except Exception as error:  # Jinja's own, or Python's, of the code that Jinja makes: a stray `break`
             raise TokenizerError(f"the chat template is not valid Jinja: {error}") from error
 
     def render(

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from interlace.models.config import ModelConfig
     from tokenweave.communicators import Communicator
 
-ROW_TILE = (
-    12  # rows of a tile of the native matrix products: ROW_TILE in tokenweave's native/kernels/kernels.h
-)
+ROW_TILE = 12  # rows of a tile of the native matrix products: native/kernels/kernels.h of tokenweave
 COLD_BYTES = 128e6  # weights of all ranks together, so that none is found in a cache
 JOIN_TIMEOUT_S = 60.0
 
