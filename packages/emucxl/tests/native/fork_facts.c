@@ -57,7 +57,10 @@ typedef struct job {
 
 static void *repeat(void *argument) {
   const job *job = argument;
-  while (!atomic_load(&stopping)) job->work(job->argument);
+  while (!atomic_load(&stopping)) {
+    job->work(job->argument);
+    usleep(20); /* fork() takes the locks that the work holds; without a pause it could wait its turn for long */
+  }
   return NULL;
 }
 
@@ -95,7 +98,11 @@ static void use_nodes(void *unused) {
   emucxl_exit();
 }
 
-static void a_child_uses_the_nodes_while_a_thread_opens_them(void) { fork_beside(use_nodes, use_nodes, NULL); }
+static void a_child_uses_the_nodes_while_a_thread_opens_them(void) {
+  setenv("EMUCXL_LOCAL_BYTES", "1048576", 1); /* opening asks the kernel about every page of a node */
+  setenv("EMUCXL_REMOTE_BYTES", "1048576", 1);
+  fork_beside(use_nodes, use_nodes, NULL);
+}
 
 static void pin_and_unpin(void *argument) {
   emx_context *context = ((void **)argument)[0];
