@@ -10,7 +10,7 @@ NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLis
 PREFIX ?= /usr/local
 BUILD_C ?= build/c
 
-.PHONY: help run chat test test-slow test-all check format native venv docs bench wheel install-c clean
+.PHONY: help run chat test test-slow test-all check format native venv docs pictures bench wheel install-c clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -69,6 +69,10 @@ $(VENV)/.docs: $(VENV)/.dev
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.installed  ## draw the documentation's pictures (make_timeline.py --record measures anew)
+	$(BIN)/python docs/images/make_timeline.py
+	$(BIN)/python docs/images/make_tiers.py
 
 wheel:  ## build the three wheels into dist/, check them, and try each alone
 	@packaging/wheels.sh $(PYTHON) '$(TORCH)'

@@ -138,13 +138,34 @@ def check_command(app: typer.Typer, words: list[str]) -> None:
         assert not word.startswith("--") or word in options, f"{command.name} has no option {word}"
 
 
+def shown_by_make_run(page: Path) -> str:
+    block = FENCE.search(page.read_text().partition("<!-- output: make run -->")[2])
+    assert block is not None, "the output block is missing"
+    return block[2]
+
+
+def test_readme_and_quickstart_show_the_same_run() -> None:
+    assert shown_by_make_run(ROOT / "README.md") == shown_by_make_run(ROOT / "docs" / "quickstart.md")
+
+
+@pytest.mark.slow
+def test_make_run_gives_the_answer_that_is_shown() -> None:
+    """With the same dtype; another one, which `auto` is on another processor, may end it in other words."""
+    if not is_fetched(ALIASES["smollm2"], cache_directory() / "models" / "smollm2"):
+        pytest.skip("smollm2 has not been fetched: `make run` does")
+    recipe = subprocess.run(
+        ["make", "-n", "-o", ".venv/.installed", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    words = shlex.split(recipe.stdout.replace("\\\n", " "))
+    shown = shown_by_make_run(ROOT / "README.md").splitlines()
+    _, dtype, _ = shown[2].removeprefix("model").strip().split(", ")
+    printed = CliRunner().invoke(app, [*words[1:], "--dtype", dtype]).stdout.splitlines()
+    assert printed[:1] + printed[2:4] == shown[:1] + shown[2:4]
+
+
 def test_the_readme_shows_what_make_run_prints() -> None:
     """An answer, an empty line, and the table, row by row."""
-    readme = (ROOT / "README.md").read_text()
-    shown = readme.partition("<!-- output: make run -->")[2]
-    block = FENCE.search(shown)
-    assert block is not None, "the output block is missing"
-    lines = block[2].splitlines()
+    lines = shown_by_make_run(ROOT / "README.md").splitlines()
     assert [line[:22].strip() for line in lines[-6:]] == TABLE_OF_GENERATE
     assert lines[-7] == ""
     assert re.match(r"\d+ tokens, [\d,]+ tokens/s \(prefill\)", lines[-4][23:])
