@@ -27,8 +27,8 @@ CHILD_SECONDS = 100
 def test_fact(fact: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.getbasetemp() / "forks"
     directory.mkdir(exist_ok=True)
-    # Without the address sanitizer: the allocator of gcc 12's takes no lock before a fork, so a child can wait in malloc()
-    # for a thread that it does not have.
+    # Without the address sanitizer: the allocator of gcc 12's takes no lock before a fork, so a child can wait in
+    # malloc() for a thread that it does not have.
     run_program(compile_program(Path("fork_facts.c"), directory, "undefined"), fact)
 
 
