@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenweave.kernels import BLOCK_SIZE
+from tokenweave.kernels import blocks_for
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ForwardBatch:
             slots=rows,
             query_start=ends,
             seq_lens=ends[1:],
-            block_tables=torch.arange(-(-num_tokens // BLOCK_SIZE), dtype=torch.int32)[None],
+            block_tables=torch.arange(blocks_for(num_tokens), dtype=torch.int32)[None],
             logit_rows=ends[1:] - 1,
             prompt_lens=ends[1:],
         )

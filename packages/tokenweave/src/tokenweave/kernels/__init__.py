@@ -5,8 +5,9 @@ from __future__ import annotations
 from tokenweave import native
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
-from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear, Tolerance
+from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, Tolerance
 from tokenweave.kernels.compiled import NativeKernels
+from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
 from tokenweave.kernels.reference import ReferenceKernels
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "PackedLinear",
     "ReferenceKernels",
     "Tolerance",
+    "blocks_for",
     "make_kernels",
+    "slots_of",
 ]
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import checks
-from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Tolerance
+from tokenweave.kernels.base import HeadLayout, Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, group_start_array, row_stride
+from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 from tokenweave.native import Pool, check_status
 
 # bfloat16: the probabilities are rounded to bfloat16 before they weigh V.
@@ -38,7 +39,7 @@ def reference_paged_attention(
     starts = query_start.tolist()
     for s, seq_len in enumerate(seq_lens.tolist()):
         rows, num_queries = slice(starts[s], starts[s + 1]), starts[s + 1] - starts[s]
-        blocks = block_tables[s, : -(-seq_len // BLOCK_SIZE)].long()
+        blocks = block_tables[s, : blocks_for(seq_len)].long()
         kv = cache[blocks].float().permute(1, 2, 0, 3, 4)  # (2, num_kv_heads, blocks, 16, head_dim)
         keys, values = kv.flatten(2, 3)[:, kv_of_head, :seq_len]  # each (num_heads, seq_len, head_dim)
         queries = q[rows].float().view(num_queries, heads.num_heads, heads.head_dim).transpose(0, 1)

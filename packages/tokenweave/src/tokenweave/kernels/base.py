@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenweave.errors import KernelError
+from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.paging import BLOCK_SIZE
 
-BLOCK_SIZE = 16  # tokens of one KV block
 DTYPES = (torch.float32, torch.bfloat16)
+ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class HeadLayout:
     @cached_property
     def num_kv_heads(self) -> int:
         return self.kv_of_head[-1] + 1 if self.kv_of_head else 0
+
+    @cached_property
+    def block_shape(self) -> tuple[int, int, int]:
+        """Keys and values of one block in one layer. Where a token's lie inside is the kernels' own affair."""
+        return (2, self.num_kv_heads, BLOCK_SIZE * self.head_dim)
 
     @cached_property
     def group_start(self) -> tuple[int, ...]:
@@ -160,5 +168,12 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
-        """A zeroed cache (num_layers, num_blocks, 2, num_kv_heads, 16 * head_dim), resident once written."""
+    def new_kv_cache(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        heads: HeadLayout,
+        dtype: torch.dtype,
+        zeros: ZerosFactory = lazy_zeros,
+    ) -> Tensor:
+        """Returns a cache (num_layers, num_blocks, *heads.block_shape) in memory that `zeros` brings, zeroed."""

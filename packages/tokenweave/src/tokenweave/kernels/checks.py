@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.errors import KernelError
-from tokenweave.kernels.base import BLOCK_SIZE, DTYPES, HeadLayout, PackedLinear
+from tokenweave.kernels.base import DTYPES, HeadLayout, PackedLinear
+from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 
 NATIVE_HEAD_ALIGNMENT = 16
 
@@ -93,8 +94,7 @@ def check_gate_up(gate_up: Tensor) -> None:
 
 
 def check_heads(heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype) -> None:
-    shape = (2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
-    check_dense("cache_layer", cache_layer, dtype, (*cache_layer.shape[:1], *shape))
+    check_dense("cache_layer", cache_layer, dtype, (*cache_layer.shape[:1], *heads.block_shape))
 
 
 def check_native_heads(heads: HeadLayout) -> None:
@@ -170,7 +170,7 @@ def check_sequences(
                 f"sequence {s} has {length} keys, expected at least its {last - first} new tokens "
                 f"and at most the {block_tables.shape[1] * BLOCK_SIZE} slots of its block table"
             )
-        used = block_tables[s, : -(-length // BLOCK_SIZE)]
+        used = block_tables[s, : blocks_for(length)]
         if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < num_blocks:
             raise KernelError(
                 f"block table of sequence {s} names blocks {int(used.min())}..{int(used.max())}, "

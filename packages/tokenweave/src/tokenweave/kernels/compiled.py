@@ -8,7 +8,7 @@ from torch import Tensor
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import native_silu_and_mul
 from tokenweave.kernels.attention import native_paged_attention
-from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
+from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
 from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
@@ -105,7 +105,14 @@ class NativeKernels(Kernels):
             self._pool, q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
         )
 
-    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
+    def new_kv_cache(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        heads: HeadLayout,
+        dtype: torch.dtype,
+        zeros: ZerosFactory = lazy_zeros,
+    ) -> Tensor:
         checks.check_dtype("dtype", dtype)
         checks.check_native_heads(heads)
-        return lazy_zeros((num_layers, num_blocks, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim), dtype)
+        return zeros((num_layers, num_blocks, *heads.block_shape), dtype)

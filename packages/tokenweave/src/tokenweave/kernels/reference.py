@@ -8,10 +8,11 @@ from torch import Tensor
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import reference_silu_and_mul
 from tokenweave.kernels.attention import reference_paged_attention
-from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Kernels, PackedLinear
+from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
+from tokenweave.kernels.paging import BLOCK_SIZE
 from tokenweave.kernels.rotary import reference_rope_and_store
 
 
@@ -93,7 +94,13 @@ class ReferenceKernels(Kernels):
             q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
         )
 
-    def new_kv_cache(self, num_layers: int, num_blocks: int, heads: HeadLayout, dtype: torch.dtype) -> Tensor:
+    def new_kv_cache(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        heads: HeadLayout,
+        dtype: torch.dtype,
+        zeros: ZerosFactory = lazy_zeros,
+    ) -> Tensor:
         checks.check_dtype("dtype", dtype)
-        shape = (num_layers, num_blocks, 2, heads.num_kv_heads, BLOCK_SIZE * heads.head_dim)
-        return lazy_zeros(shape, dtype)
+        return zeros((num_layers, num_blocks, *heads.block_shape), dtype)

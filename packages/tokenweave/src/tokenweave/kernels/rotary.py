@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import checks
-from tokenweave.kernels.base import BLOCK_SIZE, HeadLayout, Tolerance
+from tokenweave.kernels.base import HeadLayout, Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.norms import reference_rms_norm
+from tokenweave.kernels.paging import BLOCK_SIZE, place_of
 from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
@@ -40,7 +41,7 @@ def reference_rope_and_store(
         q, k = reference_rms_norm(q, q_norm, eps), reference_rms_norm(k, k_norm, eps)
     angles = cos_sin[positions.long()]
     cache = cache_layer.view(cache_layer.shape[0], 2, heads.num_kv_heads, BLOCK_SIZE, d)
-    block, offset = slots.long() // BLOCK_SIZE, slots.long() % BLOCK_SIZE
+    block, offset = place_of(slots.long())
     cache[block, 0, :, offset] = rotate(k, angles).to(qkv.dtype)
     cache[block, 1, :, offset] = v.to(qkv.dtype)
     return rotate(q, angles).to(qkv.dtype).reshape(num_tokens, heads.num_heads * d)

@@ -30,7 +30,7 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
-from tokenweave.kernels import BLOCK_SIZE, Kernels, NativeKernels, make_kernels
+from tokenweave.kernels import BLOCK_SIZE, Kernels, NativeKernels, blocks_for, make_kernels
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
 from tokenweave.wave_table import RankShape, TableKey, pairs_seen
@@ -102,7 +102,7 @@ class RankStages:
         self._ids = torch.arange(max_tokens, dtype=torch.int32) % config.vocab_size
         self._cos_sin = decoder.rotations.table(max_tokens)
         keys = max(max_tokens + CONTEXT, MANY * (FEW_QUERIES + CONTEXT + BLOCK_SIZE))
-        self._blocks = torch.arange(-(-keys // BLOCK_SIZE), dtype=torch.int32)
+        self._blocks = torch.arange(blocks_for(keys), dtype=torch.int32)
         self._cache = decoder.kernels.new_kv_cache(config.num_layers, len(self._blocks), layout, dtype).fill_(
             0.01
         )
@@ -123,7 +123,7 @@ class RankStages:
         return self._time(lambda layer: self._stages[stage](layer, num_tokens), repeats)
 
     def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> float:
-        per_seq = -(-num_keys // BLOCK_SIZE)
+        per_seq = blocks_for(num_keys)
         tables = self._blocks[: num_seqs * per_seq].view(num_seqs, per_seq)
         starts = torch.arange(num_seqs + 1, dtype=torch.int32) * num_new
         lengths = torch.full((num_seqs,), num_keys, dtype=torch.int32)
