@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from interlace.engine.cache.blocks import blocks_for
+from interlace.engine.cache.layout import padded_tables, token_slots
 from interlace.engine.scheduler import Scheduled
 from interlace.models.batch import ForwardBatch
-from tokenweave.kernels import BLOCK_SIZE
 
 
 def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
@@ -20,20 +19,14 @@ def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
     np.cumsum(num_new, out=query_start[1:])
     seq_lens = starts + num_new
 
-    tables = np.zeros((len(scheduled), blocks_for(int(seq_lens.max(initial=0)))), dtype=np.int32)
-    for table, sequence, seq_len in zip(tables, sequences, seq_lens.tolist(), strict=True):
-        count = blocks_for(seq_len)
-        table[:count] = sequence.blocks[:count]
-
-    owner = np.repeat(np.arange(len(scheduled)), num_new)  # (num_tokens,)  the sequence of each row
-    positions = np.arange(query_start[-1], dtype=np.int32) - (query_start[:-1] - starts)[owner]
-    slots = tables[owner, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    positions = np.arange(query_start[-1], dtype=np.int32) - np.repeat(query_start[:-1] - starts, num_new)
+    tables = padded_tables([sequence.table for sequence in sequences], seq_lens)
     tokens = [s.tokens[s.num_computed : s.num_computed + n] for s, n in scheduled]
     yields = np.array([item.yields_token for item in scheduled], dtype=bool)
     return ForwardBatch(
         token_ids=torch.from_numpy(np.concatenate(tokens)),
         positions=torch.from_numpy(positions),
-        slots=torch.from_numpy(slots),
+        slots=torch.from_numpy(token_slots(tables, num_new, positions)),
         query_start=torch.from_numpy(query_start),
         seq_lens=torch.from_numpy(seq_lens),
         block_tables=torch.from_numpy(tables),

@@ -161,7 +161,7 @@ class Engine:
     def check(self) -> None:
         """Raises EngineError if a KV block is leaked or owned twice."""
         requests = self._requests.values()
-        self.scheduler.blocks.check(request.sequence.block_table.tolist() for request in requests)
+        self.scheduler.blocks.check(request.sequence.table.blocks.tolist() for request in requests)
 
     def fail(self, failure: Exception) -> None:
         """Makes every later call raise `failure`."""

@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from interlace.engine.cache.blocks import BlockManager, blocks_for
+from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
-from tokenweave.kernels import BLOCK_SIZE
+from tokenweave.kernels import blocks_for
 
 
 class Scheduled(NamedTuple):
@@ -56,7 +56,7 @@ class Scheduler:
         if blocks_for(num_kept) > self.blocks.num_blocks:
             raise CacheTooSmall(
                 f"a request may need {num_kept} tokens of KV cache for its prompt and max_tokens; the cache holds "
-                f"{self.blocks.num_blocks * BLOCK_SIZE}: lower max_tokens, shorten the prompt, or enlarge the "
+                f"{self.blocks.num_tokens}: lower max_tokens, shorten the prompt, or enlarge the "
                 f"cache (kv_cache_gb or num_kv_blocks)"
             )
 
@@ -91,12 +91,12 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, num_new: int) -> bool:
         """Blocks for `num_new` more tokens, by preempting the latest-arrived; False if that is `sequence`."""
-        num_wanted = blocks_for(sequence.num_computed + num_new) - sequence.num_blocks
+        num_wanted = sequence.table.num_missing(sequence.num_computed + num_new)
         while num_wanted > self.blocks.num_free:
             if self._preempt_latest() is sequence:
                 return False
         if num_wanted > 0:
-            sequence.append_blocks(self.blocks.allocate(num_wanted))
+            sequence.table.extend(self.blocks.allocate(num_wanted))
         return True
 
     def _preempt_latest(self) -> Sequence:
@@ -116,11 +116,11 @@ class Scheduler:
         """
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            num_wanted = blocks_for(sequence.num_tokens)
+            num_wanted = sequence.table.num_missing(sequence.num_tokens)
             if self.running and num_wanted + len(self.running) > self.blocks.num_free:
                 return
             self.running.append(self.waiting.popleft())
-            sequence.append_blocks(self.blocks.allocate(num_wanted))
+            sequence.table.extend(self.blocks.allocate(num_wanted))
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = time.perf_counter()
             num_new = min(sequence.num_uncomputed, budget)

@@ -1,7 +1,7 @@
 """Sequence: the tokens of one request and how much of them the KV cache holds.
 
 Invariants
-1. `num_computed <= num_tokens <= max_total`; `block_table` holds the KV of tokens 0..num_computed-1.
+1. `num_computed <= num_tokens <= max_total`; `table` has the KV of tokens 0..num_computed-1.
 2. A sequence with no blocks has `num_computed == 0`.
 3. The last token never needs KV, so a running sequence occupies at most `max_total - 1` tokens.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import numpy.typing as npt
 
-from interlace.engine.cache.blocks import blocks_for
+from interlace.engine.cache.blocks import BlockTable
 from interlace.engine.sampling_params import SamplingParams
 
 Int32Array = npt.NDArray[np.int32]
@@ -44,14 +44,9 @@ class Sequence:
         self.max_total = max_total_tokens(self.num_prompt, params, max_model_len)
         self.tokens: Int32Array = np.empty(self.max_total, dtype=np.int32)
         self.tokens[: self.num_prompt] = prompt
-        self.blocks: Int32Array = np.zeros(blocks_for(len(self.tokens)), dtype=np.int32)
-        self.num_blocks = 0
+        self.table = BlockTable(self.max_total)
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
-
-    @property
-    def block_table(self) -> Int32Array:  # (num_blocks,)
-        return self.blocks[: self.num_blocks]
 
     @property
     def num_output(self) -> int:
@@ -74,13 +69,7 @@ class Sequence:
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1
 
-    def append_blocks(self, blocks: list[int]) -> None:
-        self.blocks[self.num_blocks : self.num_blocks + len(blocks)] = blocks
-        self.num_blocks += len(blocks)
-
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
-        blocks: list[int] = self.block_table.tolist()
-        self.num_blocks = 0
         self.num_computed = 0
-        return blocks
+        return self.table.clear()

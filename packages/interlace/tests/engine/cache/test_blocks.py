@@ -4,12 +4,22 @@ import random
 
 import pytest
 
-from interlace.engine.cache.blocks import BlockManager, blocks_for
+from interlace.engine.cache.blocks import BlockManager, BlockTable
 from interlace.errors import CacheTooSmall, EngineError
 
 
-def test_blocks_hold_16_tokens() -> None:
-    assert [blocks_for(n) for n in (0, 1, 16, 17, 32)] == [0, 1, 1, 2, 2]
+def test_a_table_says_how_many_blocks_it_lacks() -> None:
+    table = BlockTable(64)
+    table.extend([5, 3])
+    assert [table.num_missing(tokens) for tokens in (33, 32, 49)] == [1, 0, 2]
+
+
+def test_a_cleared_table_hands_over_its_blocks_in_order() -> None:
+    table = BlockTable(64)
+    table.extend([5])
+    table.extend([3, 1])
+    assert table.clear() == [5, 3, 1]
+    assert table.num_missing(1) == 1
 
 
 def test_a_freed_block_is_reused_first() -> None:

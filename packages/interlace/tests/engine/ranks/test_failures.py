@@ -232,7 +232,7 @@ def test_closing_gives_the_memory_back_at_once(model: Path, options: dict[str, A
         with LLM(str(model), num_kv_blocks=64, **options) as llm:
             llm.generate("hello", SamplingParams(max_tokens=2))
             runner = llm._ranks.runner  # type: ignore[attr-defined]
-            held = [weakref.ref(part) for part in (runner.cache, runner.decoder, runner.kernels)]
+            held = [weakref.ref(part) for part in (runner.cache.tensor, runner.decoder, runner.kernels)]
             del runner
         assert [part() for part in held] == [None] * 3
     finally:

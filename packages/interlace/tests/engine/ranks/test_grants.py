@@ -1,4 +1,4 @@
-"""An engine sizes its cache and its threads by what a container grants."""
+"""An engine takes as many threads as a container grants; each rank tells how much memory it had at most."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from emucxl.resources import Resources
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import runner
 from interlace.engine.ranks.connect import kernels_for
-from interlace.errors import EngineError
 
 HOST = Resources(64, None, 256_000_000_000, None, 200_000_000_000, "", "")
 
@@ -39,17 +38,6 @@ def test_ranks_share_the_whole_cores_of_a_quota(
 def test_threads_that_are_asked_for_are_given(grant: object) -> None:
     grant(cpu_quota_cores=1.0)  # type: ignore[operator]
     assert kernels_for(EngineConfig("model", kernels="reference", threads=3), 1).threads == 3
-
-
-def test_the_cache_is_a_share_of_what_is_granted(grant: object) -> None:
-    grant(available_bytes=700_000_000)  # type: ignore[operator]
-    assert runner.available_memory_bytes() == 700_000_000
-
-
-def test_memory_that_nobody_tells_of_is_an_error_that_says_what_to_set(grant: object) -> None:
-    grant(available_bytes=None)  # type: ignore[operator]
-    with pytest.raises(EngineError, match="set kv_cache_gb or num_kv_blocks"):
-        runner.available_memory_bytes()
 
 
 def test_peak_memory_is_known_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""BlockManager: which blocks of the paged KV cache are free.
+"""BlockManager and BlockTable: which blocks of the KV cache are free, and which a sequence has.
 
 Invariants (`check` verifies them against the owners' block tables)
 1. Every block is either free or in exactly one table, once.
@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import numpy.typing as npt
+
 from interlace.errors import CacheTooSmall, EngineError
-from tokenweave.kernels import BLOCK_SIZE
-
-
-def blocks_for(num_tokens: int) -> int:
-    """Blocks that hold `num_tokens` tokens."""
-    return -(-num_tokens // BLOCK_SIZE)
+from tokenweave.kernels import BLOCK_SIZE, blocks_for
 
 
 class BlockManager:
@@ -29,6 +27,11 @@ class BlockManager:
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._is_free = bytearray(b"\x01" * num_blocks)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all blocks together hold."""
+        return self.num_blocks * BLOCK_SIZE
 
     @property
     def num_free(self) -> int:
@@ -62,3 +65,30 @@ class BlockManager:
                 f"KV blocks are leaked or owned twice: {len(held)} held, {len(self._free)} free, "
                 f"{self.num_blocks} exist; this is a bug in the scheduler"
             )
+
+
+class BlockTable:
+    """The blocks of one sequence, in the order of its tokens, with room for those of `max_tokens` tokens."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._blocks = np.zeros(blocks_for(max_tokens), dtype=np.int32)
+        self.num_blocks = 0
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int32]:  # (num_blocks,)
+        return self._blocks[: self.num_blocks]
+
+    def num_missing(self, num_tokens: int) -> int:
+        """How many more blocks it takes to hold `num_tokens` tokens; none or fewer when they fit."""
+        return blocks_for(num_tokens) - self.num_blocks
+
+    def extend(self, blocks: list[int]) -> None:
+        """Appends blocks, which the next tokens fill."""
+        self._blocks[self.num_blocks : self.num_blocks + len(blocks)] = blocks
+        self.num_blocks += len(blocks)
+
+    def clear(self) -> list[int]:
+        """Forgets its blocks and returns them; they are the caller's to free."""
+        blocks: list[int] = self.blocks.tolist()
+        self.num_blocks = 0
+        return blocks

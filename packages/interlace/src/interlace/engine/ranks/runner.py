@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from emucxl import resources
+from interlace.engine.cache.kv_cache import KVCache
+from interlace.engine.cache.layout import CacheLayout
+from interlace.engine.cache.sizing import affordable_blocks
 from interlace.engine.config import EngineConfig
-from interlace.errors import CacheTooSmall, EngineError
+from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
@@ -27,7 +29,7 @@ from interlace.models.sources import LoadedModel
 from tokenweave import native
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Observer, run_sequential
-from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels, make_kernels
+from tokenweave.kernels import Kernels, make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
 from tokenweave.trace import Recorder
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CACHE_SHARE_OF_MEMORY = 0.4  # of the memory free when the engine starts, over all ranks of a host
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,13 @@ class Runner:
         self.decoder = Decoder(
             model.weights, shard, self.kernels, communicator, self.dtype, self.max_model_len
         )
-        self.num_blocks = self._affordable_blocks(ranks_on_host)
+        layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
+        self.num_blocks = affordable_blocks(config, self.max_model_len, layout, ranks_on_host)
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
         communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
-        self.cache = self._new_cache()
+        self.cache = KVCache(self.kernels, layout, self.num_blocks)
         self.observe: Observer | None = None  # told of every step of every batch, when set
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
@@ -103,7 +105,7 @@ class Runner:
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
-        forward = self.decoder.forward(plan, batch, self.cache)
+        forward = self.decoder.forward(plan, batch, self.cache.tensor)
         observe = self.observe if self.recorder is None else self.recorder.observe(plan)
         if self.lanes is None or plan.split is None:
             run_sequential(plan, forward.handlers, observe)
@@ -125,6 +127,7 @@ class Runner:
         if self.lanes is not None:
             self.lanes.close()
         self.communicator.close()
+        self.cache.close()
         del self.decoder, self.cache, self.kernels, self.communicator
 
     def describe(self) -> RankInfo:
@@ -147,46 +150,6 @@ class Runner:
         if is_decided or not communicator.name.startswith("torch"):
             return None
         return measure_exchange(communicator, self.model_config.hidden_size, self.dtype)
-
-    def _affordable_blocks(self, ranks_on_host: int) -> int:
-        """KV blocks this rank can hold: what the configuration says, or a share of the free memory.
-
-        Raises:
-            CacheTooSmall: not even one sequence of one block fits.
-        """
-        if self.config.num_kv_blocks is not None:
-            return self.config.num_kv_blocks
-        wanted = self.config.max_num_seqs * -(-self.max_model_len // BLOCK_SIZE)
-        block_bytes = self._block_bytes(self.decoder.heads)
-        if block_bytes == 0:  # a rank without heads holds no cache
-            return wanted
-        if self.config.kv_cache_gb is not None:
-            budget_bytes = int(min(self.config.kv_cache_gb * 1e9, 2.0**63))  # the product may be infinite
-        else:
-            budget_bytes = int(available_memory_bytes() * CACHE_SHARE_OF_MEMORY) // ranks_on_host
-        blocks = min(wanted, budget_bytes // block_bytes)
-        if blocks < 1:
-            raise CacheTooSmall(
-                f"rank {self.communicator.rank}: got {budget_bytes:,} bytes for the KV cache; one block of "
-                f"{BLOCK_SIZE} tokens takes {block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
-            )
-        return blocks
-
-    def _new_cache(self) -> Tensor:
-        """Raises EngineError where the system has no addresses for it, however little of it would be used."""
-        heads, layers = self.decoder.heads, self.model_config.num_layers
-        try:
-            return self.kernels.new_kv_cache(layers, self.num_blocks, heads, self.dtype)
-        except (OSError, OverflowError, MemoryError) as error:
-            wanted_bytes = self.num_blocks * self._block_bytes(heads)
-            raise EngineError(
-                f"rank {self.communicator.rank}: got a KV cache of {self.num_blocks:,} blocks, {wanted_bytes:,} "
-                f"bytes; the system grants no such room: lower num_kv_blocks or kv_cache_gb"
-            ) from error
-
-    def _block_bytes(self, heads: HeadLayout) -> int:
-        elements = 2 * heads.num_kv_heads * heads.head_dim * BLOCK_SIZE * self.model_config.num_layers
-        return elements * self.dtype.itemsize
 
 
 def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
@@ -226,20 +189,6 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
             f"leave max_model_len out or set it to at most {model.max_position}"
         )
     return config.max_model_len
-
-
-def available_memory_bytes() -> int:
-    """Memory that can be had before the kernel swaps or kills, in the machine and in every cgroup around this process.
-
-    Raises:
-        EngineError: the system does not tell.
-    """
-    available = resources.available_bytes()
-    if available is None:
-        raise EngineError(
-            "the system does not tell how much memory is available (/proc/meminfo): set kv_cache_gb or num_kv_blocks"
-        )
-    return available
 
 
 def peak_memory_bytes() -> int:

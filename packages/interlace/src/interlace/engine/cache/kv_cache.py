@@ -1,0 +1,43 @@
+"""KVCache: one rank's KV cache, allocated."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from emucxl.errors import EmucxlError
+from interlace.engine.cache.layout import CacheLayout
+from interlace.engine.cache.memory import MemorySource, default_source
+from interlace.errors import EngineError
+from tokenweave.kernels import Kernels
+
+
+class KVCache:
+    """Keys and values of every block, for the KV heads of one rank.
+
+    `tensor` is (num_layers, num_blocks, *heads.block_shape), in the kernels' own order inside a block.
+    """
+
+    def __init__(
+        self, kernels: Kernels, layout: CacheLayout, num_blocks: int, source: MemorySource | None = None
+    ) -> None:
+        """Takes the memory of `num_blocks` blocks from `source`, which belongs to the cache from here on.
+
+        Raises:
+            EngineError: there is not that much, however little of it would be used.
+        """
+        self._source = source or default_source()
+        try:
+            self.tensor: Tensor = kernels.new_kv_cache(
+                layout.num_layers, num_blocks, layout.heads, layout.dtype, self._source.zeros
+            )
+        except (EmucxlError, OSError, OverflowError) as error:
+            self._source.close()
+            raise EngineError(
+                f"got a KV cache of {num_blocks:,} blocks, {layout.size_bytes(num_blocks):,} bytes; the system "
+                f"grants no such room: lower num_kv_blocks or kv_cache_gb ({error})"
+            ) from error
+
+    def close(self) -> None:
+        """Gives the memory back. The cache is of no more use."""
+        del self.tensor
+        self._source.close()

@@ -1,0 +1,54 @@
+"""Sizing: how many blocks of KV cache a rank can hold."""
+
+from __future__ import annotations
+
+from emucxl import resources
+from interlace.engine.cache.layout import CacheLayout
+from interlace.engine.config import EngineConfig
+from interlace.errors import CacheTooSmall, EngineError
+from tokenweave.kernels import BLOCK_SIZE, blocks_for
+
+SHARE_OF_MEMORY = 0.4  # of the memory free when the engine starts, over all ranks of a host
+MOST_BYTES = 2**63  # kv_cache_gb times 1e9 may be infinite
+
+
+def affordable_blocks(
+    config: EngineConfig, max_model_len: int, layout: CacheLayout, ranks_on_host: int
+) -> int:
+    """Returns `num_kv_blocks` where it is set, else what `kv_cache_gb` or a share of the free memory holds.
+
+    That is never more than all sequences of a pass can fill.
+
+    Raises:
+        CacheTooSmall: not even one block fits.
+    """
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    wanted = config.max_num_seqs * blocks_for(max_model_len)
+    if layout.block_bytes == 0:  # a rank without heads holds no cache
+        return wanted
+    if config.kv_cache_gb is not None:
+        budget_bytes = int(min(config.kv_cache_gb * 1e9, float(MOST_BYTES)))
+    else:
+        budget_bytes = int(available_memory_bytes() * SHARE_OF_MEMORY) // ranks_on_host
+    blocks = min(wanted, budget_bytes // layout.block_bytes)
+    if blocks < 1:
+        raise CacheTooSmall(
+            f"got {budget_bytes:,} bytes for the KV cache; one block of {BLOCK_SIZE} tokens takes "
+            f"{layout.block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
+        )
+    return blocks
+
+
+def available_memory_bytes() -> int:
+    """Memory that can be had before the kernel swaps or kills, in the machine and in every cgroup around this process.
+
+    Raises:
+        EngineError: the system does not tell.
+    """
+    available = resources.available_bytes()
+    if available is None:
+        raise EngineError(
+            "the system does not tell how much memory is available (/proc/meminfo): set kv_cache_gb or num_kv_blocks"
+        )
+    return available

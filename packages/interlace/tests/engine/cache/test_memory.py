@@ -1,0 +1,110 @@
+"""Every source of memory keeps the same promises; what a cache asks too much of says so."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+import torch
+
+from emucxl import Anon, Shm, resources
+from emucxl.errors import UnavailableError
+from interlace.engine.cache import memory
+from interlace.engine.cache.kv_cache import KVCache
+from interlace.engine.cache.layout import CacheLayout
+from interlace.engine.cache.memory import MemorySource, PrivatePages, TierMemory, default_source
+from interlace.errors import EngineError
+from tokenweave.kernels import HeadLayout, ReferenceKernels
+
+SOURCES: dict[str, Callable[[], MemorySource]] = {
+    "anon": lambda: TierMemory(Anon()),
+    "shm": lambda: TierMemory(Shm()),
+    "pages": PrivatePages,
+}
+LAYOUT = CacheLayout(2, HeadLayout(2, (0, 1), 8), torch.float32)
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> Iterator[MemorySource]:
+    with closing(SOURCES[request.param]()) as made:
+        yield made
+
+
+def resident_bytes(tensor: torch.Tensor) -> int:
+    """Of the mappings that hold `tensor`."""
+    first, found, inside = tensor.data_ptr(), 0, False
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            start, dash, rest = line.split(" ")[0].partition("-")
+            if dash:
+                inside = int(start, 16) < first + tensor.nbytes and int(rest, 16) > first
+            elif inside and line.startswith("Rss:"):
+                found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1,), (4, 0, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_zero_and_writable(
+    source: MemorySource, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    tensor = source.zeros(shape, dtype)
+    assert tensor.shape == shape
+    assert tensor.dtype == dtype
+    assert not tensor.any()
+    tensor.fill_(1)
+    assert tensor.eq(1).all()
+
+
+def test_memory_is_resident_only_once_written(source: MemorySource) -> None:
+    tensor = source.zeros((64 << 20,), torch.uint8)
+    assert resident_bytes(tensor) < 8 << 20
+    tensor[: 16 << 20] = 1
+    assert 16 << 20 <= resident_bytes(tensor) < 32 << 20
+
+
+@pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
+def test_a_closed_cache_leaves_no_memory_and_no_descriptor(make: Callable[[], MemorySource]) -> None:
+    gc.disable()  # whoever opens one model after the other runs no collector between them
+    try:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        cache = KVCache(ReferenceKernels(), LAYOUT, 4096, make())
+        tensor = weakref.ref(cache.tensor)
+        cache.close()
+        assert tensor() is None
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+    finally:
+        gc.enable()
+
+
+def test_a_tensor_outlives_the_cache_that_was_closed() -> None:
+    cache = KVCache(ReferenceKernels(), LAYOUT, 3)
+    tensor = cache.tensor
+    cache.close()
+    tensor.fill_(2)
+    assert tensor.eq(2).all()
+
+
+@pytest.mark.parametrize("num_blocks", [10**12, 10**40])
+def test_a_cache_beyond_all_memory_is_refused(source: MemorySource, num_blocks: int) -> None:
+    with pytest.raises(EngineError, match="grants no such room: lower num_kv_blocks or kv_cache_gb"):
+        KVCache(ReferenceKernels(), LAYOUT, num_blocks, source)
+
+
+def test_a_cache_that_could_not_be_filled_is_refused() -> None:
+    available = resources.available_bytes()
+    assert available is not None
+    with pytest.raises(EngineError, match=r"the system has .* bytes available"):
+        KVCache(ReferenceKernels(), LAYOUT, 2 * available // LAYOUT.block_bytes)
+
+
+def test_a_cache_does_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise UnavailableError("no core")
+
+    monkeypatch.setattr(memory, "Context", missing)
+    assert isinstance(default_source(), PrivatePages)

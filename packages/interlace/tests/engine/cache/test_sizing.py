@@ -1,0 +1,71 @@
+"""A rank sizes its cache by what it is told, and else by what is granted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from emucxl import resources
+from interlace.engine.cache.layout import CacheLayout
+from interlace.engine.cache.sizing import affordable_blocks
+from interlace.engine.config import EngineConfig
+from interlace.errors import CacheTooSmall, EngineError
+from tokenweave.kernels import HeadLayout
+
+LAYOUT = CacheLayout(2, HeadLayout(2, (0, 1), 8), torch.float32)
+BLOCK_BYTES = (
+    2 * 2 * 2 * 16 * 8 * 4
+)  # layers, keys and values, heads, tokens, numbers of a head, bytes of one
+
+
+@pytest.fixture
+def available(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`available(700)`: bytes that the system will say are free."""
+    return lambda count: monkeypatch.setattr(resources, "available_bytes", lambda: count)
+
+
+def blocks(ranks_on_host: int = 1, layout: CacheLayout = LAYOUT, **options: Any) -> int:
+    return affordable_blocks(EngineConfig("model", **options), 4096, layout, ranks_on_host)
+
+
+def test_a_block_has_keys_and_values_of_all_layers() -> None:
+    assert LAYOUT.block_bytes == BLOCK_BYTES
+
+
+def test_blocks_that_are_asked_for_are_given() -> None:
+    assert blocks(num_kv_blocks=7) == 7
+
+
+def test_gigabytes_are_filled_with_whole_blocks() -> None:
+    assert blocks(kv_cache_gb=3.9 * BLOCK_BYTES / 1e9) == 3
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 40), (2, 20), (3, 13)])
+def test_ranks_of_a_host_share_two_fifths_of_its_free_memory(
+    available: Any, ranks: int, expected: int
+) -> None:
+    available(100 * BLOCK_BYTES)
+    assert blocks(ranks) == expected
+
+
+def test_no_more_blocks_are_taken_than_all_sequences_can_fill(available: Any) -> None:
+    available(2**60)
+    assert blocks(max_num_seqs=3) == 3 * 4096 // 16
+
+
+def test_a_rank_without_heads_takes_part_in_any_cache(available: Any) -> None:
+    available(0)
+    assert blocks(layout=CacheLayout(2, HeadLayout(0, (), 8), torch.float32), max_num_seqs=1) == 256
+
+
+def test_memory_without_room_for_one_block_is_refused() -> None:
+    with pytest.raises(CacheTooSmall, match=rf"one block of 16 tokens takes {BLOCK_BYTES:,} bytes"):
+        blocks(kv_cache_gb=0.9 * BLOCK_BYTES / 1e9)
+
+
+def test_memory_that_nobody_tells_of_is_an_error_that_says_what_to_set(available: Any) -> None:
+    available(None)
+    with pytest.raises(EngineError, match="set kv_cache_gb or num_kv_blocks"):
+        blocks()
