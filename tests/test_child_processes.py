@@ -20,7 +20,7 @@ SHADOWED = ("random", "torch", "json", "importlib", "socket", "numpy", "interlac
 
 
 def commands(tree: ast.AST) -> Iterator[list[str]]:
-    """What follows sys.executable in each list that has it; anything but a literal is ""."""
+    """Returns the words after sys.executable in each list that has it. A word that is no literal is ""."""
     for node in ast.walk(tree):
         if isinstance(node, ast.List):
             words = [ast.unparse(item) for item in node.elts]

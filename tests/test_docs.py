@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -207,3 +208,23 @@ def test_make_help_lists_every_target_with_a_description() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     for target in ("run", "chat", "test", "check", "docs", "bench", "clean"):
         assert re.search(rf"^make {target} +\w", done.stdout, re.MULTILINE), target
+
+
+def docstrings(path: Path) -> list[str]:
+    """Every docstring of a file, those of attributes included."""
+    bodies = [getattr(node, "body", None) for node in ast.walk(ast.parse(path.read_text()))]
+    statements = [statement for body in bodies if isinstance(body, list) for statement in body]
+    constants = [statement.value for statement in statements if isinstance(statement, ast.Expr)]
+    return [
+        found.value for found in constants if isinstance(found, ast.Constant) and isinstance(found.value, str)
+    ]
+
+
+@pytest.mark.parametrize(
+    "folder", ["tests", "packages/*/tests", "examples", "benchmarks", "packaging", "docs"]
+)
+def test_a_docstring_says_what_its_subject_is_or_does(folder: str) -> None:
+    """So it begins with a subject or a verb, not with "What"."""
+    found = [path for root in ROOT.glob(folder) for path in root.rglob("*.py")]
+    riddles = [(path.name, text) for path in found for text in docstrings(path) if text.startswith("What")]
+    assert not riddles

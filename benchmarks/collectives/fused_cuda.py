@@ -115,7 +115,7 @@ def row_of(ranks: OneDevice, num_tokens: int, found: dict[str, Samples]) -> tupl
 
 
 def try_switch(hidden_size: int, num_tokens: int, rounds: int) -> str:
-    """What the switch's path takes over a multicast object of this device alone, or why it cannot be had."""
+    """Times the switch's path over a multicast object of this device alone, or says why it cannot be had."""
     try:
         local, address = multicast.allocate(num_tokens * hidden_size * 2)
     except KernelError as error:

@@ -15,7 +15,7 @@ SLOW = emucxl.Timing(
 
 
 def compute(block: emucxl.Buffer) -> int:
-    """What is done to a block: its checksum, and more that takes COMPUTE_NS and is left to the clock."""
+    """Computes a block's checksum. More work, of COMPUTE_NS, is left to the clock."""
     block.context.advance(COMPUTE_NS)
     with memoryview(block) as view:
         return zlib.crc32(view)

@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 def sequential(blocks: list[Block], norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """What the woven run has to give."""
+    """Computes the result that the woven run has to give."""
     for block in blocks:
         partial, _ = block.attention(block.attention_norm(x))
         dist.all_reduce(partial)

@@ -62,7 +62,7 @@ def link_library(directory: Path, sanitize: str) -> Path:
 
 
 def sanitizer_runtime(sanitize: str) -> str | None:
-    """What a program that was not built with `sanitize` must preload to load a library that was; None if it is missing.
+    """Returns the libraries to preload before a library that was built with `sanitize` is loaded; None if missing.
 
     The C++ library is part of it: the runtime looks up what it intercepts as the program starts.
     """
@@ -81,7 +81,7 @@ def _library_of_compiler(name: str) -> Path | None:
 
 
 def run_program(program: Path, *arguments: object, timeout_s: float = 120.0) -> str:
-    """What the program printed; AssertionError with its output if it failed."""
+    """Returns the program's output. Raises AssertionError, with that output, if it failed."""
     done = subprocess.run(
         [str(program), *map(str, arguments)],
         env={**os.environ, **SANITIZER_OPTIONS},

@@ -41,7 +41,7 @@ def logits_after(state: int) -> np.ndarray:
 
 
 def greedy_tokens(prompt: Sequence[int], count: int) -> list[int]:
-    """What a greedy request must generate when nothing ends it early."""
+    """Returns the tokens that a greedy request generates when nothing ends it early."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(logits_after(state_of(tokens)).argmax()))

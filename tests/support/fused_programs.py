@@ -1,4 +1,4 @@
-"""What the ranks of a group with symmetric memory run; each takes the rank's communicator first."""
+"""Programs for the ranks of a group with symmetric memory. Each takes the rank's communicator first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 def inputs(size: int, case: Case, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What every rank brings, the residual and the weight: the same on whoever asks."""
+    """Returns every rank's partial sum, the residual and the weight: the same on every rank."""
     num_tokens, hidden_size, dtype = case
     generator = torch.Generator().manual_seed(seed)
     shape = (num_tokens, hidden_size)
@@ -125,19 +125,19 @@ def killed_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> str:
 
 
 def mismatched(comm: Communicator, odd_rank: int) -> str:
-    """What a rank is told where one brings more tokens than the others."""
+    """Returns the error that a rank gets when `odd_rank` brings more tokens than the others."""
     return _told_by(lambda: fused(comm, [(8 if comm.rank == odd_rank else 7, 64, "float32")]))
 
 
 def out_of_step(comm: Communicator, odd_rank: int) -> str:
-    """What a rank is told where one has taken a buffer more than the others."""
+    """Returns the error that a rank gets when `odd_rank` has taken one buffer more than the others."""
     if comm.rank == odd_rank:
         comm.new_partial(7, 64, torch.float32)
     return _told_by(lambda: fused(comm, [(7, 64, "float32")]))
 
 
 def refused(comm: Communicator) -> list[str]:
-    """What calls say that cannot be; none of them reaches another rank."""
+    """Returns the errors of impossible calls. None of these calls reaches another rank."""
     rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
     calls: list[Callable[[], object]] = [
         lambda: comm.all_reduce_rms_norm(rows, residual.bfloat16(), weight, EPS),

@@ -1,4 +1,4 @@
-"""What the kernel tests share: backends for every instruction set this CPU has, paged sequences, comparisons."""
+"""Helpers of the kernel tests: backends for every instruction set that this CPU has, paged sequences, comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What CMake builds of the native code, under a sanitizer: the sources are the build's own, not a list of the tests.
+"""Builds the native code with CMake under a sanitizer. The list of sources is the build's own, not one of the tests.
 
 A tree is configured once for each package, sanitizer, set of flags and session, and removed with the session.
 """

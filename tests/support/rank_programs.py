@@ -1,4 +1,4 @@
-"""What the ranks of a test run: each takes the rank's communicator first."""
+"""Programs for the ranks of a test. Each takes the rank's communicator first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reserve_activations(comm: Communicator, activations: tuple[int, int, torch.d
 
 
 def data_of(rank: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Tensor:
-    """What `rank` brings to a collective: values of very different sizes, so that the order of a sum shows."""
+    """Returns the tensor of `rank`: its values are of very different sizes, so that the order of a sum shows."""
     generator = torch.Generator().manual_seed(1000 * seed + rank)
     if not DTYPES[dtype].is_floating_point:
         return torch.randint(0, 120, shape, generator=generator).to(DTYPES[dtype])
@@ -55,7 +55,7 @@ def expected_sum(size: int, shape: tuple[int, ...], dtype: str, seed: int = 0) -
 
 
 def raise_within_with(comm: Communicator) -> None:
-    """What a rank does whose code has a bug."""
+    """Raises an error while the communicator is open, as a rank whose code has a bug does."""
     try:
         with comm:
             raise ValueError("a bug")
@@ -100,7 +100,7 @@ def die_leaving_a_child(comm: Communicator) -> None:
 
 
 def call_in_a_forked_child(comm: Communicator) -> str:
-    """What a forked child is told that calls its parent's communicator, and closes it; the parent's goes on."""
+    """Returns the error of a forked child that calls its parent's communicator and closes it. The parent's works on."""
     reader, writer = os.pipe()
     if os.fork() == 0:
         try:
@@ -168,7 +168,7 @@ def broadcast_bytes(comm: Communicator, data: bytes, root: int, idle: bool) -> b
 
 
 def broadcast_from_a_late_root(comm: Communicator, delay_s: float) -> tuple[bytes, float, float]:
-    """What was received, how long that took, and how much of the processor."""
+    """Returns the bytes that were received, the time that it took, and the processor time."""
     comm.barrier()
     if comm.rank == 0:
         time.sleep(delay_s)
@@ -271,7 +271,7 @@ def all_reduce_specials(comm: Communicator) -> Tensor:
 
 
 def refused_calls(comm: Communicator) -> list[str]:
-    """What calls say that no rank can make."""
+    """Returns the errors of calls that no rank can make."""
     calls: list[Callable[[], object]] = [
         lambda: comm.all_reduce(torch.zeros(3, dtype=torch.float64)),
         lambda: comm.broadcast(torch.zeros(3), root=comm.size),

@@ -1,4 +1,4 @@
-"""What the ranks of a `symm_mem` group run; each takes the rank's communicator first."""
+"""Programs for the ranks of a `symm_mem` group. Each takes the rank's communicator first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Case = tuple[int, int, str, str]  # num_tokens, hidden_size, dtype, where hidden
 def inputs(
     size: int, num_tokens: int, hidden_size: int, dtype: str, seed: int
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What every rank brings, the residual and the weight: the same on whoever asks."""
+    """Returns every rank's partial sum, the residual and the weight: the same on every rank."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_tokens, hidden_size)
     parts = [torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(size)]
@@ -96,7 +96,7 @@ def aborted_while_it_waits(comm: Any, num_tokens: int, after_s: float) -> tuple[
 
 
 def refused(comm: Any) -> list[str]:
-    """What calls say that cannot be; none of them reaches a peer."""
+    """Returns the errors of impossible calls. None of these calls reaches a peer."""
     rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
     wrong = [
         (rows.int(), residual, weight),
@@ -117,7 +117,7 @@ def refused(comm: Any) -> list[str]:
 def one_device(
     comm: Any, num_tokens: int, hidden_size: int, dtype: str
 ) -> list[tuple[Tensor, Tensor, list[int]]]:
-    """What `OneDevice` gives for one rank, on this process's interpreter: by peers, and in one shot."""
+    """Returns the results of `OneDevice` for one rank, on this process's interpreter: by peers, and in one shot."""
     from tokenweave.kernels.cuda.one_device import OneDevice
 
     outcomes = []
@@ -154,7 +154,7 @@ def fused_by_a_slow_reader(
 
 
 def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
-    """What calls raise when the host has forgotten that the rank has failed, so that each launches its kernels."""
+    """Returns the errors of calls that launch their kernels, because the host has forgotten that the rank failed."""
     raised = []
     for _ in range(3):
         raised.append(time_to_raise(comm, num_tokens)[1].partition(":")[0])

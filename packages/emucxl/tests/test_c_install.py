@@ -1,4 +1,4 @@
-"""What a C programmer gets: headers that compile alone, a library that exports its interface alone, an install."""
+"""C programmers get headers that compile alone, a library that exports nothing but its interface, and an install."""
 
 from __future__ import annotations
 

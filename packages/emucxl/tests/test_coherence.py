@@ -490,7 +490,7 @@ SIZE_BYTES = 200  # three lines and a part of one: everything collides
 
 
 class Reference:
-    """What a cache without a capacity does, in a few lines: a dict of bytes per line, and the set of dirty ones."""
+    """A cache of unlimited capacity, in a few lines: a dict of bytes per line, and the set of dirty lines."""
 
     def __init__(self, memory: bytearray) -> None:
         self.memory = memory
@@ -583,7 +583,7 @@ def test_hosts_see_what_the_reference_says(sequence: list[tuple[int, str, tuple[
 def test_no_byte_comes_from_nowhere(
     sequence: list[tuple[int, str, tuple[int, int]]], capacity: int, seed: int, whole_line_writes: bool
 ) -> None:
-    """Whatever is evicted when: each byte that is read was once written there, or is the zero that was there first."""
+    """Each byte that is read was once written there, or is the first zero, in whatever order lines are evicted."""
     once = [{0} for _ in range(SIZE_BYTES)]
     with (
         SharedSegment.create("reference", SIZE_BYTES) as segment,

@@ -72,7 +72,7 @@ def test_the_ring_fails_with_no_steps_at_all(run: Run) -> None:
 
 
 def documented() -> dict[str, list[str]]:
-    """What the two hosts print without a step, as docs/memory/coherence.md has it: the producer's line first."""
+    """Returns what two hosts print without each step, as in docs/memory/coherence.md; the producer's line first."""
     text = (ROOT / "docs" / "memory" / "coherence.md").read_text()
     found = {}
     for step, *cells in re.findall(r"^\| `([a-z-]+)` \(.*?\) \|([^|]*)\|([^|]*)\|$", text, re.MULTILINE):

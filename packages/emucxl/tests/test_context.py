@@ -527,7 +527,7 @@ def test_leaving_the_interpreter_with_everything_open_is_quiet(more: str) -> Non
 
 
 def test_importing_pulls_in_few_modules_and_neither_numpy_nor_torch() -> None:
-    """What an import costs is what it imports: some 30 modules of Python's own, and 130 with a first context."""
+    """An import of emucxl costs some 30 modules of Python's own, and with a first context 130."""
     code = (
         "import sys; before = set(sys.modules); import emucxl; imported = set(sys.modules) - before;"
         "emucxl.Context().add_tier('local', 1 << 20).alloc(1);"

@@ -1,4 +1,4 @@
-"""What shm, dax and region do of their own."""
+"""The providers shm, dax and region: the behaviour that they do not share with the others."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MEMORY = [
 
 
 def figure(name: str) -> int:
-    """What /proc/meminfo says, in bytes."""
+    """Returns a figure of /proc/meminfo, in bytes."""
     found = re.search(rf"{name}:\s+(\d+)", Path("/proc/meminfo").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -137,7 +137,7 @@ def test_growth_into_memory_that_is_gone_is_refused_and_not_killed() -> None:
 
 
 def pages_by_node(base: int) -> dict[int, int]:
-    """What the kernel says of the mapping at `base`, by another way than the library asks."""
+    """Returns the kernel's count of pages by node for the mapping at `base`, from another source than the library's."""
     pages: dict[int, int] = {}
     for line in Path("/proc/self/numa_maps").read_text().splitlines():
         start = int(line.split()[0], 16)

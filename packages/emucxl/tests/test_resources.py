@@ -1,4 +1,4 @@
-"""What a container grants, and not what the machine has: over trees of files, and in real control groups."""
+"""The limits of a container replace those of the machine: in trees of files, and in real control groups."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_peak_memory_per_rank_falls_with_the_number_of_ranks(oracle: Any) -> Non
 
 
 def generate(tp: int) -> dict[str, Any]:
-    """What the command line prints about one short answer."""
+    """Returns the JSON that the command line prints about one short answer."""
     options = ["--dtype", "float32", "--max-tokens", "1", "--num-kv-blocks", "16", "--json"]
     script = Path(sys.executable).with_name("interlace")
     command = [str(script), "generate", "--model", "smollm2", "--tp", str(tp)]

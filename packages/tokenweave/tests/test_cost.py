@@ -1,4 +1,4 @@
-"""What steps are priced at."""
+"""The prices of steps."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_a_woven_one_layer_plan_is_these_steps() -> None:
 
 @given(num_layers=st.integers(1, 12), split=st.integers(1, 99))
 def test_a_reduction_never_holds_up_the_other_part(num_layers: int, split: int) -> None:
-    """Whatever a computing step waits for on the transfer lane is a reduction of its own part."""
+    """A computing step waits, on the transfer lane, for reductions of its own part alone."""
     plan = plan_forward(num_layers, 100, split)
     for step in plan.on(Lane.COMPUTE):
         awaited = [plan.steps[other] for other in step.waits_for]

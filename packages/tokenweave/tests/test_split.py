@@ -89,7 +89,7 @@ def test_the_choice_is_never_predicted_to_be_slower_than_no_split(
     num_tokens=25,
 )
 def test_nothing_is_woven_where_only_the_core_has_work(table: WaveTable, num_tokens: int) -> None:
-    """Whatever noise a table has, cutting a stage in two is never predicted to make it cheaper."""
+    """Cutting a stage in two is never predicted to make it cheaper, however noisy the table."""
     assert choose(table, num_tokens, None, guard=1e-9).split is None
 
 

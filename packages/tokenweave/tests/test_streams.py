@@ -68,7 +68,7 @@ class RecordingStreams:
 
 
 def run(plan: Plan) -> tuple[RecordingStreams, int, int]:
-    """What was queued, and the nodes of the caller's stream before and after the run."""
+    """Returns the queued work, and the nodes of the caller's stream before and after the run."""
     streams = RecordingStreams()
     start = streams.record(Lane.COMPUTE)
     StreamExecutor(streams).run(plan, dict.fromkeys(Op, streams.handle))

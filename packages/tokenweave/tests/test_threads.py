@@ -1,4 +1,4 @@
-"""What lanes' threads ask of the operating system."""
+"""The threads of lanes ask the operating system for cores, and to be woken promptly."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def invoke() -> Invoke:
 
 @pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> DescribedRanks:
-    """What `generate` and `chat` open instead of a real model."""
+    """Has `generate` and `chat` open a fake model."""
     ranks = DescribedRanks()
 
     def open_llm(config: EngineConfig) -> LLM:

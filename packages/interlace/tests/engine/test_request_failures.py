@@ -1,4 +1,4 @@
-"""What one caller gives, or what goes wrong with one request, is that request's alone: the others keep every token."""
+"""A bad value from a caller, or a failure in a request, ends that request alone: the others keep every token."""
 
 from __future__ import annotations
 

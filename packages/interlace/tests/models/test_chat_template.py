@@ -127,7 +127,7 @@ def by_transformers(template: str, chat: list[dict[str, Any]], given: dict[str, 
 
 
 def outcome(render: Callable[[], str]) -> str:
-    """What was rendered, or that it was refused."""
+    """Returns the rendered text, or says that the template was refused."""
     try:
         return render()
     except Exception:

@@ -1,4 +1,4 @@
-"""Whatever of a model's files is not read is refused by name, unless it changes nothing."""
+"""A part of a model's files that nothing reads is refused by name, unless it changes nothing."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_a_whole_file_is_read_whatever_an_index_beside_it_says(tmp_path: Path, l
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])
 def test_names_without_the_models_prefix_are_the_same_weights(tmp_path: Path, family: str) -> None:
-    """What transformers writes for a decoder that was saved without its output head."""
+    """Transformers writes such names for a decoder that was saved without its output head."""
     with_prefix = make_model(tmp_path / "with", family, tie_word_embeddings=True)
     bare = copy_model(
         with_prefix, tmp_path / "bare", lambda t: {k.removeprefix("model."): v for k, v in t.items()}

@@ -1,4 +1,4 @@
-"""What the files beside tokenizer.json add to it, against transformers."""
+"""The files beside tokenizer.json count as they do in transformers."""
 
 from __future__ import annotations
 
