@@ -226,5 +226,6 @@ def docstrings(path: Path) -> list[str]:
 def test_a_docstring_says_what_its_subject_is_or_does(folder: str) -> None:
     """So it begins with a subject or a verb, not with "What"."""
     found = [path for root in ROOT.glob(folder) for path in root.rglob("*.py")]
+    assert found
     riddles = [(path.name, text) for path in found for text in docstrings(path) if text.startswith("What")]
     assert not riddles

@@ -1,4 +1,4 @@
-"""What a block takes in memory, and where each token of a batch goes."""
+"""The memory that a block takes, and the place of each token of a batch."""
 
 from __future__ import annotations
 
