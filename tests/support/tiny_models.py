@@ -180,8 +180,8 @@ def make_gguf(
 
     add("embed", "token_embd.weight", vocab, hidden)
     add("norm", "output_norm.weight", hidden)
-    add("layers.0.input_norm", "blk.0.attn_norm.weight", hidden)
-    add("layers.0.post_norm", "blk.0.ffn_norm.weight", hidden)
+    add("layers.0.attention_norm", "blk.0.attn_norm.weight", hidden)
+    add("layers.0.mlp_norm", "blk.0.ffn_norm.weight", hidden)
     add("layers.0.q", "blk.0.attn_q.weight", heads * d, hidden, heads=heads)
     add("layers.0.k", "blk.0.attn_k.weight", kv_heads * d, hidden, heads=kv_heads)
     add("layers.0.v", "blk.0.attn_v.weight", kv_heads * d, hidden)

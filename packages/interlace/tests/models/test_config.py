@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, weight_shapes
+from interlace.models.hf_config import read_hf_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -29,7 +30,7 @@ LLAMA: dict[str, Any] = {
 
 
 def read(**changes: Any) -> ModelConfig:
-    return ModelConfig.from_hf({**LLAMA, **changes})
+    return read_hf_config({**LLAMA, **changes})
 
 
 def longrope(**changes: Any) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def longrope(**changes: Any) -> dict[str, Any]:
 
 
 def test_absent_keys_take_transformers_defaults() -> None:
-    config = ModelConfig.from_hf(
+    config = read_hf_config(
         {k: v for k, v in LLAMA.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
     )
     assert config.num_kv_heads == 4
@@ -92,9 +93,7 @@ def test_scaling_stretches_the_context_by_its_factor(
 
 def test_an_absent_context_is_the_familys() -> None:
     lengths = {
-        family: ModelConfig.from_hf(
-            {**LLAMA, "model_type": family, "max_position_embeddings": None}
-        ).max_position
+        family: read_hf_config({**LLAMA, "model_type": family, "max_position_embeddings": None}).max_position
         for family in ("llama", "mistral", "qwen2", "qwen3", "mixtral")
     }
     assert lengths == {
@@ -147,7 +146,7 @@ def test_notes_and_nulls_in_rope_scaling_are_no_settings() -> None:
     ],
 )
 def test_the_ends_of_both_files_count(config: Any, generation: Any, ids: tuple[int, ...]) -> None:
-    values = ModelConfig.from_hf({**LLAMA, "eos_token_id": config}, {"eos_token_id": generation})
+    values = read_hf_config({**LLAMA, "eos_token_id": config}, {"eos_token_id": generation})
     assert values.eos_token_ids == ids
 
 
@@ -156,7 +155,7 @@ def test_an_end_that_is_no_id_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="'eos_token_id' must be a token id or a list of them"):
         read(eos_token_id=value)
     with pytest.raises(ConfigError, match=r"generation_config\.json: 'eos_token_id' must be a token id"):
-        ModelConfig.from_hf(LLAMA, {"eos_token_id": value})
+        read_hf_config(LLAMA, {"eos_token_id": value})
 
 
 @pytest.mark.parametrize(
@@ -204,9 +203,9 @@ def test_absent_kv_heads_mean_what_they_mean_to_transformers(family: str) -> Non
             | changes
         )
         expected = AutoConfig.for_model(family, **values).num_key_value_heads
-        assert ModelConfig.from_hf({**values, "model_type": family}).num_kv_heads == expected
+        assert read_hf_config({**values, "model_type": family}).num_kv_heads == expected
     values["num_key_value_heads"] = None
-    assert ModelConfig.from_hf({**values, "model_type": family}).num_kv_heads == 64
+    assert read_hf_config({**values, "model_type": family}).num_kv_heads == 64
 
 
 @pytest.mark.parametrize(
@@ -330,7 +329,7 @@ FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "mixtral"]
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_of_a_family_together_gives_a_configuration(family: str) -> None:
-    assert weight_shapes(ModelConfig.from_hf(full(family)))
+    assert weight_shapes(read_hf_config(full(family)))
 
 
 KNOWN = ["logit_scale", "layer_types", "is_causal", "num_experts", "attention_multiplier", "no_rope_layers"]
@@ -339,7 +338,7 @@ KNOWN = ["logit_scale", "layer_types", "is_causal", "num_experts", "attention_mu
 @given(family=st.sampled_from(FAMILIES), key=st.sampled_from(sorted(FULL) + KNOWN), value=JSON)
 def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str, value: Any) -> None:
     try:
-        config = ModelConfig.from_hf({**full(family), key: value})
+        config = read_hf_config({**full(family), key: value})
         assert weight_shapes(config)
     except ConfigError:
         pass

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig, RopeConfig
+from interlace.models.gguf_config import read_gguf_config
 from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.hf_config import read_hf_config
 
 SHAPES = {"token_embd.weight": (331, 64)}
 
@@ -33,7 +35,7 @@ def fields(architecture: str = "llama", **changes: Any) -> dict[str, Any]:
 
 
 def read(architecture: str = "llama", **changes: Any) -> ModelConfig:
-    return ModelConfig.from_gguf(fields(architecture, **changes), SHAPES)
+    return read_gguf_config(fields(architecture, **changes), SHAPES)
 
 
 def test_architectures_become_families() -> None:
@@ -44,7 +46,7 @@ def test_architectures_become_families() -> None:
 
 def test_an_output_tensor_unties_the_embedding() -> None:
     assert read().tie_word_embeddings
-    assert not ModelConfig.from_gguf(fields(), {**SHAPES, "output.weight": (331, 64)}).tie_word_embeddings
+    assert not read_gguf_config(fields(), {**SHAPES, "output.weight": (331, 64)}).tie_word_embeddings
 
 
 def test_the_embedding_has_the_last_word_on_the_vocabulary() -> None:
@@ -55,7 +57,7 @@ def ends(tokens: list[str] | None = None, **ids: Any) -> tuple[int, ...]:
     values = {f"tokenizer.ggml.{name}": value for name, value in {"eos_token_id": 2, **ids}.items()}
     if tokens is not None:
         values["tokenizer.ggml.tokens"] = tokens
-    return ModelConfig.from_gguf({**fields(), **values}, SHAPES).eos_token_ids
+    return read_gguf_config({**fields(), **values}, SHAPES).eos_token_ids
 
 
 def test_every_end_that_the_file_names_counts() -> None:
@@ -107,9 +109,9 @@ def test_a_sentencepiece_file_that_names_no_end_has_that_of_llama() -> None:
     assert ends(**values, eos_token_id=None) == ()
     named = {f"tokenizer.ggml.{name}": value for name, value in values.items()}
     plain = {key: value for key, value in fields().items() if "eos" not in key}
-    config = ModelConfig.from_gguf({**plain, **named}, SHAPES)
+    config = read_gguf_config({**plain, **named}, SHAPES)
     assert (config.eos_token_ids, config.bos_token_id) == ((2,), 1)
-    short = ModelConfig.from_gguf({**plain, **named, "tokenizer.ggml.tokens": ["<unk>", "<s>"]}, SHAPES)
+    short = read_gguf_config({**plain, **named, "tokenizer.ggml.tokens": ["<unk>", "<s>"]}, SHAPES)
     assert short.eos_token_ids == ()
 
 
@@ -120,7 +122,7 @@ def test_rope_scaling_is_read() -> None:
     yarn = read(
         rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=64
     ).rope
-    hf = ModelConfig.from_hf(
+    hf = read_hf_config(
         {
             "model_type": "llama",
             "vocab_size": 331,
@@ -194,7 +196,7 @@ def test_the_context_is_the_stretched_one() -> None:
 
 def with_tensors(tensors: dict[str, tuple[float, ...]], **changes: Any) -> RopeConfig:
     shapes = {**SHAPES, **{f"{name}.weight": (len(values),) for name, values in tensors.items()}}
-    return ModelConfig.from_gguf(
+    return read_gguf_config(
         fields(**changes), shapes, lambda tensor: tensors[tensor.removesuffix(".weight")]
     ).rope
 
@@ -254,7 +256,7 @@ ALL = {
 def test_any_value_gives_a_model_or_a_model_error(key: str, value: Any, kind: str) -> None:
     values = {**ALL, "tokenizer.ggml.model": kind, key: value}
     for build in (
-        lambda: ModelConfig.from_gguf(values, SHAPES),
+        lambda: read_gguf_config(values, SHAPES),
         lambda: tokenizer_from_gguf(values).encode("ab"),
     ):
         with suppress(ModelError):

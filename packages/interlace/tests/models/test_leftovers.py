@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.launch import start
 from interlace.errors import ConfigError, CorruptFile
-from interlace.models.config import ModelConfig
+from interlace.models.gguf_config import read_gguf_config
 from interlace.models.gguf_source import GgufSource
+from interlace.models.hf_config import read_hf_config
 from interlace.models.leftovers import GGUF_RULES, HF_RULES
 from interlace.models.safetensors_source import SafetensorsSource
 from interlace.models.settings import Settings
@@ -122,12 +123,12 @@ HF_CASES: list[tuple[dict[str, Any], str, Any, list[Any]]] = [
 def test_a_known_key_is_refused_where_it_changes_the_mathematics(
     changes: dict[str, Any], key: str, refused: Any, allowed: list[Any]
 ) -> None:
-    plain = ModelConfig.from_hf({**BASE, **changes})
+    plain = read_hf_config({**BASE, **changes})
     for value in allowed:
-        assert ModelConfig.from_hf({**BASE, **changes, key: value}) == plain
+        assert read_hf_config({**BASE, **changes, key: value}) == plain
     if refused is not None:
         with pytest.raises(ConfigError, match=f"'{key}' is .*: the model "):
-            ModelConfig.from_hf({**BASE, **changes, key: refused})
+            read_hf_config({**BASE, **changes, key: refused})
 
 
 def test_every_rule_has_a_case() -> None:
@@ -150,14 +151,14 @@ def test_what_transformers_writes_and_notes_of_tools_are_read_past() -> None:
         "use_cache": False,
         "_name_or_path": "somewhere",
     }
-    assert ModelConfig.from_hf({**BASE, **notes}) == ModelConfig.from_hf(BASE)
+    assert read_hf_config({**BASE, **notes}) == read_hf_config(BASE)
 
 
 def test_all_refused_keys_are_named() -> None:
     with pytest.raises(
         ConfigError, match=r"llama models: 'clip_qkv' is 8: .*; 'logit_scale' is 2: .*remove the key"
     ):
-        ModelConfig.from_hf({**BASE, "clip_qkv": 8, "logit_scale": 2})
+        read_hf_config({**BASE, "clip_qkv": 8, "logit_scale": 2})
 
 
 GGUF_BASE: dict[str, Any] = {
@@ -208,15 +209,15 @@ def test_a_key_of_a_gguf_architecture_is_refused_where_it_may_change_the_mathema
     fields = {**GGUF_BASE, **changes}
     for value in allowed:
         values = {**fields, f"llama.{key}": value}
-        assert ModelConfig.from_gguf(values, shapes) == ModelConfig.from_gguf(fields, shapes)
+        assert read_gguf_config(values, shapes) == read_gguf_config(fields, shapes)
     if refused is not None:
         with pytest.raises(ConfigError, match=rf"'llama\.{key}' is .*: the model "):
-            ModelConfig.from_gguf({**fields, f"llama.{key}": refused}, shapes)
+            read_gguf_config({**fields, f"llama.{key}": refused}, shapes)
 
 
 def test_only_models_are_taken_for_models() -> None:
     with pytest.raises(ConfigError, match="of type 'adapter', expected 'model'"):
-        ModelConfig.from_gguf({**GGUF_BASE, "general.type": "adapter"}, {})
+        read_gguf_config({**GGUF_BASE, "general.type": "adapter"}, {})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.config import ModelConfig, RopeConfig
+from interlace.models.config import RopeConfig
+from interlace.models.hf_config import read_hf_config
 from interlace.models.rope import Rotations, cos_sin, frequencies
 
 LLAMA: dict[str, Any] = {
@@ -103,7 +104,7 @@ def test_table_equals_transformers(scaling: dict[str, Any], head_dim: int, theta
         max_position_embeddings=1024,
         rope_parameters=rope_parameters(scaling, head_dim, theta),
     )
-    config = ModelConfig.from_hf(oracle_config.to_dict())
+    config = read_hf_config(oracle_config.to_dict())
     rotations = Rotations(config.rope, head_dim, config.max_position)
     oracle = LlamaRotaryEmbedding(oracle_config)
     for length in (255, 256, 257, 1024, 1500):  # of a text, ascending: the oracle remembers the longest
@@ -118,7 +119,7 @@ def test_table_equals_transformers(scaling: dict[str, Any], head_dim: int, theta
 def test_a_rotation_depends_on_its_own_text_alone(kind: str) -> None:
     scaling = rope_parameters({"rope_type": kind, "original_max_position_embeddings": 64}, 16, 10_000.0)
     hf = {"rope_scaling": {"factor": 4.0, **scaling}, "max_position_embeddings": 64}
-    rotations = Rotations(ModelConfig.from_hf({**LLAMA, **hf}).rope, 16, 256)
+    rotations = Rotations(read_hf_config({**LLAMA, **hf}).rope, 16, 256)
     whole = {length: rotations_of(rotations, text((length, length))) for length in (10, 64, 65, 200)}
     mixed = rotations_of(rotations, text((200, 7), (64, 64), (65, 1), (10, 3)))
     expected = torch.cat([whole[200][-7:], whole[64], whole[65][-1:], whole[10][-3:]])

@@ -26,8 +26,8 @@ HF_NAMES = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
     "lm_head": "lm_head.weight",
-    "input_norm": "input_layernorm.weight",
-    "post_norm": "post_attention_layernorm.weight",
+    "attention_norm": "input_layernorm.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
 }
 
 

@@ -86,7 +86,7 @@ def test_every_weight_equals_transformers(model: LoadedModel) -> None:
         model.path.parent, gguf_file=model.path.name, dtype=torch.float32
     )
     state = oracle.state_dict()
-    names = {"input_norm": "input_layernorm", "post_norm": "post_attention_layernorm"}
+    names = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
     names |= {part: f"self_attn.{part}_proj" for part in "qkvo"}
     names |= {part: f"mlp.{part}_proj" for part in ("gate", "up", "down")}
     for layer in range(model.config.num_layers):

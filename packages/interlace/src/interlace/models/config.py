@@ -1,4 +1,4 @@
-"""ModelConfig: a decoder-only model as data. A new model is one of these plus a weight map.
+"""ModelConfig: a decoder-only model as data, whatever file it was read from.
 
 Pure Python: reading a configuration imports neither torch nor a tokenizer.
 """
@@ -6,15 +6,14 @@ Pure Python: reading a configuration imports neither torch nor a tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from interlace.errors import ConfigError
+from interlace.models.families import ATTENTION, MLP
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "mixtral"]
 RopeScaling = Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
-BIASABLE = ("q", "k", "v", "o", "gate", "up", "down")  # a layer's matrices that may have a bias
+BIASABLE = (*ATTENTION, *MLP)  # a layer's matrices that may have a bias
 _MAX_LAYERS, _MAX_EXPERTS = (
     1000,
     1000,
@@ -84,7 +83,7 @@ def context_length(rope: RopeConfig, max_position: int) -> int:
 class ModelConfig:
     """The numbers that define a decoder. Every weight's shape follows from them (see `weight_shapes`)."""
 
-    family: Family
+    family: str  # the name of its record in `interlace.models.families`
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -166,28 +165,6 @@ class ModelConfig:
         if self.num_experts and {"gate", "up", "down"} & set(self.biases):
             raise ConfigError("biases of experts are not supported; only those of a dense MLP are")
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
-        """From the contents of a Hugging Face config.json (and generation_config.json: the eos ids of both count).
-
-        Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
-        """
-        from interlace.models.hf_config import read_hf_config
-
-        return read_hf_config(config, generation or {})
-
-    @classmethod
-    def from_gguf(
-        cls,
-        fields: Mapping[str, Any],
-        tensor_shapes: Mapping[str, tuple[int, ...]],
-        read_vector: Callable[[str], tuple[float, ...]] | None = None,
-    ) -> ModelConfig:
-        """From a GGUF file's metadata, its tensors' shapes, and the values of the small ones. Raises as `from_hf`."""
-        from interlace.models.gguf_config import read_gguf_config
-
-        return read_gguf_config(fields, tensor_shapes, read_vector or (lambda _tensor: ()))
-
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every weight of the model by its canonical name, with its shape. Matrices are (outputs, inputs)."""
@@ -207,8 +184,8 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     hidden, inter = config.hidden_size, config.intermediate_size
     query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
-        "input_norm": (hidden,),
-        "post_norm": (hidden,),
+        "attention_norm": (hidden,),
+        "mlp_norm": (hidden,),
         "q": (query_size, hidden),
         "k": (kv_size, hidden),
         "v": (kv_size, hidden),

@@ -176,7 +176,7 @@ class _Loader:
     def norms(self) -> tuple[Tensor, ...]:
         """The weights of the plan's norms: norm n of the plan multiplies by the n-th of these."""
         layers = range(self.config.num_layers)
-        names = [f"layers.{index}.{which}" for index in layers for which in ("input_norm", "post_norm")]
+        names = [f"layers.{index}.{which}" for index in layers for which in ("attention_norm", "mlp_norm")]
         return tuple(self._vector(name) for name in [*names, "norm"])
 
     def _experts(self, name: str) -> MixtureOfExperts:

@@ -7,31 +7,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import BIASABLE, Family, ModelConfig, context_length
+from interlace.models.config import BIASABLE, ModelConfig, context_length
+from interlace.models.families import FAMILIES, Family, GgufFormat
 from interlace.models.gguf_rope import read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
 from interlace.models.tokenization.ends import gguf_end_ids
 from interlace.models.tokenization.metadata import special_token_ids
-from interlace.models.weight_map import gguf_layer_tensor
-
-_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
 def read_gguf_config(
     fields: Mapping[str, Any],
     tensor_shapes: Mapping[str, tuple[int, ...]],
-    read_vector: Callable[[str], tuple[float, ...]],
+    read_vector: Callable[[str], tuple[float, ...]] = lambda _tensor: (),
 ) -> ModelConfig:
-    """See `ModelConfig.from_gguf`."""
-    family = _family(fields)
-    values = _Values(fields, fields["general.architecture"])
+    """Reads a file's metadata, its tensors' shapes, and the values of its small tensors.
+
+    Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
+    """
+    values = _Values(fields, _architecture(fields))
     num_experts = values.integer("expert_count", 0)
+    family, form = _family(values.architecture, num_experts)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
     max_position = values.integer("context_length")
     rope = with_divisors(read_gguf_rope(values, max_position), tensor_shapes, read_vector)
     config = ModelConfig(
-        family="mixtral" if family == "llama" and num_experts else family,
+        family=family.name,
         vocab_size=_vocab_size(values, tensor_shapes),
         hidden_size=hidden_size,
         intermediate_size=values.integer("feed_forward_length"),
@@ -43,8 +44,8 @@ def read_gguf_config(
         max_position=context_length(rope, max_position),
         rope=rope,
         tie_word_embeddings="output.weight" not in tensor_shapes,
-        biases=_biases(tensor_shapes, num_experts),
-        qk_norm=family == "qwen3",
+        biases=_biases(tensor_shapes, form, num_experts),
+        qk_norm=family.qk_norm,
         sliding_window=values.integer("attention.sliding_window", 0) or None,
         num_experts=num_experts,
         experts_per_token=values.integer("expert_used_count", 0),
@@ -88,28 +89,41 @@ class _Values:
         return value
 
 
-def _family(fields: Mapping[str, Any]) -> Family:
+def _architecture(fields: Mapping[str, Any]) -> str:
     kind = fields.get("general.type", "model")
     if kind != "model":
         raise ConfigError(
             f"the GGUF file is of type {kind!r}, expected 'model'; name the file of the model itself"
         )
     architecture = fields.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in _FAMILIES:
+    known = list(dict.fromkeys(family.gguf.architecture for family in FAMILIES.values() if family.gguf))
+    if not isinstance(architecture, str) or architecture not in known:
         raise ConfigError(
             f"unknown architecture {architecture!r} in the GGUF metadata; supported are "
-            f"{', '.join(_FAMILIES)} (llama covers Llama, Mistral and Mixtral)"
+            f"{', '.join(known)} (llama covers Llama, Mistral and Mixtral)"
         )
-    return _FAMILIES[architecture]
+    return architecture
 
 
-def _biases(tensor_shapes: Mapping[str, tuple[int, ...]], num_experts: int) -> tuple[str, ...]:
+def _family(architecture: str, num_experts: int) -> tuple[Family, GgufFormat]:
+    """The family of a known architecture: of two that share it, the one with experts where there are any."""
+    found = [
+        (family, family.gguf)
+        for family in FAMILIES.values()
+        if family.gguf and family.gguf.architecture == architecture
+    ]
+    return next((pair for pair in found if bool(pair[0].hf.experts) == bool(num_experts)), found[0])
+
+
+def _biases(
+    tensor_shapes: Mapping[str, tuple[int, ...]], form: GgufFormat, num_experts: int
+) -> tuple[str, ...]:
     """The matrices with a bias: no metadata say so, the tensors are there or not."""
     parts = [part for part in BIASABLE if part in "qkvo" or not num_experts]
     found = {
         tensor.partition(".")[2].partition(".")[2] for tensor in tensor_shapes if tensor.startswith("blk.")
     }
-    return tuple(part for part in parts if gguf_layer_tensor(f"{part}_bias") in found)
+    return tuple(part for part in parts if form.layer[f"{part}_bias"] in found)
 
 
 def _vocab_size(values: _Values, tensor_shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -13,17 +13,17 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from interlace.errors import ConfigError, ModelError
-from interlace.models.config import ModelConfig
+from interlace.models.gguf_config import read_gguf_config
 from interlace.models.gguf_file import TensorInfo
 from interlace.models.gguf_parts import GgufModel
 from interlace.models.leftovers import refuse_unread_tensors
-from interlace.models.weight_map import Place, gguf_places
+from interlace.models.weight_map import Place, gguf_format, gguf_places
 from interlace.models.weights import WeightSource, place_weights
 
 _CHUNK_VALUES = (
     1 << 16
 )  # dequantised at a time: the working set of numpy's passes stays in the second-level cache
-# Their rows are reordered by llama.cpp's converter, for models of its "llama" architecture.
+# Their rows are reordered by llama.cpp's converter, for models of some families (`permutes_heads`).
 _PERMUTED = ("q", "k", "q_bias", "k_bias")
 
 _Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -43,14 +43,14 @@ class GgufSource(WeightSource):
         self._read_vectors: set[str] = set()
         shapes = {name: tensor.shape for name, tensor in self.file.tensors.items()}
         try:
-            config = ModelConfig.from_gguf(self.file.fields, shapes, self._vector)
+            config = read_gguf_config(self.file.fields, shapes, self._vector)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         super().__init__(config, self.file.files)
-        self._places = place_weights(config, gguf_places, shapes, self.file.file_of, path)
+        self._places = place_weights(config, gguf_places(config), shapes, self.file.file_of, path)
         read = {*self._read_vectors, *(place.tensor for place in self._places.values())}
         refuse_unread_tensors(shapes, read, self.file.file_of)
-        self._head_dim = config.head_dim if config.family in ("llama", "mixtral") else 1
+        self._head_dim = config.head_dim if gguf_format(config).permutes_heads else 1
 
     def _vector(self, tensor: str) -> tuple[float, ...]:
         self._read_vectors.add(tensor)
@@ -76,7 +76,7 @@ class GgufSource(WeightSource):
         self.file.release_pages()
 
     def _first_row(self, place: Place, tensor: TensorInfo) -> int:
-        return 0 if place.expert is None else place.expert * tensor.shape[1]
+        return place.first_row if place.expert is None else place.expert * tensor.shape[1]
 
     def _unpermuted(self, read: Callable[[range], _Floats], rows: range) -> _Floats:
         """Undoes the converter's reordering: in each head it stores row j and row d/2 + j side by side.

@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import Family, ModelConfig, context_length
+from interlace.models.config import ModelConfig, context_length
+from interlace.models.families import FAMILIES, Family, HfExperts, HfFormat, Window
 from interlace.models.hf_rope import read_hf_rope
 from interlace.models.hf_values import flag, integer, mapping, number
 from interlace.models.leftovers import refuse_unread_hf_settings
 from interlace.models.settings import Settings
 from interlace.models.token_ids import as_token_ids
 
-_ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
+def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Reads the contents of a config.json (and of generation_config.json: the eos ids of both count).
 
-@dataclass(frozen=True)
-class _Defaults:
-    """What an absent key means, family by family, and what the family always has."""
-
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
-    max_position: int = 2048
-    num_kv_heads: int | None = None  # None: num_heads, which null means in every family
-    has_window: bool = True
-    sliding_window: int | None = None
-    head_dim: int | None = None  # None: hidden_size / num_heads
-    biases: tuple[str, ...] = ()  # in every model of the family
-    attention_bias: tuple[str, ...] = ()  # what `attention_bias` adds
-    mlp_bias: tuple[str, ...] = ()  # what `mlp_bias` adds
-    qk_norm: bool = False
-    window_by_layer: bool = False  # Qwen: `use_sliding_window` and `max_window_layers`
-
-
-_FAMILIES: dict[Family, _Defaults] = {
-    "llama": _Defaults(has_window=False, attention_bias=_ATTENTION, mlp_bias=_MLP),
-    "mistral": _Defaults(max_position=131_072, num_kv_heads=8, sliding_window=4096),
-    # Qwen2 has no bias on its attention's output: `attention_bias` says nothing about it, as in transformers.
-    "qwen2": _Defaults(
-        max_position=32_768,
-        num_kv_heads=32,
-        biases=("q", "k", "v"),
-        attention_bias=("q", "k", "v"),
-        window_by_layer=True,
-    ),
-    "qwen3": _Defaults(
-        max_position=32_768,
-        num_kv_heads=32,
-        attention_bias=_ATTENTION,
-        qk_norm=True,
-        head_dim=128,
-        window_by_layer=True,
-    ),
-    "mixtral": _Defaults(rope_theta=1_000_000.0, rms_norm_eps=1e-5, max_position=131_072, num_kv_heads=8),
-}
-
-
-def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    """See `ModelConfig.from_hf`."""
+    Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
+    """
     config = settings = Settings(config)
+    generation = generation or {}
     family = _family(config)
-    defaults = _FAMILIES[family]
+    defaults = family.hf
     _refuse_what_the_decoder_lacks(config)
     hidden_size, num_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     max_position = integer(config, "max_position_embeddings", defaults.max_position)
     rope = read_hf_rope(config, defaults.rope_theta, max_position)
     num_layers = integer(config, "num_hidden_layers")
     found = ModelConfig(
-        family=family,
+        family=family.name,
         vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=integer(config, "intermediate_size"),
@@ -82,10 +43,9 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
         rope=rope,
         tie_word_embeddings=flag(config, "tie_word_embeddings"),
         biases=_biases(config, defaults),
-        qk_norm=defaults.qk_norm,
-        sliding_window=_sliding_window(config, defaults, num_layers),
-        num_experts=_num_experts(config) if family == "mixtral" else 0,
-        experts_per_token=integer(config, "num_experts_per_tok", 2) if family == "mixtral" else 0,
+        qk_norm=family.qk_norm,
+        sliding_window=_sliding_window(config, defaults.window, num_layers),
+        **_experts(config, defaults.experts),
         eos_token_ids=tuple(dict.fromkeys(_token_ids(config, generation, "eos_token_id"))),
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id")), None),
     )
@@ -94,12 +54,13 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> 
 
 
 def _family(config: Mapping[str, Any]) -> Family:
-    for family in _FAMILIES:
-        if config.get("model_type") == family:
+    for family in FAMILIES.values():
+        if config.get("model_type") == family.hf.model_type:
             return family
+    known = ", ".join(family.hf.model_type for family in FAMILIES.values())
     raise ConfigError(
         f"unknown architecture: config.json has model_type {config.get('model_type')!r} and architectures "
-        f"{config.get('architectures')!r}; supported are {', '.join(_FAMILIES)}"
+        f"{config.get('architectures')!r}; supported are {known}"
     )
 
 
@@ -115,21 +76,21 @@ def _refuse_what_the_decoder_lacks(config: Mapping[str, Any]) -> None:
         )
 
 
-def _biases(config: Mapping[str, Any], defaults: _Defaults) -> tuple[str, ...]:
+def _biases(config: Mapping[str, Any], defaults: HfFormat) -> tuple[str, ...]:
     found = defaults.biases
-    for key, parts in (("attention_bias", defaults.attention_bias), ("mlp_bias", defaults.mlp_bias)):
-        if parts and flag(config, key):
-            found += tuple(part for part in parts if part not in found)
+    for bias in defaults.bias_flags:
+        if flag(config, bias.key):
+            found += tuple(part for part in bias.parts if part not in found)
     return found
 
 
-def _num_kv_heads(config: Mapping[str, Any], defaults: _Defaults, num_heads: int) -> int:
+def _num_kv_heads(config: Mapping[str, Any], defaults: HfFormat, num_heads: int) -> int:
     is_absent = "num_key_value_heads" not in config
     default = defaults.num_kv_heads if is_absent and defaults.num_kv_heads else num_heads
     return integer(config, "num_key_value_heads", default)
 
 
-def _head_dim(config: Mapping[str, Any], defaults: _Defaults, hidden_size: int, num_heads: int) -> int:
+def _head_dim(config: Mapping[str, Any], defaults: HfFormat, hidden_size: int, num_heads: int) -> int:
     if config.get("head_dim") is not None:
         return integer(config, "head_dim")
     if defaults.head_dim is not None:
@@ -142,27 +103,32 @@ def _head_dim(config: Mapping[str, Any], defaults: _Defaults, hidden_size: int, 
     return hidden_size // num_heads
 
 
-def _num_experts(config: Mapping[str, Any]) -> int:
-    """transformers knows Mixtral's by two names."""
-    return integer(config, "num_local_experts", integer(config, "num_experts", 8))
+def _experts(config: Mapping[str, Any], absent: HfExperts | None) -> dict[str, int]:
+    """The fields of a ModelConfig that are about experts. transformers knows their number by two names."""
+    if absent is None:
+        return {}
+    named = integer(config, "num_experts", absent.num_experts)
+    return {
+        "num_experts": integer(config, "num_local_experts", named),
+        "experts_per_token": integer(config, "num_experts_per_tok", absent.experts_per_token),
+    }
 
 
-def _sliding_window(config: Mapping[str, Any], defaults: _Defaults, num_layers: int) -> int | None:
-    if defaults.window_by_layer:
-        return _window_of_all_layers(config, num_layers)
-    if not defaults.has_window:
+def _sliding_window(config: Mapping[str, Any], window: Window | None, num_layers: int) -> int | None:
+    if window is None:
         if config.get("use_sliding_window") is False:
             config.get("sliding_window")  # read, that is: it is said to be unused
         return None
-    window = config.get("sliding_window", defaults.sliding_window)
-    return None if window is None else integer({"sliding_window": window}, "sliding_window")
-
-
-def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | None:
-    """Qwen's window holds from layer `max_window_layers` on: here it must be all layers or none."""
-    window = config.get("sliding_window", 4096)
-    if not flag(config, "use_sliding_window") or window is None:
+    size = config.get("sliding_window", window.size)
+    if size is None or (window.layers == "from_layer" and not _is_in_all_layers(config, num_layers)):
         return None
+    return integer({"sliding_window": size}, "sliding_window")
+
+
+def _is_in_all_layers(config: Mapping[str, Any], num_layers: int) -> bool:
+    """Qwen's window holds from layer `max_window_layers` on: here it must be all layers or none."""
+    if not flag(config, "use_sliding_window"):
+        return False
     first = integer(config, "max_window_layers", 28)
     kinds = config.get("layer_types")
     if kinds is not None and (
@@ -170,10 +136,8 @@ def _window_of_all_layers(config: Mapping[str, Any], num_layers: int) -> int | N
     ):
         raise ConfigError(f"config.json: 'layer_types' must be a list of names, got {kinds!r}")
     kinds = kinds or ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    if set(kinds) == {"full_attention"}:
-        return None
-    if set(kinds) == {"sliding_attention"}:
-        return integer(config, "sliding_window", 4096)
+    if set(kinds) in ({"full_attention"}, {"sliding_attention"}):
+        return "sliding_attention" in kinds
     raise ConfigError(
         "config.json gives some layers a sliding window and others none (use_sliding_window with "
         f"max_window_layers {first} of {num_layers}): only all layers or none is supported; "

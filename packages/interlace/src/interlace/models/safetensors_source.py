@@ -14,9 +14,10 @@ from torch import Tensor
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
 from interlace.models.gguf_names import is_gguf
+from interlace.models.hf_config import read_hf_config
 from interlace.models.json_file import read_json, read_optional_json
 from interlace.models.leftovers import refuse_unread_tensors
-from interlace.models.weight_map import hf_places
+from interlace.models.weight_map import Places, hf_places
 from interlace.models.weights import WeightSource, place_weights
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,23 +49,24 @@ class SafetensorsSource(WeightSource):
             for tensor in handle.keys():  # noqa: SIM118 -- not a dict
                 view = handle.get_slice(tensor)
                 self._file_of[tensor], shapes[tensor] = file, tuple(view.get_shape())
-        head = self._tensor_of("lm_head", shapes)
-        if config.tie_word_embeddings and head is not None and not self._is_embedding(head, shapes):
+        places = hf_places(config)
+        head = _tensor_of("lm_head", places, shapes)
+        if (
+            config.tie_word_embeddings
+            and head is not None
+            and not self._is_embedding(head, _tensor_of("embed", places, shapes), shapes)
+        ):
             config = replace(config, tie_word_embeddings=False)
             self.notices += (_OTHER_HEAD.format(directory=directory, head=head),)
         super().__init__(config, self.files)
-        self._places = place_weights(config, hf_places, shapes, self._file_of.__getitem__, directory)
+        self._places = place_weights(config, places, shapes, self._file_of.__getitem__, directory)
         for place in self._places.values():
             self._check_dtype(place.tensor)
         read = {head, *(place.tensor for place in self._places.values())}
         refuse_unread_tensors(shapes, read, self._file_of.__getitem__)
 
-    def _tensor_of(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        return next((place.tensor for place in hf_places(name) if place.tensor in shapes), None)
-
-    def _is_embedding(self, head: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    def _is_embedding(self, head: str, embed: str | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether a tied model's output head holds what its embedding does. Stops at the first difference."""
-        embed = self._tensor_of("embed", shapes)
         if embed is None or shapes[embed] != shapes[head] or len(shapes[head]) != 2:
             return False
         one, other = (self._handles[self._file_of[tensor]].get_slice(tensor) for tensor in (embed, head))
@@ -89,7 +91,8 @@ class SafetensorsSource(WeightSource):
             )
 
     def _read(self, name: str, rows: range, columns: range) -> Tensor:
-        tensor = self._places[name].tensor
+        place = self._places[name]
+        tensor, rows = place.tensor, range(place.first_row + rows.start, place.first_row + rows.stop)
         file = self._file_of[tensor]
         view = self._handles[file].get_slice(tensor)
         is_vector = len(self.shape(name)) == 1
@@ -115,12 +118,16 @@ class SafetensorsSource(WeightSource):
         }  # the old mapping goes with the last view of it
 
 
+def _tensor_of(name: str, places: Places, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    return next((place.tensor for place in places(name) if place.tensor in shapes), None)
+
+
 def _are_equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) if one.dtype == other.dtype else torch.equal(one.float(), other.float())
 
 
 def read_directory_config(directory: Path) -> ModelConfig:
-    """A Hugging Face directory's ModelConfig. Raises ModelNotFound without one, ConfigError as `from_hf`."""
+    """A Hugging Face directory's ModelConfig. Raises ModelNotFound without one, ConfigError as `read_hf_config`."""
     path = directory / "config.json"
     if not path.is_file():
         gguf = sorted(path.name for path in directory.iterdir() if is_gguf(path))
@@ -130,7 +137,7 @@ def read_directory_config(directory: Path) -> ModelConfig:
         )
     generation = directory / "generation_config.json"
     try:
-        return ModelConfig.from_hf(read_json(path), read_optional_json(generation))
+        return read_hf_config(read_json(path), read_optional_json(generation))
     except ConfigError as error:
         raise ConfigError(f"{directory}: {error}") from error
 

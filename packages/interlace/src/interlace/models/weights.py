@@ -17,7 +17,7 @@ from torch import Tensor
 from interlace.errors import CorruptFile, ModelError, ShapeMismatch
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.leftovers import listed
-from interlace.models.weight_map import Place
+from interlace.models.weight_map import Place, Places
 
 
 class WeightSource(ABC):
@@ -83,7 +83,7 @@ def _checked(name: str, axis: str, wanted: range | None, size: int) -> range:
 
 def place_weights(
     config: ModelConfig,
-    places: Callable[[str], list[Place]],
+    places: Places,
     shapes: Mapping[str, tuple[int, ...]],
     file_of: Callable[[str], Path],
     missing_from: Path,
@@ -110,9 +110,7 @@ def place_weights(
     return found
 
 
-def _others(
-    config: ModelConfig, places: Callable[[str], list[Place]], shapes: Mapping[str, tuple[int, ...]]
-) -> str:
+def _others(config: ModelConfig, places: Places, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What the files hold in place of what is missing: the name of another layout, mostly."""
     wanted = {place.tensor for name in weight_shapes(config) for place in places(name)}
     others = sorted(set(shapes) - wanted)
@@ -124,6 +122,8 @@ def _check_shape(
 ) -> None:
     if place.expert is not None:
         expected = (config.num_experts, *expected)
+    if place.num_rows is not None:
+        expected = (place.num_rows, *expected[1:])
     if got != expected:
         raise ShapeMismatch(
             f"{file}: tensor {place.tensor!r} has shape {got}, expected {expected} by the configuration; "
