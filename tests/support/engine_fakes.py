@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.engine import Engine
-from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.output import RequestOutput
 from interlace.engine.sampler import mix64
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.batch import ForwardBatch
@@ -49,7 +50,7 @@ def greedy_tokens(prompt: Sequence[int], count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class FakeModelFacts:
     vocab_size: int = VOCAB_SIZE
     eos_token_ids: tuple[int, ...] = (EOS,)
 
@@ -101,7 +102,7 @@ class FakeRanks:
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
         self.tokenizer = ByteTokenizer()
-        self.model_config = ModelFacts()
+        self.model_config = FakeModelFacts()
         self.sampling_defaults: dict[str, Any] = {}
         self.cache: dict[int, tuple[int, int, int]] = {}
         self.batches: list[ForwardBatch] = []

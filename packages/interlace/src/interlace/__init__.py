@@ -13,16 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interlace.engine.async_llm import AsyncLLM
+    from interlace.engine.chunk import StreamChunk
     from interlace.engine.config import EngineConfig
     from interlace.engine.llm import LLM
-    from interlace.engine.output import (
-        CompletionOutput,
-        EngineStats,
-        RequestMetrics,
-        RequestOutput,
-        StreamChunk,
-    )
-    from interlace.engine.sampler import Logprob
+    from interlace.engine.output import CompletionOutput, EngineStats, Logprob, RequestMetrics, RequestOutput
     from interlace.engine.sampling_params import SamplingParams
 
 _HOMES = {
@@ -31,11 +25,11 @@ _HOMES = {
     "EngineConfig": "config",
     "EngineStats": "output",
     "LLM": "llm",
-    "Logprob": "sampler",
+    "Logprob": "output",
     "RequestMetrics": "output",
     "RequestOutput": "output",
     "SamplingParams": "sampling_params",
-    "StreamChunk": "output",
+    "StreamChunk": "chunk",
 }
 
 __all__ = [

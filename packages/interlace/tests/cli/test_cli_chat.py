@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from interlace.cli.chat import Chat
+from interlace.engine.chunk import StreamChunk
 from interlace.engine.llm import LLM
-from interlace.engine.output import StreamChunk
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import CacheTooSmall, PromptTooLong, RankFailed, RequestError, TokenizerError
 from support.engine_fakes import FakeRanks

@@ -14,8 +14,8 @@ from support.engine_fakes import (
     EOS,
     VOCAB_SIZE,
     ByteDecoder,
+    FakeModelFacts,
     FakeRanks,
-    ModelFacts,
     greedy_tokens,
     make_engine,
     run_all,
@@ -52,7 +52,7 @@ def test_the_end_of_the_context_ends_with_length() -> None:
 def test_eos_ends_with_stop_and_leaves_no_text() -> None:
     third = greedy_tokens(PROMPT, 3)[2]
     ranks = FakeRanks()
-    ranks.model_config = ModelFacts(eos_token_ids=(third,))
+    ranks.model_config = FakeModelFacts(eos_token_ids=(third,))
     engine = make_engine(ranks)
     engine.add_request("one", PROMPT, greedy(ignore_eos=False))
     engine.add_request("ignoring", PROMPT, greedy())
@@ -67,7 +67,7 @@ def test_eos_ends_with_stop_and_leaves_no_text() -> None:
 @pytest.mark.parametrize("named", [(), (5,), (EOS, 5)])
 def test_the_tokenizer_s_end_counts_whatever_the_model_names(named: tuple[int, ...]) -> None:
     ranks = FakeRanks()
-    ranks.model_config = ModelFacts(eos_token_ids=named)
+    ranks.model_config = FakeModelFacts(eos_token_ids=named)
     params = SamplingParams(temperature=1.0, max_tokens=None, seed=3)
     engine = make_engine(ranks)
     for index in range(8):
@@ -80,11 +80,11 @@ def test_the_tokenizer_s_end_counts_whatever_the_model_names(named: tuple[int, .
 
 def test_ends_outside_the_vocabulary_are_left_out_with_a_notice(caplog: pytest.LogCaptureFixture) -> None:
     ranks = FakeRanks()
-    ranks.model_config = ModelFacts(eos_token_ids=(5, VOCAB_SIZE, 10**9))
+    ranks.model_config = FakeModelFacts(eos_token_ids=(5, VOCAB_SIZE, 10**9))
     assert end_token_ids(ranks) == (5, EOS)
     assert f"name {VOCAB_SIZE}, 1000000000 as the end" in caplog.text
     caplog.clear()
-    ranks.model_config = ModelFacts()
+    ranks.model_config = FakeModelFacts()
     assert end_token_ids(ranks) == (EOS,)
     assert not caplog.text
 
@@ -124,7 +124,7 @@ def test_a_request_whose_prompt_cannot_be_decoded_leaves_nothing(monkeypatch: py
 @pytest.mark.parametrize("ignore_eos", [True, False])
 def test_a_stop_string_that_is_a_special_token_is_that_token(skip: bool, ignore_eos: bool) -> None:
     ranks = FakeRanks()
-    ranks.model_config = ModelFacts(eos_token_ids=())
+    ranks.model_config = FakeModelFacts(eos_token_ids=())
     ranks.tokenizer.end_token_ids = ()
     tokens = greedy_tokens(PROMPT, 12)
     ranks.tokenizer.special_tokens = {"<mark>": tokens[4]}

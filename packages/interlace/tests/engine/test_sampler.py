@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 
 from interlace.engine import sampler
-from interlace.engine.sampler import Logprob, SampledToken, filtered, penalised, uniform
+from interlace.engine.output import Logprob
+from interlace.engine.sampler import SampledToken, filtered, penalised, uniform
 from interlace.engine.sampling_params import FLOAT32_MAX, SamplingParams
 from interlace.engine.sequence import Sequence
 from interlace.errors import RequestFailed

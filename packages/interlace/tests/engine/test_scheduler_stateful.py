@@ -19,7 +19,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.chunk import StreamChunk
+from interlace.engine.output import RequestOutput
 from interlace.engine.sampling_params import SamplingParams
 from support.engine_fakes import EOS, FakeRanks, make_engine, run_alone
 

@@ -13,8 +13,8 @@ from emucxl.cli import streams
 from interlace.cli import console
 from interlace.cli.given import GivenSampling
 from interlace.cli.options import with_options
-from interlace.engine.chat_options import ChatOptions
 from interlace.engine.config import EngineConfig
+from interlace.engine.prompts import ChatOptions
 
 
 @with_options

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from interlace.engine.chat_options import ChatOptions
+from interlace.engine.prompts import ChatOptions
 from interlace.engine.sampling_params import SamplingParams
 
 SAMPLING_DEFAULTS = {"max_tokens": 256, "temperature": 0.7}  # for a person at a terminal

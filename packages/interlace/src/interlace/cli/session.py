@@ -12,8 +12,9 @@ from interlace.cli.clock import since_command_s
 from interlace.engine.config import EngineConfig
 
 if TYPE_CHECKING:
+    from interlace.engine.chunk import StreamChunk
     from interlace.engine.llm import LLM
-    from interlace.engine.output import RequestOutput, StreamChunk
+    from interlace.engine.output import RequestOutput
 
 
 def open_llm(config: EngineConfig) -> LLM:

@@ -16,17 +16,18 @@ from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
-from interlace.engine.chat_options import ChatOptions
+from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineOptions
-from interlace.engine.frontend import FrontEnd
-from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.llm import FrontEnd
+from interlace.engine.output import RequestOutput
 from interlace.engine.prompts import (
+    ChatOptions,
     Conversation,
     Prompt,
     TokenisedPrompt,
     tokenise,
 )
-from interlace.engine.protocols import RankGroup
+from interlace.engine.protocols import Ranks
 from interlace.engine.request import as_request_id
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import EngineError
@@ -40,9 +41,7 @@ Command = Callable[[], None]
 class AsyncLLM(FrontEnd):
     """A model, ready to generate for many tasks at once. Takes what LLM takes; starting blocks, as there."""
 
-    def __init__(
-        self, model: str, *, ranks: RankGroup | None = None, **options: Unpack[EngineOptions]
-    ) -> None:
+    def __init__(self, model: str, *, ranks: Ranks | None = None, **options: Unpack[EngineOptions]) -> None:
         super().__init__(model, ranks=ranks, **options)
         self._numbers = itertools.count()
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()  # None: end

@@ -16,10 +16,11 @@ from typing import Any
 
 from interlace.engine.batch_builder import build_batch
 from interlace.engine.cache.blocks import BlockManager
+from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.meter import Meter
-from interlace.engine.output import EngineStats, StreamChunk
-from interlace.engine.protocols import RankGroup
+from interlace.engine.output import EngineStats
+from interlace.engine.protocols import Ranks
 from interlace.engine.request import Request, as_request_id
 from interlace.engine.sampler import SampledToken, mix64, sample
 from interlace.engine.sampling_params import SamplingParams
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over `ranks`, which execute batches and know the model and its tokenizer."""
 
-    def __init__(self, ranks: RankGroup, config: EngineConfig) -> None:
+    def __init__(self, ranks: Ranks, config: EngineConfig) -> None:
         self.ranks = ranks
         self.config = config
         self.scheduler = Scheduler(
@@ -205,7 +206,7 @@ def _advance(request: Request, token: SampledToken | Exception, now_s: float) ->
         return request.fail(error, now_s)
 
 
-def end_token_ids(ranks: RankGroup) -> tuple[int, ...]:
+def end_token_ids(ranks: Ranks) -> tuple[int, ...]:
     """The ids that end a text: those of the model's configuration, and those of its tokenizer."""
     named = dict.fromkeys((*ranks.model_config.eos_token_ids, *ranks.tokenizer.end_token_ids))
     vocab_size = ranks.model_config.vocab_size

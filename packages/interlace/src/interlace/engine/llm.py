@@ -1,4 +1,4 @@
-"""LLM: the engine as plain function calls.
+"""LLM: the engine as plain function calls; and FrontEnd, the part of it that AsyncLLM shares.
 
 Thread safety: any thread may call. One lock serialises the steps; whoever waits for a token while nobody steps takes
 the next step, for all callers. An error in a step reaches every waiting call and every later one.
@@ -10,40 +10,101 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
-from interlace.engine.chat_options import ChatOptions
-from interlace.engine.config import EngineOptions
-from interlace.engine.frontend import FrontEnd
-from interlace.engine.interrupts import interrupts_deferred
-from interlace.engine.output import RequestOutput, StreamChunk
+from interlace.engine.chunk import StreamChunk
+from interlace.engine.config import EngineConfig, EngineOptions
+from interlace.engine.engine import Engine
+from interlace.engine.output import EngineStats, RequestOutput
 from interlace.engine.progress import progress_bar
 from interlace.engine.prompts import (
+    ChatOptions,
     Conversation,
     Prompt,
     TokenisedPrompt,
     as_conversations,
     as_prompts,
+    one_for_each,
     tokenise,
 )
-from interlace.engine.protocols import RankGroup
+from interlace.engine.protocols import Ranks, TokenizerLike
+from interlace.engine.ranks.guards import Owner, interrupts_deferred
 from interlace.engine.sampling_params import SamplingParams
-from interlace.errors import RequestFailed
+from interlace.errors import ConfigError, EngineError, RequestFailed, SamplingError
 from tokenweave.trace import check_writable
 
 Mailbox = deque[StreamChunk]
 
 
+class FrontEnd:
+    """Ranks and an engine over them: the part that LLM and AsyncLLM share."""
+
+    def __init__(self, model: str, *, ranks: Ranks | None = None, **options: Unpack[EngineOptions]) -> None:
+        """Starts the ranks and loads `model` (a path, a hub id or an alias); EngineConfig describes the options.
+
+        `ranks` that are up already are used instead of starting any.
+
+        Raises:
+            EngineError: a bad option, or ranks that cannot be started.
+            ModelError: the model cannot be found or read.
+        """
+        self._owner = Owner(type(self).__name__)
+        self.config = EngineConfig.from_options(model, options)
+        self._ranks = ranks if ranks is not None else _start(self.config)
+        self._engine = Engine(self._ranks, self.config)
+
+    @property
+    def tokenizer(self) -> TokenizerLike:
+        return self._ranks.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence served, in tokens of prompt and output."""
+        return self._ranks.max_model_len
+
+    @cached_property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """The SamplingParams that the model's files recommend; none with `generation_config="none"`.
+
+        A request without parameters has these. Others have their own alone:
+        `SamplingParams(**{**llm.sampling_defaults, "max_tokens": 100})` joins the two.
+
+        Raises:
+            ConfigError: a value there is out of range.
+        """
+        given = self._ranks.sampling_defaults if self.config.generation_config == "auto" else {}
+        try:
+            SamplingParams(**given)
+        except SamplingError as error:
+            raise ConfigError(
+                f"{self.config.model}: its recommended sampling cannot be used: {error}. Leave it out "
+                f"(generation_config='none', --generation-config none) or correct its generation_config.json"
+            ) from error
+        return dict(given)
+
+    def _params_for_each(self, given: Any, num_prompts: int) -> list[SamplingParams]:
+        """The parameters of each prompt; where none are given, the model's own."""
+        if given is None:
+            given = SamplingParams(**self.sampling_defaults)
+        return one_for_each(given, num_prompts)
+
+    def stats(self) -> EngineStats:
+        """The engine as it is now: requests, blocks, rates, totals. Any thread may ask."""
+        return self._engine.stats()
+
+    def _closed_error(self) -> EngineError:
+        return EngineError(f"this {type(self).__name__} is closed; make a new one")
+
+
 class LLM(FrontEnd):
     """A model, ready to generate. `with LLM("smollm2", tp=2) as llm: llm.generate("Hello")`."""
 
-    def __init__(
-        self, model: str, *, ranks: RankGroup | None = None, **options: Unpack[EngineOptions]
-    ) -> None:
+    def __init__(self, model: str, *, ranks: Ranks | None = None, **options: Unpack[EngineOptions]) -> None:
         super().__init__(model, ranks=ranks, **options)
         self._lock = threading.Lock()
         self._mailboxes: dict[str, Mailbox] = {}
@@ -241,6 +302,12 @@ class LLM(FrontEnd):
             request_id = self._abandoned.popleft()
             self._mailboxes.pop(request_id, None)
             self._engine.abort(request_id)
+
+
+def _start(config: EngineConfig) -> Ranks:
+    from interlace.engine.ranks.launch import start
+
+    return start(config)
 
 
 def _all_told(failures: list[RequestFailed], outputs: list[RequestOutput]) -> RequestFailed:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 WINDOW = 64  # passes that the rates look back over
 
 
-class Pass(NamedTuple):
+class PassCount(NamedTuple):
     end_s: float
     num_prompt: int
     num_output: int
@@ -22,14 +22,14 @@ class Meter:
         self.num_steps = 0
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0
-        self._passes: deque[Pass] = deque(maxlen=WINDOW)
+        self._passes: deque[PassCount] = deque(maxlen=WINDOW)
 
     def record(self, end_s: float, num_prompt: int, num_output: int) -> None:
         """A pass ended: it computed `num_prompt` tokens of prompts (or again) and generated `num_output`."""
         self.num_steps += 1
         self.num_prompt_tokens += num_prompt
         self.num_output_tokens += num_output
-        self._passes.append(Pass(end_s, num_prompt, num_output))
+        self._passes.append(PassCount(end_s, num_prompt, num_output))
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -39,7 +39,7 @@ class Meter:
     def decode_tokens_per_second(self) -> float:
         return self._rate(lambda item: item.num_output)
 
-    def _rate(self, count: Callable[[Pass], int]) -> float:
+    def _rate(self, count: Callable[[PassCount], int]) -> float:
         """The first pass only starts the clock. Reads a copy, since another thread may ask."""
         passes = list(self._passes)
         if len(passes) < 2:

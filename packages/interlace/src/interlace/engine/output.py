@@ -1,14 +1,22 @@
-"""What a request gives back: chunks while it runs, and one RequestOutput when it ends."""
+"""Output: the whole result of a request, when it has ended, and the figures of an engine.
+
+Imports nothing of interlace: errors carry outputs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from interlace.engine.sampler import Logprob
-from interlace.errors import RequestFailed
-
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Natural log of a token's probability under the raw model, and its rank (1 is the likeliest)."""
+
+    logprob: float
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -56,22 +64,6 @@ class RequestOutput:
     @property
     def finish_reason(self) -> FinishReason:
         return self.outputs[0].finish_reason
-
-
-@dataclass(frozen=True, slots=True)
-class StreamChunk:
-    """What one step added to a request. Texts of all chunks joined are the final text."""
-
-    request_id: str
-    text: str  # may be empty: a character, or the start of a stop string, is held back until it is whole
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, Logprob]] | None = None
-    output: RequestOutput | None = None  # the whole result, in the last chunk
-    error: RequestFailed | None = None  # why that is all, where the request failed in a step
-
-    @property
-    def finished(self) -> bool:
-        return self.output is not None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""Prompts as users give them (text, token ids, conversations), made into token ids."""
+"""Prompts as users give them (text, token ids, conversations and the options of their template), made into token ids.
+
+Imports nothing heavy: the command reads ChatOptions before it loads torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from interlace.engine.chat_options import template_arguments
-from interlace.engine.protocols import Message, Tokenizer
+from interlace.engine.protocols import Message, TokenizerLike
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.values import shown
 from interlace.errors import RequestError, SamplingError
@@ -20,7 +22,18 @@ class TokenisedPrompt(NamedTuple):
     token_ids: Sequence[int]
 
 
-def tokenise(tokenizer: Tokenizer, prompt: Any, chat: Mapping[str, Any] | None = None) -> TokenisedPrompt:
+class ChatOptions(TypedDict, total=False):
+    """The arguments of a chat template besides the messages: keyword arguments of `chat` and `stream`."""
+
+    tools: Sequence[Mapping[str, Any]] | None  # what the model may call, as JSON schemas
+    documents: Sequence[Mapping[str, Any]] | None
+    chat_template: str | None  # in the place of the model's: Jinja, or the name of one of its several
+    chat_template_kwargs: Mapping[str, Any] | None  # more variables, such as enable_thinking
+    add_generation_prompt: bool  # True, unless the last message is continued
+    continue_final_message: bool  # the model goes on with the last message
+
+
+def tokenise(tokenizer: TokenizerLike, prompt: Any, chat: Mapping[str, Any] | None = None) -> TokenisedPrompt:
     """A text, a list of token ids, or a conversation (a list of messages; `chat` has ChatOptions), as token ids."""
     options = template_arguments(chat or {})
     if is_conversation(prompt):
@@ -95,3 +108,26 @@ def one_for_each(params: Any, num_prompts: int) -> list[SamplingParams]:
             f"got {len(each)} SamplingParams for {num_prompts} prompts: expected one, or one each"
         )
     return each
+
+
+def template_arguments(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `apply_chat_template` that these ChatOptions come to. Raises RequestError."""
+    known = list(ChatOptions.__annotations__)
+    for name in chat:
+        if name not in known:
+            raise RequestError(
+                f"unknown argument {name!r}: expected one of {', '.join(known)}; the template's own variables "
+                f"go into chat_template_kwargs"
+            )
+    variables = chat.get("chat_template_kwargs") or {}
+    if not isinstance(variables, Mapping):
+        raise RequestError(f"chat_template_kwargs={shown(variables)}: expected a mapping of names to values")
+    arguments: dict[str, Any] = {"add_generation_prompt": not chat.get("continue_final_message", False)}
+    arguments |= {name: value for name, value in chat.items() if name != "chat_template_kwargs"}
+    for name, value in arguments.items():
+        if name in ("add_generation_prompt", "continue_final_message") and not isinstance(value, bool):
+            raise RequestError(f"{name}={shown(value)}: expected True or False")
+    for name in variables:
+        if not isinstance(name, str) or name in (*known, "messages", "self"):
+            raise RequestError(f"chat_template_kwargs has {shown(name)}: expected a template's own variables")
+    return {**variables, **arguments}

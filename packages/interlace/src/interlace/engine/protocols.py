@@ -1,27 +1,17 @@
-"""What the engine needs from its surroundings. Tests bring small ones, `launch` the real ones."""
+"""Protocols: the parts of ranks and tokenizers that the engine uses. `ranks` has real ones, tests small ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from interlace.models.batch import ForwardBatch
-from tokenweave.trace import Trace
+    from interlace.models.batch import ForwardBatch
+    from tokenweave.trace import Trace
 
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
-
-
-class Runner(Protocol):
-    """Runs the model over its ranks."""
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the KV cache."""
-
-    def execute(self, batch: ForwardBatch) -> Tensor:
-        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on the CPU."""
 
 
 class TextDecoder(Protocol):
@@ -32,7 +22,9 @@ class TextDecoder(Protocol):
     def flush(self) -> str: ...
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
+    """The part of a tokenizer that the engine uses."""
+
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text or a turn."""
@@ -62,11 +54,18 @@ class ModelFacts(Protocol):
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
 
-class RankGroup(Runner, Protocol):
-    """Ranks that are up, with the model's tokenizer and configuration."""
+class Ranks(Protocol):
+    """Ranks that are up and run the model, with its tokenizer and configuration."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+
+    def execute(self, batch: ForwardBatch) -> Tensor:
+        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on the CPU."""
+
+    @property
+    def tokenizer(self) -> TokenizerLike: ...
 
     @property
     def model_config(self) -> ModelFacts: ...

@@ -7,14 +7,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from interlace.engine.output import (
-    CompletionOutput,
-    FinishReason,
-    RequestMetrics,
-    RequestOutput,
-    StreamChunk,
-)
-from interlace.engine.sampler import Logprob, SampledToken
+from interlace.engine.chunk import StreamChunk
+from interlace.engine.output import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput
+from interlace.engine.sampler import SampledToken
 from interlace.engine.sequence import Sequence
 from interlace.engine.text import TextAssembler
 from interlace.engine.values import shown

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from interlace.engine.output import Logprob
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.sequence import Sequence
 from interlace.errors import RequestFailed
@@ -24,14 +25,6 @@ IndexArray = npt.NDArray[np.intp]
 CHUNK = 256  # entries whose sum or maximum is taken first, so that most of a vocabulary is touched only once
 UINT64 = 2**64 - 1
 LARGEST = np.finfo(np.float32).max
-
-
-@dataclass(frozen=True)
-class Logprob:
-    """Natural log of a token's probability under the raw model, and its rank (1 is the likeliest)."""
-
-    logprob: float
-    rank: int
 
 
 @dataclass(frozen=True)

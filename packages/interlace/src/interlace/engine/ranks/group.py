@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from interlace.engine.interrupts import interrupts_deferred
-from interlace.engine.ownership import Owner
 from interlace.engine.ranks.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
+from interlace.engine.ranks.guards import Owner, interrupts_deferred
 from interlace.engine.ranks.processes import FAILURE_REPORT_S
 from interlace.engine.ranks.runner import RankInfo, Runner, roll_call
 from interlace.engine.ranks.tracing import collect_recordings, start_recording
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from interlace.models.tokenizer import Tokenizer
 
 
-class Ranks(Protocol):
+class StartedRanks(Protocol):
     """The ranks other than 0 that this process started: `RankProcesses` or `RankThreads`."""
 
     def on_failure(self, handler: Callable[[int, str], None]) -> None:
@@ -49,7 +48,7 @@ class RankGroup:
         self,
         runner: Runner,
         tokenizer: Tokenizer,
-        others: Ranks | None,
+        others: StartedRanks | None,
         sampling_defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.runner, self.tokenizer, self._others = runner, tokenizer, others

@@ -28,7 +28,7 @@ from interlace.models.sources import load_model, resolve
 if TYPE_CHECKING:
     from emucxl.links import Link
     from emucxl.shared_memory import SharedSegment
-    from interlace.engine.ranks.group import RankGroup, Ranks
+    from interlace.engine.ranks.group import RankGroup, StartedRanks
     from tokenweave.communicators import Communicator
 
 _log = logging.getLogger(__name__)
@@ -149,7 +149,10 @@ def _start_under_torchrun(config: EngineConfig) -> RankGroup:
 
 
 def _load(
-    config: EngineConfig, communicator: Communicator, others: Ranks | None, ranks_on_host: int | None = None
+    config: EngineConfig,
+    communicator: Communicator,
+    others: StartedRanks | None,
+    ranks_on_host: int | None = None,
 ) -> RankGroup:
     """Load rank 0's shard and meet the other ranks; if one of them fails first, say which."""
     from interlace.engine.ranks.group import RankGroup
