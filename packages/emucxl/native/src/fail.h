@@ -7,8 +7,9 @@
 
 #include "emucxl/status.h"
 
-emx_status fail(emx_status status, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
-/* Adds errno's text to the detail, and maps the usual codes: ENOMEM, EACCES and EPERM, ENOENT, EBUSY, ENOSPC. */
-emx_status fail_system(int error_number, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
+emx_status fail(emx_status status, const char* format, ...) __attribute__((format(printf, 2, 3), cold));
+/* Adds errno's text to the detail, and maps the usual codes: ENOMEM, EACCES and EPERM, ENOENT, EBUSY, ENOSPC.
+ */
+emx_status fail_system(int error_number, const char* format, ...) __attribute__((format(printf, 2, 3), cold));
 
 #endif

@@ -7,7 +7,7 @@
 #include "thread.h"
 
 static const struct {
-  const char *name, *text;
+    const char *name, *text;
 } statuses[] = {
     [EMX_OK] = {"EMX_OK", "success"},
     [EMX_E_INVALID] = {"EMX_E_INVALID", "an argument makes no sense"},
@@ -34,43 +34,60 @@ static const struct {
 
 static int is_known(emx_status status) { return (size_t)status < sizeof(statuses) / sizeof(statuses[0]); }
 
-const char *emx_status_name(emx_status status) { return is_known(status) ? statuses[status].name : "unknown status"; }
+const char* emx_status_name(emx_status status) {
+    return is_known(status) ? statuses[status].name : "unknown status";
+}
 
-const char *emx_status_text(emx_status status) { return is_known(status) ? statuses[status].text : "unknown status"; }
+const char* emx_status_text(emx_status status) {
+    return is_known(status) ? statuses[status].text : "unknown status";
+}
 
-const char *emx_error_detail(void) { return thread_self()->detail; }
+const char* emx_error_detail(void) { return thread_self()->detail; }
 
 uint32_t emx_abi_version(void) { return EMX_ABI_VERSION; }
 
-emx_status fail(emx_status status, const char *format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  vsnprintf(thread_self()->detail, DETAIL_BYTES, format, arguments);
-  va_end(arguments);
-  return status;
+emx_status fail(emx_status status, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(thread_self()->detail, DETAIL_BYTES, format, arguments);
+    va_end(arguments);
+    return status;
 }
 
 static emx_status status_of(int error_number) {
-  switch (error_number) {
-    case ENOMEM: case ENOSPC: case EFBIG: return EMX_E_NO_MEMORY;
-    case EACCES: case EPERM: case EROFS: return EMX_E_PERMISSION;
-    case ENOENT: case ENODEV: case ENXIO: return EMX_E_NOT_FOUND;
-    case EBUSY: case EAGAIN: return EMX_E_BUSY;
-    default: return EMX_E_SYSTEM;
-  }
+    switch (error_number) {
+        case ENOMEM:
+        case ENOSPC:
+        case EFBIG:
+            return EMX_E_NO_MEMORY;
+        case EACCES:
+        case EPERM:
+        case EROFS:
+            return EMX_E_PERMISSION;
+        case ENOENT:
+        case ENODEV:
+        case ENXIO:
+            return EMX_E_NOT_FOUND;
+        case EBUSY:
+        case EAGAIN:
+            return EMX_E_BUSY;
+        default:
+            return EMX_E_SYSTEM;
+    }
 }
 
-emx_status fail_system(int error_number, const char *format, ...) {
-  char *detail = thread_self()->detail;
-  va_list arguments;
-  va_start(arguments, format);
-  const int written = vsnprintf(detail, DETAIL_BYTES, format, arguments);
-  va_end(arguments);
-  if (written >= 0 && (size_t)written < DETAIL_BYTES) {
-    char text[96];
-    snprintf(detail + written, DETAIL_BYTES - (size_t)written, ": %s%s",
-             strerror_r(error_number, text, sizeof text), /* GNU's: returns the text */
-             error_number == EFBIG ? "; raise the limit on the size of files (ulimit -f, RLIMIT_FSIZE)" : "");
-  }
-  return status_of(error_number);
+emx_status fail_system(int error_number, const char* format, ...) {
+    char* detail = thread_self()->detail;
+    va_list arguments;
+    va_start(arguments, format);
+    const int written = vsnprintf(detail, DETAIL_BYTES, format, arguments);
+    va_end(arguments);
+    if (written >= 0 && (size_t)written < DETAIL_BYTES) {
+        char text[96];
+        snprintf(
+            detail + written, DETAIL_BYTES - (size_t)written, ": %s%s",
+            strerror_r(error_number, text, sizeof text), /* GNU's: returns the text */
+            error_number == EFBIG ? "; raise the limit on the size of files (ulimit -f, RLIMIT_FSIZE)" : "");
+    }
+    return status_of(error_number);
 }

@@ -1,6 +1,7 @@
 /* The copy engine: copies that run while the caller computes.
  *
- * Memory that a copy in flight reads or writes must not be freed, resized or migrated until its completion is done.
+ * Memory that a copy in flight reads or writes must not be freed, resized or migrated until its completion is
+ * done.
  */
 #ifndef EMUCXL_COPY_H
 #define EMUCXL_COPY_H
@@ -14,30 +15,31 @@ extern "C" {
 typedef struct emx_engine emx_engine;
 typedef struct emx_completion emx_completion;
 
-/* Either side may lie in an allocation of the context, and is then bounded and priced, or in other memory of the
- * process, which is not. */
+/* Either side may lie in an allocation of the context, and is then bounded and priced, or in other memory of
+ * the process, which is not. */
 typedef struct emx_copy_request {
-  void *destination;
-  const void *source;
-  size_t size_bytes;
+    void* destination;
+    const void* source;
+    size_t size_bytes;
 } emx_copy_request;
 
-/* `num_threads` (1 to 64) workers, which sleep when there is nothing to do and while they wait for modelled time. Each
- * runs one batch at a time; batches begin in the order in which they were submitted. */
-EMX_API emx_status emx_engine_create(emx_context *context, uint32_t num_threads, emx_engine **engine);
-/* Waits for what is in flight (on the virtual clock, advances it to the end of that). Completions may be waited for and
- * released afterwards. */
-EMX_API void emx_engine_close(emx_engine *engine);
+/* `num_threads` (1 to 64) workers, which sleep when there is nothing to do and while they wait for modelled
+ * time. Each runs one batch at a time; batches begin in the order in which they were submitted. */
+EMX_API emx_status emx_engine_create(emx_context* context, uint32_t num_threads, emx_engine** engine);
+/* Waits for what is in flight (on the virtual clock, advances it to the end of that). Completions may be
+ * waited for and released afterwards. */
+EMX_API void emx_engine_close(emx_engine* engine);
 /* Checks every request, then queues them all. The array may be reused at once. */
-EMX_API emx_status emx_engine_submit(emx_engine *engine, const emx_copy_request *requests, size_t num_requests,
-                                     emx_completion **completion);
-/* EMX_OK when every copy of the batch is done (and its bytes visible to this thread), EMX_E_TIMEOUT when `timeout_ns`
- * passed first (UINT64_MAX: never), otherwise how the batch failed: with the first copy that could not be made; those
- * before it were, those after it were not. 0 polls. On the virtual clock, waiting advances it to the batch's end, or by
- * `timeout_ns` where that comes first. */
-EMX_API emx_status emx_completion_wait(emx_completion *completion, uint64_t timeout_ns);
-/* Waits without bound for the batch's bytes, then frees the completion. Leaves the virtual clock where it is. */
-EMX_API void emx_completion_release(emx_completion *completion);
+EMX_API emx_status emx_engine_submit(emx_engine* engine, const emx_copy_request* requests,
+                                     size_t num_requests, emx_completion** completion);
+/* EMX_OK when every copy of the batch is done (and its bytes visible to this thread), EMX_E_TIMEOUT when
+ * `timeout_ns` passed first (UINT64_MAX: never), otherwise how the batch failed: with the first copy that
+ * could not be made; those before it were, those after it were not. 0 polls. On the virtual clock, waiting
+ * advances it to the batch's end, or by `timeout_ns` where that comes first. */
+EMX_API emx_status emx_completion_wait(emx_completion* completion, uint64_t timeout_ns);
+/* Waits without bound for the batch's bytes, then frees the completion. Leaves the virtual clock where it is.
+ */
+EMX_API void emx_completion_release(emx_completion* completion);
 
 #ifdef __cplusplus
 }

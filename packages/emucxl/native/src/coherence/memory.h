@@ -7,9 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-void memory_load(void *copy, const void *memory, size_t size_bytes);
-void memory_store(void *memory, const void *copy, size_t size_bytes);
+void memory_load(void* copy, const void* memory, size_t size_bytes);
+void memory_store(void* memory, const void* copy, size_t size_bytes);
 /* Stores those of the (up to) 64 bytes whose bit is set; `memory` is aligned to 64. */
-void memory_store_masked(void *memory, const void *copy, uint64_t mask);
+void memory_store_masked(void* memory, const void* copy, uint64_t mask);
 
 #endif

@@ -5,6 +5,6 @@
 #include "emucxl/context.h"
 
 /* Opens it as the environment asks. */
-emx_status nodes_open(emx_context **context);
+emx_status nodes_open(emx_context** context);
 
 #endif

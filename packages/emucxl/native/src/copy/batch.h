@@ -7,25 +7,25 @@
 
 /* A side that lies in no tier has no tier and no base. */
 typedef struct copy_side {
-  tier *tier;
-  void *base; /* of the block, which is pinned while the batch lives */
+    tier* tier;
+    void* base; /* of the block, which is pinned while the batch lives */
 } copy_side;
 
 typedef struct copy_batch {
-  size_t num_copies;
-  transfer *transfers;
-  copy_side *sides; /* two for each copy: destination, source */
-  const emx_copy_request *requests;
+    size_t num_copies;
+    transfer* transfers;
+    copy_side* sides; /* two for each copy: destination, source */
+    const emx_copy_request* requests;
 } copy_batch;
 
 /* Checks every request and pins what they touch; all or nothing. */
-emx_status copy_batch_create(emx_context *context, const emx_copy_request *requests, size_t num_requests,
-                             copy_batch *batch);
-void copy_batch_destroy(emx_context *context, copy_batch *batch);
+emx_status copy_batch_create(emx_context* context, const emx_copy_request* requests, size_t num_requests,
+                             copy_batch* batch);
+void copy_batch_destroy(emx_context* context, copy_batch* batch);
 
-/* Moves the bytes, and waits for their modelled time if `wait`; else that is known already, to be counted as the tiers'
- * delay. Where memory went bad since the batch was made (poison, a fenced region), the batch ends before that copy,
- * with its status. */
-emx_status copy_batch_run(emx_context *context, copy_batch *batch, bool wait, uint64_t priced_ns);
+/* Moves the bytes, and waits for their modelled time if `wait`; else that is known already, to be counted as
+ * the tiers' delay. Where memory went bad since the batch was made (poison, a fenced region), the batch ends
+ * before that copy, with its status. */
+emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns);
 
 #endif

@@ -1,8 +1,8 @@
-/* A barrier that the rare side of a handshake runs on the processors of the other side too (membarrier(2)), so that the
- * side that runs often needs none.
+/* A barrier that the rare side of a handshake runs on the processors of the other side too (membarrier(2)),
+ * so that the side that runs often needs none.
  *
- * Of a thread that stores a and then loads b, and one that stores b, calls barrier_heavy() and loads a, at least one sees
- * the other's store, if all four are atomics and
+ * Of a thread that stores a and then loads b, and one that stores b, calls barrier_heavy() and loads a, at
+ * least one sees the other's store, if all four are atomics and
  *   - barrier_is_unequal: the compiler keeps the first thread's order (atomic_signal_fence); or
  *   - not: the accesses are memory_order_seq_cst, and the first thread's store is an exchange.
  */

@@ -7,22 +7,23 @@
 #include <stdint.h>
 
 /* A short text file, cut to `capacity` - 1 bytes and terminated; the number of bytes, or -1. */
-long system_read_text(const char *path, char *text, size_t capacity);
+long system_read_text(const char* path, char* text, size_t capacity);
 
 /* The number after `key` at the start of a line; `missing` if there is none. */
-uint64_t system_field(const char *text, const char *key, uint64_t missing);
+uint64_t system_field(const char* text, const char* key, uint64_t missing);
 
 /* What /proc/meminfo below `root` ("": the system's own) says in bytes; UINT64_MAX where it says nothing. */
-uint64_t system_meminfo(const char *root, const char *key);
+uint64_t system_meminfo(const char* root, const char* key);
 
 /* Bytes of memory that the machine has, whatever a cgroup allows; UINT64_MAX where that cannot be read. */
-uint64_t system_memory_total(const char *root);
+uint64_t system_memory_total(const char* root);
 
 /* The least of what the machine has left and of what its groups have (`left_in_groups`). */
-uint64_t system_memory_left(const char *root, uint64_t left_in_groups);
+uint64_t system_memory_left(const char* root, uint64_t left_in_groups);
 
-/* Bytes that this process can still get before the kernel has to kill: the least of MemAvailable and of what each memory
- * cgroup (v1 or v2) that the process is in has left (cgroup.h). UINT64_MAX where nothing of this can be read. */
+/* Bytes that this process can still get before the kernel has to kill: the least of MemAvailable and of what
+ * each memory cgroup (v1 or v2) that the process is in has left (cgroup.h). UINT64_MAX where nothing of this
+ * can be read. */
 uint64_t system_memory_available(void);
 
 /* Of them, what this library leaves for everybody else. */
@@ -32,7 +33,7 @@ uint64_t system_memory_available(void);
 uint64_t system_memory_of_node(int node);
 
 /* Nodes that have memory, as the kernel writes them ("0-1,4"); false where it does not say. */
-bool system_nodes_with_memory(char *text, size_t capacity);
+bool system_nodes_with_memory(char* text, size_t capacity);
 
 uint32_t system_process_id(void);
 

@@ -3,37 +3,40 @@
 #include "prim/memory.h"
 #include "provider/provider.h"
 
-static const char *unavailable(void) { return NULL; }
+static const char* unavailable(void) { return NULL; }
 
-static size_t anon_resident(const pages *pages) {
-  size_t resident_bytes = 0;
-  (void)memory_resident(pages->base, pages->capacity_bytes, &resident_bytes);
-  return resident_bytes;
+static size_t anon_resident(const pages* pages) {
+    size_t resident_bytes = 0;
+    (void)memory_resident(pages->base, pages->capacity_bytes, &resident_bytes);
+    return resident_bytes;
 }
 
-static emx_status anon_open(const emx_tier_config *config, pages *pages) {
-  emx_status status = pages_require_capacity(config);
-  if (status == EMX_OK) status = pages_reserve(pages, pages_round_up(config->capacity_bytes), PAGES_ALIGNMENT);
-  if (status != EMX_OK) return status;
-  memory_advise_huge(pages->base, pages->capacity_bytes);
-  pages->fresh_is_zero = pages->touchable = true;
-  status = pages_promise(pages);
-  if (status != EMX_OK) pages_release(pages);
-  return status;
+static emx_status anon_open(const emx_tier_config* config, pages* pages) {
+    emx_status status = pages_require_capacity(config);
+    if (status == EMX_OK)
+        status = pages_reserve(pages, pages_round_up(config->capacity_bytes), PAGES_ALIGNMENT);
+    if (status != EMX_OK) return status;
+    memory_advise_huge(pages->base, pages->capacity_bytes);
+    pages->fresh_is_zero = pages->touchable = true;
+    status = pages_promise(pages);
+    if (status != EMX_OK) pages_release(pages);
+    return status;
 }
 
-static emx_status anon_commit(pages *pages, size_t offset, size_t size_bytes) {
-  const emx_status status = pages_check_growth(pages, size_bytes);
-  if (status != EMX_OK) return status;
-  const int error_number = memory_enable(pages->base + offset, size_bytes);
-  if (error_number != 0) return fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
-  return EMX_OK;
+static emx_status anon_commit(pages* pages, size_t offset, size_t size_bytes) {
+    const emx_status status = pages_check_growth(pages, size_bytes);
+    if (status != EMX_OK) return status;
+    const int error_number = memory_enable(pages->base + offset, size_bytes);
+    if (error_number != 0)
+        return fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
+    return EMX_OK;
 }
 
-emx_status pages_discard(pages *pages, size_t offset, size_t size_bytes) {
-  const int error_number = memory_discard(pages->base + offset, size_bytes);
-  if (error_number != 0) return fail_system(error_number, "cannot give %zu bytes of memory back", size_bytes);
-  return EMX_OK;
+emx_status pages_discard(pages* pages, size_t offset, size_t size_bytes) {
+    const int error_number = memory_discard(pages->base + offset, size_bytes);
+    if (error_number != 0)
+        return fail_system(error_number, "cannot give %zu bytes of memory back", size_bytes);
+    return EMX_OK;
 }
 
 const provider provider_anon = {

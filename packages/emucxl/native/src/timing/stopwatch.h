@@ -11,6 +11,6 @@ double stopwatch_ns(uint64_t begin);
 double stopwatch_overhead_ns(void);
 
 /* Sorts `values`; the one that `share` (0 to 1) of them do not exceed. */
-double quantile(double *values, size_t num_values, double share);
+double quantile(double* values, size_t num_values, double share);
 
 #endif

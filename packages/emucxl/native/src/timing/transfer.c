@@ -7,162 +7,168 @@
 
 /* A transfer under way. Times are those of the model. */
 typedef struct progress {
-  uint64_t chain_ns;    /* when the piece before has passed every queue: the next one arrives then */
-  uint64_t end_ns;      /* when everything so far has arrived */
-  size_t unpaced_bytes; /* queued since we last let the clock catch up */
-  bool contended;       /* the first piece of this turn waited for others, about as long as it takes itself */
+    uint64_t chain_ns;    /* when the piece before has passed every queue: the next one arrives then */
+    uint64_t end_ns;      /* when everything so far has arrived */
+    size_t unpaced_bytes; /* queued since we last let the clock catch up */
+    bool contended; /* the first piece of this turn waited for others, about as long as it takes itself */
 } progress;
 
-/* Pieces that are queued before we wait for the first to be over. Each wait is a sleep, which costs some 10 us of the
- * processor and ends some 10 us late. Alone on a queue, two pieces (40 to 80 us) keep the first of these small. Where
- * others wait too, a turn of four is over only after a late sleeper is awake again, so that everyone keeps his turns.
+/* Pieces that are queued before we wait for the first to be over. Each wait is a sleep, which costs some 10
+ * us of the processor and ends some 10 us late. Alone on a queue, two pieces (40 to 80 us) keep the first of
+ * these small. Where others wait too, a turn of four is over only after a late sleeper is awake again, so
+ * that everyone keeps his turns.
  */
 #define PIECES_ALONE 2
 #define PIECES_PER_TURN 4
 
-static bool overlaps(const transfer *transfer) {
-  uintptr_t to = (uintptr_t)transfer->destination, from = (uintptr_t)transfer->source;
-  return to < from + transfer->size_bytes && from < to + transfer->size_bytes;
+static bool overlaps(const transfer* transfer) {
+    uintptr_t to = (uintptr_t)transfer->destination, from = (uintptr_t)transfer->source;
+    return to < from + transfer->size_bytes && from < to + transfer->size_bytes;
 }
 
-static void move(const transfer *transfer, size_t offset, size_t size_bytes) {
-  if (transfer->destination == NULL) return;
-  char *to = (char *)transfer->destination + offset;
-  if (transfer->source != NULL)
-    memmove(to, (const char *)transfer->source + offset, size_bytes);
-  else
-    memset(to, transfer->value, size_bytes);
+static void move(const transfer* transfer, size_t offset, size_t size_bytes) {
+    if (transfer->destination == NULL) return;
+    char* to = (char*)transfer->destination + offset;
+    if (transfer->source != NULL) memmove(to, (const char*)transfer->source + offset, size_bytes);
+    else memset(to, transfer->value, size_bytes);
 }
 
-static bool is_priced(const transfer *transfer) { return transfer->read_path != NULL || transfer->write_path != NULL; }
+static bool is_priced(const transfer* transfer) {
+    return transfer->read_path != NULL || transfer->write_path != NULL;
+}
 
 static uint64_t later(uint64_t left_ns, uint64_t right_ns) { return left_ns > right_ns ? left_ns : right_ns; }
 
 /* Queues a piece that arrives at chain_ns on both of the transfer's paths. */
-static void reserve(const transfer *transfer, const uint64_t latency_ns[2], size_t size_bytes, progress *progress) {
-  uint64_t arrival_ns = progress->chain_ns;
-  path *const paths[2] = {[EMX_READ] = transfer->read_path, [EMX_WRITE] = transfer->write_path};
-  bool waited = false;
-  for (int direction = EMX_READ; direction <= EMX_WRITE; direction++) {
-    if (paths[direction] == NULL) continue;
-    lane_slot slot = path_reserve(paths[direction], (emx_direction)direction, size_bytes, arrival_ns);
-    progress->chain_ns = later(progress->chain_ns, slot.release_ns);
-    progress->end_ns = later(progress->end_ns, slot.release_ns + latency_ns[direction]);
-    waited |= 2 * (slot.start_ns - arrival_ns) > slot.release_ns - slot.start_ns;
-  }
-  if (progress->unpaced_bytes == 0) progress->contended = waited;
-}
-
-static void latencies(const transfer *transfer, uint64_t now_ns, uint64_t latency_ns[2]) {
-  latency_ns[EMX_READ] = transfer->read_path != NULL ? path_latency_ns(transfer->read_path, EMX_READ, now_ns) : 0;
-  latency_ns[EMX_WRITE] = transfer->write_path != NULL ? path_latency_ns(transfer->write_path, EMX_WRITE, now_ns) : 0;
-}
-
-static size_t piece_of(const transfer *transfer) {
-  size_t read = transfer->read_path != NULL ? path_piece_bytes(transfer->read_path) : SIZE_MAX;
-  size_t write = transfer->write_path != NULL ? path_piece_bytes(transfer->write_path) : SIZE_MAX;
-  return read < write ? read : write;
-}
-
-/* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain of
- * arrivals is the model's and not the machine's, so that waking late from one wait is made up for in the next. */
-static void run_in_pieces(const transfer *transfer, uint64_t start_ns, progress *progress) {
-  uint64_t latency_ns[2];
-  latencies(transfer, start_ns, latency_ns);
-  size_t piece_bytes = piece_of(transfer);
-  bool at_once = transfer->destination != NULL && transfer->source != NULL && overlaps(transfer);
-  if (at_once) move(transfer, 0, transfer->size_bytes);
-  for (size_t offset = 0; offset < transfer->size_bytes;) {
-    size_t left_bytes = transfer->size_bytes - offset, size_bytes = left_bytes < piece_bytes ? left_bytes : piece_bytes;
-    size_t turn_bytes = (progress->contended ? PIECES_PER_TURN : PIECES_ALONE) * piece_bytes;
-    if (progress->unpaced_bytes + size_bytes > turn_bytes && progress->unpaced_bytes > 0) {
-      wait_roughly_until(progress->chain_ns);
-      progress->unpaced_bytes = 0;
+static void reserve(const transfer* transfer, const uint64_t latency_ns[2], size_t size_bytes,
+                    progress* progress) {
+    uint64_t arrival_ns = progress->chain_ns;
+    path* const paths[2] = {[EMX_READ] = transfer->read_path, [EMX_WRITE] = transfer->write_path};
+    bool waited = false;
+    for (int direction = EMX_READ; direction <= EMX_WRITE; direction++) {
+        if (paths[direction] == NULL) continue;
+        lane_slot slot = path_reserve(paths[direction], (emx_direction)direction, size_bytes, arrival_ns);
+        progress->chain_ns = later(progress->chain_ns, slot.release_ns);
+        progress->end_ns = later(progress->end_ns, slot.release_ns + latency_ns[direction]);
+        waited |= 2 * (slot.start_ns - arrival_ns) > slot.release_ns - slot.start_ns;
     }
-    reserve(transfer, latency_ns, size_bytes, progress);
-    progress->unpaced_bytes += size_bytes;
-    if (!at_once) move(transfer, offset, size_bytes);
-    offset += size_bytes;
-  }
+    if (progress->unpaced_bytes == 0) progress->contended = waited;
 }
 
-static bool same_paths(const transfer *left, const transfer *right) {
-  return left->read_path == right->read_path && left->write_path == right->write_path;
+static void latencies(const transfer* transfer, uint64_t now_ns, uint64_t latency_ns[2]) {
+    latency_ns[EMX_READ] =
+        transfer->read_path != NULL ? path_latency_ns(transfer->read_path, EMX_READ, now_ns) : 0;
+    latency_ns[EMX_WRITE] =
+        transfer->write_path != NULL ? path_latency_ns(transfer->write_path, EMX_WRITE, now_ns) : 0;
+}
+
+static size_t piece_of(const transfer* transfer) {
+    size_t read = transfer->read_path != NULL ? path_piece_bytes(transfer->read_path) : SIZE_MAX;
+    size_t write = transfer->write_path != NULL ? path_piece_bytes(transfer->write_path) : SIZE_MAX;
+    return read < write ? read : write;
+}
+
+/* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain
+ * of arrivals is the model's and not the machine's, so that waking late from one wait is made up for in the
+ * next. */
+static void run_in_pieces(const transfer* transfer, uint64_t start_ns, progress* progress) {
+    uint64_t latency_ns[2];
+    latencies(transfer, start_ns, latency_ns);
+    size_t piece_bytes = piece_of(transfer);
+    bool at_once = transfer->destination != NULL && transfer->source != NULL && overlaps(transfer);
+    if (at_once) move(transfer, 0, transfer->size_bytes);
+    for (size_t offset = 0; offset < transfer->size_bytes;) {
+        size_t left_bytes = transfer->size_bytes - offset,
+               size_bytes = left_bytes < piece_bytes ? left_bytes : piece_bytes;
+        size_t turn_bytes = (progress->contended ? PIECES_PER_TURN : PIECES_ALONE) * piece_bytes;
+        if (progress->unpaced_bytes + size_bytes > turn_bytes && progress->unpaced_bytes > 0) {
+            wait_roughly_until(progress->chain_ns);
+            progress->unpaced_bytes = 0;
+        }
+        reserve(transfer, latency_ns, size_bytes, progress);
+        progress->unpaced_bytes += size_bytes;
+        if (!at_once) move(transfer, offset, size_bytes);
+        offset += size_bytes;
+    }
+}
+
+static bool same_paths(const transfer* left, const transfer* right) {
+    return left->read_path == right->read_path && left->write_path == right->write_path;
 }
 
 /* Without the wait at its end. */
-static uint64_t run_on_real_clock(const transfer *transfers, size_t num_transfers, uint64_t *started_ns) {
-  uint64_t start_ns = *started_ns = emx_now_ns();
-  progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
-  for (size_t i = 0; i < num_transfers; i++) {
-    if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress.chain_ns = start_ns;
-    if (is_priced(&transfers[i]))
-      run_in_pieces(&transfers[i], start_ns, &progress);
-    else
-      move(&transfers[i], 0, transfers[i].size_bytes);
-  }
-  return progress.end_ns;
+static uint64_t run_on_real_clock(const transfer* transfers, size_t num_transfers, uint64_t* started_ns) {
+    uint64_t start_ns = *started_ns = emx_now_ns();
+    progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
+    for (size_t i = 0; i < num_transfers; i++) {
+        if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress.chain_ns = start_ns;
+        if (is_priced(&transfers[i])) run_in_pieces(&transfers[i], start_ns, &progress);
+        else move(&transfers[i], 0, transfers[i].size_bytes);
+    }
+    return progress.end_ns;
 }
 
-uint64_t transfer_price(const transfer *transfers, size_t num_transfers, uint64_t start_ns) {
-  progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
-  for (size_t i = 0; i < num_transfers; i++) {
-    if (!is_priced(&transfers[i]) || transfers[i].size_bytes == 0) continue;
-    uint64_t latency_ns[2];
-    latencies(&transfers[i], start_ns, latency_ns);
-    progress.chain_ns = start_ns;
-    reserve(&transfers[i], latency_ns, transfers[i].size_bytes, &progress);
-  }
-  return progress.end_ns;
+uint64_t transfer_price(const transfer* transfers, size_t num_transfers, uint64_t start_ns) {
+    progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
+    for (size_t i = 0; i < num_transfers; i++) {
+        if (!is_priced(&transfers[i]) || transfers[i].size_bytes == 0) continue;
+        uint64_t latency_ns[2];
+        latencies(&transfers[i], start_ns, latency_ns);
+        progress.chain_ns = start_ns;
+        reserve(&transfers[i], latency_ns, transfers[i].size_bytes, &progress);
+    }
+    return progress.end_ns;
 }
 
-void transfer_move(const transfer *transfers, size_t num_transfers) {
-  for (size_t i = 0; i < num_transfers; i++) move(&transfers[i], 0, transfers[i].size_bytes);
+void transfer_move(const transfer* transfers, size_t num_transfers) {
+    for (size_t i = 0; i < num_transfers; i++) move(&transfers[i], 0, transfers[i].size_bytes);
 }
 
-static bool any_priced(const transfer *transfers, size_t num_transfers) {
-  for (size_t i = 0; i < num_transfers; i++)
-    if (is_priced(&transfers[i])) return true;
-  return false;
+static bool any_priced(const transfer* transfers, size_t num_transfers) {
+    for (size_t i = 0; i < num_transfers; i++)
+        if (is_priced(&transfers[i])) return true;
+    return false;
 }
 
-uint64_t transfer_start(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t entry_ticks,
-                        transfer_wait *wait) {
-  uint64_t start_ns, end_ns;
-  *wait = (transfer_wait){0};
-  if (!any_priced(transfers, num_transfers)) {
-    transfer_move(transfers, num_transfers);
-    return 0;
-  }
-  if (clock->is_virtual) {
-    start_ns = model_clock_now(clock);
-    end_ns = transfer_price(transfers, num_transfers, start_ns);
-    transfer_move(transfers, num_transfers);
-    model_clock_reach(clock, end_ns);
-  } else {
-    end_ns = run_on_real_clock(transfers, num_transfers, &start_ns);
-    *wait = (transfer_wait){entry_ticks, end_ns - start_ns, end_ns};
-  }
-  return end_ns - start_ns;
+uint64_t transfer_start(model_clock* clock, const transfer* transfers, size_t num_transfers,
+                        uint64_t entry_ticks, transfer_wait* wait) {
+    uint64_t start_ns, end_ns;
+    *wait = (transfer_wait){0};
+    if (!any_priced(transfers, num_transfers)) {
+        transfer_move(transfers, num_transfers);
+        return 0;
+    }
+    if (clock->is_virtual) {
+        start_ns = model_clock_now(clock);
+        end_ns = transfer_price(transfers, num_transfers, start_ns);
+        transfer_move(transfers, num_transfers);
+        model_clock_reach(clock, end_ns);
+    } else {
+        end_ns = run_on_real_clock(transfers, num_transfers, &start_ns);
+        *wait = (transfer_wait){entry_ticks, end_ns - start_ns, end_ns};
+    }
+    return end_ns - start_ns;
 }
 
-void transfer_finish(const model_clock *clock, const transfer_wait *wait) {
-  const uint64_t early_ns = (uint64_t)clock->exit_overhead_ns; /* of the caller's time, which passes after the delay */
-  if (wait->duration_ns <= early_ns) return;
-  wait_since(wait->entry_ticks, wait->duration_ns - early_ns, wait->end_ns - early_ns);
+void transfer_finish(const model_clock* clock, const transfer_wait* wait) {
+    /* Of the caller's time, which passes after the delay. */
+    const uint64_t early_ns = (uint64_t)clock->exit_overhead_ns;
+    if (wait->duration_ns <= early_ns) return;
+    wait_since(wait->entry_ticks, wait->duration_ns - early_ns, wait->end_ns - early_ns);
 }
 
-uint64_t transfer_run(model_clock *clock, const transfer *transfers, size_t num_transfers, uint64_t *done_ns) {
-  if (clock->is_virtual && done_ns != NULL && any_priced(transfers, num_transfers)) {
-    const uint64_t start_ns = model_clock_now(clock);
-    *done_ns = transfer_price(transfers, num_transfers, start_ns);
-    transfer_move(transfers, num_transfers);
-    return *done_ns - start_ns;
-  }
-  transfer_wait wait;
-  const uint64_t entry_ticks = transfer_entry(clock);
-  const uint64_t duration_ns = transfer_start(clock, transfers, num_transfers, entry_ticks, &wait);
-  transfer_finish(clock, &wait);
-  if (done_ns != NULL) *done_ns = wait.duration_ns > 0 ? wait.end_ns : model_clock_now(clock);
-  return duration_ns;
+uint64_t transfer_run(model_clock* clock, const transfer* transfers, size_t num_transfers,
+                      uint64_t* done_ns) {
+    if (clock->is_virtual && done_ns != NULL && any_priced(transfers, num_transfers)) {
+        const uint64_t start_ns = model_clock_now(clock);
+        *done_ns = transfer_price(transfers, num_transfers, start_ns);
+        transfer_move(transfers, num_transfers);
+        return *done_ns - start_ns;
+    }
+    transfer_wait wait;
+    const uint64_t entry_ticks = transfer_entry(clock);
+    const uint64_t duration_ns = transfer_start(clock, transfers, num_transfers, entry_ticks, &wait);
+    transfer_finish(clock, &wait);
+    if (done_ns != NULL) *done_ns = wait.duration_ns > 0 ? wait.end_ns : model_clock_now(clock);
+    return duration_ns;
 }
