@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard packages/*/pyproject.toml)
+C_LIKE := $(shell find packages/emucxl/native packages/*/tests examples -name '*.[ch]' -o -name '*.cpp')
+LINTED := emucxl # packages whose C and C++ the linter reads
 NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLists.txt)
 PREFIX ?= /usr/local
 BUILD_C ?= build/c
@@ -46,6 +48,8 @@ check: $(VENV)/.dev  ## lint, format check and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_LIKE)
+	@$(foreach package,$(LINTED),packaging/lint_native.sh $(BIN) $(package) &&) true
 
 test: check  ## check, then every fast test
 	$(BIN)/pytest -m "not slow"
@@ -62,6 +66,7 @@ bench: $(VENV)/.installed  ## measure it on this machine
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(C_LIKE)
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(BIN)/pip install --quiet --editable 'packages/interlace[docs]'

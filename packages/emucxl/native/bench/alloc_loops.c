@@ -175,7 +175,7 @@ static bool run_threads(run* run, worker* workers) {
     for (; started < num_threads; ++started) {
         worker* worker = &workers[started];
         worker->run = run;
-        worker->random = 88172645463325252u + started * 1000003u;
+        worker->random = 88172645463325252u + (uint64_t)started * 1000003u;
         worker->blocks = calloc(run->config->num_blocks, sizeof *worker->blocks);
         worker->sizes = calloc(run->config->num_blocks, sizeof *worker->sizes);
         if (!worker->blocks || !worker->sizes || start_thread(worker, started) != 0) abort();

@@ -12,4 +12,9 @@ emx_status fail(emx_status status, const char* format, ...) __attribute__((forma
  */
 emx_status fail_system(int error_number, const char* format, ...) __attribute__((format(printf, 2, 3), cold));
 
+#ifdef __clang_analyzer__ /* it sees one file at a time: told that what failed is never EMX_OK */
+#define fail(status, ...) (fail((status), __VA_ARGS__), (status))
+#define fail_system(...) (fail_system(__VA_ARGS__), EMX_E_SYSTEM)
+#endif
+
 #endif

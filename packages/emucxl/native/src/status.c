@@ -46,7 +46,8 @@ const char* emx_error_detail(void) { return thread_self()->detail; }
 
 uint32_t emx_abi_version(void) { return EMX_ABI_VERSION; }
 
-emx_status fail(emx_status status, const char* format, ...) {
+/* In parentheses, since fail.h has macros of these names for the linter. */
+emx_status(fail)(emx_status status, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(thread_self()->detail, DETAIL_BYTES, format, arguments);
@@ -76,7 +77,7 @@ static emx_status status_of(int error_number) {
     }
 }
 
-emx_status fail_system(int error_number, const char* format, ...) {
+emx_status(fail_system)(int error_number, const char* format, ...) {
     char* detail = thread_self()->detail;
     va_list arguments;
     va_start(arguments, format);

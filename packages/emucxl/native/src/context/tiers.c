@@ -118,7 +118,7 @@ static emx_status add_locked(emx_context* context, const emx_tier_config* config
     tier* tier = &context->tiers[atomic_load(&context->num_tiers)];
     memset(tier, 0, sizeof *tier);
     tier->number = atomic_load(&context->num_tiers);
-    strcpy(tier->name, config->name); /* check_name measured it */
+    memcpy(tier->name, config->name, strlen(config->name) + 1); /* check_name measured it */
     tier->pages.provider = provider;
     tier->pages.fd = tier->pages.numa_node = -1;
     status = open_parts(context, config, tier);

@@ -65,7 +65,9 @@ static inline size_t bitmap_previous_near(const bitmap* map, size_t index) {
     size_t at = index / 64;
     uint64_t word = bits_load(&words[at]) & bits_up_to(index % 64);
     if (__builtin_expect(word == 0, 0)) {
-        if (at == 0 || (word = bits_load(&words[--at])) == 0) return BITS_NONE;
+        if (at == 0) return BITS_NONE;
+        word = bits_load(&words[--at]);
+        if (word == 0) return BITS_NONE;
     }
     return at * 64 + bits_highest(word);
 }

@@ -43,7 +43,7 @@ typedef struct heap_stats {
 } heap_stats;
 
 /* What a heap can have at most: its pages have numbers of 32 bits. */
-#define HEAP_MOST_BYTES ((UINT64_C(1) << 44) - 2 * 4096)
+#define HEAP_MOST_BYTES ((UINT64_C(1) << 44) - UINT64_C(2) * 4096)
 
 /* `base` is aligned to 2 MiB, `capacity_bytes` is whole pages, up to HEAP_MOST_BYTES. */
 emx_status heap_create(void* base, size_t capacity_bytes, const heap_source* source, heap** created);

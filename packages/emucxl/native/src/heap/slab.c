@@ -26,7 +26,7 @@ static void class_prepare(size_class* kind, uint32_t object_bytes) {
     while (kind->max_slab_pages * 2 <= MAX_SLAB_PAGES) kind->max_slab_pages *= 2;
     kind->max_objects = (uint16_t)(kind->max_slab_pages * PAGE_BYTES / object_bytes);
     kind->bitmap_words = (uint16_t)bits_words(kind->max_objects);
-    kind->sizes_offset = (uint32_t)(sizeof(slab) + 2 * kind->bitmap_words * sizeof(bits_word));
+    kind->sizes_offset = (uint32_t)(sizeof(slab) + kind->bitmap_words * sizeof(bits_word[2]));
     kind->record_bytes = (uint32_t)round_up(
         kind->sizes_offset + (kind->max_objects + 1) * sizeof(object_size), RECORD_ALIGNMENT);
     const uint32_t fitting = MAX_CACHED_BYTES / object_bytes;

@@ -369,7 +369,8 @@ emx_status emx_pool_open(const char* path, uint32_t flags, emx_pool** opened) {
     char resolved[PATH_MAX];
     emx_pool* pool;
     file_facts facts;
-    if (!opened || flags & ~(uint32_t)EMX_POOL_READ_ONLY)
+    if (!opened) return fail(EMX_E_INVALID, "got nowhere to put the pool");
+    if (flags & ~(uint32_t)EMX_POOL_READ_ONLY)
         return fail(EMX_E_INVALID, "got flags=%#x; expected EMX_POOL_READ_ONLY or none", flags);
     emx_status status = resolve(path, resolved);
     if (!status) status = make_object(&pool);

@@ -36,7 +36,7 @@ emx_status region_make(emx_host* host, uint32_t slot, uint32_t gen, const char* 
                            .base = base,
                            .room_bytes = max_extents * extent_bytes,
                            .extents = extents};
-    strcpy(region->tag, tag);
+    memcpy(region->tag, tag, strlen(tag) + 1); /* text_check or text_load measured it */
     handle_open(HANDLE_REGION, region);
     *made = region;
     return EMX_OK;

@@ -111,7 +111,8 @@ static bool find_group(const char* root, const hierarchy* wanted, char* group) {
     size_t capacity = 0;
     bool found = false;
     while (file != NULL && !found && getline(&line, &capacity, file) > 0) {
-        line[strcspn(line, "\n")] = '\0';
+        char* newline = strchr(line, '\n');
+        if (newline != NULL) *newline = '\0';
         char *controllers = strchr(line, ':'),
              *name = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
         if (name == NULL || name[1] != '/') continue;
@@ -131,9 +132,10 @@ static void unescape(char* text) {
     char* to = text;
     for (const char* from = text; *from != '\0'; to++) {
         unsigned code;
-        if (from[0] == '\\' && sscanf(from + 1, "%3o", &code) == 1) {
+        int digits;
+        if (from[0] == '\\' && sscanf(from + 1, "%3o%n", &code, &digits) == 1) {
             *to = (char)code;
-            from += 4;
+            from += 1 + digits;
         } else {
             *to = *from++;
         }

@@ -47,7 +47,7 @@ int file_create_nameless(const char* path, int* fd, char* temporary) {
     char copy[PATH_MAX];
     temporary[0] = 0;
     if (strlen(path) + 32 > sizeof copy) return ENAMETOOLONG;
-    strcpy(copy, path);
+    memcpy(copy, path, strlen(path) + 1);
     *fd = open(dirname(copy), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (*fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) {
         snprintf(temporary, PATH_MAX, "%s.%d.new", path, (int)getpid());

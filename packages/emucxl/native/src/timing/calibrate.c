@@ -231,6 +231,13 @@ static int first_kept(const check checks[NUM_CHECKS]) {
     return first;
 }
 
+/* The least latency that may be asked for when `first` is the first check that was kept; 0: the machine's
+ * own. */
+static double least_latency_ns(const check checks[NUM_CHECKS], int first) {
+    if (first == 0) return 0;
+    return first < NUM_CHECKS ? checks[first].target_ns : 2 * checks[NUM_CHECKS - 1].target_ns;
+}
+
 /* Sets the overhead right by what the nearest target misses, until that is a fifth of the promise or nothing
  * gets better. */
 static emx_status verify(bench* bench, emx_calibration* result) {
@@ -249,9 +256,7 @@ static emx_status verify(bench* bench, emx_calibration* result) {
         best_ns = result->exit_overhead_ns;
         const int first = first_kept(checks);
         result->latency_error = first < NUM_CHECKS ? miss(&checks[first]) : missed;
-        result->least_latency_ns = first == 0            ? 0
-                                   : first == NUM_CHECKS ? 2 * checks[NUM_CHECKS - 1].target_ns
-                                                         : checks[first].target_ns;
+        result->least_latency_ns = least_latency_ns(checks, first);
         if (least_miss <= EMX_PROMISED_ERROR / 5) break;
         result->exit_overhead_ns =
             fmax(0, result->exit_overhead_ns + checks[0].found_ns - checks[0].target_ns);
