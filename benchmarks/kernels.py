@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tokenweave import native
-from tokenweave.kernels import HeadLayout, Kernels, make_kernels
+from tokenweave.kernels import AttentionBatch, AttentionLayer, HeadLayout, Kernels, make_kernels
 
 Call = Callable[[], Tensor]
 SMOLLM2_HEADS = HeadLayout(9, (0, 0, 0, 1, 1, 1, 2, 2, 2), 64)
@@ -73,9 +73,16 @@ def attention_case(
     positions = torch.arange(num_keys, dtype=torch.int32)
     qkv = torch.randn(num_keys, (heads.num_heads + 2 * heads.num_kv_heads) * d).to(dtype)
     unrotated = torch.cat([torch.ones(num_keys, d // 2), torch.zeros(num_keys, d // 2)], dim=1)
-    q = kernels.rope_and_store(qkv, positions, unrotated, positions, cache, heads)[-num_queries:].contiguous()
     table = torch.arange(num_keys // 16, dtype=torch.int32).unsqueeze(0)
-    start, length = (torch.tensor(v, dtype=torch.int32) for v in ([0, num_queries], [num_keys]))
+    layer = AttentionLayer(heads, d**-0.5)
+
+    def last(count: int) -> AttentionBatch:
+        """The last `count` of the tokens, as new ones."""
+        start, length = (torch.tensor(v, dtype=torch.int32) for v in ([0, count], [num_keys]))
+        return AttentionBatch(unrotated, positions[-count:], positions[-count:], table, start, length)
+
+    q = kernels.rope_and_store(qkv, cache, last(num_keys), layer)[-num_queries:].contiguous()
+    batch = last(num_queries)
     parts = qkv.view(num_keys, -1, d).transpose(0, 1)
     keys, values = parts[heads.num_heads :].chunk(2)
     group = heads.num_heads // heads.num_kv_heads
@@ -89,7 +96,7 @@ def attention_case(
         return out[0].transpose(0, 1).flatten(1)
 
     def ours() -> Tensor:
-        return kernels.paged_attention(q, cache, table, start, length, heads, d**-0.5)
+        return kernels.paged_attention(q, cache, batch, layer)
 
     seen = num_queries * (num_keys - num_queries) + num_queries * (num_queries + 1) // 2
     return [ours, with_torch], 4 * d * heads.num_heads * seen, cache.nbytes

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from tokenweave import native
-from tokenweave.kernels import BLOCK_SIZE, HeadLayout, Kernels, NativeKernels, Tolerance
+from tokenweave.kernels import (
+    BLOCK_SIZE,
+    AttentionBatch,
+    AttentionLayer,
+    HeadLayout,
+    Kernels,
+    NativeKernels,
+    Tolerance,
+)
 
 DTYPES = [torch.float32, torch.bfloat16]
 AVAILABLE_ISAS = native.ISAS[: native.ISAS.index(native.features()["best_isa"]) + 1]
@@ -66,23 +74,32 @@ class PagedSequences:
         block = self.tables[sequence][(positions // BLOCK_SIZE).long()]
         return (block * BLOCK_SIZE + positions % BLOCK_SIZE).int()
 
-    def forward(self, chunks: list[tuple[int, int, int]], sliding_window: int | None = None) -> Tensor:
-        """One batch: tokens first:last of each (sequence, first, last), stored and attended."""
+    def layer(self, sliding_window: int | None = None, softcap: float | None = None) -> AttentionLayer:
+        scale = self.heads.head_dim**-0.5
+        return AttentionLayer(self.heads, scale, sliding_window, softcap, self.q_norm, self.k_norm)
+
+    def batch(self, chunks: list[tuple[int, int, int]]) -> AttentionBatch:
+        """Tokens first:last of each (sequence, first, last)."""
         positions = [torch.arange(first, last, dtype=torch.int32) for _, first, last in chunks]
         slots = [self.slots(s, at) for (s, _, _), at in zip(chunks, positions, strict=True)]
-        qkv = torch.cat([self.qkv[s][first:last] for s, first, last in chunks])
-        norms = (self.q_norm, self.k_norm)
-        q = self.kernels.rope_and_store(
-            qkv, torch.cat(positions), self.cos_sin, torch.cat(slots), self.cache, self.heads, *norms
-        )
         counts = torch.tensor([0] + [last - first for _, first, last in chunks])
-        return self.kernels.paged_attention(
-            q,
-            self.cache,
-            self.tables[[s for s, _, _ in chunks]],
-            counts.cumsum(0).int(),
-            ints(*(last for _, _, last in chunks)),
-            self.heads,
-            self.heads.head_dim**-0.5,
-            sliding_window,
+        return AttentionBatch(
+            rotations=self.cos_sin,
+            rotation_rows=torch.cat(positions),
+            slots=torch.cat(slots),
+            block_tables=self.tables[[s for s, _, _ in chunks]],
+            query_start=counts.cumsum(0).int(),
+            seq_lens=ints(*(last for _, _, last in chunks)),
         )
+
+    def forward(
+        self,
+        chunks: list[tuple[int, int, int]],
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """One batch, stored and attended."""
+        qkv = torch.cat([self.qkv[s][first:last] for s, first, last in chunks])
+        batch, layer = self.batch(chunks), self.layer(sliding_window, softcap)
+        q = self.kernels.rope_and_store(qkv, self.cache, batch, layer)
+        return self.kernels.paged_attention(q, self.cache, batch, layer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -23,6 +25,7 @@ from tokenweave.kernels import (
     ReferenceKernels,
     activation,
     attention,
+    checks,
     linear,
     make_kernels,
     norms,
@@ -121,27 +124,20 @@ def test_rope_rotates_q_as_the_reference(kernels, dtype, heads, head_norms):
 
 
 def rotated_q(sequences):
-    positions = torch.arange(40, dtype=torch.int32)
-    return sequences.kernels.rope_and_store(
-        sequences.qkv[0],
-        positions,
-        sequences.cos_sin,
-        sequences.slots(0, positions),
-        sequences.cache,
-        sequences.heads,
-        sequences.q_norm,
-        sequences.k_norm,
-    )
+    batch = sequences.batch([(0, 0, 40)])
+    return sequences.kernels.rope_and_store(sequences.qkv[0], sequences.cache, batch, sequences.layer())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", LAYOUTS)
-@pytest.mark.parametrize("sliding_window", [None, 1, 37])
-def test_attention_equals_reference(kernels, dtype, heads, sliding_window):
-    expected = reference_attention(heads, dtype, sliding_window)
+@pytest.mark.parametrize(
+    ("sliding_window", "softcap"), [(None, None), (1, None), (37, None), (None, 0.5), (37, 50.0)]
+)
+def test_attention_equals_reference(kernels, dtype, heads, sliding_window, softcap):
+    expected = reference_attention(heads, dtype, sliding_window, softcap)
     sequences = PagedSequences(kernels, heads, LENGTHS, dtype)
     for batch, rows in zip(BATCHES, expected, strict=True):
-        assert_within(sequences.forward(batch, sliding_window), rows, attention.TOLERANCE[dtype])
+        assert_within(sequences.forward(batch, sliding_window, softcap), rows, attention.TOLERANCE[dtype])
 
 
 LENGTHS = [1, 130, 17, 200]
@@ -152,9 +148,32 @@ BATCHES = [
 
 
 @cache
-def reference_attention(heads, dtype, sliding_window):
+def reference_attention(heads, dtype, sliding_window, softcap):
     sequences = PagedSequences(REFERENCE, heads, LENGTHS, dtype)
-    return [sequences.forward(batch, sliding_window) for batch in BATCHES]
+    return [sequences.forward(batch, sliding_window, softcap) for batch in BATCHES]
+
+
+def test_a_softcap_bounds_scores_before_the_mask():
+    """By hand: scores of 0, 8 and 16 capped to 2 * tanh(s / 2); the key that lies outside the window weighs nothing."""
+    heads = HeadLayout(1, (0,), 16)
+    sequences = PagedSequences(REFERENCE, heads, [3], torch.float32)
+    q, k, v = sequences.qkv[0].fill_(0).chunk(3, dim=1)
+    q[2, 0], k[1, 0], k[2, 0] = 4.0, 8.0, 16.0
+    v[:, 0] = torch.tensor([5.0, 1.0, 2.0])
+    sequences.cos_sin.fill_(0)[:, :8] = 1.0
+    weights = torch.tensor([2 * math.tanh(4.0), 2 * math.tanh(8.0)]).softmax(0)
+    attended = sequences.forward([(0, 0, 3)], sliding_window=2, softcap=2.0)
+    torch.testing.assert_close(attended[2, 0], weights[0] + 2 * weights[1])
+
+
+def test_a_softcap_keeps_nan_and_the_largest_scores(kernels):
+    sequences = PagedSequences(kernels, LAYOUTS[0], [70, 33], torch.float32)
+    sequences.qkv[0].mul_(1e15)
+    assert torch.isfinite(sequences.forward([(0, 0, 70)], softcap=50.0)).all()
+    sequences.qkv[0].fill_(float("nan"))
+    both = sequences.forward([(0, 0, 70), (1, 0, 33)], softcap=50.0)
+    assert both[:70].isnan().all()
+    assert torch.isfinite(both[70:]).all()
 
 
 def test_a_rank_without_heads_has_empty_attention(kernels):
@@ -182,8 +201,20 @@ def test_bad_arguments_raise_and_say_what_was_expected(backend):
     kernels, heads = make_kernels(backend), LAYOUTS[0]
     packed, x = kernels.pack(randn(1, 32, 64)), randn(2, 3, 64)
     sequences = PagedSequences(kernels, heads, [20], torch.float32)
-    qkv, cos_sin, cache = sequences.qkv[0], sequences.cos_sin, sequences.cache
-    q, table, five = qkv[:5, : 9 * 64], sequences.tables, ints(0, 5)
+    batch, layer, qkv, cache = (
+        sequences.batch([(0, 0, 20)]),
+        sequences.layer(),
+        sequences.qkv[0],
+        sequences.cache,
+    )
+    q = qkv[:, : 9 * 64]
+
+    def rope(**changed):
+        kernels.rope_and_store(qkv, cache, replace(batch, **changed), layer)
+
+    def attend(**changed):
+        kernels.paged_attention(q, cache, replace(batch, **changed), layer)
+
     cases = [
         (lambda: kernels.linear(x[:, :63], packed), r"\(3, 63\).*expected torch.float32 \(3, 64\)"),
         (lambda: kernels.linear(x.bfloat16(), packed), "torch.bfloat16.*expected torch.float32"),
@@ -196,42 +227,38 @@ def test_bad_arguments_raise_and_say_what_was_expected(backend):
         (lambda: kernels.rms_norm(x, x[0, :5], 1e-5), r"weight is .*\(5,\).*expected torch.float32 \(64,\)"),
         (lambda: kernels.add_rms_norm(x, x[:2], x[0], 1e-5), "residual is .*expected"),
         (lambda: kernels.silu_and_mul(x[:, :5]), "5 columns, expected an even number"),
-        (
-            lambda: kernels.rope_and_store(qkv, ints(*range(1, 21)), cos_sin, ints(*range(20)), cache, heads),
-            r"positions span 1..20, expected 0..19",
-        ),
-        (
-            lambda: kernels.rope_and_store(
-                qkv, ints(*range(20)), cos_sin, ints(*range(70, 90)), cache, heads
-            ),
-            r"slots span 70..89, expected 0..79",
-        ),
-        (
-            lambda: kernels.rope_and_store(
-                qkv, ints(*range(20)), cos_sin, ints(*range(20)), cache, heads, q_norm=x[0]
-            ),
-            "go together",
-        ),
-        (lambda: kernels.paged_attention(q, cache, table, five, ints(4), heads, 1.0), "has 4 keys, expected"),
-        (
-            lambda: kernels.paged_attention(q, cache, table, five, ints(33), heads, 1.0),
-            "has 33 keys, expected",
-        ),
-        (lambda: kernels.paged_attention(q, cache, table + 5, five, ints(9), heads, 1.0), "names blocks"),
-        (lambda: kernels.paged_attention(q, cache, table, ints(0, 4), ints(9), heads, 1.0), "to the 5 rows"),
-        (lambda: kernels.paged_attention(q, cache, table, five, ints(9), heads, 0.0), "scale is 0.0"),
-        (
-            lambda: kernels.paged_attention(q, cache, table, five, ints(9), heads, 1.0, 0),
-            "sliding_window is 0",
-        ),
-        (
-            lambda: kernels.paged_attention(q, cache[:, :1], table, five, ints(9), heads, 1.0),
-            "cache_layer is",
-        ),
+        (lambda: rope(rotation_rows=ints(*range(1, 21))), r"rotation_rows span 1..20, expected 0..19"),
+        (lambda: rope(slots=ints(*range(70, 90))), r"slots span 70..89, expected 0..79"),
+        (lambda: rope(rotations=randn(3, 20, 32)), "rotations are 32 wide, expected head_dim, 64"),
+        (lambda: rope(rotations=randn(3, 20)), r"rotations is .*\(20,\)"),
+        (lambda: rope(slots=ints(*range(19))), r"slots is .*\(19,\).*expected torch.int32 \(20,\)"),
+        (lambda: kernels.rope_and_store(qkv[:5], cache, batch, layer), "qkv has 5 rows, expected 20"),
+        (lambda: kernels.paged_attention(q[:5], cache, batch, layer), "q has 5 rows, expected 20"),
+        (lambda: replace(layer, q_norm=x[0]), "go together"),
+        (lambda: attend(seq_lens=ints(4)), "has 4 keys, expected"),
+        (lambda: attend(seq_lens=ints(33)), "has 33 keys, expected"),
+        (lambda: attend(seq_lens=ints(20, 1)), r"query_start is .*expected torch.int32 \(3,\)"),
+        (lambda: attend(block_tables=batch.block_tables + 5), "names blocks"),
+        (lambda: attend(block_tables=batch.block_tables[0]), "block_tables is"),
+        (lambda: attend(query_start=ints(0, 4)), "to the 20 tokens"),
+        (lambda: replace(layer, scale=0.0), "scale is 0.0"),
+        (lambda: replace(layer, sliding_window=0), "sliding_window is 0"),
+        (lambda: replace(layer, softcap=-1.0), "softcap is -1.0"),
+        (lambda: kernels.paged_attention(q, cache[:, :1], batch, layer), "cache_layer is"),
     ]
     for call, message in cases:
         with pytest.raises(KernelError, match=message):
             call()
+
+
+def test_the_reference_checks_the_indices_of_a_batch_once_for_all_layers(monkeypatch):
+    sequences, checked = PagedSequences(REFERENCE, LAYOUTS[0], [20], torch.float32), []
+    monkeypatch.setattr(checks, "check_sequences", lambda *args: checked.append(args))
+    batch, layer = sequences.batch([(0, 0, 20)]), sequences.layer()
+    for _ in range(3):
+        REFERENCE.rope_and_store(sequences.qkv[0], sequences.cache, batch, layer)
+        REFERENCE.paged_attention(sequences.qkv[0][:, : 9 * 64], sequences.cache, batch, layer)
+    assert len(checked) == 1
 
 
 def test_a_weight_packed_by_another_backend_is_refused():

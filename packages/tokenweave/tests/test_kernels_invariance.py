@@ -52,14 +52,15 @@ def test_attention_ignores_chunks_neighbours_and_blocks(isa, dtype, num_threads,
     )
     lengths = data.draw(st.lists(st.integers(1, 150), min_size=1, max_size=4))
     window = data.draw(st.sampled_from([None, 1, 20, 64, 100]))
+    softcap = data.draw(st.sampled_from([None, 20.0]))
     kernels = native_kernels(isa, num_threads)
     together = PagedSequences(kernels, heads, lengths, dtype)
-    whole = together.forward([(s, 0, n) for s, n in enumerate(lengths)], window).split(lengths)
+    whole = together.forward([(s, 0, n) for s, n in enumerate(lengths)], window, softcap).split(lengths)
     chunked = PagedSequences(native_kernels(isa, 1), heads, lengths, dtype)
     chunked.tables = chunked.tables.flip(0) if len(set(lengths)) == 1 else chunked.tables
     for s, length in enumerate(lengths):
         boundaries = data.draw(cuts(length))
-        parts = [chunked.forward([(s, first, last)], window) for first, last in pairwise(boundaries)]
+        parts = [chunked.forward([(s, first, last)], window, softcap) for first, last in pairwise(boundaries)]
         assert torch.equal(torch.cat(parts), whole[s])
 
 

@@ -69,18 +69,40 @@ TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void
 
 /* KV blocks of 16 tokens, (num_blocks, 2, num_kv_heads, 16 * head_dim), inside a head:
  *   bfloat16: K [head_dim/2][16][2], V [8][head_dim][2];  float32: K [head_dim][16], V [16][head_dim].
- * head_dim is a multiple of 16. */
-TW_API int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, const int32_t *positions,
-                             const int32_t *slots, const float *cos_sin, int64_t max_position, const void *q_norm,
-                             const void *k_norm, float eps, void *q, void *cache, int64_t num_blocks, int64_t m,
-                             int num_heads, int num_kv_heads, int head_dim, int dtype);
-/* group_start (num_kv_heads + 1): KV head j serves query heads group_start[j] to group_start[j + 1].
- * sliding_window 0: none. */
+ * head_dim is a multiple of 16.
+ *
+ * The new tokens of the sequences of one forward pass, alike for all its layers. Sequence s owns the rows query_start[s]
+ * to query_start[s + 1] of q, the last of its seq_lens[s] tokens; its key t is in block block_tables[s][t / 16]. */
+typedef struct tw_attention_batch {
+    const float *cos_sin; /* (max_position, head_dim) = [cos | sin], for the two halves of a head */
+    int64_t max_position;
+    const int32_t *positions;    /* (m): rows of cos_sin */
+    const int32_t *slots;        /* (m): where K and V go, block * 16 + offset */
+    const int32_t *block_tables; /* (num_seqs, max_blocks) */
+    int64_t max_blocks;
+    const int32_t *query_start; /* (num_seqs + 1) */
+    const int32_t *seq_lens;    /* (num_seqs) */
+    int64_t num_seqs, m;
+} tw_attention_batch;
+
+/* How one layer attends. KV head j serves query heads group_start[j] to group_start[j + 1]. */
+typedef struct tw_attention_layer {
+    const int32_t *group_start; /* (num_kv_heads + 1) */
+    int32_t num_heads, num_kv_heads, head_dim;
+    float scale;                /* of a query times a key */
+    int32_t sliding_window;     /* keys that a token sees, itself included; 0: all before it */
+    float softcap;              /* scores become softcap * tanh(scaled / softcap); 0: they stay */
+    const void *q_norm, *k_norm; /* (head_dim) of the call's dtype, or NULL: heads are normed before they are rotated */
+    float norm_eps;
+} tw_attention_layer;
+
+/* Rotates q and k of qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v] and writes k and v to the cache; q goes
+ * to q (m, num_heads * head_dim). */
+TW_API int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, void *cache, int64_t num_blocks,
+                             const tw_attention_batch *batch, const tw_attention_layer *layer, void *q, int dtype);
+/* Causal attention of q over the cached keys, to out (m, num_heads * head_dim). */
 TW_API int tw_paged_attention(tw_pool *pool, const void *q, int64_t ldq, const void *cache, int64_t num_blocks,
-                              const int32_t *block_tables, int64_t max_blocks, const int32_t *query_start,
-                              const int32_t *seq_lens, int64_t num_seqs, int64_t m, const int32_t *group_start,
-                              int num_kv_heads, int head_dim, float scale, int32_t sliding_window, void *out,
-                              int dtype);
+                              const tw_attention_batch *batch, const tw_attention_layer *layer, void *out, int dtype);
 
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
 typedef enum tw_limit {

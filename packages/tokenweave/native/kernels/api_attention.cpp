@@ -47,55 +47,69 @@ bool is_group_start(const int32_t *group_start, int num_kv_heads) {
     return group_start[0] == 0 && std::is_sorted(group_start, group_start + num_kv_heads + 1);
 }
 
+bool is_layer(const tw_attention_layer &layer) {
+    return layer.num_heads >= 0 && layer.num_kv_heads >= 0 && layer.head_dim >= 16 && layer.head_dim % 16 == 0 &&
+           layer.scale > 0 && layer.sliding_window >= 0 && layer.softcap >= 0 &&
+           is_group_start(layer.group_start, layer.num_kv_heads) &&
+           layer.group_start[layer.num_kv_heads] == layer.num_heads && !layer.q_norm == !layer.k_norm;
+}
+
+bool are_sequences(const tw_attention_batch &batch, int64_t num_blocks) {
+    if (batch.query_start[0] != 0 || batch.query_start[batch.num_seqs] != batch.m) return false;
+    for (int64_t s = 0; s < batch.num_seqs; ++s)
+        if (!is_sequence(batch.block_tables + s * batch.max_blocks, batch.max_blocks, num_blocks,
+                         int64_t{batch.query_start[s + 1]} - batch.query_start[s], batch.seq_lens[s]))
+            return false;
+    return true;
+}
+
+// As many as the caller's scratch is made for: an item holds all query heads of a KV head for at least one query.
+int64_t max_rows_of_item(const tw_attention_layer &layer) {
+    int64_t max_rows = ITEM_ROWS;
+    for (int j = 0; j < layer.num_kv_heads; ++j)
+        max_rows = std::max<int64_t>(max_rows, layer.group_start[j + 1] - layer.group_start[j]);
+    return max_rows;
+}
+
 }  // namespace
 
-int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, const int32_t *positions, const int32_t *slots,
-                      const float *cos_sin, int64_t max_position, const void *q_norm, const void *k_norm, float eps,
-                      void *q, void *cache, int64_t num_blocks, int64_t m, int num_heads, int num_kv_heads,
-                      int head_dim, int dtype) {
-    if (!pool || m < 0 || num_heads < 0 || num_kv_heads < 0 || head_dim < 16 || head_dim % 16 || !is_dtype(dtype) ||
-        ldqkv < int64_t{num_heads + 2 * num_kv_heads} * head_dim || !all_below(positions, m, max_position) ||
-        !all_below(slots, m, num_blocks * BLOCK_SIZE))
+int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, void *cache, int64_t num_blocks,
+                      const tw_attention_batch *batch, const tw_attention_layer *layer, void *q, int dtype) {
+    if (!pool || !batch || !layer || batch->m < 0 || !is_dtype(dtype) || !is_layer(*layer) ||
+        ldqkv < int64_t{layer->num_heads + 2 * layer->num_kv_heads} * layer->head_dim ||
+        !all_below(batch->positions, batch->m, batch->max_position) ||
+        !all_below(batch->slots, batch->m, num_blocks * BLOCK_SIZE))
         return TW_ERROR_INVALID_ARGUMENT;
-    const RopeArgs args{qkv,    ldqkv, positions, slots,     cos_sin,      q_norm,   k_norm,
-                        eps,    q,     cache,     num_heads, num_kv_heads, head_dim, dtype};
-    const int64_t row_elements = std::max(1, (num_heads + 2 * num_kv_heads) * head_dim);
+    const RopeArgs args{qkv, ldqkv, batch->positions, batch->slots, batch->cos_sin, layer->q_norm, layer->k_norm,
+                        layer->norm_eps, q, cache, layer->num_heads, layer->num_kv_heads, layer->head_dim, dtype};
+    const int64_t row_elements = std::max(1, (layer->num_heads + 2 * layer->num_kv_heads) * layer->head_dim);
     const auto kernel = pool->pool.kernels().rope_and_store;
     try {
-        pool->pool.reserve(2 * head_dim * sizeof(float));
+        pool->pool.reserve(2 * layer->head_dim * sizeof(float));
     } catch (const std::bad_alloc &) {
         return TW_ERROR_OUT_OF_MEMORY;
     }
-    run_range(pool->pool, m, std::max<int64_t>(1, MIN_PART_HEAD_ELEMENTS / row_elements),
+    run_range(pool->pool, batch->m, std::max<int64_t>(1, MIN_PART_HEAD_ELEMENTS / row_elements),
               [&](int64_t first, int64_t last, char *scratch) { kernel(args, first, last, scratch); });
     return TW_OK;
 }
 
 int tw_paged_attention(tw_pool *pool, const void *q, int64_t ldq, const void *cache, int64_t num_blocks,
-                       const int32_t *block_tables, int64_t max_blocks, const int32_t *query_start,
-                       const int32_t *seq_lens, int64_t num_seqs, int64_t m, const int32_t *group_start,
-                       int num_kv_heads, int head_dim, float scale, int32_t sliding_window, void *out, int dtype) {
-    if (!pool || m < 0 || num_seqs < 0 || num_kv_heads < 0 || head_dim < 16 || head_dim % 16 || !is_dtype(dtype) ||
-        !(scale > 0) || sliding_window < 0 || !is_group_start(group_start, num_kv_heads) || query_start[0] != 0 ||
-        query_start[num_seqs] != m || ldq < int64_t{group_start[num_kv_heads]} * head_dim)
+                       const tw_attention_batch *batch, const tw_attention_layer *layer, void *out, int dtype) {
+    if (!pool || !batch || !layer || batch->m < 0 || batch->num_seqs < 0 || !is_dtype(dtype) || !is_layer(*layer) ||
+        ldq < int64_t{layer->num_heads} * layer->head_dim || !are_sequences(*batch, num_blocks))
         return TW_ERROR_INVALID_ARGUMENT;
-    for (int64_t s = 0; s < num_seqs; ++s)
-        if (!is_sequence(block_tables + s * max_blocks, max_blocks, num_blocks,
-                         int64_t{query_start[s + 1]} - query_start[s], seq_lens[s]))
-            return TW_ERROR_INVALID_ARGUMENT;
-    const AttentionArgs args{q,        ldq,   cache,          block_tables, max_blocks, group_start, group_start[num_kv_heads],
-                             num_kv_heads, head_dim, scale, sliding_window, out,        dtype};
+    const AttentionArgs args{q, ldq, cache, batch->block_tables, batch->max_blocks, layer->group_start,
+                             layer->num_heads, layer->num_kv_heads, layer->head_dim, layer->scale,
+                             layer->sliding_window, layer->softcap, out, dtype};
     try {
         std::vector<AttentionItem> items;
-        for (int64_t s = 0; s < num_seqs; ++s)
-            add_items(items, args, static_cast<int32_t>(s), query_start[s], query_start[s + 1] - query_start[s],
-                      seq_lens[s]);
+        for (int64_t s = 0; s < batch->num_seqs; ++s)
+            add_items(items, args, static_cast<int32_t>(s), batch->query_start[s],
+                      batch->query_start[s + 1] - batch->query_start[s], batch->seq_lens[s]);
         sort_by_work(items);
-        int64_t max_rows = ITEM_ROWS;
-        for (int j = 0; j < num_kv_heads; ++j)
-            max_rows = std::max<int64_t>(max_rows, group_start[j + 1] - group_start[j]);
         const KernelTable &kernels = pool->pool.kernels();
-        pool->pool.reserve(kernels.attention_scratch_bytes(args, max_rows));
+        pool->pool.reserve(kernels.attention_scratch_bytes(args, max_rows_of_item(*layer)));
         run_range(pool->pool, static_cast<int64_t>(items.size()), 1, [&](int64_t first, int64_t last, char *scratch) {
             for (int64_t i = first; i < last; ++i) kernels.attention(args, items[i], scratch);
         });

@@ -25,7 +25,7 @@ template <typename T>
 struct AttentionState {
     T *queries;       // (rows, head_dim)
     float *sums;      // (rows, LANES): partial sums of probabilities
-    float *maxima;    // (rows,), of unscaled scores
+    float *maxima;    // (rows,), of scores before the scale: see attend_tile
     float *outputs;   // (rows, head_dim)
     T *probabilities;  // (GROUP_ROWS, KEY_TILE)
 };
@@ -132,6 +132,21 @@ TW_INLINE void weigh_values(const AttentionState<T> &state, int row, const float
         TW_UNROLL for (int c = 0; c < GROUPS; ++c) store(out + r * head_dim + c * LANES, acc[r][c]);
 }
 
+// tanh(x) to an absolute error of 1e-7. Beyond 10 it is 1 in float32, and exp2 takes the bounds. A NaN stays one: max
+// gives its second operand where either is NaN.
+TW_INLINE Floats tanh(Floats x) {
+    const Floats bounded = zeros() - max(broadcast(-10.0f), zeros() - max(broadcast(-10.0f), x));
+    const Floats e = exp2(bounded * broadcast(2.8853900817779268f));  // 2 log2(e): e is exp(2 x)
+    return (e - broadcast(1.0f)) / (e + broadcast(1.0f));
+}
+
+// Scores as the key and the query gave them become softcap * tanh(scale * score / softcap).
+template <int ROWS>
+TW_INLINE void cap_scores(Floats (&scores)[ROWS][KEY_GROUPS], float scale, float softcap) {
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c)
+        scores[r][c] = tanh(scores[r][c] * broadcast(scale / softcap)) * broadcast(softcap);
+}
+
 template <int ROWS>
 TW_INLINE void mask_scores(Floats (&scores)[ROWS][KEY_GROUPS], const AttentionArgs &args, const AttentionItem &item,
                            int row, int group_size, int32_t first_key) {
@@ -159,11 +174,14 @@ void attend_tile(const AttentionArgs &args, const AttentionItem &item, const Att
     TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] = zeros();
     const char *queries = reinterpret_cast<const char *>(state.queries + static_cast<int64_t>(row) * d);
     accumulate<T>(scores, queries, d * sizeof(T), tile.keys, BLOCK_SIZE * 4, d / WORD_ELEMENTS<T>);
+    if (args.softcap > 0) cap_scores(scores, args.scale, args.softcap);
     const bool window_cuts = args.sliding_window && tile.first_key < last_position + 1 - args.sliding_window;
     if (end > first_position + 1 || window_cuts) mask_scores(scores, args, item, row, group_size, tile.first_key);
 
     float shrink[LANES];
-    softmax_tile<T>(scores, args.scale * 1.4426950408889634f, state, row, shrink);
+    // Without a cap the scale is left to the exponent, where it costs nothing. log2(e): exp(x) is exp2(x log2(e)).
+    const float scale = args.softcap > 0 ? 1.0f : args.scale;
+    softmax_tile<T>(scores, scale * 1.4426950408889634f, state, row, shrink);
     const int num_keys = last_position + 1 < end ? last_position + 1 - tile.first_key : KEY_TILE;
     int column = 0;
     for (; column + 4 * LANES <= d; column += 4 * LANES)

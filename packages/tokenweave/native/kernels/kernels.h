@@ -95,6 +95,7 @@ struct AttentionArgs {
     int num_heads, num_kv_heads, head_dim;
     float scale;
     int32_t sliding_window;
+    float softcap;  // 0: none
     void *out;
     int dtype;
 };

@@ -19,7 +19,7 @@ from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler
-from tokenweave.kernels import Kernels, PackedLinear
+from tokenweave.kernels import AttentionBatch, AttentionLayer, HeadLayout, Kernels, PackedLinear
 from tokenweave.plan import Op, Plan, Step, narrows
 
 
@@ -69,9 +69,8 @@ class Layer:
     """One decoder layer of one rank."""
 
     qkv: PackedLinear  # ((heads + 2 * kv_heads) * head_dim, hidden)
+    attention: AttentionLayer
     o: PackedLinear  # (hidden, heads * head_dim)
-    q_norm: Tensor | None
-    k_norm: Tensor | None
     mlp: Mlp | MixtureOfExperts
 
 
@@ -98,7 +97,7 @@ class Decoder:
         self.padding = HeadPadding.to_multiple(config.head_dim, kernels.head_alignment)
         self.heads = replace(shard.head_layout(config), head_dim=self.padding.width)
         self.rotations = Rotations(config.rope, config.head_dim, max_model_len, self.padding)
-        loader = _Loader(source, shard, kernels, dtype, self.padding)
+        loader = _Loader(source, shard, kernels, dtype, self.padding, self.heads)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
@@ -137,15 +136,17 @@ class _Loader:
     """Reads and packs one rank's weights."""
 
     def __init__(
-        self, source: WeightSource, shard: Shard, kernels: Kernels, dtype: torch.dtype, padding: HeadPadding
+        self,
+        source: WeightSource,
+        shard: Shard,
+        kernels: Kernels,
+        dtype: torch.dtype,
+        padding: HeadPadding,
+        heads: HeadLayout,
     ) -> None:
-        self.source, self.shard, self.kernels, self.dtype, self.padding = (
-            source,
-            shard,
-            kernels,
-            dtype,
-            padding,
-        )
+        self.source, self.shard, self.kernels, self.dtype, self.padding, self.heads = (
+            source, shard, kernels, dtype, padding, heads,
+        )  # fmt: skip
         self.config = source.config
         self.q_rows = scale(shard.heads, self.config.head_dim)
         self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
@@ -161,10 +162,20 @@ class _Loader:
         name = f"layers.{index}"
         return Layer(
             qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}, self.padding),
+            attention=self._attention(name),
             o=self._summed(f"{name}.o", self.q_rows, self.padding),
-            q_norm=self._head_norm(f"{name}.q_norm") if self.config.qk_norm else None,
-            k_norm=self._head_norm(f"{name}.k_norm") if self.config.qk_norm else None,
             mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
+        )
+
+    def _attention(self, name: str) -> AttentionLayer:
+        config = self.config
+        return AttentionLayer(
+            self.heads,
+            scale=config.head_dim**-0.5,
+            sliding_window=config.sliding_window,
+            q_norm=self._head_norm(f"{name}.q_norm") if config.qk_norm else None,
+            k_norm=self._head_norm(f"{name}.k_norm") if config.qk_norm else None,
+            norm_eps=self.padding.eps(config.rms_norm_eps),
         )
 
     def layers(self) -> Iterator[Layer]:
@@ -229,10 +240,15 @@ class Part:
     (`narrows`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
     """
 
-    def __init__(self, batch: ForwardBatch, rotation_rows: Tensor) -> None:
+    def __init__(self, batch: ForwardBatch, rotations: Tensor, rotation_rows: Tensor) -> None:
+        """Rotations are those of the pass; rotation_rows (num_tokens,) are this part's rows of them."""
         self.batch = batch
-        self.rotation_rows = rotation_rows  # (num_tokens,) of the pass's rotations
         self.wanted = batch.logit_rows if narrows(batch.num_tokens, len(batch.logit_rows)) else None
+        self.attention = _attention_batch(batch, rotations, rotation_rows)
+        self.wanted_attention = self.attention  # of the rows that go on in the last layer
+        if self.wanted is not None and not self.is_done:
+            alone = batch.single_tokens(self.wanted)
+            self.wanted_attention = _attention_batch(alone, rotations, rotation_rows[self.wanted])
         self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
         self.logits: Tensor  # (num_logits, local vocab) float32
@@ -243,6 +259,12 @@ class Part:
         return self.wanted is not None and not len(self.wanted)
 
 
+def _attention_batch(batch: ForwardBatch, rotations: Tensor, rotation_rows: Tensor) -> AttentionBatch:
+    return AttentionBatch(
+        rotations, rotation_rows, batch.slots, batch.block_tables, batch.query_start, batch.seq_lens
+    )
+
+
 class Forward:
     """One pass of a decoder over one batch: the handlers that the plan's steps call.
 
@@ -251,9 +273,9 @@ class Forward:
 
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.cache = decoder, cache
-        self.rotations, rotation_rows = decoder.rotations.of(batch)
+        rotations, rotation_rows = decoder.rotations.of(batch)
         self.parts = tuple(
-            Part(batch.part(rows), rotation_rows[rows.start : rows.stop]) for rows in plan.parts
+            Part(batch.part(rows), rotations, rotation_rows[rows.start : rows.stop]) for rows in plan.parts
         )
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
@@ -277,33 +299,14 @@ class Forward:
 
     def attention(self, step: Step) -> None:
         decoder, part, kernels = self.decoder, self._part_of(step), self.decoder.kernels
-        index, batch = _layer_of(step), part.batch
+        index, batch = _layer_of(step), part.attention
         layer, cache = decoder.layers[index], self.cache[index]
-        q = kernels.rope_and_store(
-            kernels.linear(part.hidden, layer.qkv),
-            part.rotation_rows,
-            self.rotations,
-            batch.slots,
-            cache,
-            decoder.heads,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
-            eps=decoder.padding.eps(decoder.config.rms_norm_eps),
-        )
+        q = kernels.rope_and_store(kernels.linear(part.hidden, layer.qkv), cache, batch, layer.attention)
         if part.wanted is not None and self._is_last(index):
             if part.is_done:
                 return
-            q, batch = q[part.wanted], batch.single_tokens(part.wanted)
-        attended = kernels.paged_attention(
-            q,
-            cache,
-            batch.block_tables,
-            batch.query_start,
-            batch.seq_lens,
-            decoder.heads,
-            scale=decoder.config.head_dim**-0.5,
-            sliding_window=decoder.config.sliding_window,
-        )
+            q, batch = q[part.wanted], part.wanted_attention
+        attended = kernels.paged_attention(q, cache, batch, layer.attention)
         part.hidden = kernels.linear(attended, layer.o, out=self._new_partial(len(attended)))
 
     def mlp(self, step: Step) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenweave import native
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, Tolerance
 from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
@@ -12,6 +13,8 @@ from tokenweave.kernels.reference import ReferenceKernels
 
 __all__ = [
     "BLOCK_SIZE",
+    "AttentionBatch",
+    "AttentionLayer",
     "HeadLayout",
     "Kernels",
     "NativeKernels",

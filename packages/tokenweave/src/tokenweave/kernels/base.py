@@ -1,4 +1,4 @@
-"""Kernels: what every backend offers, and the two value types its calls share."""
+"""Kernels: the calls that every backend offers, and the values of heads and packed weights that they take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from tokenweave.errors import KernelError
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.paging import BLOCK_SIZE
+
+if TYPE_CHECKING:
+    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 
 DTYPES = (torch.float32, torch.bfloat16)
 ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
@@ -91,11 +95,6 @@ class Kernels(ABC):
     threads: int
     head_alignment: int  # `head_dim` must be a multiple of it
 
-    @property
-    @abstractmethod
-    def kv_layout(self) -> str:
-        """Names the private layout of a KV block; blocks of one layout, dtype and heads can be swapped."""
-
     @abstractmethod
     def pack(
         self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
@@ -130,41 +129,22 @@ class Kernels(ABC):
 
     @abstractmethod
     def rope_and_store(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        slots: Tensor,
-        cache_layer: Tensor,
-        heads: HeadLayout,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
-        eps: float = 1e-6,
+        self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        """Rotates q and k by position, writes k and v to the cache, returns q (m, num_heads * head_dim).
+        """Rotates q and k, writes k and v to the cache, returns q (m, num_heads * head_dim).
 
-        qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v]; positions, slots (m,) int32,
-        slot = block * 16 + offset; cos_sin (max_position, head_dim) float32 = [cos | sin], for the two
-        halves of a head (as GPT-NeoX). With q_norm and k_norm (head_dim,), heads are rms_normed first (as Qwen3).
+        qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v]. Where the layer has norms of its heads, they
+        come before the rotation.
         """
 
     @abstractmethod
     def paged_attention(
-        self,
-        q: Tensor,
-        cache_layer: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        seq_lens: Tensor,
-        heads: HeadLayout,
-        scale: float,
-        sliding_window: int | None = None,
+        self, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
         """Causal attention of each sequence's new tokens over its cached keys: (m, num_heads * head_dim).
 
-        Sequence s owns rows `query_start[s]:query_start[s + 1]` of q, the last of its `seq_lens[s]` tokens. A
-        token at position p sees keys 0..p, or the last `sliding_window` of them. Key t of sequence s is in
-        block `block_tables[s, t // 16]`.
+        A token at position p sees keys 0..p, or the last `sliding_window` of them. Scores are scaled, then capped, then
+        masked.
         """
 
     @abstractmethod

@@ -1,16 +1,54 @@
-"""What every call into the native library needs: dtype codes, row strides and head groups, cheaply."""
+"""Parts that every call into the native library needs: dtype codes, row strides, head groups, and the structs of C."""
 
 from __future__ import annotations
 
 import ctypes
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from tokenweave.kernels.base import HeadLayout
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenweave.kernels.base import HeadLayout
 
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}  # tw_dtype
+
+
+class AttentionBatchStruct(ctypes.Structure):
+    """tw_attention_batch."""
+
+    _fields_ = [
+        ("cos_sin", c_void_p),
+        ("max_position", c_int64),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("block_tables", c_void_p),
+        ("max_blocks", c_int64),
+        ("query_start", c_void_p),
+        ("seq_lens", c_void_p),
+        ("num_seqs", c_int64),
+        ("m", c_int64),
+    ]
+
+
+class AttentionLayerStruct(ctypes.Structure):
+    """tw_attention_layer."""
+
+    _fields_ = [
+        ("group_start", POINTER(c_int32)),
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("scale", c_float),
+        ("sliding_window", c_int32),
+        ("softcap", c_float),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("norm_eps", c_float),
+    ]
 
 
 def row_stride(tensor: Tensor) -> int:

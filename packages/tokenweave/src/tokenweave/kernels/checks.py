@@ -1,6 +1,8 @@
-"""What the kernels accept: cheap checks whose errors say what was got and what was expected."""
+"""The checks of what kernels are given: cheap, and their errors say what was got and what was expected."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,6 +10,9 @@ from torch import Tensor
 from tokenweave.errors import KernelError
 from tokenweave.kernels.base import DTYPES, HeadLayout, PackedLinear
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
+
+if TYPE_CHECKING:
+    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 
 NATIVE_HEAD_ALIGNMENT = 16
 
@@ -105,54 +110,34 @@ def check_native_heads(heads: HeadLayout) -> None:
         )
 
 
-def check_rope(
-    qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    slots: Tensor,
-    cache_layer: Tensor,
-    heads: HeadLayout,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-) -> None:
+def check_rope(qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
+    heads = layer.heads
     check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
-    tokens = qkv.shape[:1]
-    check_dense("positions", positions, torch.int32, tokens)
-    check_dense("slots", slots, torch.int32, tokens)
-    check_dense("cos_sin", cos_sin, torch.float32, (*cos_sin.shape[:1], heads.head_dim))
+    _check_tokens("qkv", qkv, batch)
     check_heads(heads, cache_layer, qkv.dtype)
-    if (q_norm is None) != (k_norm is None):
-        raise KernelError("q_norm and k_norm go together; got only one of them")
-    if q_norm is not None and k_norm is not None:
-        check_dense("q_norm", q_norm, qkv.dtype, (heads.head_dim,))
-        check_dense("k_norm", k_norm, qkv.dtype, (heads.head_dim,))
+    if batch.rotations.shape[1] != heads.head_dim:
+        raise KernelError(
+            f"rotations are {batch.rotations.shape[1]} wide, expected head_dim, {heads.head_dim}: [cos | sin]"
+        )
+    if layer.q_norm is not None and layer.q_norm.dtype is not qkv.dtype:
+        raise KernelError(f"q_norm and k_norm are {layer.q_norm.dtype}, expected {qkv.dtype} as qkv is")
 
 
-def check_attention(
-    q: Tensor,
-    cache_layer: Tensor,
-    block_tables: Tensor,
-    query_start: Tensor,
-    seq_lens: Tensor,
-    heads: HeadLayout,
-    scale: float,
-    sliding_window: int | None,
-) -> None:
-    check_matrix("q", q, heads.num_heads * heads.head_dim)
-    check_heads(heads, cache_layer, q.dtype)
-    num_seqs = seq_lens.numel()
-    check_dense("seq_lens", seq_lens, torch.int32, (num_seqs,))
-    check_dense("query_start", query_start, torch.int32, (num_seqs + 1,))
-    check_dense("block_tables", block_tables, torch.int32, (num_seqs, *block_tables.shape[1:2]))
-    if not scale > 0:
-        raise KernelError(f"scale is {scale}, expected more than 0")
-    if sliding_window is not None and sliding_window < 1:
-        raise KernelError(f"sliding_window is {sliding_window}, expected at least 1, or None for no window")
+def check_attention(q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
+    check_matrix("q", q, layer.heads.num_heads * layer.heads.head_dim)
+    _check_tokens("q", q, batch)
+    check_heads(layer.heads, cache_layer, q.dtype)
 
 
-def check_rope_indices(positions: Tensor, slots: Tensor, num_positions: int, num_slots: int) -> None:
-    """Raises unless every position has its row of cos_sin and every slot lies in the cache."""
-    for name, index, size in (("positions", positions, num_positions), ("slots", slots, num_slots)):
+def _check_tokens(name: str, rows: Tensor, batch: AttentionBatch) -> None:
+    if rows.shape[0] != batch.num_tokens:
+        raise KernelError(f"{name} has {rows.shape[0]} rows, expected {batch.num_tokens}, the batch's tokens")
+
+
+def check_rope_indices(rows: Tensor, slots: Tensor, num_rotations: int, num_blocks: int) -> None:
+    """Raises unless every token has its row of the rotations and every slot lies in the cache."""
+    sizes = (("rotation_rows", rows, num_rotations), ("slots", slots, num_blocks * BLOCK_SIZE))
+    for name, index, size in sizes:
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
             raise KernelError(f"{name} span {int(index.min())}..{int(index.max())}, expected 0..{size - 1}")
 
@@ -163,7 +148,7 @@ def check_sequences(
     """Raises unless the sequences own all rows in order and every key lies in a block of the cache."""
     starts, lens = query_start.tolist(), seq_lens.tolist()
     if starts[0] != 0 or starts[-1] != num_rows or starts != sorted(starts):
-        raise KernelError(f"query_start is {starts}, expected to rise from 0 to the {num_rows} rows of q")
+        raise KernelError(f"query_start is {starts}, expected to rise from 0 to the {num_rows} tokens")
     for s, (first, last, length) in enumerate(zip(starts[:-1], starts[1:], lens, strict=True)):
         if length < last - first or length > block_tables.shape[1] * BLOCK_SIZE:
             raise KernelError(

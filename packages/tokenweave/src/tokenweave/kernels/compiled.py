@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import native_silu_and_mul
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
@@ -20,7 +21,6 @@ class NativeKernels(Kernels):
     """Batch invariant: a row's result is the same bit for bit whatever is beside it, on any number of threads."""
 
     name = "native"
-    kv_layout = "word-interleaved"
     head_alignment = checks.NATIVE_HEAD_ALIGNMENT
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
@@ -71,39 +71,16 @@ class NativeKernels(Kernels):
         return native_silu_and_mul(self._pool, gate_up)
 
     def rope_and_store(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        slots: Tensor,
-        cache_layer: Tensor,
-        heads: HeadLayout,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
-        eps: float = 1e-6,
+        self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_rope(qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm)
-        return native_rope_and_store(
-            self._pool, qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm, eps
-        )
+        checks.check_rope(qkv, cache_layer, batch, layer)
+        return native_rope_and_store(self._pool, qkv, cache_layer, batch, layer)
 
     def paged_attention(
-        self,
-        q: Tensor,
-        cache_layer: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        seq_lens: Tensor,
-        heads: HeadLayout,
-        scale: float,
-        sliding_window: int | None = None,
+        self, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_attention(
-            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
-        )
-        return native_paged_attention(
-            self._pool, q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
-        )
+        checks.check_attention(q, cache_layer, batch, layer)
+        return native_paged_attention(self._pool, q, cache_layer, batch, layer)
 
     def new_kv_cache(
         self,

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import reference_silu_and_mul
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
-from tokenweave.kernels.paging import BLOCK_SIZE
 from tokenweave.kernels.rotary import reference_rope_and_store
 
 
@@ -20,7 +20,6 @@ class ReferenceKernels(Kernels):
     """Runs wherever torch does, on torch's own threads. A row's last bits may depend on its neighbours."""
 
     name = "reference"
-    kv_layout = "token-major"
     head_alignment = 2
 
     def __init__(self, threads: int = 1) -> None:
@@ -58,41 +57,18 @@ class ReferenceKernels(Kernels):
         return reference_silu_and_mul(gate_up)
 
     def rope_and_store(
-        self,
-        qkv: Tensor,
-        positions: Tensor,
-        cos_sin: Tensor,
-        slots: Tensor,
-        cache_layer: Tensor,
-        heads: HeadLayout,
-        q_norm: Tensor | None = None,
-        k_norm: Tensor | None = None,
-        eps: float = 1e-6,
+        self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_rope(qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm)
-        checks.check_rope_indices(positions, slots, cos_sin.shape[0], cache_layer.shape[0] * BLOCK_SIZE)
-        return reference_rope_and_store(
-            qkv, positions, cos_sin, slots, cache_layer, heads, q_norm, k_norm, eps
-        )
+        checks.check_rope(qkv, cache_layer, batch, layer)
+        batch.check_indices(cache_layer.shape[0])
+        return reference_rope_and_store(qkv, cache_layer, batch, layer)
 
     def paged_attention(
-        self,
-        q: Tensor,
-        cache_layer: Tensor,
-        block_tables: Tensor,
-        query_start: Tensor,
-        seq_lens: Tensor,
-        heads: HeadLayout,
-        scale: float,
-        sliding_window: int | None = None,
+        self, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_attention(
-            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
-        )
-        checks.check_sequences(block_tables, query_start, seq_lens, q.shape[0], cache_layer.shape[0])
-        return reference_paged_attention(
-            q, cache_layer, block_tables, query_start, seq_lens, heads, scale, sliding_window
-        )
+        checks.check_attention(q, cache_layer, batch, layer)
+        batch.check_indices(cache_layer.shape[0])
+        return reference_paged_attention(q, cache_layer, batch, layer)
 
     def new_kv_cache(
         self,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from ctypes import byref
+
 import torch
 from torch import Tensor
 
 from tokenweave.kernels import checks
-from tokenweave.kernels.base import HeadLayout, Tolerance
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.norms import reference_rms_norm
 from tokenweave.kernels.paging import BLOCK_SIZE, place_of
@@ -23,67 +26,43 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
 
 
 def reference_rope_and_store(
-    qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    slots: Tensor,
-    cache_layer: Tensor,
-    heads: HeadLayout,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
+    qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
 ) -> Tensor:
     """Its block layout is plain: (16 tokens, head_dim) for K and for V."""
+    heads = layer.heads
     num_tokens, d, kv_size = qkv.shape[0], heads.head_dim, heads.num_kv_heads * heads.head_dim
     sections = torch.split(qkv.float(), [heads.num_heads * d, kv_size, kv_size], dim=-1)
     q, k, v = (section.reshape(num_tokens, section.shape[1] // d, d) for section in sections)
-    if q_norm is not None and k_norm is not None:
-        q, k = reference_rms_norm(q, q_norm, eps), reference_rms_norm(k, k_norm, eps)
-    angles = cos_sin[positions.long()]
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q = reference_rms_norm(q, layer.q_norm, layer.norm_eps)
+        k = reference_rms_norm(k, layer.k_norm, layer.norm_eps)
+    angles = batch.rotations[batch.rotation_rows.long()]
     cache = cache_layer.view(cache_layer.shape[0], 2, heads.num_kv_heads, BLOCK_SIZE, d)
-    block, offset = place_of(slots.long())
+    block, offset = place_of(batch.slots.long())
     cache[block, 0, :, offset] = rotate(k, angles).to(qkv.dtype)
     cache[block, 1, :, offset] = v.to(qkv.dtype)
     return rotate(q, angles).to(qkv.dtype).reshape(num_tokens, heads.num_heads * d)
 
 
 def native_rope_and_store(
-    pool: Pool,
-    qkv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    slots: Tensor,
-    cache_layer: Tensor,
-    heads: HeadLayout,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    eps: float,
+    pool: Pool, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
 ) -> Tensor:
-    """The library checks every position and slot before it writes; what was wrong is worked out only then."""
-    m, num_blocks = qkv.shape[0], cache_layer.shape[0]
-    q = torch.empty((m, heads.num_heads * heads.head_dim), dtype=qkv.dtype)
+    """The library checks every row and slot before it writes; what was wrong is worked out only then."""
+    heads = layer.heads
+    q = torch.empty((qkv.shape[0], heads.num_heads * heads.head_dim), dtype=qkv.dtype)
     status = pool.library.tw_rope_and_store(
         pool.handle,
         qkv.data_ptr(),
         row_stride(qkv),
-        positions.data_ptr(),
-        slots.data_ptr(),
-        cos_sin.data_ptr(),
-        cos_sin.shape[0],
-        None if q_norm is None else q_norm.data_ptr(),
-        None if k_norm is None else k_norm.data_ptr(),
-        eps,
-        q.data_ptr(),
         cache_layer.data_ptr(),
-        num_blocks,
-        m,
-        heads.num_heads,
-        heads.num_kv_heads,
-        heads.head_dim,
+        cache_layer.shape[0],
+        byref(batch.native),
+        byref(layer.native),
+        q.data_ptr(),
         DTYPE_CODE[qkv.dtype],
     )
     if status:
         checks.check_native_heads(heads)
-        checks.check_rope_indices(positions, slots, cos_sin.shape[0], num_blocks * BLOCK_SIZE)
+        batch.check_indices(cache_layer.shape[0])
         check_status(status, "rope_and_store")
     return q

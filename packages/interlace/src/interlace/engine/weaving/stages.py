@@ -30,7 +30,7 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
-from tokenweave.kernels import BLOCK_SIZE, Kernels, NativeKernels, blocks_for, make_kernels
+from tokenweave.kernels import BLOCK_SIZE, AttentionBatch, Kernels, NativeKernels, blocks_for, make_kernels
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
 from tokenweave.wave_table import RankShape, TableKey, pairs_seen
@@ -106,6 +106,8 @@ class RankStages:
         self._cache = decoder.kernels.new_kv_cache(config.num_layers, len(self._blocks), layout, dtype).fill_(
             0.01
         )
+        self._rows = torch.zeros(most_queries, dtype=torch.int32)
+        self._batch: AttentionBatch | None = None
         self._calls = 0
         # A single thread's own time leaves out what other programs took; more threads have only the wall's in common.
         self._clock = time.thread_time if decoder.kernels.threads == 1 else time.perf_counter
@@ -127,14 +129,15 @@ class RankStages:
         tables = self._blocks[: num_seqs * per_seq].view(num_seqs, per_seq)
         starts = torch.arange(num_seqs + 1, dtype=torch.int32) * num_new
         lengths = torch.full((num_seqs,), num_keys, dtype=torch.int32)
-        decoder, config = self.decoder, self.decoder.config
-        query = self._queries[: num_seqs * num_new]
+        decoder, rows = self.decoder, self._rows[: num_seqs * num_new]
+        query = self._queries[: len(rows)]
+        batch = AttentionBatch(
+            self._cos_sin, rows, rows, tables, starts, lengths
+        )  # nothing is rotated or stored
 
-        def attend(layer: int) -> None:
-            decoder.kernels.paged_attention(
-                query, self._cache[layer], tables, starts, lengths, decoder.heads,
-                scale=config.head_dim**-0.5, sliding_window=config.sliding_window,
-            )  # fmt: skip
+        def attend(index: int) -> None:
+            layer = decoder.layers[index].attention
+            decoder.kernels.paged_attention(query, self._cache[index], batch, layer)
 
         return self._time(attend, repeats)
 
@@ -170,14 +173,20 @@ class RankStages:
         return total_s / repeats
 
     def _projections(self, index: int, num_tokens: int) -> None:
-        decoder, kernels, layer = self.decoder, self.decoder.kernels, self.decoder.layers[index]
-        rows = self._ids[:num_tokens]
-        query = kernels.rope_and_store(
-            kernels.linear(self._hidden[:num_tokens], layer.qkv),
-            rows, self._cos_sin, torch.arange(num_tokens, dtype=torch.int32), self._cache[index], decoder.heads,
-            q_norm=layer.q_norm, k_norm=layer.k_norm, eps=decoder.config.rms_norm_eps,
-        )  # fmt: skip
+        kernels, layer = self.decoder.kernels, self.decoder.layers[index]
+        qkv = kernels.linear(self._hidden[:num_tokens], layer.qkv)
+        batch = self._prefill(num_tokens)
+        query = kernels.rope_and_store(qkv, self._cache[index], batch, layer.attention)
         kernels.linear(query, layer.o, out=self._new_partial(num_tokens))
+
+    def _prefill(self, num_tokens: int) -> AttentionBatch:
+        """One sequence from position 0, in the first blocks; the same object as long as the length stays."""
+        if self._batch is None or self._batch.num_tokens != num_tokens:
+            tokens = ForwardBatch.prefill(num_tokens, self.decoder.config.vocab_size)
+            self._batch = AttentionBatch(
+                self._cos_sin, tokens.positions, tokens.slots, tokens.block_tables, tokens.query_start, tokens.seq_lens
+            )  # fmt: skip
+        return self._batch
 
     def _mlp(self, index: int, num_tokens: int) -> None:
         mlp = self.decoder.layers[index].mlp
