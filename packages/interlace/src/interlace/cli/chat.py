@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HELP = """\
 /help          these commands
 /history       the conversation so far
-/system TEXT   tell the model what to be, and start anew; without TEXT: say what it was told; -: tell it nothing
+/system TEXT   give the model instructions and start anew; without TEXT: show them; with -: take them away
 /reset         forget the conversation
 /quit          end; so does Ctrl-D
 Ctrl-C stops a reply and keeps the conversation."""
@@ -33,7 +33,9 @@ Ctrl-C stops a reply and keeps the conversation."""
 @with_options
 def chat(
     *,
-    system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions for the model, as its system message.")
+    ] = None,
     sampling: GivenSampling,
     template: ChatOptions,
     engine: EngineConfig,
@@ -54,7 +56,7 @@ def chat(
 
 
 class Chat:
-    """One conversation: its messages, and what each line from the user does to them."""
+    """One conversation: the messages so far, and the commands that a user types."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Chat:
         self.reset()
 
     def run(self, next_line: Callable[[], str]) -> None:
-        """Take lines until /quit or the end of input (EOFError)."""
+        """Takes lines until /quit or the end of input (EOFError)."""
         while True:
             try:
                 line = next_line().strip()
@@ -87,7 +89,7 @@ class Chat:
                 self.take(line)
 
     def take(self, line: str) -> None:
-        """Do what one line asks for: a command, or something said to the model."""
+        """Carries out one line: a command, or something said to the model."""
         command, _, argument = line.partition(" ")
         match command:
             case "/help":
@@ -105,7 +107,7 @@ class Chat:
                 self.say(line)
 
     def say(self, text: str) -> None:
-        """One turn. A request that cannot be served is reported, and the conversation stays as it was."""
+        """Takes one turn. A request that cannot be served is reported, and the conversation stays as it was."""
         self.messages.append({"role": "user", "content": text})
         try:
             reply = self._stream_reply()
@@ -120,7 +122,7 @@ class Chat:
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def _stream_reply(self) -> str:
-        """Print the model's turn as it comes. Ctrl-C ends it: what was printed until then is the turn."""
+        """Prints the model's turn as it comes. Ctrl-C ends the turn; the conversation keeps the printed text."""
         parts: list[str] = []
         try:
             for chunk in self.llm.stream(self.messages, self.sampling, **self.template):
@@ -134,9 +136,9 @@ class Chat:
         return "".join(parts)
 
     def _advice(self, error: InterlaceError) -> str:
-        """How to go on after a turn that was refused."""
+        """Returns advice on how to go on after a turn that was refused."""
         if isinstance(error, TokenizerError) and self.system is not None:
-            return "(the conversation is as it was; /system - takes the system message out, if it is that)"
+            return "(the conversation is as it was; /system - takes the system message out, if that is the cause)"
         if isinstance(error, PromptTooLong | CacheTooSmall):
             return "(the conversation is as it was; /reset forgets it and makes room)"
         return "(the conversation is as it was; say it otherwise, or /reset)"
@@ -148,9 +150,9 @@ class Chat:
         self.system = None if text == "-" else text
         self.reset()
         print(
-            "(told; the conversation starts anew)"
+            "(the model has new instructions; the conversation starts anew)"
             if self.system
-            else "(told nothing; the conversation starts anew)"
+            else "(the model has no instructions; the conversation starts anew)"
         )
 
     def _show_history(self) -> None:

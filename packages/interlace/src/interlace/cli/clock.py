@@ -1,4 +1,4 @@
-"""How long ago the command was typed: the age of this process."""
+"""The age of this process: the time since the command was typed."""
 
 from __future__ import annotations
 

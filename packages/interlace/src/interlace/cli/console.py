@@ -1,6 +1,6 @@
-"""What goes where: answers to standard output; errors, and progress at a terminal, to standard error.
+"""Output of the command: answers to standard output; errors, and progress at a terminal, to standard error.
 
-Most of it is emucxl's, whose command says things in the same way.
+Most of it is emucxl's, whose command prints in the same way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SPINNER_HZ = 4.0  # seldom: loading has better use for the cores
 
 @contextmanager
 def working(message: str, shown: bool) -> Iterator[None]:
-    """A spinner beside `message` on standard error while the block runs."""
+    """Shows a spinner beside `message` on standard error while the block runs."""
     if not shown:
         yield
         return

@@ -1,4 +1,4 @@
-"""`interlace doctor`: what this machine offers Interlace, and what is missing and why."""
+"""`interlace doctor`: tells what this machine offers Interlace, what is missing, and why."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Also measure what the cores and the memory reach; takes a second."),
+        typer.Option("--measure", help="Also measure the speed of cores and memory; takes a second."),
     ] = False,
 ) -> None:
-    """Say what this machine offers, and what is missing. Asks no network. Status 1 when Interlace cannot run."""
+    """Say what this machine offers, and what is missing. Works offline. Status 1 when Interlace cannot run."""
     from interlace.cli.examination import examine
 
     report = examine(measure)

@@ -1,4 +1,4 @@
-"""The findings of `interlace doctor`: sections of facts, each a name and a text, and the problems that stop all."""
+"""The findings of `interlace doctor`: sections of facts, each a name and a text, and problems that stop Interlace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Facts = dict[str, Any]
 
 
 def examine(measure: bool = False) -> dict[str, Any]:
-    """Everything `doctor` reports. With `measure` the machine's limits are measured too."""
+    """Returns everything that `doctor` reports. With `measure`, the machine's limits are measured too."""
     problems: list[str] = []
     report: dict[str, Any] = {"machine": _machine(), "software": _software()}
     if platform.system() != "Linux":
@@ -63,7 +63,7 @@ def _version(package: str) -> str:
 
 
 def _kernels() -> Facts:
-    """Which kernels and dtypes there are, and which ones "auto" takes."""
+    """Returns the kernels and dtypes that work here, and the ones that "auto" takes."""
     import torch
 
     from interlace.engine.ranks.runner import DTYPES, resolve_dtype
@@ -120,7 +120,7 @@ def _size_bytes(directory: Path) -> int:
 
 
 def _limits() -> Facts:
-    """What all usable cores together reach, in loops that do nothing else."""
+    """Returns the speed of all usable cores together, in loops that do nothing else."""
     from tokenweave import native
 
     if native.unavailable_reason() is not None:
@@ -137,7 +137,7 @@ def _size(size_bytes: int | None) -> str:
 
 
 def _first_value(path: str, key: str) -> str | None:
-    """What follows `key:` in a file of such lines; None when there is none."""
+    """Returns the text after `key:` in a file of such lines; None when no line has the key."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

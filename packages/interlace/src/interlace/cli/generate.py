@@ -19,9 +19,13 @@ from interlace.engine.prompts import ChatOptions
 
 @with_options
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - or nothing: standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; absent or -: read from standard input.")
+    ] = None,
     *,
-    system: Annotated[str | None, typer.Option(help="What the model is told to be.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="Instructions for the model, as its system message.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     trace: Annotated[
@@ -34,16 +38,10 @@ def generate(
     engine: EngineConfig,
 ) -> None:
     """Answer one prompt; the answer streams to standard output."""
-    if raw and system is not None:
-        raise typer.BadParameter("--system needs the chat template: leave out --raw, or --system")
-    if raw and template:
-        raise typer.BadParameter(
-            f"{', '.join(template)} are for the chat template: leave out --raw, or those"
-        )
+    if raw:
+        _refuse_chat_options(system, template)
     if trace is not None:
-        from tokenweave.trace import check_writable
-
-        check_writable(trace)  # before a model is loaded in vain
+        _check_writable(trace)  # before a model is loaded in vain
     told = None if system is None else streams.argument_text(system)
     request = _request(_read_prompt(prompt, engine), told, raw)
 
@@ -61,8 +59,24 @@ def generate(
         print(f"\n{table_of(reply, engine, ranks)}")
 
 
+def _check_writable(trace: Path) -> None:
+    from tokenweave.trace import check_writable
+
+    check_writable(trace)
+
+
+def _refuse_chat_options(system: str | None, template: ChatOptions) -> None:
+    """Raises a usage error for options that only the chat template uses."""
+    if system is not None:
+        raise typer.BadParameter("--system needs the chat template: leave out --raw, or --system")
+    if template:
+        raise typer.BadParameter(
+            f"{', '.join(template)} are for the chat template: leave out --raw, or those"
+        )
+
+
 def _request(prompt: str, system: str | None, raw: bool) -> str | list[dict[str, str]]:
-    """What LLM.stream takes: a text as it is, or a conversation for the chat template."""
+    """Returns the prompt as LLM.stream takes it: a text as it is, or a conversation for the chat template."""
     if raw:
         return prompt
     opening = [] if system is None else [{"role": "system", "content": system}]
@@ -70,7 +84,7 @@ def _request(prompt: str, system: str | None, raw: bool) -> str | list[dict[str,
 
 
 def _read_prompt(prompt: str | None, engine: EngineConfig) -> str:
-    """Raises a usage error when there is none."""
+    """Returns the prompt that was given or piped in. Raises a usage error when there is none."""
     if prompt is not None and prompt != "-":
         return streams.argument_text(prompt)
     from interlace.cli.session import is_follower

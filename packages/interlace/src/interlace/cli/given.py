@@ -1,4 +1,4 @@
-"""What was typed for a request: its sampling, which the model's own completes, and what its chat template is given."""
+"""Options of a request as they were typed: sampling, and arguments of the chat template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLING_DEFAULTS = {"max_tokens": 256, "temperature": 0.7}  # for a person at a
 
 @dataclass(frozen=True)
 class GivenSampling:
-    """The sampling options that were typed, by the names of SamplingParams. Checked when made, as those are."""
+    """The sampling options that were typed, by the names of SamplingParams, and checked as those are."""
 
     values: Mapping[str, Any]
 
@@ -26,14 +26,14 @@ class GivenSampling:
         SamplingParams(**self.values)
 
     def over(self, model_defaults: Mapping[str, Any]) -> SamplingParams:
-        """What was typed, else what the model's files recommend, else what suits a person at a terminal."""
+        """Returns each option as typed, else as the model's files recommend, else as it suits a person."""
         return SamplingParams(**{**SAMPLING_DEFAULTS, **model_defaults, **self.values})
 
 
 def chat_options(
     chat_template: Path | None, tools: Path | None, enable_thinking: bool | None, template_kwargs: str | None
 ) -> ChatOptions:
-    """What of it was typed, as LLM.stream takes it. Raises a usage error for files and values that are none."""
+    """Returns the options that were typed, as LLM.stream takes them. Raises a usage error for a bad file or value."""
     given: ChatOptions = {}
     if chat_template is not None:
         given["chat_template"] = _read(chat_template, "--chat-template")

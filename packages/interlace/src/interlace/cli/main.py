@@ -1,4 +1,4 @@
-"""The `interlace` command: its subcommands. `emucxl.cli.command` says how every one of them ends."""
+"""The `interlace` command and its subcommands. `emucxl.cli.command` runs them and turns errors into exit statuses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The options that `generate` and `chat` share, each declared once.
 
-Their meaning and their checks are those of SamplingParams and EngineConfig; only defaults that suit a person at a
-terminal differ.
+SamplingParams and EngineConfig give them their meaning and their checks. Some defaults differ, to suit a person at a
+terminal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from interlace.cli.given import GivenSampling, chat_options
 from interlace.engine.config import EngineConfig
 
 DEFAULT_MODEL = "smollm2"
-MADE = ("sampling", "template", "engine")  # of the options, for the command
+MADE = ("sampling", "template", "engine")  # parameters of a command that are made from the options
 
 
 def _option(kind: Any, default: Any, panel: str, *names: str, help: str, metavar: str | None = None) -> Any:
@@ -51,15 +51,15 @@ SAMPLING: dict[str, Any] = {
         float | None,
         None,
         "Sampling",
-        help="Over prompt and output; 1 is none; absent: the model's, or none.",
+        help="Penalty on tokens of prompt and output; 1: none; absent: the model's, or none.",
     ),
     "presence_penalty": _option(
-        float | None, None, "Sampling", help="Over output, once per token; 0 is none."
+        float | None, None, "Sampling", help="Penalty on tokens of the output, once each; 0: none."
     ),
     "frequency_penalty": _option(
-        float | None, None, "Sampling", help="Over output, per occurrence; 0 is none."
+        float | None, None, "Sampling", help="Penalty on tokens of the output, per occurrence; 0: none."
     ),
-    "seed": _option(int | None, None, "Sampling", help="Same seed, same tokens; absent: derived."),
+    "seed": _option(int | None, None, "Sampling", help="Same seed, same tokens; absent: one is derived."),
     "stop": _option(list[str] | None, None, "Sampling", help="End before this text; may be repeated."),
     "logprobs": _option(int | None, None, "Sampling", help="Report the N likeliest tokens (with --json)."),
     "ignore_eos": _option(bool, False, "Sampling", "--ignore-eos", help="Go on after the end of the text."),
@@ -77,7 +77,7 @@ CHAT: dict[str, Any] = {
         Path | None,
         None,
         "Chat template",
-        help="What the model may call: a JSON list of schemas.",
+        help="Functions that the model may call: a JSON list of schemas.",
         metavar="FILE.json",
     ),
     "enable_thinking": _option(
@@ -85,7 +85,7 @@ CHAT: dict[str, Any] = {
         None,
         "Chat template",
         "--enable-thinking/--no-enable-thinking",
-        help="Whether the model thinks first, where its template knows of it.",
+        help="Let the model think first, or not, where its template knows of it.",
     ),
     "template_kwargs": _option(
         str | None,
@@ -102,10 +102,14 @@ ENGINE: dict[str, Any] = {
     ),
     "tp": _option(int, 1, "Engine", help="Ranks to split the model over."),
     "communicator": _option(
-        str, "auto", "Engine", help="What joins the ranks.", metavar="auto|shm|thread|torch|null"
+        str, "auto", "Engine", help="The channel between the ranks.", metavar="auto|shm|thread|torch|null"
     ),
-    "dtype": _option(str, "auto", "Engine", help="Of weights and KV cache.", metavar="auto|float32|bfloat16"),
-    "threads": _option(int | None, None, "Engine", help="Per rank; absent: the cores, shared out."),
+    "dtype": _option(
+        str, "auto", "Engine", help="Number format of weights and KV cache.", metavar="auto|float32|bfloat16"
+    ),
+    "threads": _option(
+        int | None, None, "Engine", help="Threads of each rank; absent: the cores, shared out."
+    ),
     "max_model_len": _option(int | None, None, "Engine", help="Longest prompt and output, in tokens."),
     "kv_cache_gb": _option(float | None, None, "Engine", help="KV cache per rank, in 1e9 bytes."),
     "num_kv_blocks": _option(int | None, None, "Engine", help="KV cache in blocks of 16 tokens."),
@@ -125,7 +129,11 @@ ENGINE: dict[str, Any] = {
         metavar="auto|always|never",
     ),
     "executor": _option(
-        str, "lanes", "Engine", help="sequential: one step after the other.", metavar="lanes|sequential"
+        str,
+        "lanes",
+        "Engine",
+        help="lanes: transfers beside compute; sequential: one step after the other.",
+        metavar="lanes|sequential",
     ),
     "generation_config": _option(
         str,
@@ -141,7 +149,7 @@ ENGINE: dict[str, Any] = {
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(..., sampling, template, engine)` as a command that takes every option instead.
+    """Returns `command(..., sampling, template, engine)` as a command that takes every option instead.
 
     `sampling` is a GivenSampling, `template` has ChatOptions, `engine` is an EngineConfig. They are made, and so
     checked, before `command` is called.

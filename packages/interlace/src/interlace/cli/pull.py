@@ -20,7 +20,7 @@ def pull(
         typer.Argument(help="An alias (smollm2) or a model on the hub (organisation/model[:QUANTISATION])."),
     ],
 ) -> None:
-    """Fetch a model, and say where it is."""
+    """Fetch a model, and print where it is."""
     from interlace.models.sources import pull as fetch
 
     path = fetch(name, quiet=not console.is_progress_shown())

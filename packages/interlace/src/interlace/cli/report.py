@@ -1,4 +1,4 @@
-"""What `interlace generate` says about an answer: as one JSON object, or as a small table."""
+"""The report of `interlace generate` on an answer: one JSON object, or a small table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from interlace.engine.sampling_params import SamplingParams
 
 
-CHOOSING = (  # how a token is chosen, which the model's files may have had a say in
+CHOOSING = (  # how a token is chosen; the model's files may set these
     "temperature",
     "top_k",
     "top_p",
@@ -30,7 +30,7 @@ CHOOSING = (  # how a token is chosen, which the model's files may have had a sa
 def json_object(
     reply: Reply, engine: EngineConfig, sampling: SamplingParams, ranks: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything known about a reply. `seed` is the request's own, or null where it was derived from the engine's."""
+    """Returns all facts of a reply. `seed` is the request's own, or null where it was derived from the engine's."""
     output, completion = reply.output, reply.output.outputs[0]
     value = {
         "model": engine.model,
@@ -54,7 +54,7 @@ def json_object(
 
 
 def _logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
-    """One entry per generated token: its own logprob, and the likeliest tokens, best first."""
+    """Returns an entry per generated token: its own logprob, and the likeliest tokens, best first."""
     return [
         {
             "token_id": token_id,
@@ -66,7 +66,7 @@ def _logprobs(completion: CompletionOutput) -> list[dict[str, Any]]:
 
 
 def table_of(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> str:
-    """Two columns: what was measured, and its value."""
+    """Returns two columns: names of figures, and their values."""
     return "\n".join(f"{name:<22} {value}" for name, value in _rows(reply, engine, ranks))
 
 

@@ -1,4 +1,4 @@
-"""A session with a model: opened as early as can be, and one streamed reply of it."""
+"""A session with a model: opening it as early as possible, and collecting one streamed reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_llm(config: EngineConfig) -> LLM:
-    """The model of `config`, fetched if need be, loaded on all its ranks.
+    """Returns the model of `config`, fetched if need be and loaded on all its ranks.
 
     Under torchrun only rank 0 gets one; the other ranks serve it and end inside this call.
 
@@ -45,7 +45,7 @@ def open_llm(config: EngineConfig) -> LLM:
 
 
 def is_follower(config: EngineConfig) -> bool:
-    """Whether torchrun started this process as a rank other than 0: it serves rank 0 and prints nothing."""
+    """Returns True in a rank other than 0 that torchrun started: it serves rank 0 and prints nothing."""
     from interlace.engine.ranks.launch import resolve_communicator
     from tokenweave.environment import torchrun_environment
 
@@ -54,14 +54,14 @@ def is_follower(config: EngineConfig) -> bool:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished reply, and how long after the command was typed its first token came."""
+    """A finished reply, and the time from the typed command to its first token."""
 
     output: RequestOutput
-    command_to_first_token_s: float | None  # None where the system does not tell when that was
+    command_to_first_token_s: float | None  # None where the system does not tell when the command was typed
 
 
 def collect(chunks: Iterator[StreamChunk], echo: bool) -> Reply:
-    """Run a request to its end; with `echo` its text goes to standard output as it comes."""
+    """Runs a request to its end; with `echo`, prints its text as it comes."""
     first_token_s: float | None = None
     text, is_first = "", True
     for chunk in chunks:

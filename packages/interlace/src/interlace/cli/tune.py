@@ -16,22 +16,28 @@ if TYPE_CHECKING:
     from tokenweave.tune import Progress
     from tokenweave.wave_table import WaveTable
 
-DENSE = 48  # tokens of the chart that shows the waves
+DENSE = 48  # tokens up to which the chart shows single waves
 
 
 def tune(
     model: Annotated[str, typer.Argument(help="An alias, a directory, a .gguf file or a hub id.")],
     tp: Annotated[int, typer.Option(help="Ranks, all on this host.")] = 2,
-    dtype: Annotated[str, typer.Option(help="As the engine's.", metavar="auto|float32|bfloat16")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Per rank; absent: the cores, shared out.")] = None,
-    kernels: Annotated[str, typer.Option(help="As the engine's.", metavar="auto|native|reference")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each rank; absent: the cores, shared out.")
+    ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="Arithmetic, as in `generate`.", metavar="auto|native|reference")
+    ] = "auto",
     max_tokens: Annotated[int, typer.Option(help="Tokens of the largest forward pass.")] = 4096,
-    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Time to measure for, about.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as one JSON object.")] = False,
 ) -> None:
     """Time a model's layers at many token counts, so that the engine knows where to split a batch.
 
-    Reads the model's configuration and none of its weights. What is measured is kept, and the engine reads it.
+    Reads the model's configuration and none of its weights. The engine finds the table that is kept.
     """
     if tp < 1 or max_tokens < 1 or not 0 < seconds < float("inf"):
         raise EngineError(

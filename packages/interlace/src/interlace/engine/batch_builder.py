@@ -1,4 +1,4 @@
-"""build_batch: what the scheduler chose, as the flat arrays a forward pass reads."""
+"""build_batch: turns the scheduler's choice into the flat arrays that a forward pass reads."""
 
 from __future__ import annotations
 

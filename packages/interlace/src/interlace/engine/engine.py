@@ -3,7 +3,7 @@
 Thread safety: none; one thread owns an engine. LLM and AsyncLLM are its safe fronts.
 
 After the ranks have failed in a step the engine serves nothing more: every later call raises that same error.
-What goes wrong with one request (its row of logits is NaN, its text cannot be decoded) ends that request alone.
+A failure of one request (its row of logits is NaN, its text cannot be decoded) ends that request alone.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Engine:
         return tokens
 
     def has_request(self, request_id: str) -> bool:
-        """Whether an unfinished request has this id."""
+        """Returns True where an unfinished request has this id."""
         return request_id in self._requests
 
     def check_request(self, prompt_token_ids: Any, params: SamplingParams) -> list[int]:

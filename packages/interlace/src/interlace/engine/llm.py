@@ -172,10 +172,10 @@ class LLM(FrontEnd):
     def trace(self, path: str | os.PathLike[str]) -> Iterator[None]:
         """Records when each step of each batch inside runs, on every rank, and writes it to `path` at the end.
 
-        The file is for ui.perfetto.dev and `interlace trace summary`. It is written whole or not at all.
+        ui.perfetto.dev and `interlace trace summary` read the file. It is written whole or not at all.
 
         Raises:
-            TraceError: the file cannot be written, which is looked at first, or another trace is being recorded.
+            TraceError: the file cannot be written (checked first), or another trace is being recorded.
         """
         self._owner.check()
         file = Path(path)
@@ -286,8 +286,9 @@ class LLM(FrontEnd):
                         self._mailboxes[chunk.request_id].append(chunk)
 
     def _abandon(self, request_ids: list[str]) -> None:
-        """Nobody waits for these any more. Whoever holds the lock (it may be this thread, inside a step, when a
-        generator is collected there) sweeps them before its next step.
+        """Marks requests that nobody waits for. The thread that holds the lock sweeps them before its next step.
+
+        That may be this thread, inside a step, when a generator is collected there.
         """
         self._abandoned.extend(request_ids)
         if self._lock.acquire(blocking=False):
@@ -297,7 +298,7 @@ class LLM(FrontEnd):
                 self._lock.release()
 
     def _sweep(self) -> None:
-        """Aborts what was abandoned before it ended; it holds no block in the next step."""
+        """Aborts abandoned requests that have not ended, so that they hold no block in the next step."""
         while self._abandoned:
             request_id = self._abandoned.popleft()
             self._mailboxes.pop(request_id, None)
@@ -311,6 +312,6 @@ def _start(config: EngineConfig) -> Ranks:
 
 
 def _all_told(failures: list[RequestFailed], outputs: list[RequestOutput]) -> RequestFailed:
-    """One error for a call of which some requests failed."""
+    """Returns one error for a call of which some requests failed."""
     count = "" if len(outputs) == 1 else f"{len(failures)} of {len(outputs)} requests failed: "
     return RequestFailed(f"{count}{failures[0]}", outputs)

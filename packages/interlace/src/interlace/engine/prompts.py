@@ -25,7 +25,7 @@ class TokenisedPrompt(NamedTuple):
 class ChatOptions(TypedDict, total=False):
     """The arguments of a chat template besides the messages: keyword arguments of `chat` and `stream`."""
 
-    tools: Sequence[Mapping[str, Any]] | None  # what the model may call, as JSON schemas
+    tools: Sequence[Mapping[str, Any]] | None  # functions that the model may call, as JSON schemas
     documents: Sequence[Mapping[str, Any]] | None
     chat_template: str | None  # in the place of the model's: Jinja, or the name of one of its several
     chat_template_kwargs: Mapping[str, Any] | None  # more variables, such as enable_thinking

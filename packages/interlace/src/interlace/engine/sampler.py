@@ -36,7 +36,7 @@ class SampledToken:
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
     """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
 
-    A row that none can be taken from gives what went wrong with it, and changes nothing for the others.
+    A row that no token can be taken from gives the error instead, and changes nothing for the others.
     """
     rows: Float32Array = logits.numpy()
     return [_sample_alone(row, sequence) for row, sequence in zip(rows, sequences, strict=True)]
@@ -72,7 +72,7 @@ def _check_finite(largest: np.float32, sequence: Sequence) -> None:
 def penalised(row: Float32Array, sequence: Sequence) -> Float32Array:
     """A copy of `row` with repetition (prompt and output), then frequency and presence (output) penalties.
 
-    What would leave float32 stays at its end, so that no penalty makes an infinity.
+    A score beyond float32 becomes its largest number, so that no penalty makes an infinity.
     """
     params = sequence.params
     scores = row.copy()

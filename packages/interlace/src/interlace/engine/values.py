@@ -1,4 +1,4 @@
-"""Values as callers give them: taken as Python's own numbers and strings, or not at all; shown without a surprise.
+"""Conversion of callers' values to Python's own numbers and strings, and their text in messages.
 
 NumPy's scalars are numbers here. A bool is not: `max_tokens=True` is a mistake.
 """
@@ -14,7 +14,7 @@ MAX_SHOWN = 200  # characters of a value in a message
 
 
 def shown(value: Any) -> str:
-    """`value` as a message shows it: never long, and never an error (a huge integer's own repr raises one)."""
+    """Returns `value` as a message shows it: never long, and never an error (a huge integer's own repr raises one)."""
     try:
         text = repr(value)
     except Exception:
@@ -41,7 +41,7 @@ def as_float(value: Any) -> float | None:
 
 
 def as_items(value: Any, limit: int) -> tuple[Any, ...] | None:
-    """The items of a collection; None where it is none, or has more than `limit`, be they without end."""
+    """Returns the items of a collection; None for anything else and for more than `limit` items, even endless ones."""
     if isinstance(value, (str, bytes, bytearray)):
         return None
     try:

@@ -79,7 +79,7 @@ class BlockTable:
         return self._blocks[: self.num_blocks]
 
     def num_missing(self, num_tokens: int) -> int:
-        """How many more blocks it takes to hold `num_tokens` tokens; none or fewer when they fit."""
+        """Returns how many more blocks `num_tokens` tokens need; 0 or less when they fit."""
         return blocks_for(num_tokens) - self.num_blocks
 
     def extend(self, blocks: list[int]) -> None:

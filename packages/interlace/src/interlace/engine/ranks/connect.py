@@ -16,7 +16,7 @@ from tokenweave.kernels import Kernels, make_kernels
 def connect(
     spec: RankSpec, segment: SharedSegment | None, watch: Callable[[], None] | None = None
 ) -> Communicator:
-    """Join the group that `spec` describes, as its rank; `segment` is what a shm group meets in.
+    """Joins the group that `spec` describes, as its rank. A shm group meets in `segment`.
 
     `watch` is called while other ranks are missing, and may raise.
     """
@@ -72,6 +72,6 @@ def attach(spec: RankSpec) -> SharedSegment | None:
 
 
 def kernels_for(config: EngineConfig, ranks_on_host: int) -> Kernels:
-    """The kernels of one rank, with its share of what the host grants unless the configuration says how many."""
+    """Returns a rank's kernels, on its share of the granted cores unless the configuration sets a number."""
     threads = config.threads or max(1, resources.num_threads() // ranks_on_host)
     return make_kernels(config.kernels, threads)

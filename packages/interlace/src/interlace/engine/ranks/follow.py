@@ -1,4 +1,4 @@
-"""Following: what every rank but rank 0 does. It waits for a command, carries it out with the others, waits again."""
+"""Following: the loop of every rank but rank 0. It waits for a command, carries it out with the others, waits again."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class RankGroup:
             start_recording(self.runner)
 
     def end_trace(self) -> Trace:
-        """What every rank has recorded since `start_trace`.
+        """Ends the recording; returns the steps of every rank since `start_trace`.
 
         Raises:
             TraceError: no trace is being recorded.
@@ -144,7 +144,7 @@ class RankGroup:
             self._held.close()
 
     def on_close(self, held: ExitStack) -> None:
-        """Have `held` closed last: what the ranks need for as long as they live."""
+        """Closes `held` last: the ranks need it as long as they live."""
         self._held = held
 
     def _report(self) -> list[RankInfo]:
@@ -155,7 +155,7 @@ class RankGroup:
 
     @contextmanager
     def _in_step(self) -> Iterator[None]:
-        """What lies between two commands: every rank gets through it, or the group has failed."""
+        """Guards one command: every rank gets through it, or the group has failed."""
         self._owner.check()
         if self._failure is not None:
             raise self._failure
@@ -171,7 +171,7 @@ class RankGroup:
                 raise self._failure from error
 
     def _explain(self, error: BaseException) -> InterlaceError:
-        """Which rank failed, as far as is known."""
+        """Returns an error that names the rank that failed, as far as is known."""
         if not isinstance(error, RankError | CommunicatorTimeout):
             return EngineError(f"rank 0 failed in a step: {type(error).__name__}: {error}")
         known = self._others.wait_for_failure(FAILURE_REPORT_S) if self._others is not None else None

@@ -26,7 +26,7 @@ class Owner:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this process is a fork of the owner."""
+        """True in a fork of the owner."""
         return os.getpid() != self._pid
 
     def check(self) -> None:

@@ -54,7 +54,7 @@ def start(config: EngineConfig) -> RankGroup:
 
 
 def resolve_communicator(config: EngineConfig) -> str:
-    """What joins the ranks: `null`, `shm`, `thread`, `torch`, or `torchrun` in a process that torchrun started.
+    """Returns the channel between the ranks: `null`, `shm`, `thread`, `torch`, or `torchrun` where that started them.
 
     Raises:
         EngineError: the configuration contradicts itself or the group that torchrun made.
@@ -198,7 +198,7 @@ def _specs(
     symmetric_fd: int | None,
     link_fds: list[int],
 ) -> list[RankSpec]:
-    """What each rank is told, rank 0 included."""
+    """Returns the specification of each rank, rank 0 included."""
     port = _free_port() if kind == "torch" else 0
     return [
         RankSpec(

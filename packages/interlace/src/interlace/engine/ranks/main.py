@@ -1,4 +1,4 @@
-"""What a rank process runs: `python -m interlace.engine.ranks.main FD`, started by `interlace.engine.ranks.processes`.
+"""The program of a rank process: `python -m interlace.engine.ranks.main FD`, which `ranks.processes` starts.
 
 FD is the rank's end of the socket pair: the specification comes in as one line, a reason goes out when the rank
 fails, and when the other end closes the parent is gone and so is the rank.

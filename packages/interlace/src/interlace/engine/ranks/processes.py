@@ -33,7 +33,7 @@ EXIT_GRACE_S = 2.0  # from being told to end until being killed
 
 @dataclass(frozen=True)
 class RankSpec:
-    """What a rank process is told when it starts."""
+    """Everything that a rank process has to know when it starts."""
 
     rank: int
     size: int
@@ -114,13 +114,11 @@ class RankProcesses:
         shared = (spec.segment_fd, spec.symmetric_fd, spec.link_fd)
         fds = [theirs.fileno(), *(fd for fd in shared if fd is not None)]
         try:
-            process = (
-                subprocess.Popen(  # -P: a random.py of the working directory is none of a rank's business
-                    [sys.executable, "-P", "-m", "interlace.engine.ranks.main", str(theirs.fileno())],
-                    pass_fds=fds,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
-                )
+            process = subprocess.Popen(  # -P: a rank does not import a random.py of the working directory
+                [sys.executable, "-P", "-m", "interlace.engine.ranks.main", str(theirs.fileno())],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the caller's stdout belongs to the caller
             )
         except BaseException:
             ours.close()

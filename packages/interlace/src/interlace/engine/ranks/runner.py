@@ -43,7 +43,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class RankInfo:
-    """What a rank tells the others about itself."""
+    """A rank's description of itself, for the other ranks."""
 
     rank: int
     host: str
@@ -116,13 +116,13 @@ class Runner:
         return forward.logits
 
     def _abort_after(self, failure: BaseException) -> None:
-        """Ends the waits of the other ranks, and of this rank's transfers, for what will not come."""
+        """Ends the waits of the other ranks, and of this rank's transfers, for data that will not come."""
         self.communicator.abort(f"{type(failure).__name__}: {failure}")
 
     def close(self) -> None:
         """Ends the executor's threads and leaves the group; gives back weights, cache and the kernels' threads.
 
-        They go now, and not when Python comes to collect what held the runner. The runner is of no more use.
+        They go now, not when Python collects the runner, which is of no more use.
         """
         if self.lanes is not None:
             self.lanes.close()
@@ -144,7 +144,7 @@ class Runner:
         )
 
     def _measure_exchange(self) -> Exchange | None:
-        """What transfers take, where it decides whether to weave and cannot be known; all ranks find alike."""
+        """Measures transfers where the choice to weave depends on their speed. All ranks get the same figures."""
         config, communicator = self.config, self.communicator
         is_decided = config.weave != "auto" or config.executor != "lanes" or communicator.size == 1
         if is_decided or not communicator.name.startswith("torch"):
@@ -163,7 +163,7 @@ def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
 
 
 def own_cores(rank: int, ranks_on_host: int, threads: int) -> list[int]:
-    """A rank's share of the cores, where the ranks of this host fill them exactly; otherwise none is anybody's own."""
+    """Returns a rank's own cores where the ranks of this host fill all cores exactly, and otherwise none."""
     cores = sorted(os.sched_getaffinity(0))
     if ranks_on_host < 2 or ranks_on_host * threads != len(cores):
         return []

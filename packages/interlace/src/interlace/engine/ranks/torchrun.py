@@ -1,7 +1,8 @@
-"""The variables that torchrun sets, looked at before anybody is waited for: they may be left over from an earlier run.
+"""A check of the variables that torchrun sets: they may be left over from an earlier run.
 
-A process that finds RANK and WORLD_SIZE in its environment is one rank of a group that somebody else starts, and waits
-for the others. Whoever meant to run alone would learn of it when the wait ends, after a minute; so it is said at once.
+A process that finds RANK and WORLD_SIZE in its environment is one rank of a group that something else starts, and waits
+for the others. A user who meant to run alone would learn of it only when the wait ends, after a minute. So a warning or
+an error comes before the wait.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _log = logging.getLogger("interlace")
 
 
 def announce(where: TorchrunEnvironment, timeout_s: float) -> None:
-    """Say which group this process waits for, unless torchrun's agent is there: then torchrun did start it.
+    """Warns which group this process waits for, unless torchrun's agent is there: then torchrun did start it.
 
     Raises:
         EngineError: torchrun set the variables, and its agent has ended.

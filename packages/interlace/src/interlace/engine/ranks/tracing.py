@@ -1,4 +1,4 @@
-"""Recording a trace on every rank: each call here is one that all ranks make, at rank 0's command."""
+"""Recording a trace on every rank. All ranks make each of these calls, at rank 0's command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def start_recording(runner: Runner) -> None:
-    """Record every batch from here on. The barrier is what the clocks of several hosts are aligned by."""
+    """Record every batch from here on. The clocks of several hosts are aligned by the barrier."""
     recorder = Recorder()
     runner.communicator.barrier()
     recorder.mark()
