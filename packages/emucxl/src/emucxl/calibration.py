@@ -42,7 +42,7 @@ class Calibration:
     sleep_overshoot_ns: float
     """How late a sleep ends; 99th percentile."""
     exit_overhead_ns: float
-    """What a call takes besides its delay."""
+    """The time of a call besides its delay."""
     num_cores: int = 1
     latency_error: float = 0.0
     """Of the median of reads at the least latency that is promised, as a fraction of it, when that was tried out."""
@@ -83,7 +83,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What reads took (measured) whose latency was modelled to be `target_ns`."""
+    """The measured times of reads whose latency was modelled to be `target_ns`."""
 
     target_ns: float
     p50_ns: float
@@ -188,7 +188,7 @@ def of_this_machine() -> Calibration:
 
 
 def cached() -> Calibration | None:
-    """What is kept of this machine and these cores; None where there is nothing that can be used. Measures nothing."""
+    """Returns the calibration that is kept for this machine and these cores, or None. Measures nothing."""
     try:
         return Calibration(**calibration_cache.load())
     except (LookupError, TypeError, ArgumentError):

@@ -89,7 +89,7 @@ def cores() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a calibration depends on, besides the cores."""
+    """Returns the facts that a calibration depends on, besides the cores."""
     return {
         "processor": _processor("model name") or platform.machine(),
         "microcode": _processor("microcode"),

@@ -1,4 +1,4 @@
-"""What objects that are closed have in common: a `with` block, and an end when they are collected."""
+"""Base of objects that are closed: a `with` block closes them, and so does their collection."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Coherence(IntEnum):
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a cache did. Times are modelled."""
+    """Counts of a cache's accesses. Times are modelled."""
 
     reads: int
     """Accesses, uncached ones included."""

@@ -45,7 +45,7 @@ _CLOCKS: dict[str, int] = {"real": abi.CLOCK_REAL, "virtual": abi.CLOCK_VIRTUAL}
 
 @dataclass(frozen=True)
 class Allocation:
-    """What an address points into."""
+    """The allocation that an address points into."""
 
     base: int
     size_bytes: int

@@ -233,7 +233,7 @@ class Completion:
             raise outcome
 
     def _poll(self, timeout_ns: int) -> Exception | type[WaitTimeout] | None:
-        """What came of the batch: nothing, its error, or WaitTimeout if that is not known in time."""
+        """Returns the outcome of the batch: None, its error, or WaitTimeout if it has not ended in time."""
         if self._pid != os.getpid():
             raise ClosedError("the batch belongs to the process that this one was forked from")
         status = self._library.emx_completion_wait(self._handle, timeout_ns)

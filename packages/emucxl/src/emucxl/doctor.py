@@ -1,4 +1,4 @@
-"""What this machine offers emucxl: which memories are real, which can only be modelled, and what is missing."""
+"""Reports the memories that are real on this machine, those that can only be modelled, and what is missing."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _dax(path: Path) -> Facts:
 
 
 def _timing(is_broken: bool) -> Facts:
-    """What the timing model needs of the machine: an even clock, cheap barriers, and a calibration."""
+    """Reports what the timing model needs of the machine: an even clock, cheap barriers, and a calibration."""
     flags = set((_value(PROC / "cpuinfo", "flags") or "").split())
     return {
         "clock_source": _text(SYSTEM / "devices/system/clocksource/clocksource0/current_clocksource")
@@ -160,7 +160,7 @@ def _timing(is_broken: bool) -> Facts:
 
 
 def _calibration() -> Facts | None:
-    """What was measured of this machine before, or None; measures nothing."""
+    """Describes the calibration that is kept for this machine, or None. Measures nothing."""
     from emucxl.calibration import cached
 
     found = cached()
@@ -176,7 +176,7 @@ def _has_membarrier() -> bool:
 
 
 def real_tiers(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a tier of each kind would be on this machine: its name, and real or modelled, and why."""
+    """Says of each kind of tier whether it would be real or modelled on this machine, and why."""
     if report["problems"]:
         return
     yield "local", "real: this machine's memory"
@@ -230,6 +230,6 @@ def _chosen(path: Path) -> str:
 
 
 def _value(path: Path, key: str) -> str | None:
-    """What follows `key:` in a file of such lines; None when there is none."""
+    """Returns the text after `key:` in a file of such lines; None when there is no such line."""
     values = (line.partition(":")[2].strip() for line in _text(path).splitlines() if line.startswith(key))
     return next(values, None)

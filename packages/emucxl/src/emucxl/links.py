@@ -31,7 +31,7 @@ _DIRECTIONS: dict[str, int] = {"read": abi.READ, "write": abi.WRITE}
 
 @dataclass(frozen=True)
 class LinkConfig:
-    """What a link is. Without `write_bandwidth_gbps` it is the same as for reads."""
+    """The bandwidths and the latency of a link. Without `write_bandwidth_gbps`, writes have the bandwidth of reads."""
 
     read_bandwidth_gbps: float
     write_bandwidth_gbps: float | None = None
@@ -58,7 +58,7 @@ class LinkConfig:
 
 @dataclass(frozen=True)
 class LinkStats:
-    """What a link carried, for all its users together. Times are modelled."""
+    """Counts of a link's traffic, of all its users together. Times are modelled."""
 
     read_bytes: int
     write_bytes: int
@@ -161,7 +161,7 @@ class Link(Closing):
         return self._handle is None
 
     def stats(self) -> LinkStats:
-        """What it carried so far."""
+        """Counts of the traffic so far."""
         raw = abi.LinkStats()
         native.check(self._library.emx_link_get_stats(self.handle, ctypes.byref(raw)))
         return LinkStats(*(getattr(raw, name) for name, _ in abi.LinkStats._fields_))

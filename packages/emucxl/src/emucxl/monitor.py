@@ -1,4 +1,4 @@
-"""What contexts and links show of themselves while they run, in this user's processes.
+"""Reads the state of contexts and links while they run, in this user's processes.
 
 A context keeps its figures in a memfd named "emucxl-context" (native/include/emucxl/monitor.h), a link in one named
 "emucxl-link", or in a file of its own (link_layout.h). They are found through /proc/PID/fd, so a process that is killed
@@ -149,7 +149,7 @@ class LinkView:
 
 @dataclass(frozen=True)
 class Sample:
-    """What there was at one moment."""
+    """The contexts and links at one moment."""
 
     time_ns: int
     contexts: tuple[ContextView, ...] = ()
@@ -169,7 +169,7 @@ class _Found:
 
 
 def sample(proc: Path = Path("/proc")) -> Sample:
-    """What this user's processes have now. Whatever ends meanwhile is left out."""
+    """Reads the contexts and links of this user's processes. Those that end meanwhile are left out."""
     contexts: list[ContextView] = []
     links: list[LinkView] = []
     for id, found in _find(proc).items():
@@ -189,7 +189,7 @@ def sample(proc: Path = Path("/proc")) -> Sample:
 
 
 def _find(proc: Path) -> dict[str, _Found]:
-    """What may be contexts and links, by inode: a fork's child, or whom a link was passed to, holds the same one."""
+    """Finds files that may be contexts and links, by inode: a child, or whoever was passed a link, has the same."""
     found: dict[str, _Found] = {}
     for pid, descriptor, target in _descriptors(proc):
         try:

@@ -18,7 +18,7 @@ class Borrowed(Protocol):
 
 
 class Region(Protocol):
-    """What of `emucxl.pool.Region` a tier needs."""
+    """The part of `emucxl.pool.Region` that a tier uses."""
 
     @property
     def handle(self) -> int | None: ...
@@ -43,7 +43,7 @@ class Provider:
         config.provider = self.kind
 
     def borrow(self) -> Borrowed | None:
-        """What has to stay open as long as the tier, if anything."""
+        """Returns the object that has to stay open as long as the tier, if there is one."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, processor time and memory, as a container or a cgroup grants them.
+"""Reads the share of the machine that this process may use: cores, processor time and memory, as a cgroup grants them.
 
 Whoever shares memory or threads out asks here, and never the machine's own figures: a container that may use one core
 and 1 GB of a machine with 64 and 256 is stopped half of the time, or killed, when it takes what the machine has. The
@@ -69,7 +69,7 @@ class Resources:
 
 
 def read(root: str = "") -> Resources:
-    """What holds now. `root`: a directory that stands for / in the names of the kernel's files."""
+    """Reads the limits that hold now. `root`: a directory that stands for / in the names of the kernel's files."""
     num_cores = len(os.sched_getaffinity(0))
     found = Struct()
     try:

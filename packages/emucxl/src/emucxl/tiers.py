@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TierInfo:
-    """What a tier is."""
+    """The properties of a tier."""
 
     name: str
     capacity_bytes: int
@@ -34,7 +34,7 @@ class TierInfo:
 
 @dataclass(frozen=True)
 class TierStats:
-    """What a tier holds and did. `delayed_ns` is modelled time."""
+    """Counts of a tier's bytes and accesses. `delayed_ns` is modelled time."""
 
     capacity_bytes: int
     allocated_bytes: int
@@ -91,7 +91,7 @@ class Tier(TierBase):
 
     @property
     def timing(self) -> Timing | None:
-        """What its accesses are modelled to cost by themselves; None if nothing."""
+        """The modelled time of its accesses; None if they are not modelled."""
         return self._timing
 
     @property

@@ -25,7 +25,7 @@ class TorchrunEnvironment:
 
 
 def torchrun_environment(environ: Mapping[str, str] | None = None) -> TorchrunEnvironment:
-    """What RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
+    """Reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Raises:
         CommunicatorError: one of them is missing or makes no sense.

@@ -46,7 +46,7 @@ class LinkSpec:
 
     @classmethod
     def parse(cls, text: str) -> LinkSpec:
-        """What `text` says, e.g. "0.25GB/s,5us".
+        """Reads `text`, e.g. "0.25GB/s,5us".
 
         Raises:
             CommunicatorError: it says something else.

@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RankShape:
-    """What one rank has of a model."""
+    """The share of a model that one rank has."""
 
     heads: int
     kv_heads: int
@@ -45,7 +45,7 @@ class RankShape:
 
 @dataclass(frozen=True)
 class TableKey:
-    """What the times of a table depend on. Tables with equal keys are interchangeable."""
+    """The facts that the times of a table depend on. Tables with equal keys are interchangeable."""
 
     machine: str  # processor and cores
     kernels: str  # backend and instruction set
@@ -133,7 +133,7 @@ class AttentionTimes:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a whole pass takes of what its stages take alone, at some token counts; lines between, level outside.
+    """The time of a whole pass over that of its stages alone, at some token counts; lines between, level outside.
 
     Stages are timed alone and at their best. In a pass they follow one another for long enough to slow the processor's
     clock, or to meet what the other ranks do to shared caches, and how much differs between processors.

@@ -53,7 +53,7 @@ class Entry:
 
 
 class Side:
-    """What a store holds in `tier`, under a limit."""
+    """The entries of a store in `tier`, under a limit."""
 
     __slots__ = ("entries", "limit", "size_bytes", "tier")
 

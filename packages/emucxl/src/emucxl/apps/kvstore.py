@@ -41,7 +41,7 @@ __all__ = ["KVStats", "KVStore", "Limit"]
 
 @dataclass(frozen=True)
 class KVStats:
-    """What a store holds, and what has happened to it."""
+    """Counts of a store's entries and of its events."""
 
     local_entries: int
     remote_entries: int

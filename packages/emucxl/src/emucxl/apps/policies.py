@@ -20,7 +20,7 @@ Key = bytes
 
 
 class Policy:
-    """What all policies share: new entries come in at the local head, what leaves goes to the remote head.
+    """Base of the policies: a new entry goes to the local head; one that leaves goes to the remote head.
 
     A local entry that is read moves to the local head. Subclasses say what a read in the remote tier does.
     """

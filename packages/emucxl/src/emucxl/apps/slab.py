@@ -41,7 +41,7 @@ _MIN_OBJECTS = 8  # of a default slab, whatever its objects' size
 
 @dataclass(frozen=True)
 class SlabStats:
-    """What an allocator holds, and what has happened to it."""
+    """Counts of an allocator's slabs and of its events."""
 
     num_objects: int  # live
     num_slots: int  # live objects and room for more

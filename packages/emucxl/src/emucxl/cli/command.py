@@ -1,4 +1,4 @@
-"""What a command of this project is made of, whatever its subcommands: how it is called and how it ends.
+"""The frame of this project's commands, without their subcommands: how they are called and how they end.
 
 Exit status: 0 done, 1 an error that was reported in one line, 2 wrong usage, 130 interrupted with Ctrl-C, 141 where the
 reader of standard output ended first.
@@ -87,7 +87,7 @@ def run(app: typer.Typer, name: str, needs_directory: bool = False) -> None:
 
 
 def _refused(error: OSError) -> OSError:
-    """What the system refused, in words; where the working directory is gone, what to do."""
+    """Says in words which call the system refused; where the working directory is gone, what to do."""
     code = errno.errorcode.get(error.errno or 0, "no code")
     where = f": {error.filename}" if error.filename is not None else ""
     text = f"{error.strerror or error} ({code}){where}"

@@ -1,4 +1,4 @@
-"""What goes where: answers to standard output; errors, and progress at a terminal, to standard error."""
+"""Answers go to standard output; errors, and progress at a terminal, to standard error."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def megabytes(size_bytes: float) -> str:
 
 
 def cpu_quota(cores: float | None, group: str, num_threads: int) -> str:
-    """What a cgroup grants of the processors' time, in words."""
+    """Says in words how much of the processors' time a cgroup grants."""
     if cores is None:
         return "none"
     return f"{cores:g} cores, by {group}: {num_threads} {'thread computes' if num_threads == 1 else 'threads compute'}"
 
 
 def memory_limit(limit_bytes: int | None, group: str) -> str:
-    """What a cgroup grants of the memory, in words."""
+    """Says in words how much memory a cgroup grants."""
     return "none" if limit_bytes is None else f"{megabytes(limit_bytes)}, by {group}"
 
 

@@ -48,7 +48,7 @@ def prepare() -> None:
 
 
 def discard_output() -> None:
-    """What is still on its way to standard output goes nowhere; the end of the process would try again."""
+    """Discards text that is still on its way to standard output: the end of the process would try to write it again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

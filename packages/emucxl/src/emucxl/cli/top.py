@@ -49,7 +49,7 @@ def top(
 
 
 def observe(before: Sample, now: Sample, named_pools: list[str]) -> dict[str, Any]:
-    """What the second of two samples holds, with the rates between them; a newcomer's are not known yet."""
+    """Returns the second of two samples with the rates between them. Those of a newcomer are not known yet."""
     from emucxl.cli.top_pools import pools
 
     elapsed_ns = max(1, now.time_ns - before.time_ns)

@@ -9,7 +9,7 @@ from emucxl.errors import EmucxlError
 
 
 def pools(named: list[str]) -> list[dict[str, Any]]:
-    """What is in each pool and who holds it; for one that can't be looked at, why not."""
+    """Lists each pool's regions and their holders; for a pool that cannot be read, why not."""
     from emucxl.pool import named_pools, pool_path
 
     paths = dict.fromkeys(pool_path(name) for name in [*named_pools(), *named])

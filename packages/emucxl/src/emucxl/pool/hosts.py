@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PoolObject(WithBlock):
-    """What a pool, a host and a region have in common: a cell, and an end."""
+    """Base of a pool, a host and a region: each has a cell, and an end."""
 
     _cell: Cell
 
@@ -122,7 +122,7 @@ class Host(PoolObject):
             native.check(pool_abi.library().emx_host_heartbeat(host))
 
     def info(self) -> HostInfo:
-        """What the pool says of this host.
+        """The pool's record of this host.
 
         Raises:
             FencedError: it is one no longer.

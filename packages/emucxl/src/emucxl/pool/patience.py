@@ -15,7 +15,7 @@ _MORE_LEASES, _MORE_S = 0.25, 0.2
 
 
 class Patience:
-    """What one observer has seen since it began to wait."""
+    """The hosts' heartbeats that one observer has seen since it began to wait."""
 
     def __init__(self) -> None:
         self._heartbeats: dict[tuple[int, int], int] = {}

@@ -187,7 +187,7 @@ class Pool(PoolObject):
         return [region_info(entry) for entry in self._list(pool_abi.RegionEntry, "emx_pool_list_regions")]
 
     def poison_ranges(self) -> list[PoisonRange]:
-        """What was ever reported bad, in lines of 64 bytes, retired extents included."""
+        """All ranges that were ever reported bad, in lines of 64 bytes, retired extents included."""
         entries = self._list(pool_abi.PoisonRange, "emx_pool_list_poison")
         return [PoisonRange(entry.offset, entry.size_bytes) for entry in entries]
 

@@ -1,4 +1,4 @@
-"""What a pool tells of itself, its hosts and its regions."""
+"""Records of a pool, its hosts and its regions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RegionState(IntEnum):
 
 
 class Sharing(IntEnum):
-    """What other hosts may open a region for."""
+    """The access to a region that its owner grants other hosts."""
 
     WRITE = 0
     READ = 1
@@ -98,7 +98,7 @@ class PoisonRange:
 
 @dataclass(frozen=True)
 class ReclaimReport:
-    """What a reclaim did."""
+    """The counts of a reclaim."""
 
     fenced_hosts: int
     freed_hosts: int
@@ -107,7 +107,7 @@ class ReclaimReport:
     quarantined_hosts: int  # fenced, and perhaps still able to write to what they held
 
     def followed_by(self, later: ReclaimReport) -> ReclaimReport:
-        """What both did; in quarantine is what was there in the end."""
+        """Adds up both reports. In quarantine is what was there in the end."""
         return ReclaimReport(
             self.fenced_hosts + later.fenced_hosts,
             self.freed_hosts + later.freed_hosts,

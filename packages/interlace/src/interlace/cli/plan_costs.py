@@ -1,4 +1,4 @@
-"""What `interlace plan show` prices steps with: round figures, or this machine's wave table."""
+"""The prices of steps for `interlace plan show`: round figures, or this machine's wave table."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _forms(messages: list[PlainMessage]) -> Iterator[list[PlainMessage]]:
 
 
 def _variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template sees besides the messages."""
+    """Returns the variables that a template sees besides the messages."""
     for name in given:
         if not isinstance(name, str) or name in _OWN_NAMES:
             refuse(f"got a template variable {name!r}: that name is not free; give it another")

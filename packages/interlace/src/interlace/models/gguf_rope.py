@@ -27,7 +27,7 @@ class Values(Protocol):
 
 
 def read_gguf_rope(values: Values, max_position: int) -> RopeConfig:
-    """What the metadata say. The divisors are in tensors: see `with_divisors`."""
+    """Reads the metadata. The divisors are in tensors: see `with_divisors`."""
     theta = values.number("rope.freq_base", 10_000.0)
     kind = values.text("rope.scaling.type", "linear")
     if kind not in _KINDS:

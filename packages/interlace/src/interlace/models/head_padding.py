@@ -52,5 +52,5 @@ class HeadPadding:
         return self.vector(weight * (self.head_dim / self.width) ** 0.5) if self.is_needed else weight
 
     def eps(self, eps: float) -> float:
-        """What is added to that mean."""
+        """The term that is added to that mean."""
         return eps * self.head_dim / self.width

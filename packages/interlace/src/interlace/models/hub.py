@@ -40,7 +40,7 @@ class HubName:
 
     @classmethod
     def parse(cls, name: str) -> HubName | None:
-        """What `name` says, if it reads like one of FORMS."""
+        """Reads `name`, if it has one of FORMS."""
         found = _NAME.fullmatch(name)
         if found is None or (found["file"] is None and found["repo_id"].lower().endswith(".gguf")):
             return None  # a file that is not there rather than a model called so
@@ -146,7 +146,7 @@ def _fetch_gguf(name: HubName, files: list[str]) -> Path:
 
 
 def _repository_files(repo_id: str) -> list[str]:
-    """What the hub lists, or what is in the cache where it cannot be asked."""
+    """Returns the files that the hub lists, or those in the cache where the hub cannot be asked."""
     import huggingface_hub
 
     try:  # not list_repo_files: without a network that tries for 23 s

@@ -60,7 +60,7 @@ def _all_are(kind: Callable[[ModelConfig], Any]) -> Test:
 
 
 def _dense(test: Test) -> Test:
-    """What says how experts are chosen says nothing where there are none."""
+    """Keys about the choice of experts change nothing where there are no experts."""
     return lambda value, config: not config.num_experts or test(value, config)
 
 

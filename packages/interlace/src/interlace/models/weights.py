@@ -111,7 +111,7 @@ def place_weights(
 
 
 def _others(config: ModelConfig, places: Places, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What the files hold in place of what is missing: the name of another layout, mostly."""
+    """Names the tensors that the files hold in place of the missing ones: mostly those of another layout."""
     wanted = {place.tensor for name in weight_shapes(config) for place in places(name)}
     others = sorted(set(shapes) - wanted)
     return f", while the files hold {listed(others, ', ')} instead" if others else ""

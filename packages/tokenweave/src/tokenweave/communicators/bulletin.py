@@ -1,4 +1,4 @@
-"""What the ranks of a torch group tell each other beside the collectives: who waits where, and why the job ended.
+"""Messages between the ranks of a torch group beside the collectives: who waits where, and why the job ended.
 
 Thread safety: the store serves one operation at a time; any thread may call.
 

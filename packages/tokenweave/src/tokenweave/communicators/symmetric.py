@@ -74,7 +74,7 @@ class SymmetricMemory:
         return self._tensor(offset, num_tokens, hidden_size, dtype)
 
     def of_rank(self, rank: int, partial: Tensor) -> Tensor:
-        """What `rank` has where this rank has `partial`."""
+        """Returns the buffer of `rank` that lies where this rank has `partial`."""
         offset = self.offset_of(partial)
         if offset is None:
             raise CommunicatorError("got a tensor that is not from new_partial; expected one that is")

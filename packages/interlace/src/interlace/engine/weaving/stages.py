@@ -45,7 +45,7 @@ JOIN_TIMEOUT_S = 60.0
 
 
 def table_key(config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype) -> TableKey:
-    """What the wave table of this model, on `size` ranks of this machine with such kernels, is found by."""
+    """Returns the key of the wave table for this model, on `size` ranks of this machine with such kernels."""
     shards = [Shard.of(config, rank, size) for rank in range(size)]
     isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
     return TableKey(
@@ -159,7 +159,7 @@ class RankStages:
         return (self._clock() - start) / repeats
 
     def _time_reduce(self, num_tokens: int, repeats: int) -> float:
-        """What comes before it, a matrix product that leaves its result in the core's cache, is not timed."""
+        """Times the reduction alone. A matrix product before it leaves its result in the core's cache."""
         communicator, total_s = self.decoder.communicator, 0.0
         for _ in range(repeats):
             partial = self._new_partial(num_tokens)

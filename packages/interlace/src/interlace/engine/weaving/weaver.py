@@ -110,7 +110,7 @@ class Weaver:
         )
 
     def _kind(self, load: Load) -> tuple[int, ...]:
-        """What batches have in common that share a decision: token count, attention, and where the attention lies."""
+        """Returns a batch's kind: token count, attention, and where that lies. Batches of a kind share a decision."""
         num_tokens = load.num_tokens
         starts, lengths = load.query_start, load.seq_lens.astype(np.int64)
         num_new = starts[1:] - starts[:-1]
@@ -122,7 +122,7 @@ class Weaver:
 
 
 def load_of(batch: ForwardBatch) -> Load:
-    """What `batch` asks for."""
+    """Returns the load of `batch`."""
     return Load(batch.query_start.numpy(), batch.seq_lens.numpy(), batch.logit_rows.numpy())
 
 

@@ -1,4 +1,4 @@
-"""What the files beside tokenizer.json say of its tokens: tokenizer_config.json and two older ones.
+"""Reads the files beside tokenizer.json that are about its tokens: tokenizer_config.json and two older ones.
 
 transformers reads them in the same order. Of the other settings there none changes a token: with a tokenizer.json,
 transformers too leaves out `add_bos_token`, `add_eos_token`, `add_prefix_space` and `legacy`, which tokenizer.json has

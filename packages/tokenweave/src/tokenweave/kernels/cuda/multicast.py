@@ -50,7 +50,7 @@ class _MulticastProperties(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Interface:
-    """What torch needs to see memory that it has not allocated."""
+    """The interface through which torch sees memory that it has not allocated."""
 
     __cuda_array_interface__: dict[str, Any]
 

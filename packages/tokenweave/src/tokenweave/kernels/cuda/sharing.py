@@ -19,7 +19,7 @@ FAILED_RANK, ABORT = (
 
 @dataclass(frozen=True)
 class Meeting:
-    """What a kernel needs to meet its namesakes on the other ranks; see `barrier`."""
+    """The memory in which a kernel meets its namesakes on the other ranks; see `barrier`."""
 
     rank: int
     size: int
@@ -40,5 +40,5 @@ def shard(num_tokens: int, rank: int, size: int) -> range:
 
 
 def slots_bytes(size: int, num_ctas: int, rows_per_cta: int, row_bytes: int) -> int:
-    """What the one-shot path needs of symmetric memory."""
+    """Returns the bytes of symmetric memory that the one-shot path needs."""
     return 2 * num_ctas * size * rows_per_cta * row_bytes
