@@ -37,7 +37,10 @@ _BASE = {
 }
 
 
-def _rope(kind: str, **parameters: float) -> dict[str, Any]:
+_EXPERTS = {"moe_intermediate_size": 48, "num_experts": 5, "num_experts_per_tok": 2}
+
+
+def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **parameters}}
 
 
@@ -69,6 +72,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3_biases": ("qwen3", {"head_dim": 32, "attention_bias": True}),
     "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen2_mixed_windows": (
+        "qwen2",
+        {"sliding_window": 24, "use_sliding_window": True, "max_window_layers": 1},
+    ),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3_longrope": (
+        "phi3",
+        {
+            "pad_token_id": 0,
+            "sliding_window": 24,
+            "original_max_position_embeddings": 32,
+            **_rope(
+                "longrope",
+                short_factor=[1.0 + 0.1 * j for j in range(8)],
+                long_factor=[1.0 + j for j in range(8)],
+            ),
+        },
+    ),
+    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 80}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**_EXPERTS, "norm_topk_prob": True, "head_dim": 32, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+    ),
 }
 
 
@@ -162,7 +188,7 @@ def make_gguf(
     hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, VOCAB_SIZE
     experts = 3 if family == "mixtral" else 0
     _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)
-    _write_gguf_vocabulary(writer)
+    write_gguf_vocabulary(writer)
     _write_gguf_values(writer, settings or {})
     expected = {}
 
@@ -265,7 +291,7 @@ def _write_gguf_values(writer: gguf.GGUFWriter, values: Mapping[str, Any]) -> No
         adders.get(type(value), writer.add_array)(key, value)
 
 
-def _write_gguf_vocabulary(writer: gguf.GGUFWriter) -> None:
+def write_gguf_vocabulary(writer: gguf.GGUFWriter) -> None:
     """The same tokenizer as `write_tokenizer` gives a directory."""
     model = json.loads(_tokenizer_json())["model"]
     writer.add_tokenizer_model("gpt2")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, weight_shapes
+from interlace.models.families import FAMILIES
 from interlace.models.hf_config import read_hf_config
 
 LLAMA: dict[str, Any] = {
@@ -94,7 +95,7 @@ def test_scaling_stretches_the_context_by_its_factor(
 def test_an_absent_context_is_the_familys() -> None:
     lengths = {
         family: read_hf_config({**LLAMA, "model_type": family, "max_position_embeddings": None}).max_position
-        for family in ("llama", "mistral", "qwen2", "qwen3", "mixtral")
+        for family in ("llama", "mistral", "qwen2", "qwen3", "mixtral", "phi3", "qwen2_moe")
     }
     assert lengths == {
         "llama": 2048,
@@ -102,6 +103,8 @@ def test_an_absent_context_is_the_familys() -> None:
         "qwen2": 32_768,
         "qwen3": 32_768,
         "mixtral": 131_072,
+        "phi3": 4096,
+        "qwen2_moe": 32_768,
     }
 
 
@@ -179,6 +182,33 @@ def test_an_end_that_is_no_id_is_refused(value: Any) -> None:
 )
 def test_sliding_window_follows_the_family(changes: dict[str, Any], window: int | None) -> None:
     assert read(**changes).sliding_window == window
+
+
+def test_a_window_may_be_of_some_layers_only() -> None:
+    window = {"sliding_window": 8, "use_sliding_window": True}
+    listed = read(model_type="qwen2", layer_types=["sliding_attention", "full_attention"], **window)
+    assert [listed.window_of(layer) for layer in range(2)] == [8, None]
+    counted = read(model_type="qwen2", max_window_layers=1, **window)
+    assert [counted.window_of(layer) for layer in range(2)] == [None, 8]
+
+
+def test_experts_have_their_own_size_and_layers() -> None:
+    experts = {
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": 48,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    config = read(**experts, num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3])
+    assert config.dense_layers == (0, 2, 3, 4)
+    assert [config.mlp_size(layer) for layer in range(6)] == [112, 48, 112, 112, 112, 48]
+    shapes = weight_shapes(config)
+    assert shapes["layers.3.up"] == (112, 64)
+    assert shapes["layers.5.experts.3.down"] == (64, 48)
+    assert not config.norm_topk
+    assert read(**experts, norm_topk_prob=True).norm_topk
+    shared = read(**{**experts, "model_type": "qwen2_moe"})
+    assert (shared.shared_intermediate_size, shared.biases) == (5632, ("q", "k", "v"))
 
 
 def test_families_have_their_own_parts() -> None:
@@ -276,10 +306,24 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         ({"eos_token_id": "</s>"}, "'eos_token_id' must be a token id"),
         ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a number"),
         (
-            {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-            "only all layers or none",
+            {"model_type": "qwen2_moe", "use_sliding_window": True, "sliding_window": 8},
+            "no layer_types, which must say which layers have the window",
         ),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3}, "experts_per_token"),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["x", "y"]},
+            "'x', which is not supp",
+        ),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["full_attention"]},
+            "has 1 layers",
+        ),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 0}, "'decoder_sparse_step' must be at least 1"),
+        ({"model_type": "qwen3_moe", "mlp_only_layers": "all"}, "'mlp_only_layers' must be a list of layers"),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 0.75},
+            "partial_rotary_factor 0.75 is not supported",
+        ),
     ],
 )
 def test_what_the_decoder_cannot_follow_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -316,15 +360,15 @@ def full(family: str) -> dict[str, Any]:
         "llama": ("window", "layer_types", "experts"),
         "mistral": ("window_layers", "experts"),
         "mixtral": ("window_layers",),
+        "phi3": ("window_layers", "experts"),
+        "qwen2_moe": ("window_layers",),
+        "qwen3_moe": ("window_layers",),
     }
     return {
         key: value
-        for key, value in {**FULL, "model_type": family}.items()
+        for key, value in {**FULL, "model_type": FAMILIES[family].hf.model_type}.items()
         if not any(part in key for part in absent.get(family, ("experts",)))
     }
-
-
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "mixtral"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -335,7 +379,7 @@ def test_every_key_of_a_family_together_gives_a_configuration(family: str) -> No
 KNOWN = ["logit_scale", "layer_types", "is_causal", "num_experts", "attention_multiplier", "no_rope_layers"]
 
 
-@given(family=st.sampled_from(FAMILIES), key=st.sampled_from(sorted(FULL) + KNOWN), value=JSON)
+@given(family=st.sampled_from(sorted(FAMILIES)), key=st.sampled_from(sorted(FULL) + KNOWN), value=JSON)
 def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str, value: Any) -> None:
     try:
         config = read_hf_config({**full(family), key: value})

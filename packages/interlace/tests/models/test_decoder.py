@@ -17,6 +17,7 @@ from interlace.engine.ranks.launch import start
 from interlace.models.config import BIASABLE
 from interlace.models.shard import Shard
 from support.driver import Driver, logits_of
+from support.gguf_conversion import write_gguf
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_gguf, make_model
 
 TOLERANCE = 1e-4  # absolute, on float32 logits
@@ -91,6 +92,26 @@ def test_a_bias_behind_a_sum_counts_once_where_rank_0_has_nothing_to_sum(tmp_pat
     try:
         assert not Shard.of(group.runner.model_config, 0, 6).heads
         assert_close(logits_of(group, prompts()), expected_logits(tmp_path, prompts()))
+    finally:
+        group.close()
+
+
+AS_GGUF = {  # by tiny model: the GGUF architecture, and changes
+    "phi3": ("phi3", {}),
+    "phi3_longrope": ("phi3", {}),
+    "qwen2_moe": ("qwen2moe", {}),
+    "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
+}
+
+
+@pytest.mark.parametrize("family", AS_GGUF)
+def test_a_gguf_file_gives_the_logits_of_the_directory_it_was_made_from(tmp_path: Path, family: str) -> None:
+    architecture, changes = AS_GGUF[family]
+    directory = make_model(tmp_path / "directory", family, **changes)
+    write_gguf(directory, tmp_path / "model.gguf", architecture)
+    group = ranks(tmp_path / "model.gguf", tp=2)
+    try:
+        assert_close(logits_of(group, prompts()), expected_logits(directory, prompts()))
     finally:
         group.close()
 

@@ -13,6 +13,10 @@ from interlace.errors import ConfigError
 from interlace.models.families import ATTENTION, MLP
 
 RopeScaling = Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
+FULL_ATTENTION, SLIDING_ATTENTION = (
+    "full_attention",
+    "sliding_attention",
+)  # kinds of layers, as transformers names them
 BIASABLE = (*ATTENTION, *MLP)  # a layer's matrices that may have a bias
 _MAX_LAYERS, _MAX_EXPERTS = (
     1000,
@@ -79,6 +83,14 @@ def context_length(rope: RopeConfig, max_position: int) -> int:
     return max(max_position, int((rope.original_max_position or max_position) * rope.factor))
 
 
+def check_num_layers(num_layers: int) -> None:
+    """Raises ConfigError for a number of layers that no model has, before anything is listed by layer."""
+    if num_layers < 1:
+        raise ConfigError(f"num_layers must be at least 1, got {num_layers}")
+    if num_layers > _MAX_LAYERS:
+        raise ConfigError(f"num_layers must be at most {_MAX_LAYERS}, got {num_layers}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The numbers that define a decoder. Every weight's shape follows from them (see `weight_shapes`)."""
@@ -98,8 +110,13 @@ class ModelConfig:
     biases: tuple[str, ...] = ()  # the matrices, of BIASABLE, that have a bias in every layer
     qk_norm: bool = False
     sliding_window: int | None = None  # keys a token sees, itself included; None: all
-    num_experts: int = 0  # 0: a dense MLP
+    full_layers: tuple[int, ...] = ()  # layers that see the whole text, where the others have a window
+    num_experts: int = 0  # 0: a dense MLP; else `intermediate_size` is that of each expert
     experts_per_token: int = 0
+    norm_topk: bool = True  # the chosen experts' weights are divided by their sum
+    shared_intermediate_size: int = 0  # of an expert that every token runs through; 0: there is none
+    dense_layers: tuple[int, ...] = ()  # layers with a dense MLP, where the others have experts
+    dense_intermediate_size: int = 0  # of those layers
     eos_token_ids: tuple[int, ...] = field(default=())
     bos_token_id: int | None = None
 
@@ -109,12 +126,23 @@ class ModelConfig:
         self._check_experts()
         self._check_biases()
 
+    def window_of(self, layer: int) -> int | None:
+        """The last keys that a token sees in a layer; None: all."""
+        return None if layer in self.full_layers else self.sliding_window
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture of experts."""
+        return bool(self.num_experts) and layer not in self.dense_layers
+
+    def mlp_size(self, layer: int) -> int:
+        """The inner size of a layer's MLP, or of each of its experts."""
+        return self.dense_intermediate_size if layer in self.dense_layers else self.intermediate_size
+
     def _check_sizes(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "max_position"):
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_layers > _MAX_LAYERS:
-            raise ConfigError(f"num_layers must be at most {_MAX_LAYERS}, got {self.num_layers}")
+        check_num_layers(self.num_layers)
         if self.max_position > _MAX_POSITION:
             raise ConfigError(f"max_position must be at most {_MAX_POSITION}, got {self.max_position}")
         if not 0 <= self.rms_norm_eps < 1:
@@ -158,6 +186,11 @@ class ModelConfig:
                 f"experts_per_token must be between 1 and num_experts ({self.num_experts}), "
                 f"got {self.experts_per_token}"
             )
+        if self.shared_intermediate_size < 0 or (self.dense_layers and self.dense_intermediate_size < 1):
+            raise ConfigError(
+                "the sizes of a shared expert and of dense layers must be at least 1, got "
+                f"{self.shared_intermediate_size} and {self.dense_intermediate_size}"
+            )
 
     def _check_biases(self) -> None:
         if unknown := set(self.biases) - set(BIASABLE):
@@ -174,18 +207,18 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
     if not config.tie_word_embeddings:
         shapes["lm_head"] = (config.vocab_size, config.hidden_size)
-    layer = _layer_shapes(config)
     for i in range(config.num_layers):
+        layer = _attention_shapes(config) | _mlp_shapes(config, i)
+        layer |= {f"{part}_bias": layer[part][:1] for part in config.biases}
         shapes.update({f"layers.{i}.{name}": shape for name, shape in layer.items()})
     return shapes
 
 
-def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    hidden, inter = config.hidden_size, config.intermediate_size
+def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    hidden = config.hidden_size
     query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "attention_norm": (hidden,),
-        "mlp_norm": (hidden,),
         "q": (query_size, hidden),
         "k": (kv_size, hidden),
         "v": (kv_size, hidden),
@@ -193,15 +226,25 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
     if config.qk_norm:
         shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
-    mlp: dict[str, tuple[int, ...]] = {
-        "gate": (inter, hidden),
-        "up": (inter, hidden),
-        "down": (hidden, inter),
-    }
-    shapes |= {f"{part}_bias": (shapes | mlp)[part][:1] for part in config.biases}
-    if not config.num_experts:
+    return shapes
+
+
+def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """Of the layer's MLP and the norm before it, or of its experts."""
+    hidden = config.hidden_size
+    mlp = _gated_shapes(hidden, config.mlp_size(layer))
+    shapes: dict[str, tuple[int, ...]] = {"mlp_norm": (hidden,)}
+    if not config.has_experts(layer):
         return shapes | mlp
     shapes["router"] = (config.num_experts, hidden)
     for e in range(config.num_experts):
         shapes |= {f"experts.{e}.{name}": shape for name, shape in mlp.items()}
+    if config.shared_intermediate_size:
+        shared = _gated_shapes(hidden, config.shared_intermediate_size)
+        shapes |= {f"shared.{name}": shape for name, shape in shared.items()}
+        shapes["shared_gate"] = (1, hidden)
     return shapes
+
+
+def _gated_shapes(hidden: int, inter: int) -> dict[str, tuple[int, ...]]:
+    return {"gate": (inter, hidden), "up": (inter, hidden), "down": (hidden, inter)}

@@ -37,15 +37,19 @@ class Mlp:
 
 @dataclass(frozen=True)
 class MixtureOfExperts:
-    """Mixtral's sparse MLP (arXiv 2401.04088, section 2.1): each token runs through its best few experts.
+    """A sparse MLP (Mixtral, arXiv 2401.04088, section 2.1): each token runs through its best few experts.
 
-    The router is whole on every rank; each expert is split like a dense MLP, so the ranks' loads are equal
-    whatever the router chooses.
+    Every token also runs through the shared expert, if there is one, whose part a gate weighs (Qwen2-MoE, arXiv
+    2407.10671, section 2.2.2). The router and that gate are whole on every rank; each expert is split like a dense MLP,
+    so the ranks' loads are equal whatever the router chooses.
     """
 
     router: PackedLinear  # (num_experts, hidden)
     experts: tuple[Mlp, ...]
     experts_per_token: int
+    norm_topk: bool = True  # the chosen experts' weights sum to 1
+    shared: Mlp | None = None
+    shared_gate: PackedLinear | None = None  # (1, hidden)
 
     def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
@@ -53,7 +57,8 @@ class MixtureOfExperts:
             x, self.router, out=x.new_empty(x.shape[0], self.router.n, dtype=torch.float32)
         )
         weights, chosen = scores.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        if self.norm_topk:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         total = x.new_zeros(x.shape, dtype=torch.float32)
         for index, expert in enumerate(
             self.experts
@@ -61,7 +66,21 @@ class MixtureOfExperts:
             rows, place = (chosen == index).nonzero(as_tuple=True)
             if rows.numel():
                 total[rows] += expert(kernels, x[rows]).float() * weights[rows, place, None]
+        if self.shared is not None and self.shared_gate is not None:
+            total += self.shared(kernels, x).float() * self._shared_weight(kernels, x, self.shared_gate)
         return total.to(x.dtype) if out is None else out.copy_(total)
+
+    def _shared_weight(self, kernels: Kernels, x: Tensor, gate: PackedLinear) -> Tensor:
+        """The sigmoid of x times the gate, (num_tokens, 1)."""
+        # As a softmax over each row: the bits of torch's sigmoid depend on where in the tensor a value is.
+        logits = x.new_zeros(x.shape[0], 2, dtype=torch.float32)
+        logits[:, :1] = kernels.linear(x, gate, out=x.new_empty(x.shape[0], 1, dtype=torch.float32))
+        return logits.softmax(dim=-1)[:, :1]
+
+    @property
+    def mlps(self) -> tuple[Mlp, ...]:
+        """All experts, the shared one included."""
+        return self.experts if self.shared is None else (*self.experts, self.shared)
 
 
 @dataclass(frozen=True)
@@ -123,7 +142,7 @@ class Decoder:
         yield from (self.embed, self.lm_head)
         for layer in self.layers:
             yield from (layer.qkv, layer.o)
-            dense = (layer.mlp,) if isinstance(layer.mlp, Mlp) else layer.mlp.experts
+            dense = (layer.mlp,) if isinstance(layer.mlp, Mlp) else layer.mlp.mlps
             for mlp in dense:
                 yield from (mlp.gate_up, mlp.down)
 
@@ -162,17 +181,17 @@ class _Loader:
         name = f"layers.{index}"
         return Layer(
             qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}, self.padding),
-            attention=self._attention(name),
+            attention=self._attention(index),
             o=self._summed(f"{name}.o", self.q_rows, self.padding),
-            mlp=self._experts(name) if self.config.num_experts else self._mlp(name),
+            mlp=self._experts(index) if self.config.has_experts(index) else self._dense_mlp(index),
         )
 
-    def _attention(self, name: str) -> AttentionLayer:
-        config = self.config
+    def _attention(self, index: int) -> AttentionLayer:
+        config, name = self.config, f"layers.{index}"
         return AttentionLayer(
             self.heads,
             scale=config.head_dim**-0.5,
-            sliding_window=config.sliding_window,
+            sliding_window=config.window_of(index),
             q_norm=self._head_norm(f"{name}.q_norm") if config.qk_norm else None,
             k_norm=self._head_norm(f"{name}.k_norm") if config.qk_norm else None,
             norm_eps=self.padding.eps(config.rms_norm_eps),
@@ -190,13 +209,23 @@ class _Loader:
         names = [f"layers.{index}.{which}" for index in layers for which in ("attention_norm", "mlp_norm")]
         return tuple(self._vector(name) for name in [*names, "norm"])
 
-    def _experts(self, name: str) -> MixtureOfExperts:
-        experts = tuple(self._mlp(f"{name}.experts.{index}") for index in range(self.config.num_experts))
-        router = self._pack(self.source.load(f"{name}.router"))
-        return MixtureOfExperts(router, experts, self.config.experts_per_token)
+    def _experts(self, layer: int) -> MixtureOfExperts:
+        config, name = self.config, f"layers.{layer}"
+        columns, shared = self.shard.intermediate, self.shard.columns(config.shared_intermediate_size)
+        has_shared = config.shared_intermediate_size > 0
+        return MixtureOfExperts(
+            router=self._pack(self.source.load(f"{name}.router")),
+            experts=tuple(self._mlp(f"{name}.experts.{e}", columns) for e in range(config.num_experts)),
+            experts_per_token=config.experts_per_token,
+            norm_topk=config.norm_topk,
+            shared=self._mlp(f"{name}.shared", shared) if has_shared else None,
+            shared_gate=self._pack(self.source.load(f"{name}.shared_gate")) if has_shared else None,
+        )
 
-    def _mlp(self, name: str) -> Mlp:
-        columns = self.shard.intermediate
+    def _dense_mlp(self, layer: int) -> Mlp:
+        return self._mlp(f"layers.{layer}", self.shard.columns(self.config.mlp_size(layer)))
+
+    def _mlp(self, name: str, columns: range) -> Mlp:
         return Mlp(
             self._joined(name, {"gate": columns, "up": columns}), self._summed(f"{name}.down", columns)
         )

@@ -58,18 +58,20 @@ class BiasFlag:
 
     key: str
     parts: tuple[str, ...]
+    default: bool = False
 
 
 @dataclass(frozen=True)
 class Window:
-    """The keys of config.json that say in which layers a token sees the last `sliding_window` tokens only.
+    """In which layers a token sees the last `sliding_window` tokens only, itself included.
 
-    "all": in every layer. "from_layer": with `use_sliding_window`, from layer `max_window_layers` on, or as
-    `layer_types` say.
+    "all": in every layer. In config.json `layer_types` say it for the others. Where they are absent, "from_layer" means
+    from layer `max_window_layers` on, and "as_listed" has no rule.
     """
 
-    layers: Literal["all", "from_layer"]
+    layers: Literal["all", "from_layer", "as_listed"]
     size: int | None = None  # where `sliding_window` is absent; None: no window
+    is_flagged: bool = False  # only with `use_sliding_window`
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class HfExperts:
 
     num_experts: int  # `num_local_experts`, or `num_experts`: transformers knows them by both names
     experts_per_token: int  # `num_experts_per_tok`
+    size: int | None = (
+        None  # `moe_intermediate_size`; None: `intermediate_size`, which is then no dense layer's
+    )
+    shared_size: int | None = None  # `shared_expert_intermediate_size`; None: there is no such expert
+    norm_topk: bool | None = None  # `norm_topk_prob`; None: the chosen ones' weights always sum to 1
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,20 @@ class HfFormat:
     head_dim: int | None = None  # None: hidden_size / num_heads
     biases: tuple[str, ...] = ()  # in every model of the family
     bias_flags: tuple[BiasFlag, ...] = ()
+    tie_word_embeddings: bool = False
+    original_max_position: int | None = None  # of rotary scaling; None: max_position
     window: Window | None = None
     experts: HfExperts | None = None
     layer: Tensors = field(default_factory=lambda: HF_LAYER)
+
+
+@dataclass(frozen=True)
+class GgufExperts:
+    """The experts of a family in GGUF files."""
+
+    have_own_size: bool = False  # `expert_feed_forward_length`; else `feed_forward_length`
+    has_shared: bool = False  # `expert_shared_feed_forward_length`
+    norm_topk: bool = True  # llama.cpp's code says it, no key does
 
 
 @dataclass(frozen=True)
@@ -102,8 +120,11 @@ class GgufFormat:
     """The family in GGUF files, as llama.cpp's converter writes them."""
 
     architecture: str
-    permutes_heads: bool = (
-        False  # the converter stores rows j and d / 2 + j of q's and k's heads side by side
+    permutes_heads: bool = False  # rows j and d / 2 + j of each head of q and k are stored side by side
+    window: Window | None = Window("all")
+    experts: GgufExperts | None = None
+    longrope_by_tensors: bool = (
+        False  # divisors for short and long texts are used though no key says "longrope"
     )
     layer: Tensors = field(default_factory=lambda: GGUF_LAYER)
 
@@ -119,7 +140,11 @@ class Family:
 
 
 _ATTENTION_BIAS, _MLP_BIAS = BiasFlag("attention_bias", ATTENTION), BiasFlag("mlp_bias", MLP)
-_QWEN_WINDOW = Window("from_layer", size=4096)
+_QWEN_WINDOW = Window("from_layer", size=4096, is_flagged=True)
+_QWEN_EXPERTS = {
+    "router": "mlp.gate.weight",
+    **{f"experts.{part}": f"mlp.experts.{{expert}}.{part}_proj.weight" for part in MLP},
+}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -178,7 +203,71 @@ FAMILIES: Mapping[str, Family] = {
                     "experts.down": "block_sparse_moe.experts.{expert}.w2.weight",
                 },
             ),
-            GgufFormat("llama", permutes_heads=True),
+            GgufFormat("llama", permutes_heads=True, experts=GgufExperts()),
+        ),
+        Family(
+            "phi3",
+            HfFormat(
+                "phi3",
+                rms_norm_eps=1e-5,
+                max_position=4096,
+                original_max_position=4096,
+                window=Window("all"),
+                layer={
+                    **HF_LAYER,
+                    **dict.fromkeys("qkv", "self_attn.qkv_proj.weight"),
+                    **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
+                },
+            ),
+            GgufFormat(
+                "phi3",
+                longrope_by_tensors=True,
+                layer={
+                    **GGUF_LAYER,
+                    **dict.fromkeys("qkv", "attn_qkv.weight"),
+                    **dict.fromkeys(("gate", "up"), "ffn_up.weight"),
+                },
+            ),
+        ),
+        Family(
+            "qwen2_moe",
+            HfFormat(
+                "qwen2_moe",
+                max_position=32_768,
+                num_kv_heads=16,
+                bias_flags=(BiasFlag("qkv_bias", ("q", "k", "v"), default=True),),
+                window=Window("as_listed", size=4096, is_flagged=True),
+                experts=HfExperts(60, 4, size=1408, shared_size=5632, norm_topk=False),
+                layer={
+                    **HF_LAYER,
+                    **_QWEN_EXPERTS,
+                    **{f"shared.{part}": f"mlp.shared_expert.{part}_proj.weight" for part in MLP},
+                    "shared_gate": "mlp.shared_expert_gate.weight",
+                },
+            ),
+            GgufFormat(
+                "qwen2moe",
+                experts=GgufExperts(have_own_size=True, has_shared=True, norm_topk=False),
+                layer={
+                    **GGUF_LAYER,
+                    **{f"shared.{part}": f"ffn_{part}_shexp.weight" for part in MLP},
+                    "shared_gate": "ffn_gate_inp_shexp.weight",
+                },
+            ),
+        ),
+        Family(
+            "qwen3_moe",
+            HfFormat(
+                "qwen3_moe",
+                max_position=32_768,
+                num_kv_heads=4,
+                bias_flags=(_ATTENTION_BIAS,),
+                window=Window("all", size=4096, is_flagged=True),
+                experts=HfExperts(128, 8, size=768, norm_topk=False),
+                layer={**HF_LAYER, **_QWEN_EXPERTS},
+            ),
+            GgufFormat("qwen3moe", experts=GgufExperts(have_own_size=True)),
+            qk_norm=True,
         ),
     )
 }

@@ -9,7 +9,7 @@ from typing import Any
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, context_length
 from interlace.models.families import FAMILIES, Family, GgufFormat
-from interlace.models.gguf_rope import read_gguf_rope, with_divisors
+from interlace.models.gguf_rope import SHORT_DIVISORS, read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
 from interlace.models.tokenization.ends import gguf_end_ids
@@ -30,12 +30,14 @@ def read_gguf_config(
     family, form = _family(values.architecture, num_experts)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
     max_position = values.integer("context_length")
-    rope = with_divisors(read_gguf_rope(values, max_position), tensor_shapes, read_vector)
+    rope = with_divisors(
+        read_gguf_rope(values, max_position, _scaling_of(form, tensor_shapes)), tensor_shapes, read_vector
+    )
     config = ModelConfig(
         family=family.name,
+        **_experts(values, form, num_experts),
         vocab_size=_vocab_size(values, tensor_shapes),
         hidden_size=hidden_size,
-        intermediate_size=values.integer("feed_forward_length"),
         num_layers=values.integer("block_count"),
         num_heads=num_heads,
         num_kv_heads=values.integer("attention.head_count_kv", num_heads),
@@ -46,14 +48,39 @@ def read_gguf_config(
         tie_word_embeddings="output.weight" not in tensor_shapes,
         biases=_biases(tensor_shapes, form, num_experts),
         qk_norm=family.qk_norm,
-        sliding_window=values.integer("attention.sliding_window", 0) or None,
-        num_experts=num_experts,
-        experts_per_token=values.integer("expert_used_count", 0),
+        sliding_window=_sliding_window(values, form),
         eos_token_ids=gguf_end_ids(fields),
         bos_token_id=next(iter(special_token_ids(fields, "bos")), None),
     )
     refuse_unread_gguf_settings(values.fields, values.architecture, config)
     return config
+
+
+def _experts(values: _Values, form: GgufFormat, num_experts: int) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about the MLP and the experts."""
+    experts = form.experts
+    if experts is None or not num_experts:
+        return {"intermediate_size": values.integer("feed_forward_length")}
+    used = values.integer("expert_used_count")
+    found = {"num_experts": num_experts, "experts_per_token": used, "norm_topk": experts.norm_topk}
+    if not experts.have_own_size:
+        return {**found, "intermediate_size": values.integer("feed_forward_length")}
+    dense_size = values.integer("feed_forward_length", 0)
+    found["intermediate_size"] = values.integer("expert_feed_forward_length", dense_size // max(1, used))
+    if experts.has_shared:
+        found["shared_intermediate_size"] = values.integer("expert_shared_feed_forward_length", dense_size)
+    return found
+
+
+def _scaling_of(form: GgufFormat, tensor_shapes: Mapping[str, object]) -> str:
+    """The kind of rotary scaling that holds where no key names one."""
+    return "longrope" if form.longrope_by_tensors and SHORT_DIVISORS in tensor_shapes else "linear"
+
+
+def _sliding_window(values: _Values, form: GgufFormat) -> int | None:
+    if form.window is None:
+        return None
+    return values.integer("attention.sliding_window", form.window.size or 0) or None
 
 
 class _Values:
@@ -112,7 +139,7 @@ def _family(architecture: str, num_experts: int) -> tuple[Family, GgufFormat]:
         for family in FAMILIES.values()
         if family.gguf and family.gguf.architecture == architecture
     ]
-    return next((pair for pair in found if bool(pair[0].hf.experts) == bool(num_experts)), found[0])
+    return next((pair for pair in found if bool(pair[1].experts) == bool(num_experts)), found[0])
 
 
 def _biases(

@@ -26,10 +26,10 @@ class Values(Protocol):
     def integer(self, key: str, default: int | None = None) -> int: ...
 
 
-def read_gguf_rope(values: Values, max_position: int) -> RopeConfig:
+def read_gguf_rope(values: Values, max_position: int, default_kind: str = "linear") -> RopeConfig:
     """Reads the metadata. The divisors are in tensors: see `with_divisors`."""
     theta = values.number("rope.freq_base", 10_000.0)
-    kind = values.text("rope.scaling.type", "linear")
+    kind = values.text("rope.scaling.type", default_kind)
     if kind not in _KINDS:
         raise ConfigError(f"rope scaling {kind!r} is not supported; supported are {', '.join(_KINDS)}")
     old_factor = values.number("rope.scale_linear", 1.0)

@@ -61,16 +61,17 @@ class GgufSource(WeightSource):
         place = self._places[name]
         tensor = self.file.tensors[place.tensor]
         first = self._first_row(place, tensor)
+        is_vector = len(self.shape(name)) == 1  # a matrix of one row may be a vector in the file
 
         def read(rows: range) -> _Floats:
             """float32 (rows, columns); a vector's elements are rows of one column."""
-            if len(tensor.shape) == 1:
+            if is_vector:
                 return self._values(tensor, range(1), rows).T
             return self._values(tensor, range(first + rows.start, first + rows.stop), columns)
 
         is_permuted = name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1
         values = torch.from_numpy(self._unpermuted(read, rows) if is_permuted else read(rows))
-        return values.flatten() if len(tensor.shape) == 1 else values
+        return values.flatten() if is_vector else values
 
     def release_pages(self) -> None:
         self.file.release_pages()

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import ModelConfig, context_length
+from interlace.models.config import (
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    ModelConfig,
+    check_num_layers,
+    context_length,
+)
 from interlace.models.families import FAMILIES, Family, HfExperts, HfFormat, Window
 from interlace.models.hf_rope import read_hf_rope
 from interlace.models.hf_values import flag, integer, mapping, number
@@ -27,13 +33,14 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
     _refuse_what_the_decoder_lacks(config)
     hidden_size, num_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     max_position = integer(config, "max_position_embeddings", defaults.max_position)
-    rope = read_hf_rope(config, defaults.rope_theta, max_position)
+    rope = read_hf_rope(config, defaults.rope_theta, max_position, defaults.original_max_position)
     num_layers = integer(config, "num_hidden_layers")
+    check_num_layers(num_layers)
+    window, full_layers = _window(config, defaults.window, num_layers)
     found = ModelConfig(
         family=family.name,
         vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=integer(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(config, defaults, num_heads),
@@ -41,11 +48,12 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
         max_position=context_length(rope, max_position),
         rope=rope,
-        tie_word_embeddings=flag(config, "tie_word_embeddings"),
+        tie_word_embeddings=flag(config, "tie_word_embeddings", defaults.tie_word_embeddings),
         biases=_biases(config, defaults),
         qk_norm=family.qk_norm,
-        sliding_window=_sliding_window(config, defaults.window, num_layers),
-        **_experts(config, defaults.experts),
+        sliding_window=window,
+        full_layers=full_layers,
+        **_mlp(config, defaults.experts, num_layers),
         eos_token_ids=tuple(dict.fromkeys(_token_ids(config, generation, "eos_token_id"))),
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id")), None),
     )
@@ -79,7 +87,7 @@ def _refuse_what_the_decoder_lacks(config: Mapping[str, Any]) -> None:
 def _biases(config: Mapping[str, Any], defaults: HfFormat) -> tuple[str, ...]:
     found = defaults.biases
     for bias in defaults.bias_flags:
-        if flag(config, bias.key):
+        if flag(config, bias.key, bias.default):
             found += tuple(part for part in bias.parts if part not in found)
     return found
 
@@ -103,46 +111,84 @@ def _head_dim(config: Mapping[str, Any], defaults: HfFormat, hidden_size: int, n
     return hidden_size // num_heads
 
 
-def _experts(config: Mapping[str, Any], absent: HfExperts | None) -> dict[str, int]:
-    """The fields of a ModelConfig that are about experts. transformers knows their number by two names."""
+def _mlp(config: Mapping[str, Any], absent: HfExperts | None, num_layers: int) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about the MLP and the experts."""
     if absent is None:
-        return {}
-    named = integer(config, "num_experts", absent.num_experts)
-    return {
-        "num_experts": integer(config, "num_local_experts", named),
+        return {"intermediate_size": integer(config, "intermediate_size")}
+    found: dict[str, Any] = {
+        # transformers knows their number by two names.
+        "num_experts": integer(
+            config, "num_local_experts", integer(config, "num_experts", absent.num_experts)
+        ),
         "experts_per_token": integer(config, "num_experts_per_tok", absent.experts_per_token),
+    }
+    if absent.norm_topk is not None:
+        found["norm_topk"] = flag(config, "norm_topk_prob", absent.norm_topk)
+    if absent.shared_size is not None:
+        found["shared_intermediate_size"] = integer(
+            config, "shared_expert_intermediate_size", absent.shared_size
+        )
+    if absent.size is None:
+        return {**found, "intermediate_size": integer(config, "intermediate_size")}
+    dense_layers = _dense_layers(config, num_layers)
+    return {
+        **found,
+        "intermediate_size": integer(config, "moe_intermediate_size", absent.size),
+        "dense_layers": dense_layers,
+        "dense_intermediate_size": integer(config, "intermediate_size") if dense_layers else 0,
     }
 
 
-def _sliding_window(config: Mapping[str, Any], window: Window | None, num_layers: int) -> int | None:
+def _dense_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """The layers without experts: all but every n-th (`decoder_sparse_step`), and those in `mlp_only_layers`."""
+    step = integer(config, "decoder_sparse_step", 1)
+    listed = config.get("mlp_only_layers") or []
+    if not isinstance(listed, list) or not all(type(layer) is int for layer in listed):
+        raise ConfigError(f"config.json: 'mlp_only_layers' must be a list of layers, got {listed!r}")
+    if step < 1:
+        raise ConfigError(f"config.json: 'decoder_sparse_step' must be at least 1, got {step}")
+    return tuple(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step)
+
+
+def _window(
+    config: Mapping[str, Any], window: Window | None, num_layers: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """The sliding window, and the layers that have none though the others have one."""
     if window is None:
         if config.get("use_sliding_window") is False:
             config.get("sliding_window")  # read, that is: it is said to be unused
-        return None
+        return None, ()
     size = config.get("sliding_window", window.size)
-    if size is None or (window.layers == "from_layer" and not _is_in_all_layers(config, num_layers)):
-        return None
-    return integer({"sliding_window": size}, "sliding_window")
+    if size is None or (window.is_flagged and not flag(config, "use_sliding_window")):
+        return None, ()
+    size = integer({"sliding_window": size}, "sliding_window")
+    full = () if window.layers == "all" else _full_layers(config, window, num_layers)
+    return (None, ()) if len(full) == num_layers else (size, full)
 
 
-def _is_in_all_layers(config: Mapping[str, Any], num_layers: int) -> bool:
-    """Qwen's window holds from layer `max_window_layers` on: here it must be all layers or none."""
-    if not flag(config, "use_sliding_window"):
-        return False
-    first = integer(config, "max_window_layers", 28)
+def _full_layers(config: Mapping[str, Any], window: Window, num_layers: int) -> tuple[int, ...]:
+    """The layers without a window: as `layer_types` say, or else by the family's rule."""
     kinds = config.get("layer_types")
-    if kinds is not None and (
-        not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds)
-    ):
+    if kinds:
+        _check_kinds(kinds, num_layers)
+        return tuple(layer for layer, kind in enumerate(kinds) if kind == FULL_ATTENTION)
+    if window.layers == "as_listed":
+        raise ConfigError(
+            "config.json has use_sliding_window and no layer_types, which must say which layers have the window; "
+            'set "use_sliding_window": false for contexts no longer than the window'
+        )
+    return tuple(range(min(num_layers, max(0, integer(config, "max_window_layers", 28)))))
+
+
+def _check_kinds(kinds: Any, num_layers: int) -> None:
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise ConfigError(f"config.json: 'layer_types' must be a list of names, got {kinds!r}")
-    kinds = kinds or ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-    if set(kinds) in ({"full_attention"}, {"sliding_attention"}):
-        return "sliding_attention" in kinds
-    raise ConfigError(
-        "config.json gives some layers a sliding window and others none (use_sliding_window with "
-        f"max_window_layers {first} of {num_layers}): only all layers or none is supported; "
-        'set "use_sliding_window": false for contexts no longer than the window'
-    )
+    if unknown := sorted(set(kinds) - {FULL_ATTENTION, SLIDING_ATTENTION}):
+        raise ConfigError(f"config.json: 'layer_types' has {unknown[0]!r}, which is not supported")
+    if len(kinds) != num_layers:
+        raise ConfigError(
+            f"config.json: 'layer_types' has {len(kinds)} layers, expected num_hidden_layers, {num_layers}"
+        )
 
 
 def _token_ids(config: Mapping[str, Any], generation: Mapping[str, Any], key: str) -> tuple[int, ...]:

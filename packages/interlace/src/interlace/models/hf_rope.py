@@ -36,7 +36,9 @@ _KEYS = {  # that each kind has beyond these
 _OTHER_NAMES = {None: "default", "su": "longrope"}
 
 
-def read_hf_rope(config: Mapping[str, Any], default_theta: float, max_position: int) -> RopeConfig:
+def read_hf_rope(
+    config: Mapping[str, Any], default_theta: float, max_position: int, default_original: int | None = None
+) -> RopeConfig:
     """Old files have rope_theta and rope_scaling, newer ones rope_parameters holding both."""
     old, new = mapping(config, "rope_scaling"), mapping(config, "rope_parameters")
     scaling = old or new
@@ -47,7 +49,7 @@ def read_hf_rope(config: Mapping[str, Any], default_theta: float, max_position: 
     kind = _kind(scaling)
     original = integer(scaling, "original_max_position_embeddings", max_position)
     if kind in ("llama3", "yarn", "longrope"):  # for these the same key outside wins
-        original = integer(config, "original_max_position_embeddings", original)
+        original = integer(config, "original_max_position_embeddings", default_original or original)
     match kind:
         case "linear":
             stated = integer(scaling, "original_max_position_embeddings", 0)

@@ -33,8 +33,8 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None) ->
     return float(value)
 
 
-def flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key)
+def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    value = config.get(key, default)
     if value not in (None, True, False):
         raise ConfigError(f"config.json: {key!r} must be true or false, got {value!r}")
     return bool(value)

@@ -66,6 +66,7 @@ def _dense(test: Test) -> Test:
 
 _ATTENTION_SCALE = _is(lambda config: config.head_dim**-0.5)
 _WINDOW = _all_are(lambda c: "full_attention" if c.sliding_window is None else "sliding_attention")
+_NORM_TOPK = _dense(lambda value, config: value == config.norm_topk)
 
 HF_RULES = (
     Rule(r"quantization|compression_config", "stores its weights quantised"),
@@ -126,7 +127,7 @@ HF_RULES = (
     Rule(r"(moe_)?num_(local_|moe_)?experts|n_routed_experts|moe_num_experts", "has experts",
          lambda value, config: value == max(1, config.num_experts)),
     Rule(r"(n|num)_shared_experts|shared_expert_intermediate_size", "has experts that every token runs through"),
-    Rule(r"norm_topk_prob", "does not norm its experts' weights", _dense(_among(True)), off=False),
+    Rule(r"norm_topk_prob", "does not norm its experts' weights", _NORM_TOPK, off=False),
     Rule(r"scoring_func|(moe_)?router_score_\w+", "scores its experts otherwise", _dense(_among("softmax"))),
     Rule(r"routed_scaling_factor|n_group|topk_group", "chooses or scales its experts otherwise", _dense(_among(1))),
     Rule(r"num_loops|total_ut_steps|num_recurren\w+", "runs its layers several times", _among(1)),
@@ -144,7 +145,7 @@ GGUF_RULES = (
     Rule(r"rope\.scaling\.yarn_(attn|ext)_factor", "scales its rotary embedding otherwise",
          lambda value, config: config.rope.scaling != "yarn" or value == 1, off=False),
     Rule(r"expert_feed_forward_length", "has experts of another size", _dense(_is(lambda c: c.intermediate_size))),
-    Rule(r"expert_weights_norm", "does not norm its experts' weights", _dense(_among(True)), off=False),
+    Rule(r"expert_weights_norm", "does not norm its experts' weights", _NORM_TOPK, off=False),
     Rule(r"expert_gating_func", "scores its experts otherwise", _dense(_among(1))),
     Rule(r"expert_(weights_scale|group_(used_)?count)", "chooses or scales its experts otherwise", _dense(_among(1))),
     Rule(r"interleave_moe_layer_step|moe_every_n_layers", "has experts in some layers", _among(1)),

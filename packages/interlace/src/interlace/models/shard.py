@@ -33,7 +33,7 @@ class Shard:
     size: int
     heads: range  # query heads
     kv_heads: range
-    intermediate: range  # columns of the MLP, of every expert alike
+    intermediate: range  # columns of the MLP, or of every expert alike
     vocab: range  # rows of the embedding and of the output head
 
     @classmethod
@@ -55,6 +55,10 @@ class Shard:
             intermediate=partition(config.intermediate_size, size, rank, COLUMN_ALIGNMENT),
             vocab=partition(config.vocab_size, size, rank, COLUMN_ALIGNMENT),
         )
+
+    def columns(self, size: int) -> range:
+        """The rank's columns of an MLP with `size` of them."""
+        return partition(size, self.size, self.rank, COLUMN_ALIGNMENT)
 
     def head_layout(self, config: ModelConfig) -> HeadLayout:
         """The rank's own heads, numbered from 0."""

@@ -81,8 +81,8 @@ def _parsed(name: str) -> tuple[str | None, str, str | None]:
             return None, top, None
         case ["layers", layer, "experts", expert, part]:
             return layer, f"experts.{part}", expert
-        case ["layers", layer, part]:
-            return layer, part, None
+        case ["layers", layer, *part]:
+            return layer, ".".join(part), None
     raise KeyError(name)
 
 

@@ -124,7 +124,7 @@ def _check_shape(
         expected = (config.num_experts, *expected)
     if place.num_rows is not None:
         expected = (place.num_rows, *expected[1:])
-    if got != expected:
+    if got not in (expected, expected[1:] if expected[0] == 1 else expected):
         raise ShapeMismatch(
             f"{file}: tensor {place.tensor!r} has shape {got}, expected {expected} by the configuration; "
             "the weights and the configuration belong to different models"
