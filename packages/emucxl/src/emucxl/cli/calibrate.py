@@ -36,7 +36,7 @@ def calibrate(
     ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure this machine's own latency and bandwidth, keep them, and tell how exact the delays are."""
+    """Measure this machine's own latency and bandwidth, keep them, and say how exact the delays are."""
     from emucxl import calibration
 
     with console.progress("calibrating") as progress:

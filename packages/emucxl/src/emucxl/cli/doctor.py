@@ -14,7 +14,7 @@ from emucxl.cli.text import printable
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say which tiers would be real here, which modelled, and what is missing. Status 1 when emucxl cannot work."""
+    """Say which tiers are real and which modelled here, and what is missing. Status 1 when emucxl cannot work."""
     from emucxl.doctor import examine, real_tiers
 
     report = examine()

@@ -39,7 +39,9 @@ def size_bytes(text: str) -> int:
     return int(found[1]) << UNITS[found[2]]
 
 
-SizeArgument = Annotated[int, typer.Argument(metavar="SIZE", parser=size_bytes, help="Such as 64M or 2G.")]
+SizeArgument = Annotated[
+    int, typer.Argument(metavar="SIZE", parser=size_bytes, help="A size, such as 64M or 2G.")
+]
 
 
 @app.command()
@@ -47,17 +49,17 @@ def create(
     pool: PoolArgument,
     size: SizeArgument,
     extent: Annotated[
-        int, typer.Option(metavar="SIZE", parser=size_bytes, help="Of what is handed out at once.")
+        int, typer.Option(metavar="SIZE", parser=size_bytes, help="The unit in which memory is handed out.")
     ] = "2M",  # type: ignore[assignment]  # parsed
-    max_regions: Annotated[int, typer.Option(help="That can exist at a time.")] = 256,
+    max_regions: Annotated[int, typer.Option(help="The most regions at a time.")] = 256,
     format_existing: Annotated[
         bool,
         typer.Option(
-            "--format", help="Lay it out in the file or dax device that is there; SIZE 0: all of it."
+            "--format", help="Make the pool in a file or dax device that exists; SIZE 0 takes all of it."
         ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --format: even if it is a pool.")
+        bool, typer.Option("--overwrite", help="With --format: overwrite a pool that is there.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -103,7 +105,7 @@ def show(pool: PoolArgument, as_json: Json = False) -> None:
 
 
 @app.command()
-def release(pool: PoolArgument, tag: Annotated[str, typer.Argument(help="Of a region.")]) -> None:
+def release(pool: PoolArgument, tag: Annotated[str, typer.Argument(help="The region's tag.")]) -> None:
     """Free a region, or have it freed as soon as the hosts that have it open let go."""
     from emucxl.pool import Pool
 
@@ -122,7 +124,7 @@ def reclaim(
     kill: Annotated[
         bool,
         typer.Option(
-            "--kill", help="Kill processes whose hosts were fenced but hold on to memory; and --wait."
+            "--kill", help="Kill processes whose hosts were fenced but still hold memory; implies --wait."
         ),
     ] = False,
     wait: Annotated[
@@ -183,7 +185,7 @@ def check(pool: PoolArgument, as_json: Json = False) -> None:
 def poison(
     pool: PoolArgument,
     offset: Annotated[
-        int, typer.Argument(metavar="OFFSET", parser=size_bytes, help="Of the first bad byte.")
+        int, typer.Argument(metavar="OFFSET", parser=size_bytes, help="The place of the first bad byte.")
     ],
     size: SizeArgument,
     region: Annotated[

@@ -33,23 +33,28 @@ def show(
     tokens: Annotated[int, typer.Option(help="Tokens in the forward pass.")] = 512,
     tp: Annotated[int, typer.Option(help="Ranks.")] = 1,
     rank: Annotated[int, typer.Option(help="The rank whose work is shown.")] = 0,
-    dtype: Annotated[str, typer.Option(help="For byte counts.", metavar="float32|bfloat16")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
+    ] = "bfloat16",
     split: Annotated[
         str | None,
         typer.Option(
-            help="Where to cut the tokens in two; draws the simulated timeline.", metavar="N|middle|none"
+            help="Where to cut the tokens in two. Draws the simulated timeline too.", metavar="N|middle|none"
         ),
     ] = None,
     link: Annotated[
-        str | None, typer.Option(help="Between the ranks, for the timeline.", metavar="GB/s,us")
+        str | None, typer.Option(help="The link between the ranks, for the timeline.", metavar="GB/s,us")
     ] = None,
     tuned: Annotated[
-        bool, typer.Option("--tuned", help="Price steps by this machine's wave table, not by round figures.")
+        bool,
+        typer.Option(
+            "--tuned", help="Take the prices of steps from this machine's wave table, not round figures."
+        ),
     ] = False,
     every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
 ) -> None:
-    """Print the plan of a forward pass, and what each step asks of one rank; with --split also when it would run."""
+    """Print the plan of a forward pass and the work of each step on one rank; with --split also when it would run."""
     from interlace.cli.plan_costs import round_costs, tuned_costs
     from interlace.cli.plan_work import DTYPE_BYTES, Workload
     from interlace.models.shard import Shard

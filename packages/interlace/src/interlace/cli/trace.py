@@ -27,13 +27,13 @@ def _group() -> None:
 
 @app.command()
 def summary(
-    file: Annotated[Path, typer.Argument(help="What --trace wrote.", metavar="FILE.json")],
+    file: Annotated[Path, typer.Argument(help="A file that --trace wrote.", metavar="FILE.json")],
     every_layer: Annotated[
         bool, typer.Option("--all", help="Do not fold layers or kinds of passes.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print how long each rank computed, what communication was hidden, and what the simulator makes of it."""
+    """Print how long each rank computed, how much communication was hidden, and what the simulator says."""
     from tokenweave.trace import Trace
     from tokenweave.trace_summary import summarise
 

@@ -32,12 +32,12 @@ def tune(
         str, typer.Option(help="Arithmetic, as in `generate`.", metavar="auto|native|reference")
     ] = "auto",
     max_tokens: Annotated[int, typer.Option(help="Tokens of the largest forward pass.")] = 4096,
-    seconds: Annotated[float, typer.Option(help="Time to measure for, about.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as one JSON object.")] = False,
 ) -> None:
     """Time a model's layers at many token counts, so that the engine knows where to split a batch.
 
-    Reads the model's configuration and none of its weights. The engine finds the table that is kept.
+    Reads the model's configuration and none of its weights. Keeps the table where the engine finds it.
     """
     if tp < 1 or max_tokens < 1 or not 0 < seconds < float("inf"):
         raise EngineError(
