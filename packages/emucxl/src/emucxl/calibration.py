@@ -7,7 +7,6 @@ as long as it is of this machine, this boot and these cores, and a few reads, ti
 from __future__ import annotations
 
 import ctypes
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -135,24 +134,38 @@ def measure_latency(
     Raises:
         TooFastError: this machine is slower than that.
     """
-    from emucxl.context import Context
+    library, handle = abi.load(), ctypes.c_void_p()
+    raw = calibration.to_abi()
+    config = abi.ContextConfig(clock=abi.CLOCK_REAL, calibration=ctypes.pointer(raw))
+    native.check(library.emx_context_open(ctypes.byref(config), ctypes.byref(handle)))
+    try:
+        address = _fill_tier(library, handle, Timing(target_ns, target_ns), size_bytes)
+        samples = sorted(_time_reads(library, handle, address, num_samples))
+    finally:
+        library.emx_context_close(handle)
+    middle, p99 = num_samples // 2, round(0.99 * (num_samples - 1))
+    return Accuracy(target_ns, (samples[~middle] + samples[middle]) / 2, samples[p99], num_samples)
 
-    with Context(calibration=calibration) as context:
-        tier = context.add_tier("target", 2 * size_bytes, timing=Timing(target_ns, target_ns))
-        with tier.alloc(size_bytes) as buffer:
-            buffer.fill(1)  # no page is touched for the first time while we measure
-            samples = time_reads(context.handle, buffer.address, 64, num_samples)
-    samples.sort()
-    p99 = samples[min(len(samples) - 1, round(0.99 * (len(samples) - 1)))]
-    return Accuracy(target_ns, statistics.median(samples), p99, num_samples)
+
+def _fill_tier(
+    library: ctypes.CDLL, context: ctypes.c_void_p, timing: Timing, size_bytes: int
+) -> ctypes.c_void_p:
+    """Adds a tier and allocates in it; all pages are touched, so that no read is the first of its page."""
+    config = abi.TierConfig(name=b"target", capacity_bytes=2 * size_bytes, fd=-1, timing=timing.to_abi())
+    tier, address = ctypes.c_uint32(), ctypes.c_void_p()
+    native.check(library.emx_tier_add(context, ctypes.byref(config), ctypes.byref(tier)))
+    native.check(library.emx_alloc(context, tier, size_bytes, 0, ctypes.byref(address)))
+    native.check(library.emx_memset(context, address, 0, 1, size_bytes))
+    return address
 
 
-def time_reads(context: int, address: int, size_bytes: int, num_samples: int, gap_ns: int = 0) -> list[float]:
-    """Nanoseconds that each of `num_samples` reads took, timed in the core (emx_measure_reads)."""
-    library = abi.load()
+def _time_reads(
+    library: ctypes.CDLL, context: ctypes.c_void_p, address: ctypes.c_void_p, num_samples: int
+) -> list[float]:
+    """Nanoseconds that each of `num_samples` reads of 64 bytes took, timed in the core (emx_measure_reads)."""
     native.declare(library, _SIGNATURES)
     samples = (ctypes.c_double * num_samples)()
-    native.check(library.emx_measure_reads(context, address, size_bytes, gap_ns, num_samples, samples))
+    native.check(library.emx_measure_reads(context, address, 64, 0, num_samples, samples))
     return list(samples)
 
 

@@ -22,9 +22,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from emucxl import abi, native
+from emucxl import calibration as machine_calibration
 from emucxl._buffer import ContextBase
 from emucxl.arguments import instance, natural, text_bytes
 from emucxl.buffer import Buffer, bind
+from emucxl.calibration import Calibration
 from emucxl.errors import ArgumentError, ArgumentTypeError, InUseError, NotFoundError
 from emucxl.locks import new_lock
 from emucxl.providers import Anon, Borrowed, Provider
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
-    from emucxl.calibration import Calibration
     from emucxl.links import Link
     from emucxl.presets import Preset
     from emucxl.timing import Timing
@@ -74,8 +75,6 @@ class Context(ContextBase):
         library = bind()
         config, handle = abi.ContextConfig(clock=_CLOCKS[clock]), ctypes.c_void_p()
         if calibration is not None:
-            from emucxl.calibration import Calibration
-
             instance("calibration", calibration, Calibration, "a Calibration")
             config.calibration = ctypes.pointer(calibration.to_abi())
         native.check(library.emx_context_open(ctypes.byref(config), ctypes.byref(handle)))
@@ -246,10 +245,8 @@ class Context(ContextBase):
         return f"<Context on the {self._clock} clock with {', '.join(map(repr, self._tiers)) or 'no tiers'}>"
 
     def _calibrate(self, handle: int) -> None:
-        from emucxl.calibration import of_this_machine
-
-        calibration = of_this_machine().to_abi()
-        native.check(self._library.emx_context_set_calibration(handle, ctypes.byref(calibration)))
+        of_this_machine = machine_calibration.of_this_machine().to_abi()
+        native.check(self._library.emx_context_set_calibration(handle, ctypes.byref(of_this_machine)))
         self._calibrated = True
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emucxl import abi, native
-from emucxl._buffer import TierBase
+from emucxl._buffer import ContextBase, TierBase
 from emucxl.arguments import natural
 from emucxl.providers import Null, Provider
 
 if TYPE_CHECKING:
-    from emucxl.context import Context
     from emucxl.links import Link
     from emucxl.timing import Timing
 
@@ -64,7 +63,7 @@ class Tier(TierBase):
 
     def __init__(
         self,
-        context: Context,
+        context: ContextBase,
         number: int,
         modelled: bool,
         touchable: bool,

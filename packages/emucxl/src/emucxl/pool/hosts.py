@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from emucxl import errors, native
 from emucxl.arguments import contents, member, natural, text_bytes
-from emucxl.closing import WithBlock
 from emucxl.pool import abi as pool_abi
 from emucxl.pool.cells import Cell, Use, take_all
+from emucxl.pool.objects import HostCells, OpenPool, PoolObject
 from emucxl.pool.records import HostInfo, Sharing, host_info
 
 if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]  # from Python 3.12 on
 
-    from emucxl.pool.pool import Pool
-
-
-class PoolObject(WithBlock):
-    """Base of a pool, a host and a region: each has a cell, and an end."""
-
-    _cell: Cell
-
-    @property
-    def closed(self) -> bool:
-        return self._cell.closed
-
-    def __del__(self) -> None:
-        if getattr(self, "_cell", None) is None:  # the constructor failed
-            return
-        with contextlib.suppress(
-            errors.InUseError
-        ):  # a thread is inside a call; the process's end will be noticed
-            self.close()
-
-
-class HostCells:
-    """A host's cell and those of its regions, which end with it."""
-
-    def __init__(self, host: Cell) -> None:
-        self.host = host
-        self.regions: list[Cell] = []
-
-    def all(self) -> list[Cell]:
-        self.regions = [cell for cell in self.regions if not cell.closed]
-        return [*self.regions, self.host]
-
 
 class Host(PoolObject):
     """This process (or a part of it) as a host of a pool, until it leaves or is fenced."""
 
-    def __init__(self, pool: Pool, name: str, handle: int) -> None:
+    def __init__(self, pool: OpenPool, name: str, handle: int) -> None:
         """Takes ownership of `handle`; use `Pool.join`."""
         self.pool = pool
         self.name = name
@@ -140,8 +107,8 @@ class Host(PoolObject):
         """
         handle = take_all(self._cells.all()[:-1], self._cell)
         if handle is not None:
-            if self._cells in self.pool._hosts:
-                self.pool._hosts.remove(self._cells)
+            if self._cells in self.pool.hosts_here:
+                self.pool.hosts_here.remove(self._cells)
             pool_abi.library().emx_host_leave(handle)
 
     close = leave

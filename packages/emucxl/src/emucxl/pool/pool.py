@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, TypeVar
 from emucxl import errors, native
 from emucxl.arguments import natural, number, path_text, text_bytes
 from emucxl.pool import abi as pool_abi
-from emucxl.pool.cells import Cell, take_all
-from emucxl.pool.hosts import Host, HostCells, PoolObject
+from emucxl.pool.cells import take_all
+from emucxl.pool.hosts import Host
+from emucxl.pool.objects import OpenPool
 from emucxl.pool.patience import Patience
 from emucxl.pool.records import (
     HostInfo,
@@ -42,15 +43,13 @@ DEFAULT_EXTENT_BYTES = 2 << 20
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 
 
-class Pool(PoolObject):
+class Pool(OpenPool):
     """An open pool. Hosts that joined through it leave when it is closed; its file stays."""
 
     def __init__(self, path: Path, handle: int, read_only: bool) -> None:
         """Takes ownership of `handle`; use `create` or `open`."""
-        self.path = path
+        super().__init__(path, handle)
         self.read_only = read_only
-        self._hosts: list[HostCells] = []
-        self._cell = Cell(f"the pool {path}", handle)
 
     @classmethod
     def create(
@@ -169,7 +168,7 @@ class Pool(PoolObject):
                 )
             )
             host = Host(self, name, handle.value or 0)
-            self._hosts.append(host._cells)
+            self.hosts_here.append(host._cells)
             return host
 
     def stats(self) -> PoolStats:
@@ -237,7 +236,7 @@ class Pool(PoolObject):
         Raises:
             InUseError: a view of a region is alive, or another thread is inside a call; the pool stays as it is.
         """
-        cells = [cell for host in self._hosts for cell in host.all()]
+        cells = [cell for host in self.hosts_here for cell in host.all()]
         handle = take_all(cells, self._cell)
         if handle is not None:
             pool_abi.library().emx_pool_close(handle)
