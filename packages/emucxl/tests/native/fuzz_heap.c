@@ -212,14 +212,14 @@ static void* work(void* argument) {
 
 /* ---- the memory behind --------------------------------------------------------------------------------- */
 
-static emx_status commit(void* state, size_t offset, size_t size) {
-    (void)state;
+static emx_status commit(pages* pages, size_t offset, size_t size) {
+    (void)pages;
     REQUIRE(offset % PAGE == 0 && size % PAGE == 0 && offset + size <= option.capacity);
     return mprotect(memory + offset, size, PROT_READ | PROT_WRITE) == 0 ? EMX_OK : EMX_E_NO_MEMORY;
 }
 
-static emx_status decommit(void* state, size_t offset, size_t size) {
-    (void)state;
+static emx_status decommit(pages* pages, size_t offset, size_t size) {
+    (void)pages;
     REQUIRE(offset % PAGE == 0 && size % PAGE == 0 && offset + size <= option.capacity);
     REQUIRE(madvise(memory + offset, size, MADV_DONTNEED) == 0);
     return mprotect(memory + offset, size, PROT_NONE) == 0 ? EMX_OK : EMX_E_SYSTEM;
@@ -296,11 +296,14 @@ int main(int count, char** arguments) {
     for (int i = 1; i < count; ++i) parse(arguments[i]);
     map_memory();
     const bool has_pages = option.fresh_is_zero && option.touchable;
-    const heap_source source = {.commit = has_pages ? commit : NULL,
-                                .decommit = has_pages && option.decommit ? decommit : NULL,
-                                .fresh_is_zero = option.fresh_is_zero,
-                                .touchable = option.touchable};
-    REQUIRE(heap_create(memory, option.capacity, &source, &the_heap) == EMX_OK);
+    const provider provider = {.commit = has_pages ? commit : NULL,
+                               .decommit = has_pages && option.decommit ? decommit : NULL};
+    pages pages = {.provider = &provider,
+                   .base = memory,
+                   .capacity_bytes = option.capacity,
+                   .fresh_is_zero = option.fresh_is_zero,
+                   .touchable = option.touchable};
+    REQUIRE(heap_create(&pages, &the_heap) == EMX_OK);
     if (!option.membarrier) barrier_is_unequal = false; /* as on kernels without it */
     for (unsigned long round = 0; round < option.rounds; ++round) run_round(round);
     end_empty();

@@ -29,11 +29,24 @@ static char* reserve(size_t size, int protection) {
     return (char*)(((uintptr_t)found + 2 * MIB - 1) / (2 * MIB) * (2 * MIB));
 }
 
-static heap* make(char* base, size_t capacity, bool touchable) {
-    const heap_source source = {.fresh_is_zero = true, .touchable = touchable};
+/* The pages of all heaps, which live as long as this process: it proves one fact. */
+static pages* made_so_far;
+
+static heap* make_on(const provider* provider, char* base, size_t capacity, bool fresh_is_zero,
+                     bool touchable) {
+    pages* pages = calloc(1, sizeof *pages);
     heap* made;
-    REQUIRE(heap_create(base, capacity, &source, &made) == EMX_OK);
+    REQUIRE(pages != NULL);
+    pages->next = made_so_far, made_so_far = pages;
+    pages->provider = provider, pages->base = base, pages->capacity_bytes = capacity;
+    pages->fresh_is_zero = fresh_is_zero, pages->touchable = touchable;
+    REQUIRE(heap_create(pages, &made) == EMX_OK);
     return made;
+}
+
+static heap* make(char* base, size_t capacity, bool touchable) {
+    static const provider always_there;
+    return make_on(&always_there, base, capacity, true, touchable);
 }
 
 static heap* make_anywhere(size_t capacity) {
@@ -301,15 +314,16 @@ static void a_wrong_pointer_is_refused(void) {
 
 static void arguments_that_make_no_sense_are_refused(void) {
     heap *heap = make_anywhere(4 * MIB), *none = NULL;
-    const heap_source source = {0};
+    pages off_alignment = {.base = (char*)(2 * MIB) + 4096, .capacity_bytes = MIB};
+    pages part_of_a_page = {.base = (char*)(2 * MIB), .capacity_bytes = 100};
     void* pointer;
     REQUIRE(heap_alloc(heap, 0, 0, &pointer) == EMX_E_INVALID);
     REQUIRE(heap_alloc(heap, 1, 3, &pointer) == EMX_E_INVALID &&
             heap_alloc(heap, 1, 4 * MIB, &pointer) == EMX_E_INVALID);
     REQUIRE(heap_alloc(heap, SIZE_MAX, 0, &pointer) == EMX_E_TIER_FULL);
     REQUIRE(heap_alloc(heap, 5 * MIB, 0, &pointer) == EMX_E_TIER_FULL);
-    REQUIRE(heap_create((char*)(2 * MIB) + 4096, MIB, &source, &none) == EMX_E_INVALID);
-    REQUIRE(heap_create((char*)(2 * MIB), 100, &source, &none) == EMX_E_INVALID && none == NULL);
+    REQUIRE(heap_create(&off_alignment, &none) == EMX_E_INVALID);
+    REQUIRE(heap_create(&part_of_a_page, &none) == EMX_E_INVALID && none == NULL);
     end(heap);
 }
 
@@ -355,25 +369,24 @@ static void objects_on_a_poisoned_page_are_retired(void) {
 static size_t num_commits, committed;
 static bool refuses;
 
-static emx_status commit(void* state, size_t offset, size_t size) {
-    (void)state, (void)offset;
+static emx_status commit(pages* pages, size_t offset, size_t size) {
+    (void)pages, (void)offset;
     if (refuses) return EMX_E_NO_MEMORY;
     ++num_commits, committed += size;
     return EMX_OK;
 }
 
-static emx_status decommit(void* state, size_t offset, size_t size) {
-    REQUIRE(madvise((char*)state + offset, size, MADV_DONTNEED) == 0);
+static emx_status decommit(pages* pages, size_t offset, size_t size) {
+    REQUIRE(madvise(pages->base + offset, size, MADV_DONTNEED) == 0);
     committed -= size;
     return EMX_OK;
 }
 
 static void extents_are_committed_once_and_given_back_by_trim(void) {
     char* base = reserve(64 * MIB, PROT_READ | PROT_WRITE);
-    const heap_source source = {base, commit, decommit, true, true};
-    heap* heap;
+    static const provider counted = {.commit = commit, .decommit = decommit};
+    heap* heap = make_on(&counted, base, 64 * MIB, true, true);
     void* pointer;
-    REQUIRE(heap_create(base, 64 * MIB, &source, &heap) == EMX_OK);
     for (int i = 0; i < 200; ++i) get(heap, 1000);
     REQUIRE(num_commits == 1 && committed == 2 * MIB);
     char* large = get(heap, 10 * MIB);

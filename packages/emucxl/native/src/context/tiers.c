@@ -20,16 +20,6 @@ emx_status tier_ask_guards(const tier* tier, const void* address, size_t size_by
                                    size_bytes, write);
 }
 
-static emx_status commit(void* state, size_t offset, size_t size_bytes) {
-    pages* pages = state;
-    return pages->provider->commit(pages, offset, size_bytes);
-}
-
-static emx_status decommit(void* state, size_t offset, size_t size_bytes) {
-    pages* pages = state;
-    return pages->provider->decommit(pages, offset, size_bytes);
-}
-
 static emx_status check_name(const emx_context* context, const char* name) {
     if (name == NULL || name[0] == '\0')
         return fail(EMX_E_INVALID, "got no name for the tier; expected one, say \"local\"");
@@ -83,14 +73,7 @@ static emx_status open_parts(emx_context* context, const emx_tier_config* config
     if (status != EMX_OK) return status;
     status = pages->provider->open(config, pages);
     if (status == EMX_OK) {
-        const heap_source source = {
-            .state = pages,
-            .commit = pages->provider->commit != NULL ? commit : NULL,
-            .decommit = pages->provider->decommit != NULL ? decommit : NULL,
-            .fresh_is_zero = pages->fresh_is_zero,
-            .touchable = pages->touchable,
-        };
-        status = heap_create(pages->base, pages->capacity_bytes, &source, &tier->heap);
+        status = heap_create(pages, &tier->heap);
         if (status != EMX_OK) pages->provider->close(pages);
     }
     if (status != EMX_OK && tier->path != NULL) path_destroy(tier->path);

@@ -52,7 +52,7 @@ static inline void* hand_out(free_object object, size_t size_bytes, counters* co
 }
 
 static inline void zero_if_dirty(const heap* heap, free_object object, size_t size_bytes) {
-    if (object.address_and_dirty & 1 && LIKELY(heap->source.touchable))
+    if (object.address_and_dirty & 1 && LIKELY(heap->touchable))
         zero_object(free_object_address(object), size_bytes);
 }
 
@@ -281,7 +281,7 @@ emx_status heap_free(heap* heap, void* pointer) {
 /* ---- resizing ------------------------------------------------------------------------------------------ */
 
 static void zero_range(const heap* heap, char* from, char* to) {
-    if (heap->source.touchable && from < to) memset(from, 0, (size_t)(to - from));
+    if (heap->touchable && from < to) memset(from, 0, (size_t)(to - from));
 }
 
 static bool resize_object(heap* heap, const live_block* found, size_t size_bytes) {

@@ -97,7 +97,7 @@ static void check_free_run(survey* survey, size_t page, bool after_free) {
     EXPECT(survey, !after_free, "the free runs at and before page %zu touch", page);
     EXPECT(survey, poison_find_page(heap, page, end) == end, "the free run at page %zu has poison", page);
     /* Else what never was is dirty too. */
-    const bool dirty_was_used = heap->source.commit && heap->source.fresh_is_zero;
+    const bool dirty_was_used = heap->pages->provider->commit && heap->pages->fresh_is_zero;
     for (size_t at = page; dirty_was_used && (at = bits_find(heap->dirty, at, end, true)) < end; ++at)
         EXPECT(survey, bits_test(heap->committed, at), "page %zu is dirty, and not committed", at);
     survey->free_runs++;
@@ -127,7 +127,7 @@ static void check_run(survey* survey, size_t page, run_kind kind, bool after_fre
         survey->retired_pages++;
         return;
     }
-    EXPECT(survey, !heap->source.commit || bits_find(heap->committed, page, end, false) == end,
+    EXPECT(survey, !heap->pages->provider->commit || bits_find(heap->committed, page, end, false) == end,
            "the run at page %zu is in use, and not all committed", page);
     survey->reserved_pages += num_pages;
     if (kind == RUN_BLOCK) check_block(survey, page);

@@ -56,16 +56,17 @@ static emx_status check_range(const void* base, size_t capacity_bytes) {
     return EMX_OK;
 }
 
-emx_status heap_create(void* base, size_t capacity_bytes, const heap_source* source, heap** created) {
-    emx_status status = check_range(base, capacity_bytes);
+emx_status heap_create(pages* pages, heap** created) {
+    emx_status status = check_range(pages->base, pages->capacity_bytes);
     if (status != EMX_OK) return status;
     heap* made = aligned_alloc(64, sizeof *made);
     if (!made) return fail(EMX_E_NO_MEMORY, "no memory for a heap's metadata (%zu bytes)", sizeof *made);
     memset(made, 0, sizeof *made);
-    made->base = base;
-    made->capacity_bytes = capacity_bytes;
-    made->num_pages = capacity_bytes / PAGE_BYTES;
-    made->source = *source;
+    made->base = pages->base;
+    made->capacity_bytes = pages->capacity_bytes;
+    made->num_pages = pages->capacity_bytes / PAGE_BYTES;
+    made->pages = pages;
+    made->touchable = pages->touchable;
     if ((status = map_metadata(made)) != EMX_OK) {
         free(made);
         return status;

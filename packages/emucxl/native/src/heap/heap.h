@@ -15,22 +15,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "emucxl/status.h"
+#include "provider/provider.h"
 
 typedef struct heap heap;
-
-/* Where the heap's pages come from. Offsets count from the heap's base; ranges are whole pages. */
-typedef struct heap_source {
-    void* state;
-    /* Makes a range usable before its first touch, or after a decommit: EMX_E_NO_MEMORY rather than a kill.
-     * NULL: it always is. */
-    emx_status (*commit)(void* state, size_t offset, size_t size_bytes);
-    /* Gives a range back to the system; it reads as zero when next committed. NULL: it can't, the heap zeroes
-     * by hand. */
-    emx_status (*decommit)(void* state, size_t offset, size_t size_bytes);
-    bool fresh_is_zero; /* committed memory that was never handed out is zero */
-    bool touchable;     /* false: addresses without memory, nothing is ever zeroed (and so never dirty) */
-} heap_source;
 
 typedef struct heap_block {
     void* base;
@@ -45,9 +32,10 @@ typedef struct heap_stats {
 /* What a heap can have at most: its pages have numbers of 32 bits. */
 #define HEAP_MOST_BYTES ((UINT64_C(1) << 44) - UINT64_C(2) * 4096)
 
-/* `base` is aligned to 2 MiB, `capacity_bytes` is whole pages, up to HEAP_MOST_BYTES. */
-emx_status heap_create(void* base, size_t capacity_bytes, const heap_source* source, heap** created);
-void heap_destroy(heap* heap); /* frees the metadata; the memory is the source's */
+/* A heap over `pages`, which must outlive it: base aligned to 2 MiB, capacity of whole pages, up to
+ * HEAP_MOST_BYTES. */
+emx_status heap_create(pages* pages, heap** created);
+void heap_destroy(heap* heap); /* frees the metadata; the memory is the provider's */
 emx_status heap_alloc(heap* heap, size_t size_bytes, size_t alignment, void** pointer);
 emx_status heap_free(heap* heap, void* pointer);
 /* The live block that `pointer` points into; EMX_E_BAD_POINTER otherwise. Any pointer may be asked about. */

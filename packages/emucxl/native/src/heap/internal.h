@@ -162,7 +162,8 @@ struct heap {
     run* runs;   /* one more than there are pages, so that a run has a successor */
     char* records;
     bitmap starts; /* its bits: under the lock, read without */
-    heap_source source;
+    pages* pages;
+    bool touchable; /* as pages->touchable, at hand for every allocation */
     void* metadata;
     size_t metadata_bytes;
     uint64_t max_records; /* all in units of RECORD_ALIGNMENT */

@@ -86,7 +86,7 @@ static void retire(heap* heap, size_t page) {
 /* The same for pages that were used, some of which may have been poisoned meanwhile. */
 static void release(heap* heap, size_t page, size_t num_pages) {
     const size_t end = page + num_pages;
-    if (heap->source.touchable) bits_fill(heap->dirty, page, end, true);
+    if (heap->touchable) bits_fill(heap->dirty, page, end, true);
     while (page < end) {
         const size_t bad = poison_find_page(heap, page, end);
         if (bad > page) insert_free(heap, page, bad - page);
@@ -139,15 +139,15 @@ static size_t pages_least(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Whole extents are committed at once, so that the system is asked seldom. */
 static emx_status commit(heap* heap, size_t page, size_t num_pages) {
-    const heap_source* source = &heap->source;
-    if (!source->commit || bits_find(heap->committed, page, page + num_pages, false) == page + num_pages)
+    const provider* provider = heap->pages->provider;
+    if (!provider->commit || bits_find(heap->committed, page, page + num_pages, false) == page + num_pages)
         return EMX_OK;
     const size_t end = pages_least(align_up(page + num_pages, EXTENT_PAGES), heap->num_pages);
     size_t from = page & ~(size_t)(EXTENT_PAGES - 1);
     while ((from = bits_find(heap->committed, from, end, false)) < end) {
         const size_t to = bits_find(heap->committed, from, end, true);
         const emx_status status =
-            source->commit(source->state, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
+            provider->commit(heap->pages, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
         if (status != EMX_OK) return status;
         bits_fill(heap->committed, from, to, true);
         from = to;
@@ -158,8 +158,8 @@ static emx_status commit(heap* heap, size_t page, size_t num_pages) {
 /* Used only to trim. Zeroing a large dirty run by exchanging its pages for fresh ones takes 4 to 10 times as
  * long as memset, faults included (docs/memory/heap.md). */
 static emx_status decommit(heap* heap, size_t from, size_t to) {
-    const heap_source* source = &heap->source;
-    const emx_status status = source->decommit(source->state, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
+    const provider* provider = heap->pages->provider;
+    const emx_status status = provider->decommit(heap->pages, from << PAGE_SHIFT, (to - from) << PAGE_SHIFT);
     if (status != EMX_OK) return status;
     bits_fill(heap->committed, from, to, false);
     bits_fill(heap->dirty, from, to, false);
@@ -169,8 +169,7 @@ static emx_status decommit(heap* heap, size_t from, size_t to) {
 /* ---- the calls ----------------------------------------------------------------------------------------- */
 
 void pages_prepare(heap* heap) {
-    if (heap->source.touchable && !heap->source.fresh_is_zero)
-        bits_fill(heap->dirty, 0, heap->num_pages, true);
+    if (heap->touchable && !heap->pages->fresh_is_zero) bits_fill(heap->dirty, 0, heap->num_pages, true);
     insert_free(heap, 0, heap->num_pages);
 }
 
@@ -228,7 +227,7 @@ void pages_retire_free(heap* heap, size_t page) {
 }
 
 void pages_zero(const heap* heap, size_t page, size_t num_pages) {
-    if (!heap->source.touchable) return;
+    if (!heap->touchable) return;
     const size_t end = page + num_pages;
     for (size_t from = page; (from = bits_find(heap->dirty, from, end, true)) < end;) {
         const size_t to = bits_find(heap->dirty, from, end, false);
@@ -238,8 +237,8 @@ void pages_zero(const heap* heap, size_t page, size_t num_pages) {
 }
 
 emx_status pages_trim(heap* heap) {
-    if (!heap->source.decommit) return EMX_OK;
-    const bits_word* held = heap->source.commit ? heap->committed : heap->dirty;
+    if (!heap->pages->provider->decommit) return EMX_OK;
+    const bits_word* held = heap->pages->provider->commit ? heap->committed : heap->dirty;
     for (unsigned bin = 0; (bin = next_filled_bin(heap, bin)) < NUM_BINS; ++bin) {
         for (uint32_t page = heap->bins[bin]; page != NO_PAGE; page = heap->runs[page].next) {
             const size_t end = (size_t)page + heap->runs[page].num_pages;

@@ -6,9 +6,9 @@
 #include <stddef.h>
 
 #include "fail.h"
-#include "file_guard.h"
 #include "handle.h"
 #include "pool/layout.h"
+#include "prim/file_guard.h"
 
 /* What this process saw last of a host whose clock or PID it cannot judge. */
 typedef struct observation {

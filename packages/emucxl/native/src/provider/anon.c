@@ -5,12 +5,6 @@
 
 static const char* unavailable(void) { return NULL; }
 
-static size_t anon_resident(const pages* pages) {
-    size_t resident_bytes = 0;
-    (void)memory_resident(pages->base, pages->capacity_bytes, &resident_bytes);
-    return resident_bytes;
-}
-
 static emx_status anon_open(const emx_tier_config* config, pages* pages) {
     emx_status status = pages_require_capacity(config);
     if (status == EMX_OK)
@@ -25,18 +19,7 @@ static emx_status anon_open(const emx_tier_config* config, pages* pages) {
 
 static emx_status anon_commit(pages* pages, size_t offset, size_t size_bytes) {
     const emx_status status = pages_check_growth(pages, size_bytes);
-    if (status != EMX_OK) return status;
-    const int error_number = memory_enable(pages->base + offset, size_bytes);
-    if (error_number != 0)
-        return fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
-    return EMX_OK;
-}
-
-emx_status pages_discard(pages* pages, size_t offset, size_t size_bytes) {
-    const int error_number = memory_discard(pages->base + offset, size_bytes);
-    if (error_number != 0)
-        return fail_system(error_number, "cannot give %zu bytes of memory back", size_bytes);
-    return EMX_OK;
+    return status != EMX_OK ? status : pages_enable(pages, offset, size_bytes);
 }
 
 const provider provider_anon = {
@@ -44,7 +27,7 @@ const provider provider_anon = {
     .unavailable = unavailable,
     .open = anon_open,
     .close = pages_release,
-    .resident = anon_resident,
+    .resident = pages_resident,
     .commit = anon_commit,
     .decommit = pages_discard,
 };

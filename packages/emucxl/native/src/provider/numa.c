@@ -80,12 +80,6 @@ static emx_status check_node(int node, size_t capacity_bytes) {
                 capacity_bytes, (unsigned long long)free_bytes, node);
 }
 
-static size_t numa_resident(const pages* pages) {
-    size_t resident_bytes = 0;
-    (void)memory_resident(pages->base, pages->capacity_bytes, &resident_bytes);
-    return resident_bytes;
-}
-
 static emx_status numa_open(const emx_tier_config* config, pages* pages) {
     emx_status status = pages_require_capacity(config);
     if (status == EMX_OK) status = check_node(config->numa_node, config->capacity_bytes);
@@ -121,8 +115,9 @@ static emx_status numa_commit(pages* pages, size_t offset, size_t size_bytes) {
     char* base = pages->base + offset;
     emx_status status = pages_check_growth(pages, size_bytes);
     if (status != EMX_OK) return status;
-    int error_number = memory_enable(base, size_bytes);
-    if (error_number == 0) error_number = memory_populate(base, size_bytes);
+    status = pages_enable(pages, offset, size_bytes);
+    if (status != EMX_OK) return status;
+    const int error_number = memory_populate(base, size_bytes);
     status = error_number == 0
                  ? verify(pages, base, size_bytes)
                  : fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
@@ -135,7 +130,7 @@ const provider provider_numa = {
     .unavailable = unavailable,
     .open = numa_open,
     .close = pages_release,
-    .resident = numa_resident,
+    .resident = pages_resident,
     .commit = numa_commit,
     .decommit = pages_discard,
 };

@@ -44,3 +44,35 @@ void pages_release(pages* pages) {
     if (pages->base != NULL) memory_release(pages->base, pages->capacity_bytes);
     pages->base = NULL;
 }
+
+/* ---- private pages ------------------------------------------------------------------------------------- */
+
+/* Before the range can be touched, so that a look at the pages never leaves any of it out. */
+static void reach(pages* pages, size_t end) {
+    size_t reached = atomic_load_explicit(&pages->reached_bytes, memory_order_relaxed);
+    while (reached < end &&
+           !atomic_compare_exchange_weak_explicit(&pages->reached_bytes, &reached, end, memory_order_relaxed,
+                                                  memory_order_relaxed))
+        continue;
+}
+
+emx_status pages_enable(pages* pages, size_t offset, size_t size_bytes) {
+    reach(pages, offset + size_bytes);
+    const int error_number = memory_enable(pages->base + offset, size_bytes);
+    if (error_number == 0) return EMX_OK;
+    return fail_system(error_number, "the system refused %zu more bytes of memory", size_bytes);
+}
+
+emx_status pages_discard(pages* pages, size_t offset, size_t size_bytes) {
+    const int error_number = memory_discard(pages->base + offset, size_bytes);
+    if (error_number != 0)
+        return fail_system(error_number, "cannot give %zu bytes of memory back", size_bytes);
+    return EMX_OK;
+}
+
+size_t pages_resident(const pages* pages) {
+    const size_t reached = atomic_load_explicit(&pages->reached_bytes, memory_order_relaxed);
+    size_t resident_bytes = 0;
+    if (reached > 0) (void)memory_resident(pages->base, reached, &resident_bytes);
+    return resident_bytes;
+}

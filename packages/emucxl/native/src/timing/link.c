@@ -6,9 +6,9 @@
 #include <string.h>
 
 #include "fail.h"
-#include "file_guard.h"
 #include "handle.h"
 #include "prim/clock.h"
+#include "prim/file_guard.h"
 #include "prim/process.h"
 #include "prim/shared_page.h"
 

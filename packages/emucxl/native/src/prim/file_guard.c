@@ -1,4 +1,4 @@
-#include "file_guard.h"
+#include "prim/file_guard.h"
 
 #include "prim/backing.h"
 #include "prim/clock.h"

@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calibration/stopwatch.h"
 #include "context/internal.h"
 #include "emucxl/measure.h"
 #include "fail.h"
 #include "prim/cache.h"
 #include "prim/clock.h"
-#include "timing/stopwatch.h"
 
 #define FIELD_BYTES \
     (128ull << 20) /* random lines of this are in no cache, nor are their addresses in a TLB */

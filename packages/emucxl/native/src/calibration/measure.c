@@ -2,10 +2,10 @@
 
 #include <stdlib.h>
 
+#include "calibration/stopwatch.h"
 #include "fail.h"
 #include "prim/cache.h"
 #include "prim/clock.h"
-#include "timing/stopwatch.h"
 
 static uint64_t next_random(uint64_t* state) {
     *state = *state * 6364136223846793005ull + 1442695040888963407ull;

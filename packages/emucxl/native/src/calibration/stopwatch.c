@@ -1,4 +1,4 @@
-#include "timing/stopwatch.h"
+#include "calibration/stopwatch.h"
 
 #include <stdlib.h>
 
