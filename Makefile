@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard packages/*/pyproject.toml)
-C_LIKE := $(shell find packages/emucxl/native packages/*/tests examples -name '*.[ch]' -o -name '*.cpp')
+C_LIKE := $(shell find packages/emucxl/native packages/*/tests benchmarks examples -name '*.[ch]' -o -name '*.cpp')
 LINTED := emucxl # packages whose C and C++ the linter reads
 NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLists.txt)
 PREFIX ?= /usr/local
@@ -60,8 +60,17 @@ test-slow: $(VENV)/.dev  ## the slow tests alone
 test-all: check  ## check, then every test
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed  ## measure it on this machine
-	@$(BIN)/interlace bench serve
+# The word after `bench` is a goal to make: here it names the benchmark, and gets a rule that does nothing.
+ifeq (bench,$(firstword $(MAKECMDGOALS)))
+BENCHMARK := $(word 2,$(MAKECMDGOALS))
+ifneq (,$(BENCHMARK))
+.PHONY: $(BENCHMARK)
+$(BENCHMARK): ; @:
+endif
+endif
+
+bench: $(VENV)/.installed  ## measure it on this machine (make bench NAME ARGS="..."; make bench list)
+	@$(BIN)/python -m benchmarks $(or $(BENCHMARK),serve) $(ARGS)
 
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from interlace.cli.bench.namespaces import Host
+    from benchmarks.harness.namespaces import NetworkHost
 
 # A slow example on a busy machine is no failure; `timeout` in pyproject.toml bounds every test. In continuous
 # integration the examples are the same each time, so that a failure tells of the change; people's runs and
@@ -25,9 +25,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
-def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two network namespaces joined by a cable; see interlace.cli.bench.namespaces."""
-    from interlace.cli.bench.namespaces import NamespacesNotPermitted, two_namespaces
+def two_hosts() -> Iterator[tuple[NetworkHost, NetworkHost]]:
+    """Two network namespaces joined by a cable; see benchmarks.harness.namespaces."""
+    from benchmarks.harness.namespaces import NamespacesNotPermitted, two_namespaces
 
     try:
         with two_namespaces() as hosts:

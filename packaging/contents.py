@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from zipfile import ZipFile
 
 NEEDED = {
-    "emucxl": {"libemucxl.so", "_buffer.abi3.so", "libemucxl_bench.so", "py.typed", "presets.toml"},
+    "emucxl": {"libemucxl.so", "_buffer.abi3.so", "py.typed", "presets.toml"},
     "tokenweave": {"libtokenweave.so", "py.typed"},
     "interlace": {"py.typed"},
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peers import start_command
 from interlace import LLM, SamplingParams
-from interlace.cli.bench.peers import start_command
 from support.tiny_models import make_model
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,8 @@ def commands(tree: ast.AST) -> Iterator[list[str]]:
 def test_every_command_that_runs_a_module_has_the_safe_path() -> None:
     found = {
         path: command
-        for path in ROOT.glob("packages/*/src/**/*.py")
+        for path in [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("benchmarks/*/*.py")]
+        if path.parent.name != "tests"
         for command in commands(ast.parse(path.read_text(), str(path)))
         if "-m" in command or "-c" in command
     }

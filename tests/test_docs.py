@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 import interlace
+from benchmarks.command import app as benchmarks_app
 from emucxl.cli.main import app as emucxl_app
 from interlace.cli.main import app
 from interlace.environment import cache_directory
@@ -119,6 +120,9 @@ def test_commands_and_their_options_exist(line: str) -> None:
     words = shlex.split(line)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        if words[1] == "bench":
+            name, arguments = (*words[2:], *["serve", "ARGS="][len(words) - 2 :])[:2]
+            check_command(benchmarks_app, [name, *shlex.split(arguments.removeprefix("ARGS="))])
         return
     starts = [at for at, word in enumerate(words) if word.removeprefix(".venv/bin/") in APPS]
     if not starts:

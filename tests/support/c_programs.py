@@ -54,11 +54,9 @@ def compile_program(
 
 
 def link_library(directory: Path, sanitize: str) -> Path:
-    """libemucxl.so of the whole core under `sanitize`, with libemucxl_bench.so beside it."""
-    built = build_target("emucxl", "emucxl_bench", sanitize) / "native" / "src"
-    for name in ("libemucxl.so", "libemucxl_bench.so"):
-        shutil.copy(built / name, directory)
-    return directory / "libemucxl.so"
+    """libemucxl.so of the whole core under `sanitize`."""
+    built = build_target("emucxl", "emucxl", sanitize) / "native" / "src"
+    return Path(shutil.copy(built / "libemucxl.so", directory))
 
 
 def sanitizer_runtime(sanitize: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from interlace.cli.bench.namespaces import Host, torchrun_variables
+from benchmarks.harness.namespaces import NetworkHost, torchrun_variables
 from support.tiny_models import make_model
 
 INTERLACE = str(Path(sys.executable).with_name("interlace"))
@@ -29,7 +29,7 @@ def command(model: Path, *options: str) -> list[str]:
     return [INTERLACE, "generate", "--model", str(model), *fixed, *options]
 
 
-def start_on_both(hosts: tuple[Host, Host], command: list[str]) -> list[subprocess.Popen[str]]:
+def start_on_both(hosts: tuple[NetworkHost, NetworkHost], command: list[str]) -> list[subprocess.Popen[str]]:
     return [
         host.start(
             command,
@@ -42,7 +42,9 @@ def start_on_both(hosts: tuple[Host, Host], command: list[str]) -> list[subproce
     ]
 
 
-def test_two_hosts_generate_the_tokens_of_one(two_hosts: tuple[Host, Host], model: Path) -> None:
+def test_two_hosts_generate_the_tokens_of_one(
+    two_hosts: tuple[NetworkHost, NetworkHost], model: Path
+) -> None:
     line = command(model, "--max-tokens", "12", "--json", "Overlap every byte")
     alone = subprocess.run(line, capture_output=True, text=True, check=True, timeout=LIMIT_S)
     ranks = start_on_both(two_hosts, line)
@@ -58,7 +60,9 @@ def facts(printed: dict[str, Any]) -> dict[str, Any]:
     return {key: printed[key] for key in ("tp", "communicator")}
 
 
-def test_the_death_of_a_host_ends_the_job_with_its_name(two_hosts: tuple[Host, Host], model: Path) -> None:
+def test_the_death_of_a_host_ends_the_job_with_its_name(
+    two_hosts: tuple[NetworkHost, NetworkHost], model: Path
+) -> None:
     ranks = start_on_both(two_hosts, command(model, "--max-tokens", "90000", "Overlap every byte"))
     try:
         assert ranks[0].stdout is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from interlace.cli.bench.namespaces import Host, torchrun_variables
+from benchmarks.harness.namespaces import NetworkHost, torchrun_variables
 from support.rank_groups import free_port
 
 RANK = Path(__file__).parents[3] / "tests" / "support" / "torch_rank.py"
@@ -21,7 +21,7 @@ def printed(process: subprocess.Popen[str]) -> object:
     return json.loads(process.stdout.readline())
 
 
-def start_on(hosts: tuple[Host, Host], mode: str) -> list[subprocess.Popen[str]]:
+def start_on(hosts: tuple[NetworkHost, NetworkHost], mode: str) -> list[subprocess.Popen[str]]:
     return [
         host.start(
             [sys.executable, str(RANK), mode],
@@ -34,7 +34,7 @@ def start_on(hosts: tuple[Host, Host], mode: str) -> list[subprocess.Popen[str]]
 
 
 @pytest.mark.slow
-def test_two_hosts_sum_over_their_cable(two_hosts: tuple[Host, Host]) -> None:
+def test_two_hosts_sum_over_their_cable(two_hosts: tuple[NetworkHost, NetworkHost]) -> None:
     processes = start_on(two_hosts, "once")
     outputs = [process.communicate(timeout=100)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -43,7 +43,9 @@ def test_two_hosts_sum_over_their_cable(two_hosts: tuple[Host, Host]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_a_host_is_noticed_on_the_other(two_hosts: tuple[Host, Host], victim: int) -> None:
+def test_the_death_of_a_host_is_noticed_on_the_other(
+    two_hosts: tuple[NetworkHost, NetworkHost], victim: int
+) -> None:
     processes = start_on(two_hosts, "wait")
     try:
         for process in processes:

@@ -239,7 +239,7 @@ def begin(users: list[subprocess.Popen[str]], duration_ns: int) -> int:
 
 
 def result(user: subprocess.Popen[str]) -> dict[str, Any]:
-    """What the process told, when it is done."""
+    """The figures that the process printed. Waits until it is done."""
     output, _ = user.communicate(timeout=120)
     if user.returncode:
         raise EmucxlError(f"a process that should use the link ended with status {user.returncode}")

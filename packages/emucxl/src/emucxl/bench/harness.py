@@ -1,4 +1,7 @@
-"""What every benchmark shares: interleaved rounds, median and spread, and a report as a table and as JSON."""
+"""The harness of every benchmark: interleaved rounds, median and spread, and a report as a table and as JSON.
+
+The commands `emucxl bench` and `interlace bench` use it, and everything in a checkout's `benchmarks/`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Kind = Literal["measured", "modelled"]
 
 @dataclass(frozen=True)
 class Samples:
-    """What one measure gave, in the order of its rounds."""
+    """The values of one measure, in the order of its rounds."""
 
     values: tuple[float, ...]
 
@@ -34,6 +37,14 @@ class Samples:
     @property
     def median(self) -> float:
         return statistics.median(self.values)
+
+    @property
+    def lowest(self) -> float:
+        return min(self.values)
+
+    @property
+    def highest(self) -> float:
+        return max(self.values)
 
     @property
     def low(self) -> float:
@@ -52,6 +63,11 @@ class Samples:
     def text(self, digits: int = 0) -> str:
         """`median (low-high)`."""
         middle, low, high = (f"{value:,.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{middle} ({low}-{high})"
+
+    def extremes_text(self, digits: int = 0) -> str:
+        """`median (lowest-highest)`, for the few rounds of a long benchmark."""
+        middle, low, high = (f"{value:,.{digits}f}" for value in (self.median, self.lowest, self.highest))
         return f"{middle} ({low}-{high})"
 
     def to_json(self, unit: str, kind: Kind = "measured") -> dict[str, Any]:
@@ -89,9 +105,16 @@ def interleaved(
     return {name: Samples(tuple(found)) for name, found in values.items()}
 
 
+def part_of(progress: Progress | None, place: int, count: int, label: str = "") -> Progress | None:
+    """The progress of the part at `place` of `count`; `label` goes before what it says."""
+    if progress is None:
+        return None
+    return lambda done, what: progress((place + done) / count, f"{label}: {what}" if label and what else what)
+
+
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found: a table for a reader, and `results` for a program.
+    """The findings of a benchmark: a table for a reader, and `results` for a program.
 
     Measured and modelled figures never share a column that does not say which is which.
     """
@@ -134,17 +157,24 @@ def record(report: Report, quick: bool) -> dict[str, Any]:
     }
 
 
-def results_path(name: str, quick: bool, directory: Path = Path("benchmarks/results")) -> Path:
-    """Where the results of this machine belong below `directory`."""
-    return directory / machine.slug() / "memory" / (f"{name}-quick.json" if quick else f"{name}.json")
+def results_path(
+    name: str, quick: bool, directory: Path = Path("benchmarks/results"), folder: str = "memory"
+) -> Path:
+    """The file for the results of this machine below `directory`; `folder` is within the machine's."""
+    return directory / machine.slug() / folder / (f"{name}-quick.json" if quick else f"{name}.json")
 
 
-def write_report(report: Report, quick: bool, output: Path) -> Path:
+def write_report(report: Report, quick: bool, output: Path, folder: str = "memory") -> Path:
     """Writes the record to `output`: a .json file, or a directory of results (`results_path`). Returns the file."""
-    path = output if output.suffix == ".json" else results_path(report.name, quick, output)
+    path = output if output.suffix == ".json" else results_path(report.name, quick, output, folder)
+    return write_record(record(report, quick), path)
+
+
+def write_record(result: Mapping[str, Any], path: Path) -> Path:
+    """Writes a record to `path`, with the directories above it. Returns the file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record(report, quick), indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise ArgumentError(
             f"cannot write {path}: {error.strerror}; name a place that can be written"

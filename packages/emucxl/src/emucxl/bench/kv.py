@@ -32,7 +32,7 @@ ORDERS: dict[str, Callable[[list[int]], list[int]]] = {"published": list, "mixed
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one policy did with the GETs of one x."""
+    """The result of one policy over the GETs of one x."""
 
     local_hits: int
     promotions: int

@@ -1,4 +1,4 @@
-"""Where and on what a benchmark ran."""
+"""The description of a machine and of a checkout, as records of benchmarks hold it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from emucxl.errors import NotFoundError
 def bench(
     name: Annotated[str | None, typer.Argument(help="Which one; `--list` tells them.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer and smaller: that it works, not how fast.")
+        bool, typer.Option("--quick", help="Fewer and smaller, to see that it works; its times mean nothing.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of a table.")

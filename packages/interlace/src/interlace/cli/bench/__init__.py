@@ -1,5 +1,5 @@
-"""The benchmarks behind `interlace bench`: systems interleaved round by round in one run, correctness before speed.
+"""`interlace bench`: the speed of the engine on this machine, alone. It takes its clock and report from `emucxl.bench`.
 
-`workload` says what is run, `systems` who runs it, `worker` starts and pauses them, `drive` takes the samples,
-`summary` and `report` turn them into medians, ratios and tables. `peers` is the side inside each system's own process.
+`workload` says what is run, `generation` runs it, `command` measures and prints. The comparison with other systems is
+no part of the package: a checkout's `benchmarks/` has it, and runs the same workloads.
 """

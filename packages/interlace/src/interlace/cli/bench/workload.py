@@ -1,4 +1,4 @@
-"""What is run: the shapes of the serving benchmark, their prompts, and how a run becomes one number."""
+"""The shapes that are run, their prompts, and how a run becomes one number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Workload:
+class ServeWorkload:
     """One shape: `batch` prompts of `prompt_tokens` each, `output_tokens` generated for each."""
 
     measure: Measure
@@ -39,7 +39,7 @@ class Workload:
 
     @property
     def name(self) -> str:
-        """What tables and files call it."""
+        """Its name in tables and files."""
         if self.measure == "prefill":
             return f"prefill {self.prompt_tokens}"
         if self.measure == "decode":
@@ -48,7 +48,7 @@ class Workload:
 
     @property
     def unit(self) -> str:
-        """What the rate counts."""
+        """The unit of the rate."""
         return "prompt tokens/s" if self.measure == "prefill" else "output tokens/s"
 
     def prompts(self, vocab_size: int, seed: int) -> list[list[int]]:
@@ -79,21 +79,21 @@ class Workload:
 
 
 FULL = (
-    Workload("prefill", 1, 512, 1),
-    Workload("prefill", 1, 2048, 1),
-    Workload("decode", 1, 128, 64),
-    Workload("decode", 8, 128, 64),
-    Workload("job", 32, 256, 64),
+    ServeWorkload("prefill", 1, 512, 1),
+    ServeWorkload("prefill", 1, 2048, 1),
+    ServeWorkload("decode", 1, 128, 64),
+    ServeWorkload("decode", 8, 128, 64),
+    ServeWorkload("job", 32, 256, 64),
 )
 QUICK = (
-    Workload("prefill", 1, 64, 1),
-    Workload("decode", 1, 16, 8),
-    Workload("decode", 4, 16, 8),
-    Workload("job", 4, 32, 8),
+    ServeWorkload("prefill", 1, 64, 1),
+    ServeWorkload("decode", 1, 16, 8),
+    ServeWorkload("decode", 4, 16, 8),
+    ServeWorkload("job", 4, 32, 8),
 )
-WARM_UP = Workload("job", 1, 32, 2)
+WARM_UP = ServeWorkload("job", 1, 32, 2)
 
 
-def longest_sequence(workloads: tuple[Workload, ...]) -> int:
-    """Tokens of the longest sequence: what a system's context must hold."""
+def longest_sequence(workloads: tuple[ServeWorkload, ...]) -> int:
+    """Tokens of the longest sequence, which a system's context must hold."""
     return max(w.prompt_tokens + w.output_tokens for w in workloads)

@@ -1,0 +1,46 @@
+"""The options that every benchmark has, and the end of each: a table or JSON, and a file where one was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emucxl.bench import harness
+from emucxl.bench.harness import Report
+from interlace.cli import console
+
+Model = Annotated[str, typer.Option("--model", "-m", help="An alias, a directory or a .gguf file.")]
+Dtype = Annotated[str, typer.Option(metavar="auto|float32|bfloat16")]
+Rounds = Annotated[int, typer.Option(help="Timed rounds, in which the systems take turns.")]
+Threads = Annotated[int | None, typer.Option(help="Of each system; absent: the cores.")]
+PeerPython = Annotated[
+    str | None, typer.Option(help="Python of an environment that has the peers; absent: no peers.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write the record below DIR/<machine>/, as benchmarks/results.", metavar="DIR"),
+]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Small shapes: checks that the benchmark runs; its times mean nothing."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool, folder: str = "") -> None:
+    """Prints the reports, and writes them to one file, named after the first, below `out`."""
+    records = [harness.record(report, quick) for report in reports]
+    result = records[0] if len(records) == 1 else {"benchmark": reports[0].name, "runs": records}
+    if out is not None:
+        write(result, harness.results_path(reports[0].name, quick, out, folder))
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show(*map(harness.table, reports))
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Writes a record, and says where."""
+    typer.echo(f"written: {harness.write_record(result, path)}", err=True)

@@ -1,0 +1,86 @@
+"""`make bench kernels`, `collectives`, `fused` and `fused-cuda`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmarks.harness.command_line import Json, Out, PeerPython, Quick, Rounds, Threads, finish
+from emucxl import resources
+from interlace.cli import console
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this folder's subcommands."""
+    app.command()(kernels)
+    app.command()(collectives)
+    app.command()(fused)
+    app.command("fused-cuda")(fused_cuda)
+
+
+def kernels(
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(help="For each case.")] = 0.5,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Matrix products and attention on the CPU, beside torch's and the limits of the machine."""
+    from benchmarks.kernels import products
+
+    with console.progress("measuring") as progress:
+        report = products.run(threads or resources.num_threads(), seconds, quick, progress)
+    finish([report], quick, out, as_json)
+
+
+def collectives(
+    ranks: Annotated[int, typer.Option(help="Processes, or threads, that take part.")] = 2,
+    rounds: Rounds = 3,
+    repeats: Annotated[int, typer.Option(help="Timings per turn.")] = 3,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Latency and bandwidth of the collectives: shared memory, threads and gloo."""
+    from benchmarks.kernels.collectives import CollectiveOptions, run
+
+    finish([run(CollectiveOptions(ranks, rounds, repeats, quick))], quick, out, as_json)
+
+
+def fused(
+    peer_python: PeerPython = None,
+    rounds: Rounds = 15,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Sum over two ranks, residual add and RMSNorm in one, beside our own in two, vLLM's and gloo's."""
+    from benchmarks.kernels.fused import QUICK_TOKENS, TOKENS, FusedOptions, measure, report
+
+    tokens = QUICK_TOKENS if quick else TOKENS
+    options = FusedOptions(peer_python, tokens, min(rounds, 3) if quick else rounds)
+    with console.progress("measuring") as progress:
+        found = report(options, *measure(options, progress))
+    finish([found], quick, out, as_json)
+
+
+def fused_cuda(
+    ranks: Annotated[int, typer.Option(help="Streams of this process, as ranks.")] = 4,
+    hidden_size: Annotated[int, typer.Option(help="Columns of a row.")] = 4096,
+    num_ctas: Annotated[int, typer.Option(help="Of each rank; all ranks' must fit at once.")] = 16,
+    rounds: Rounds = 15,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """The fused kernels on one GPU, beside separate kernels and a copy of as many bytes."""
+    from interlace.errors import BenchError
+    from tokenweave.communicators import availability
+
+    if reason := availability()["symm_mem"]:
+        raise BenchError(f"nothing to measure: {reason}")
+    from benchmarks.kernels.fused_cuda import run
+
+    report = run(ranks, hidden_size, num_ctas, 3 if quick else rounds, quick)
+    finish([report], quick, out, as_json)

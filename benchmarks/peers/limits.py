@@ -1,0 +1,96 @@
+"""The physical limits of the machine at the model's shapes: GEMM alone, and bytes from memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .protocol import Operation
+
+READ_BYTES = 1 << 30  # far more than any cache holds
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Multiply = Callable[[Tensor], Tensor]
+
+
+def bandwidth(threads: int) -> dict[str, Any]:
+    """Bytes per second read as a stream, and copied (each byte copied counts once read and once written)."""
+    torch.set_num_threads(threads)
+    source = torch.ones(READ_BYTES // 8, dtype=torch.int64)
+    target = torch.empty_like(source)
+    target.copy_(source)  # touches its pages
+    read_s = min(_seconds(source.sum), _seconds(source.view(torch.float32).sum))
+    copy_s = _seconds(lambda: target.copy_(source))
+    return {"read_bytes_per_s": READ_BYTES / read_s, "copy_bytes_per_s": 2 * READ_BYTES / copy_s}
+
+
+@torch.inference_mode()
+def gemm(shapes: list[tuple[int, int, int]], dtype: str, num_tokens: int, threads: int) -> dict[str, Any]:
+    """Seconds for one multiplication by each weight of the model, per backend that can be had.
+
+    shapes: (n, k, how many such weights the model has); all are kept apart, as in the model, so that none stays
+    in a cache that it would not be in.
+    """
+    torch.set_num_threads(threads)
+    backends = {"torch": _torch_multiply, "native": _native_multiply(threads)}
+    flops = sum(2 * num_tokens * n * k * count for n, k, count in shapes)
+    results = {}
+    for name, backend in backends.items():
+        if backend is None:
+            continue
+        seconds = _time_all(backend, shapes, DTYPES[dtype], num_tokens)
+        results[name] = {"seconds": seconds, "flops_per_s": flops / seconds}
+    return {"flops": flops, "backends": results}
+
+
+def _time_all(
+    backend: Callable[[Tensor], Multiply],
+    shapes: list[tuple[int, int, int]],
+    dtype: torch.dtype,
+    num_tokens: int,
+) -> float:
+    work = []
+    for n, k, count in shapes:
+        x = torch.randn(num_tokens, k).to(dtype)
+        work += [(backend(torch.randn(n, k).to(dtype)), x) for _ in range(count)]
+    work[0][0](work[0][1])
+
+    def run() -> None:
+        for multiply, x in work:
+            multiply(x)
+
+    return min(_seconds(run) for _ in range(2))
+
+
+def _torch_multiply(weight: Tensor) -> Multiply:
+    return lambda x: torch.nn.functional.linear(x, weight)
+
+
+def _native_multiply(threads: int) -> Callable[[Tensor], Multiply] | None:
+    try:
+        from tokenweave.kernels import make_kernels
+
+        kernels = make_kernels("native", threads)
+    except Exception as error:  # not built, or not for this processor: torch alone is reported then
+        print(f"native kernels: {error}")
+        return None
+
+    def backend(weight: Tensor) -> Multiply:
+        packed = kernels.pack(weight)
+        return lambda x: kernels.linear(x, packed)
+
+    return backend
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def operations() -> dict[str, Operation]:
+    """The requests that the worker answers, by name."""
+    return {"bandwidth": bandwidth, "gemm": gemm}

@@ -1,0 +1,99 @@
+"""Who is run: the systems by name, how each is started, and which of them are Interlace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from interlace.errors import BenchError
+
+Kind = Literal["interlace", "hf", "vllm", "llamacpp"]
+ModelForm = Literal["given", "directory", "gguf"]
+KINDS: tuple[Kind, ...] = ("interlace", "hf", "vllm", "llamacpp")
+MODEL_FORM: Mapping[Kind, ModelForm] = {
+    "interlace": "given",
+    "hf": "directory",
+    "vllm": "directory",
+    "llamacpp": "gguf",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One column of the table: a program, its dtype, and its threads and ranks."""
+
+    name: str
+    kind: Kind
+    dtype: str  # of the weights as run: "bfloat16", "float32" or "as stored"
+    ranks: int = 1
+
+    @property
+    def is_peer(self) -> bool:
+        return self.kind != "interlace"
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The resources that systems may use, and the largest shapes they will be asked for."""
+
+    threads: int
+    max_model_len: int
+    max_num_seqs: int = 64
+    kv_cache_gb: int = 2
+
+
+SYSTEMS = (
+    System("interlace-bf16", "interlace", "bfloat16"),
+    System("interlace-bf16-tp2", "interlace", "bfloat16", ranks=2),
+    System("interlace-f32", "interlace", "float32"),
+    System("interlace-f32-tp2", "interlace", "float32", ranks=2),
+    System("hf-f32", "hf", "float32"),
+    System("hf-bf16", "hf", "bfloat16"),
+    System("vllm-bf16", "vllm", "bfloat16"),
+    System("vllm-f32", "vllm", "float32"),
+    System("llamacpp", "llamacpp", "as stored"),
+)
+DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in ("interlace-f32-tp2", "vllm-f32"))
+
+
+def choose(names: tuple[str, ...], peers_available: bool) -> list[System]:
+    """The systems asked for, in the order of the table; without names, the default ones that can run.
+
+    Raises: BenchError for an unknown name, or a peer without a Python to run it.
+    """
+    known = {system.name: system for system in SYSTEMS}
+    if unknown := [name for name in names if name not in known]:
+        raise BenchError(f"got systems {unknown}; expected some of {list(known)}")
+    if names:
+        chosen = [system for system in SYSTEMS if system.name in names]
+        if not peers_available and (peers := [system.name for system in chosen if system.is_peer]):
+            raise BenchError(
+                f"{peers} need --peer-python: the Python of an environment that has them installed"
+            )
+        return chosen
+    return [known[name] for name in DEFAULT if peers_available or not known[name].is_peer]
+
+
+def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, Any]:
+    """The arguments of the request that has a worker load its model."""
+    threads = max(1, machine.threads // system.ranks)
+    shapes = {"max_model_len": machine.max_model_len, "max_num_seqs": machine.max_num_seqs}
+    if system.kind == "interlace":
+        return {"model": model, "dtype": system.dtype, "tp": system.ranks, "threads": threads, **shapes}
+    if system.kind == "vllm":
+        return {"model": model, "dtype": system.dtype, **shapes}
+    if system.kind == "llamacpp":
+        return {"model": model, "threads": threads}
+    return {"model": model, "dtype": system.dtype, "threads": threads}
+
+
+def environment(system: System, machine: Allowance) -> dict[str, str]:
+    """Environment variables that a peer's own guide says to set."""
+    if system.kind == "vllm":
+        return {
+            "VLLM_CPU_KVCACHE_SPACE": str(machine.kv_cache_gb),
+            "VLLM_CPU_OMP_THREADS_BIND": f"0-{machine.threads - 1}",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+    return {}
