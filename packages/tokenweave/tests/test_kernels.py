@@ -107,10 +107,12 @@ def test_add_rms_norm_sums_into_a_float32_residual(kernels, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_and_mul_equals_reference_to_the_extremes(kernels, dtype):
+@pytest.mark.parametrize("gate", ["silu_and_mul", "gelu_tanh_and_mul"])
+def test_a_gate_equals_its_reference_to_the_extremes(kernels, dtype, gate):
     gate_up = randn(1, 20, 2 * 77, dtype=dtype)
     gate_up[:, :10] *= 100
-    assert_within(kernels.silu_and_mul(gate_up), REFERENCE.silu_and_mul(gate_up), activation.TOLERANCE[dtype])
+    got, expected = getattr(kernels, gate)(gate_up), getattr(REFERENCE, gate)(gate_up)
+    assert_within(got, expected, activation.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

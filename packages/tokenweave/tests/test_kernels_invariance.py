@@ -37,6 +37,7 @@ def test_row_by_row_kernels_ignore_how_rows_are_batched(isa, dtype, num_threads,
         assert torch.equal(other.linear(x[rows], packed), kernels.linear(x, packed)[rows])
         assert torch.equal(other.rms_norm(x[rows], scale, 1e-5), kernels.rms_norm(x, scale, 1e-5)[rows])
         assert torch.equal(other.silu_and_mul(gate_up[rows]), kernels.silu_and_mul(gate_up)[rows])
+        assert torch.equal(other.gelu_tanh_and_mul(gate_up[rows]), kernels.gelu_tanh_and_mul(gate_up)[rows])
         whole = x.float().clone()
         part = whole[rows].clone()
         normed = kernels.add_rms_norm(x, whole, scale, 1e-5)

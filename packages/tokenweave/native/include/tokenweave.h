@@ -66,6 +66,8 @@ TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residua
                        void *out, int64_t ldo, int64_t m, int64_t h, float eps, int dtype);
 /* out (m, i) = silu(gate) * up of gate_up (m, 2i) = [gate | up]. */
 TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
+/* The same with GELU by its tanh in silu's place. */
+TW_API int tw_gelu_tanh_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
 
 /* KV blocks of 16 tokens, (num_blocks, 2, num_kv_heads, 16 * head_dim), inside a head:
  *   bfloat16: K [head_dim/2][16][2], V [8][head_dim][2];  float32: K [head_dim][16], V [16][head_dim].

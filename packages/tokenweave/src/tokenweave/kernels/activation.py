@@ -1,9 +1,10 @@
-"""SwiGLU's gate (Shazeer, arXiv 2002.05202)."""
+"""The gates of gated MLPs: SwiGLU's and GEGLU's (Shazeer, arXiv 2002.05202)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu
 
 from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
@@ -17,13 +18,25 @@ def reference_silu_and_mul(gate_up: Tensor) -> Tensor:
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
 
 
+def reference_gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+
+
 def native_silu_and_mul(pool: Pool, gate_up: Tensor) -> Tensor:
+    return _native(pool, "silu_and_mul", gate_up)
+
+
+def native_gelu_tanh_and_mul(pool: Pool, gate_up: Tensor) -> Tensor:
+    return _native(pool, "gelu_tanh_and_mul", gate_up)
+
+
+def _native(pool: Pool, name: str, gate_up: Tensor) -> Tensor:
     m, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((m, width), dtype=gate_up.dtype)
     source, dtype = gate_up.data_ptr(), DTYPE_CODE[gate_up.dtype]
-    status = pool.library.tw_silu_and_mul(
-        pool.handle, source, row_stride(gate_up), out.data_ptr(), m, width, dtype
-    )
+    function = getattr(pool.library, f"tw_{name}")
+    status = function(pool.handle, source, row_stride(gate_up), out.data_ptr(), m, width, dtype)
     if status:
-        check_status(status, "silu_and_mul")
+        check_status(status, name)
     return out

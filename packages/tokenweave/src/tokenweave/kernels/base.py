@@ -128,6 +128,10 @@ class Kernels(ABC):
         """gate_up (m, 2i) = [gate | up] -> silu(gate) * up, (m, i)."""
 
     @abstractmethod
+    def gelu_tanh_and_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up (m, 2i) = [gate | up] -> gelu(gate) * up, (m, i), with GELU approximated by its tanh."""
+
+    @abstractmethod
     def rope_and_store(
         self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:

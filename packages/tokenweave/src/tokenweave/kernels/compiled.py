@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import checks
-from tokenweave.kernels.activation import native_silu_and_mul
+from tokenweave.kernels.activation import native_gelu_tanh_and_mul, native_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
@@ -69,6 +69,10 @@ class NativeKernels(Kernels):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         checks.check_gate_up(gate_up)
         return native_silu_and_mul(self._pool, gate_up)
+
+    def gelu_tanh_and_mul(self, gate_up: Tensor) -> Tensor:
+        checks.check_gate_up(gate_up)
+        return native_gelu_tanh_and_mul(self._pool, gate_up)
 
     def rope_and_store(
         self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import checks
-from tokenweave.kernels.activation import reference_silu_and_mul
+from tokenweave.kernels.activation import reference_gelu_tanh_and_mul, reference_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
@@ -55,6 +55,10 @@ class ReferenceKernels(Kernels):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         checks.check_gate_up(gate_up)
         return reference_silu_and_mul(gate_up)
+
+    def gelu_tanh_and_mul(self, gate_up: Tensor) -> Tensor:
+        checks.check_gate_up(gate_up)
+        return reference_gelu_tanh_and_mul(gate_up)
 
     def rope_and_store(
         self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
