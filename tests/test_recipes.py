@@ -121,7 +121,7 @@ RECIPES = {
             "packages/tokenweave/native/include/tokenweave.h": r"^TW_API int tw_{}\(",
             "packages/tokenweave/native/kernels/": r"^int tw_{}\(",
             "tokenweave/native.py": r'^    "tw_{}": ',
-            "packages/tokenweave/tests/test_kernels.py": r"\.{}\(",
+            "packages/tokenweave/tests/test_kernels.py": r'\.{0}\(|"{0}"',
         },
     ),
     "Add a provider of memory": Recipe(
