@@ -38,53 +38,67 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]]:
     return pickle.loads(b"".join(parts)), fds
 
 
-def join(kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bool, fds: list[int]) -> Any:
+def join(
+    kind: str, rank: int, size: int, options: dict[str, Any], is_linked: bool, fds: list[int]
+) -> tuple[Any, Any]:
     """Joins a group, behind the port that is the last of `fds` if it is linked.
 
-    The segment of a shm group stays open with its communicator. A second one is for symmetric memory.
+    Returns the communicator, and the segment of a shm group, which stays open with it.
     """
-    if is_linked:
-        from emucxl.links import Link
-        from tokenweave.communicators import LinkedCommunicator
+    if not is_linked:
+        return JOIN[kind](rank, size, options, fds)
+    from emucxl.links import Link
+    from tokenweave.communicators import LinkedCommunicator
 
-        *fds, port_fd = fds
-        port = Link.attach(port_fd)
-        os.close(port_fd)
-        inner, segment = join(kind, rank, size, options, False, fds)
-        return LinkedCommunicator(inner, port), segment
-    if kind == "shm":
-        from emucxl.shared_memory import SharedSegment
-        from tokenweave.communicators import ShmCommunicator, segment_bytes
+    *fds, port_fd = fds
+    port = Link.attach(port_fd)
+    os.close(port_fd)
+    inner, segment = JOIN[kind](rank, size, options, fds)
+    return LinkedCommunicator(inner, port), segment
 
-        segment_fd, *symmetric_fds = fds
-        needed = segment_bytes(size, options["slot_bytes"])
-        segment = SharedSegment.attach(segment_fd, needed)
-        os.close(segment_fd)
-        if not symmetric_fds:
-            return ShmCommunicator(segment, rank, size, **options), segment
-        from support.rank_programs import reserve_activations
-        from tokenweave.kernels import make_kernels
 
-        (symmetric_fd,) = symmetric_fds
-        communicator = ShmCommunicator(
-            segment, rank, size, symmetric_fd=symmetric_fd, kernels=make_kernels("native", 1), **options
-        )
-        reserve_activations(communicator)
-        os.close(symmetric_fd)
-        return communicator, segment
-    if kind == "symm_mem":
-        from support.symmetric_segments import join_interpreted
+def join_shm(rank: int, size: int, options: dict[str, Any], fds: list[int]) -> tuple[Any, Any]:
+    """Joins a shm group. A second descriptor is that of symmetric memory."""
+    from emucxl.shared_memory import SharedSegment
+    from tokenweave.communicators import ShmCommunicator, segment_bytes
 
-        return join_interpreted(rank, size, fds[0], options), None
-    if kind == "symm_gpu":
-        from tokenweave.communicators import SymmMemCommunicator
+    segment_fd, *symmetric_fds = fds
+    segment = SharedSegment.attach(segment_fd, segment_bytes(size, options["slot_bytes"]))
+    os.close(segment_fd)
+    if not symmetric_fds:
+        return ShmCommunicator(segment, rank, size, **options), segment
+    from support.rank_programs import reserve_activations
+    from tokenweave.kernels import make_kernels
 
-        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # all ranks share one
-        return SymmMemCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
+    (symmetric_fd,) = symmetric_fds
+    communicator = ShmCommunicator(
+        segment, rank, size, symmetric_fd=symmetric_fd, kernels=make_kernels("native", 1), **options
+    )
+    reserve_activations(communicator)
+    os.close(symmetric_fd)
+    return communicator, segment
+
+
+def join_symm_mem(rank: int, size: int, options: dict[str, Any], fds: list[int]) -> tuple[Any, None]:
+    from support.symmetric_segments import join_interpreted
+
+    return join_interpreted(rank, size, fds[0], options), None
+
+
+def join_symm_gpu(rank: int, size: int, options: dict[str, Any], fds: list[int]) -> tuple[Any, None]:
+    from tokenweave.communicators import SymmMemCommunicator
+
+    os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"  # all ranks share one
+    return SymmMemCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
+
+
+def join_torch(rank: int, size: int, options: dict[str, Any], fds: list[int]) -> tuple[Any, None]:
     from tokenweave.communicators import TorchCommunicator
 
-    port = options.pop("port")
-    return TorchCommunicator.connect(rank, size, "127.0.0.1", port, **options), None
+    return TorchCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
+
+
+JOIN = {"shm": join_shm, "symm_mem": join_symm_mem, "symm_gpu": join_symm_gpu, "torch": join_torch}
 
 
 def main() -> None:
