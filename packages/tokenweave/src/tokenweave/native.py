@@ -95,7 +95,7 @@ def selected_isa() -> str:
 
 
 def features() -> dict[str, str]:
-    """What a report on this machine says of the native library."""
+    """Returns the facts of the native library for a report on this machine."""
     return {"library": str(library_path()), "isa": selected_isa(), "best_isa": ISAS[load().tw_best_isa()]}
 
 
@@ -140,7 +140,7 @@ class Pool:
 
 
 def measure_limit(limit: str, threads: int = 1, seconds: float = 0.2) -> float:
-    """What `threads` threads reach at most on this machine, by a loop that does nothing else.
+    """Measures the most that `threads` threads reach on this machine, by a loop that does nothing else.
 
     `limit`: "fma_gflops" (float32), "bf16_gflops" (bfloat16 products), or "read_gbps", in 1e9 per second.
     """

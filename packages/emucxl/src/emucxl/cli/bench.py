@@ -13,7 +13,7 @@ from emucxl.errors import NotFoundError
 
 
 def bench(
-    name: Annotated[str | None, typer.Argument(help="Which one; `--list` tells them.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The benchmark; `--list` names them.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer and smaller, to see that it works; its times mean nothing.")
     ] = False,
