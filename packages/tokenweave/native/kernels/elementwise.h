@@ -6,9 +6,9 @@
 namespace tokenweave::TW_ISA {
 
 template <typename T>
-void rms_norm_row(const NormArgs& args, int64_t row) {
-    const T* x = static_cast<const T*>(args.x) + row * args.ldx;
-    float* residual = args.residual ? args.residual + row * args.ldr : nullptr;
+void rms_norm_row(const NormArgs &args, int64_t row) {
+    const T *x = static_cast<const T *>(args.x) + row * args.ldx;
+    float *residual = args.residual ? args.residual + row * args.ldr : nullptr;
     Floats squares = zeros();
     for (int64_t i = 0; i < args.h; i += LANES) {
         const int64_t count = args.h - i;
@@ -21,8 +21,8 @@ void rms_norm_row(const NormArgs& args, int64_t row) {
     }
     const float mean = reduce_add(squares) / static_cast<float>(args.h);
     const Floats scale = broadcast(1.0f / __builtin_sqrtf(mean + args.eps));
-    const T* weight = static_cast<const T*>(args.weight);
-    T* out = static_cast<T*>(args.out) + row * args.ldo;
+    const T *weight = static_cast<const T *>(args.weight);
+    T *out = static_cast<T *>(args.out) + row * args.ldo;
     for (int64_t i = 0; i < args.h; i += LANES) {
         const int64_t count = args.h - i;
         const Floats value = residual ? load_some(residual + i, count) : load_some(x + i, count);
@@ -30,7 +30,7 @@ void rms_norm_row(const NormArgs& args, int64_t row) {
     }
 }
 
-static void rms_norm(const NormArgs& args, int64_t first_row, int64_t last_row) {
+static void rms_norm(const NormArgs &args, int64_t first_row, int64_t last_row) {
     with_dtype(args.dtype, [&](auto type) {
         for (int64_t row = first_row; row < last_row; ++row) rms_norm_row<decltype(type)>(args, row);
     });
@@ -42,7 +42,7 @@ constexpr int CHAINS = 4;  // sums of squares that do not wait for each other
 constexpr int MAX_PARTS = 64;
 
 template <typename T, int NUM_PARTS>
-TW_INLINE Floats sum_parts(const T* const* parts, int num_parts, int64_t i, int64_t count) {
+TW_INLINE Floats sum_parts(const T *const *parts, int num_parts, int64_t i, int64_t count) {
     Floats value = load_some(parts[0] + i, count);
     const int last = NUM_PARTS ? NUM_PARTS : num_parts;
     for (int part = 1; part < last; ++part) value = value + load_some(parts[part] + i, count);
@@ -51,10 +51,9 @@ TW_INLINE Floats sum_parts(const T* const* parts, int num_parts, int64_t i, int6
 
 // Adds the parts into the residual; the sum of squares of what it then is.
 template <typename T, int NUM_PARTS>
-TW_INLINE float add_parts_row(const T* const* parts, int num_parts, float* residual, int64_t h) {
+TW_INLINE float add_parts_row(const T *const *parts, int num_parts, float *residual, int64_t h) {
     const auto add = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-        const Floats value =
-            sum_parts<T, NUM_PARTS>(parts, num_parts, i, count) + load_some(residual + i, count);
+        const Floats value = sum_parts<T, NUM_PARTS>(parts, num_parts, i, count) + load_some(residual + i, count);
         store_some(residual + i, value, count);
         return value;
     };
@@ -64,10 +63,10 @@ TW_INLINE float add_parts_row(const T* const* parts, int num_parts, float* resid
     for (; i + CHAINS * LANES <= h; i += CHAINS * LANES) {
         const int last = NUM_PARTS ? NUM_PARTS : num_parts;
         TW_UNROLL for (size_t line = 0; line < CHAINS * LANES * sizeof(float); line += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(residual + i) + AHEAD_BYTES + line, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char *>(residual + i) + AHEAD_BYTES + line, _MM_HINT_T0);
         for (int part = 0; part < last; ++part) {
-            TW_UNROLL for (size_t line = 0; line < CHAINS * LANES * sizeof(T); line += 64) _mm_prefetch(
-                reinterpret_cast<const char*>(parts[part] + i) + AHEAD_BYTES + line, _MM_HINT_T0);
+            TW_UNROLL for (size_t line = 0; line < CHAINS * LANES * sizeof(T); line += 64)
+                _mm_prefetch(reinterpret_cast<const char *>(parts[part] + i) + AHEAD_BYTES + line, _MM_HINT_T0);
         }
         TW_UNROLL for (int chain = 0; chain < CHAINS; ++chain) {
             const Floats value = add(i + chain * LANES, LANES);
@@ -83,7 +82,7 @@ TW_INLINE float add_parts_row(const T* const* parts, int num_parts, float* resid
 
 // PAST_CACHES: `out` is a multiple of 64 bytes, and so is what a row of it takes.
 template <typename T, bool PAST_CACHES>
-TW_INLINE void scale_row(const float* residual, const T* weight, Floats scale, T* out, int64_t h) {
+TW_INLINE void scale_row(const float *residual, const T *weight, Floats scale, T *out, int64_t h) {
     int64_t i = 0;
     for (; i + LANES <= h; i += LANES) {
         const Floats value = load(residual + i) * scale * load(weight + i);
@@ -96,20 +95,20 @@ TW_INLINE void scale_row(const float* residual, const T* weight, Floats scale, T
 }
 
 template <typename T, int NUM_PARTS, bool PAST_CACHES>
-void reduce_norm_row(const ReduceNormArgs& args, int64_t row) {
-    const T* parts[MAX_PARTS];
+void reduce_norm_row(const ReduceNormArgs &args, int64_t row) {
+    const T *parts[MAX_PARTS];
     for (int part = 0; part < args.num_parts; ++part) {
-        parts[part] = static_cast<const T*>(args.parts[part]) + row * args.ldx;
+        parts[part] = static_cast<const T *>(args.parts[part]) + row * args.ldx;
     }
-    float* residual = args.residual + row * args.ldr;
+    float *residual = args.residual + row * args.ldr;
     const float squares = add_parts_row<T, NUM_PARTS>(parts, args.num_parts, residual, args.h);
     const Floats scale = broadcast(1.0f / __builtin_sqrtf(squares / static_cast<float>(args.h) + args.eps));
-    scale_row<T, PAST_CACHES>(residual, static_cast<const T*>(args.weight), scale,
-                              static_cast<T*>(args.out) + row * args.ldo, args.h);
+    scale_row<T, PAST_CACHES>(residual, static_cast<const T *>(args.weight), scale,
+                              static_cast<T *>(args.out) + row * args.ldo, args.h);
 }
 
 template <typename T, int NUM_PARTS>
-void reduce_norm_rows(const ReduceNormArgs& args, int64_t first_row, int64_t last_row) {
+void reduce_norm_rows(const ReduceNormArgs &args, int64_t first_row, int64_t last_row) {
     const bool is_aligned = (reinterpret_cast<uintptr_t>(args.out) | args.ldo * sizeof(T)) % 64 == 0;
     if (args.past_caches && is_aligned) {
         for (int64_t row = first_row; row < last_row; ++row) reduce_norm_row<T, NUM_PARTS, true>(args, row);
@@ -119,7 +118,7 @@ void reduce_norm_rows(const ReduceNormArgs& args, int64_t first_row, int64_t las
     }
 }
 
-static void reduce_norm(const ReduceNormArgs& args, int64_t first_row, int64_t last_row) {
+static void reduce_norm(const ReduceNormArgs &args, int64_t first_row, int64_t last_row) {
     with_dtype(args.dtype, [&](auto type) {
         using T = decltype(type);
         args.num_parts == 2 ? reduce_norm_rows<T, 2>(args, first_row, last_row)
@@ -141,12 +140,12 @@ TW_INLINE Floats gelu_tanh(Floats x) {
 }
 
 template <typename Activation>
-void gate_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row, Activation activation) {
+void gate_and_mul(const GateArgs &args, int64_t first_row, int64_t last_row, Activation activation) {
     with_dtype(args.dtype, [&](auto type) {
         using T = decltype(type);
         for (int64_t row = first_row; row < last_row; ++row) {
-            const T* gate = static_cast<const T*>(args.gate_up) + row * args.ldg;
-            T* out = static_cast<T*>(args.out) + row * args.width;
+            const T *gate = static_cast<const T *>(args.gate_up) + row * args.ldg;
+            T *out = static_cast<T *>(args.out) + row * args.width;
             for (int64_t i = 0; i < args.width; i += LANES) {
                 const int64_t count = args.width - i;
                 const Floats up = load_some(gate + args.width + i, count);
@@ -156,13 +155,12 @@ void gate_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row, Act
     });
 }
 
-static void silu_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row) {
+static void silu_and_mul(const GateArgs &args, int64_t first_row, int64_t last_row) {
     gate_and_mul(args, first_row, last_row, [](Floats x) __attribute__((always_inline)) { return silu(x); });
 }
 
-static void gelu_tanh_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row) {
-    gate_and_mul(args, first_row, last_row,
-                 [](Floats x) __attribute__((always_inline)) { return gelu_tanh(x); });
+static void gelu_tanh_and_mul(const GateArgs &args, int64_t first_row, int64_t last_row) {
+    gate_and_mul(args, first_row, last_row, [](Floats x) __attribute__((always_inline)) { return gelu_tanh(x); });
 }
 
 }  // namespace tokenweave::TW_ISA
