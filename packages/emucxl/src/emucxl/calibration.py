@@ -91,7 +91,7 @@ class Accuracy:
 
     @property
     def error(self) -> float:
-        """Of the median, as a fraction of the target."""
+        """The error of the median, as a fraction of the target."""
         return self.p50_ns / self.target_ns - 1
 
 

@@ -186,7 +186,7 @@ class Cache(Closing):
 
     @property
     def size_bytes(self) -> int:
-        """Of the memory that the cache stands before."""
+        """The size of the memory that the cache stands before."""
         return self._range.size_bytes
 
     def read(self, size: int | None = None, offset: int = 0) -> bytes:
@@ -310,7 +310,7 @@ class Cache(Closing):
 
 
 class _Range:
-    """Where the memory is. Until `release` it cannot be closed, freed or resized."""
+    """The memory of a cache. Until `release` it cannot be closed, freed or resized."""
 
     def __init__(self, memory: Any) -> None:
         from emucxl.pool import Region

@@ -90,7 +90,7 @@ class Side:
         )
 
     def full(self, size_bytes: int) -> TierFullError:
-        """That an entry of `size_bytes` does not fit here."""
+        """The error for an entry of `size_bytes` that does not fit here."""
         return TierFullError(
             f"no room for an entry of {size_bytes:,} bytes: the store holds {_of(self.entries, self.limit.entries)} "
             f"entries and {_of(self.size_bytes, self.limit.size_bytes)} bytes in tier {self.tier.name!r} of "
@@ -98,7 +98,7 @@ class Side:
         )
 
     def check(self, held: Mapping[bytes, Entry]) -> None:
-        """That the books are those of `held`, by key, and that its memory says so too. Raises CorruptError."""
+        """Checks that the books are those of `held`, by key, and that the memory agrees. Raises CorruptError."""
         entries, size_bytes = len(held), sum(entry.size_bytes for entry in held.values())
         if (entries, size_bytes) != (self.entries, self.size_bytes):
             raise CorruptError(

@@ -55,7 +55,7 @@ class KVStats:
 
     @property
     def local_fraction(self) -> float:
-        """Of the reads that found their key, those that found it in the local tier; 0 before the first."""
+        """The share of local reads among those that found their key; 0 before the first."""
         found = self.local_hits + self.remote_hits
         return self.local_hits / found if found else 0.0
 

@@ -93,7 +93,7 @@ class Queue:
             self._closed = True
 
     def check(self) -> None:
-        """That the links in the tiers' memory join every node once. Raises CorruptError. Slow: for tests."""
+        """Checks that the links in the tiers' memory join every node once. Raises CorruptError. Slow: for tests."""
         with self._lock:
             seen, last, address = 0, 0, self._front
             while address and seen <= len(self._nodes):

@@ -68,7 +68,7 @@ class SlabObject:
 
     @property
     def address(self) -> int:
-        """Where it is; it never moves."""
+        """The object's address; it never moves."""
         slab = self._live()
         return slab.buffer.address + slab.offset(self._slot)
 

@@ -37,7 +37,7 @@ def read(link: Link, size_bytes: int) -> int:
 
 
 def _told() -> tuple[int, int]:
-    """When to begin and to end; returns when it is time to begin."""
+    """Reads when to begin and to end; returns when it is time to begin."""
     print("ready", flush=True)
     begin_ns, end_ns = map(int, sys.stdin.readline().split())
     time.sleep(max(0, begin_ns - time.monotonic_ns()) / 1e9)

@@ -159,7 +159,7 @@ class Region(PoolObject):
 
     @property
     def epoch(self) -> int:
-        """Of the host that holds it here."""
+        """The epoch of the host that holds it here."""
         return int(self._info().epoch)
 
     @property

@@ -133,7 +133,7 @@ def _tagged(messages: list[PlainMessage]) -> tuple[str, list[PlainMessage]]:
 
 
 def _cut_at_tag(rendered: str, text: str) -> str:
-    """Where the template strips a message's end, so is the text that is continued."""
+    """Cuts the text that is continued at its end, where the template strips the end of a message."""
     at = rendered.rfind(_TAG.strip())
     if at < 0 or text.strip() not in rendered:
         refuse(

@@ -230,7 +230,7 @@ def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """Of the layer's MLP and the norm before it, or of its experts."""
+    """The shapes of the layer's MLP and the norm before it, or of its experts."""
     hidden = config.hidden_size
     mlp = _gated_shapes(hidden, config.mlp_size(layer))
     shapes: dict[str, tuple[int, ...]] = {"mlp_norm": (hidden,)}

@@ -21,7 +21,7 @@ class HeadPadding:
 
     @classmethod
     def to_multiple(cls, head_dim: int, alignment: int) -> HeadPadding:
-        """To the next multiple of `alignment`, which is even."""
+        """Widens to the next multiple of `alignment`, which is even."""
         return cls(head_dim, -(-head_dim // alignment) * alignment)
 
     @property

@@ -18,14 +18,14 @@ _GGUF_PREFIX = "general.sampling."
 
 
 def defaults_from_directory(directory: Path) -> dict[str, Any]:
-    """Of generation_config.json; `do_sample` false is temperature 0. Values are as they are there, unchecked."""
+    """Reads generation_config.json; `do_sample` false is temperature 0. Values are as they are there, unchecked."""
     given = read_optional_json(directory / "generation_config.json") or {}
     found = {name: given[name] for name in TAKEN if given.get(name) is not None}
     return {**found, "temperature": 0.0} if given.get("do_sample") is False else found
 
 
 def defaults_from_gguf(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a GGUF file's metadata."""
+    """Reads a GGUF file's metadata."""
     keys = [key.removeprefix(_GGUF_PREFIX) for key in fields if key.startswith(_GGUF_PREFIX)]
     found = {_GGUF_NAMES.get(key, key): fields[_GGUF_PREFIX + key] for key in keys}
     return {name: found[name] for name in TAKEN if name in found}
