@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 
 from interlace.errors import TokenizerError
 from interlace.models.gguf_tokenizer import _chat_templates
-from interlace.models.tokenizer import Tokenizer, tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
+from interlace.models.tokenizer import Tokenizer
 from support.tiny_models import write_tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

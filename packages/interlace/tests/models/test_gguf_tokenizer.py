@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from interlace.errors import TokenizerError
 from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 from interlace.models.sources import load_model
-from interlace.models.tokenizer import tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
 from support.tiny_models import make_gguf, write_tokenizer
 
 TEXTS = [

@@ -13,7 +13,8 @@ from tokenizers import decoders, pre_tokenizers
 
 from interlace.models.gguf_tokenizer import tokenizer_from_gguf
 from interlace.models.token_stream import TokenStream
-from interlace.models.tokenizer import Tokenizer, tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
+from interlace.models.tokenizer import Tokenizer
 from support import sentence_piece
 from support.tiny_models import write_tokenizer
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.errors import TokenizerError
-from interlace.models.tokenizer import Tokenizer, tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
+from interlace.models.tokenizer import Tokenizer
 from support.tiny_models import write_tokenizer
 
 TEXTS = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from interlace.errors import TokenizerError
-from interlace.models.tokenizer import tokenizer_from_directory
+from interlace.models.tokenization.directory import tokenizer_from_directory
 from support.tiny_models import VOCAB_SIZE, write_tokenizer
 
 TEXTS = [

@@ -47,7 +47,7 @@ class LoadedModel:
         """Raises TokenizerError when it is missing, damaged, or of an unsupported kind."""
         from interlace.models.gguf_source import GgufSource
         from interlace.models.gguf_tokenizer import tokenizer_from_gguf
-        from interlace.models.tokenizer import tokenizer_from_directory
+        from interlace.models.tokenization.directory import tokenizer_from_directory
 
         if not isinstance(self.weights, GgufSource):
             return tokenizer_from_directory(self.path)

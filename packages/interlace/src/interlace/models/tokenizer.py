@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -169,14 +168,3 @@ class Tokenizer:
                 "or a plain prompt (--raw)"
             )
         return self.chat_template
-
-
-def tokenizer_from_directory(directory: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, as `interlace.models.tokenization` reads it.
-
-    Raises:
-        TokenizerError: tokenizer.json is missing or damaged, or a file beside it is.
-    """
-    from interlace.models.tokenization.directory import read_tokenizer
-
-    return read_tokenizer(directory)

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _ADDED_TOKENS = '"added_tokens"'
 
 
-def read_tokenizer(directory: Path) -> Tokenizer:
+def tokenizer_from_directory(directory: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face directory: tokenizer.json, and what the files beside it add.
 
     Raises:
