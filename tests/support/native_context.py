@@ -20,7 +20,7 @@ def provider_unavailable(provider: int) -> str | None:
 class NativeContext:
     """An emx_context; pointers are integers."""
 
-    def __init__(self, clock: int = abi.CLOCK_REAL, calibration: abi.Calibration | None = None) -> None:
+    def __init__(self, clock: int = abi.CLOCK_REAL, calibration: abi.RawCalibration | None = None) -> None:
         self.library = abi.load()
         self.handle = ctypes.c_void_p()
         config = abi.ContextConfig(clock=clock)
@@ -45,13 +45,13 @@ class NativeContext:
         native.check(self.library.emx_tier_add(self.handle, ctypes.byref(config), ctypes.byref(tier)))
         return tier.value
 
-    def info(self, tier: int) -> abi.TierInfo:
-        info = abi.TierInfo()
+    def info(self, tier: int) -> abi.RawTierInfo:
+        info = abi.RawTierInfo()
         native.check(self.library.emx_tier_get_info(self.handle, tier, ctypes.byref(info)))
         return info
 
-    def stats(self, tier: int) -> abi.TierStats:
-        stats = abi.TierStats()
+    def stats(self, tier: int) -> abi.RawTierStats:
+        stats = abi.RawTierStats()
         native.check(self.library.emx_tier_get_stats(self.handle, tier, ctypes.byref(stats)))
         return stats
 
@@ -86,8 +86,8 @@ class NativeContext:
         native.check(self.library.emx_migrate(self.handle, pointer, tier, ctypes.byref(moved)))
         return moved.value or 0
 
-    def query(self, pointer: int) -> abi.Allocation:
-        found = abi.Allocation()
+    def query(self, pointer: int) -> abi.RawAllocation:
+        found = abi.RawAllocation()
         native.check(self.library.emx_query(self.handle, pointer, ctypes.byref(found)))
         return found
 

@@ -105,6 +105,8 @@ static void do_churn(worker* worker) {
     }
 }
 
+/* The exchange hands a block over with its bytes: release for the one put there, acquire for the one taken.
+ */
 static void do_hand_over(worker* worker) {
     const bench_alloc_config* config = worker->run->config;
     const size_t size = config->largest_bytes;

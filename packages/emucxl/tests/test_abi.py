@@ -15,16 +15,16 @@ from emucxl.native import EXCEPTIONS, library_path
 
 INCLUDE = Path(__file__).parents[1] / "native" / "include"
 STRUCTURES = [
-    abi.CurvePoint,
-    abi.Timing,
-    abi.LinkConfig,
-    abi.LinkStats,
-    abi.Calibration,
+    abi.RawCurvePoint,
+    abi.RawTiming,
+    abi.RawLinkConfig,
+    abi.RawLinkStats,
+    abi.RawCalibration,
     abi.ContextConfig,
     abi.TierConfig,
-    abi.TierInfo,
-    abi.TierStats,
-    abi.Allocation,
+    abi.RawTierInfo,
+    abi.RawTierStats,
+    abi.RawAllocation,
     abi.Access,
     resources.Struct,
 ]

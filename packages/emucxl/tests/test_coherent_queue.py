@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "memory"
 WHOLE = "1000 messages arrived whole and in order\n"
 
-# What goes wrong without it: bytes of another message, or a wait for an index that never moves.
+# The fault without it: bytes of another message, or a wait for an index that never moves.
 STEPS = {
     "invalidate-head": "waited",
     "flush-message": "stale bytes in message 0",

@@ -99,7 +99,7 @@ def test_the_statistics_are_in_the_order_of_the_native_structure() -> None:
 
     from emucxl.tiers import TierStats
 
-    assert [f.name for f in dataclasses.fields(TierStats)] == [name for name, _ in abi.TierStats._fields_]
+    assert [f.name for f in dataclasses.fields(TierStats)] == [name for name, _ in abi.RawTierStats._fields_]
 
 
 def test_a_full_tier_says_so_and_stays_usable(tier: Tier) -> None:

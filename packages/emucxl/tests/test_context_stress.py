@@ -43,7 +43,7 @@ ENGINE_SIGNATURES: native.Signatures = {
 
 
 def test_memory_of_a_copy_in_flight_is_neither_freed_nor_moved() -> None:
-    calibration = abi.Calibration(
+    calibration = abi.RawCalibration(
         read_latency_ns=100, write_latency_ns=100, read_bandwidth_gbps=5, write_bandwidth_gbps=5
     )
     with NativeContext(calibration=calibration) as context:
@@ -52,7 +52,7 @@ def test_memory_of_a_copy_in_flight_is_neither_freed_nor_moved() -> None:
         native.declare(library, ENGINE_SIGNATURES)
         near = context.add_tier("near")
         slow = context.add_tier(
-            "slow", timing=abi.Timing(read_bandwidth_gbps=0.05, write_bandwidth_gbps=0.05)
+            "slow", timing=abi.RawTiming(read_bandwidth_gbps=0.05, write_bandwidth_gbps=0.05)
         )
         source, target = context.alloc(near, 8 * MIB), context.alloc(slow, 8 * MIB)
         engine, completion = ctypes.c_void_p(), ctypes.c_void_p()

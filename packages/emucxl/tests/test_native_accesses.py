@@ -136,7 +136,7 @@ READ_NS, WRITE_NS = 1000, 400
 def priced() -> Iterator[NativeContext]:
     """On the virtual clock: tier 0, "far", with latencies and no bound of bandwidth; tier 1, "local", unmodelled."""
     with NativeContext(clock=abi.CLOCK_VIRTUAL) as opened:
-        opened.add_tier("far", timing=abi.Timing(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS))
+        opened.add_tier("far", timing=abi.RawTiming(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS))
         opened.add_tier("local")
         yield opened
         opened.check()
@@ -192,7 +192,7 @@ def test_what_is_refused_or_empty_costs_nothing(priced: NativeContext) -> None:
 
 def test_memory_that_is_not_there_is_priced_all_the_same() -> None:
     with NativeContext(clock=abi.CLOCK_VIRTUAL) as context:
-        timing = abi.Timing(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS)
+        timing = abi.RawTiming(read_latency_ns=READ_NS, write_latency_ns=WRITE_NS)
         tier = context.add_tier("nowhere", 1 << 40, provider=abi.PROVIDER_NULL, timing=timing)
         pointer = context.alloc(tier, 1 << 35)
         assert cost_ns(context, lambda: context.memset(pointer, 0, 0, 1 << 35)) == WRITE_NS

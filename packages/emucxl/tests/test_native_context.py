@@ -43,7 +43,7 @@ def test_an_unknown_clock_is_refused() -> None:
 
 
 def test_a_calibration_of_another_size_is_refused() -> None:
-    calibration = abi.Calibration()
+    calibration = abi.RawCalibration()
     calibration.struct_bytes = 1
     config = abi.ContextConfig(calibration=ctypes.pointer(calibration))
     assert status_of(abi.load().emx_context_open, config, ctypes.c_void_p()) is errors.ArgumentError
@@ -150,7 +150,7 @@ def test_a_tier_that_was_refused_leaves_no_trace(context: NativeContext) -> None
 
 def test_a_modelled_tier_on_the_real_clock_needs_a_calibration(context: NativeContext) -> None:
     with pytest.raises(errors.ArgumentError, match=r"tier 't': .*calibration"):
-        context.add_tier("t", timing=abi.Timing(read_latency_ns=1000))
+        context.add_tier("t", timing=abi.RawTiming(read_latency_ns=1000))
 
 
 def test_capacity_is_rounded_up_to_pages(context: NativeContext) -> None:

@@ -25,7 +25,7 @@ OTHER_TIME = ("unshare", "-T", "--boottime", "100000", "--monotonic", "100000")
 CONTAINER = ("unshare", "-p", "-f", "--kill-child", "--mount-proc")
 FOREIGN_PROC = ("unshare", "-p", "-f", "--kill-child")  # PIDs of its own, but its parent's /proc
 
-# What any other process of the machine does all the time: it joins, and takes what it gets.
+# Any other process of the machine does this all the time: it joins, and takes what it gets.
 THIEF = """
 import sys
 from emucxl.pool import Pool

@@ -134,7 +134,7 @@ PyTypeObject* make_context_type(PyObject* module) {
     static PyType_Slot slots[] = {{Py_tp_dealloc, context_dealloc},
                                   {Py_tp_methods, context_methods},
                                   {Py_tp_getset, context_properties},
-                                  {Py_tp_doc, "What of emucxl.Context the calls on buffers need."},
+                                  {Py_tp_doc, "The parts of emucxl.Context that calls on buffers use."},
                                   {0, NULL}};
     static PyType_Spec spec = {.name = "emucxl._buffer.ContextBase",
                                .basicsize = sizeof(context_object),
@@ -222,7 +222,7 @@ PyTypeObject* make_tier_type(PyObject* module) {
                                   {Py_tp_dealloc, tier_dealloc},
                                   {Py_tp_methods, tier_methods},
                                   {Py_tp_getset, tier_properties},
-                                  {Py_tp_doc, "What of emucxl.Tier the calls on buffers need."},
+                                  {Py_tp_doc, "The parts of emucxl.Tier that calls on buffers use."},
                                   {0, NULL}};
     static PyType_Spec spec = {.name = "emucxl._buffer.TierBase",
                                .basicsize = sizeof(tier_object),

@@ -71,7 +71,7 @@ static void destroy_capsule(PyObject* capsule) {
         delete_versioned(&exported->versioned);
 }
 
-/* What keeps the memory: an export of the buffer, or (priced as a read) a copy of its bytes. */
+/* Keeps the memory alive: an export of the buffer, or (priced as a read) a copy of its bytes. */
 static PyObject* make_owner(buffer_object* buffer, bool copy, void** data) {
     if (!copy) {
         *data = buffer->pointer;

@@ -1,4 +1,4 @@
-/* What the files of emucxl._buffer share.
+/* Shared by the files of emucxl._buffer.
  *
  * The types: Buffer, an allocation; Export, a view's hold on one; TierBase and ContextBase, what of
  * emucxl.Tier and emucxl.Context the calls on buffers need. An export keeps its buffer alive, a buffer its

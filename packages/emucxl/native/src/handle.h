@@ -27,7 +27,7 @@ typedef enum handle_kind {
     NUM_HANDLE_KINDS,
 } handle_kind;
 
-/* What each such object begins with. */
+/* The first field of each such object. */
 typedef struct handle {
     uint64_t mark; /* handle_mark of its kind, or 0 */
     struct handle* next_kept;

@@ -1,4 +1,4 @@
-/* What each thread of the program keeps in this library.
+/* The state that each thread of the program has in this library.
  *
  * It lies behind one pointer, and only one counter beside it (context/monitor.c): a library that is loaded
  * late (dlopen, Python) has to find room for its initial-exec variables in the few hundred bytes that the

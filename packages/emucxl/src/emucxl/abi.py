@@ -1,7 +1,7 @@
 """The structures and calls of context.h and timing.h, as ctypes sees them.
 
 For emucxl's own modules and their tests; `emucxl.Context` and its kin are what programs use. The names are those of the
-headers without their prefix: `emx_tier_info` is `TierInfo` here. tests/test_abi.py holds the layouts to the C
+headers without their prefix: `emx_tier_info` is `RawTierInfo` here. tests/test_abi.py holds the layouts to the C
 compiler's.
 """
 
@@ -30,11 +30,11 @@ class SizedStructure(ctypes.Structure):
         self.struct_bytes = ctypes.sizeof(self)
 
 
-class CurvePoint(ctypes.Structure):
+class RawCurvePoint(ctypes.Structure):
     _fields_ = (("utilisation", c_double), ("latency_factor", c_double))
 
 
-class Timing(ctypes.Structure):
+class RawTiming(ctypes.Structure):
     _fields_ = (
         ("read_latency_ns", c_double),
         ("write_latency_ns", c_double),
@@ -43,11 +43,11 @@ class Timing(ctypes.Structure):
         ("hop_latency_ns", c_double),
         ("switch_hops", c_uint32),
         ("num_curve_points", c_uint32),
-        ("curve", CurvePoint * MAX_CURVE_POINTS),
+        ("curve", RawCurvePoint * MAX_CURVE_POINTS),
     )
 
 
-class LinkConfig(SizedStructure):
+class RawLinkConfig(SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
         ("full_duplex", c_uint32),
@@ -57,7 +57,7 @@ class LinkConfig(SizedStructure):
     )
 
 
-class LinkStats(ctypes.Structure):
+class RawLinkStats(ctypes.Structure):
     _fields_ = (
         ("read_bytes", c_uint64),
         ("write_bytes", c_uint64),
@@ -71,7 +71,7 @@ class LinkStats(ctypes.Structure):
     )
 
 
-class Calibration(SizedStructure):
+class RawCalibration(SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
         ("num_cores", c_uint32),
@@ -91,7 +91,7 @@ class ContextConfig(SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
         ("clock", c_uint32),
-        ("calibration", POINTER(Calibration)),
+        ("calibration", POINTER(RawCalibration)),
     )
 
 
@@ -106,11 +106,11 @@ class TierConfig(SizedStructure):
         ("numa_node", c_int32),
         ("region", c_void_p),
         ("link", c_void_p),
-        ("timing", Timing),
+        ("timing", RawTiming),
     )
 
 
-class TierInfo(ctypes.Structure):
+class RawTierInfo(ctypes.Structure):
     _fields_ = (
         ("name", c_char * NAME_BYTES),
         ("provider", c_uint32),
@@ -119,11 +119,11 @@ class TierInfo(ctypes.Structure):
         ("base", c_void_p),
         ("fd", c_int32),
         ("modelled", c_uint32),
-        ("timing", Timing),
+        ("timing", RawTiming),
     )
 
 
-class TierStats(ctypes.Structure):
+class RawTierStats(ctypes.Structure):
     _fields_ = (
         ("capacity_bytes", c_uint64),
         ("allocated_bytes", c_uint64),
@@ -140,7 +140,7 @@ class TierStats(ctypes.Structure):
     )
 
 
-class Allocation(ctypes.Structure):
+class RawAllocation(ctypes.Structure):
     _fields_ = (("base", c_void_p), ("size_bytes", c_uint64), ("offset", c_uint64), ("tier", c_uint32))
 
 
@@ -151,21 +151,21 @@ class Access(ctypes.Structure):
 CONTEXT_SIGNATURES: native.Signatures = {
     "emx_context_open": (c_int, [POINTER(ContextConfig), POINTER(c_void_p)]),
     "emx_context_close": (None, [c_void_p]),
-    "emx_context_set_calibration": (c_int, [c_void_p, POINTER(Calibration)]),
+    "emx_context_set_calibration": (c_int, [c_void_p, POINTER(RawCalibration)]),
     "emx_context_now_ns": (c_uint64, [c_void_p]),
     "emx_context_advance": (None, [c_void_p, c_uint64]),
     "emx_context_check": (c_int, [c_void_p]),
     "emx_provider_unavailable": (c_char_p, [c_int]),
     "emx_tier_add": (c_int, [c_void_p, POINTER(TierConfig), POINTER(c_uint32)]),
     "emx_tier_count": (c_uint32, [c_void_p]),
-    "emx_tier_get_info": (c_int, [c_void_p, c_uint32, POINTER(TierInfo)]),
-    "emx_tier_get_stats": (c_int, [c_void_p, c_uint32, POINTER(TierStats)]),
+    "emx_tier_get_info": (c_int, [c_void_p, c_uint32, POINTER(RawTierInfo)]),
+    "emx_tier_get_stats": (c_int, [c_void_p, c_uint32, POINTER(RawTierStats)]),
     "emx_tier_trim": (c_int, [c_void_p, c_uint32]),
     "emx_alloc": (c_int, [c_void_p, c_uint32, c_size_t, c_size_t, POINTER(c_void_p)]),
     "emx_free": (c_int, [c_void_p, c_void_p]),
     "emx_resize": (c_int, [c_void_p, c_void_p, c_size_t, POINTER(c_void_p)]),
     "emx_migrate": (c_int, [c_void_p, c_void_p, c_uint32, POINTER(c_void_p)]),
-    "emx_query": (c_int, [c_void_p, c_void_p, POINTER(Allocation)]),
+    "emx_query": (c_int, [c_void_p, c_void_p, POINTER(RawAllocation)]),
     "emx_read": (c_int, [c_void_p, c_void_p, c_size_t, c_void_p, c_size_t]),
     "emx_write": (c_int, [c_void_p, c_void_p, c_size_t, c_void_p, c_size_t]),
     "emx_memset": (c_int, [c_void_p, c_void_p, c_size_t, c_int, c_size_t]),
@@ -176,18 +176,18 @@ CONTEXT_SIGNATURES: native.Signatures = {
 }
 
 TIMING_SIGNATURES: native.Signatures = {
-    "emx_link_create": (c_int, [POINTER(LinkConfig), POINTER(c_void_p)]),
+    "emx_link_create": (c_int, [POINTER(RawLinkConfig), POINTER(c_void_p)]),
     "emx_link_attach": (c_int, [c_int, POINTER(c_void_p)]),
-    "emx_link_open": (c_int, [c_char_p, POINTER(LinkConfig), POINTER(c_void_p)]),
+    "emx_link_open": (c_int, [c_char_p, POINTER(RawLinkConfig), POINTER(c_void_p)]),
     "emx_link_fd": (c_int, [c_void_p]),
     "emx_link_close": (None, [c_void_p]),
-    "emx_link_get_config": (c_int, [c_void_p, POINTER(LinkConfig)]),
-    "emx_link_get_stats": (c_int, [c_void_p, POINTER(LinkStats)]),
+    "emx_link_get_config": (c_int, [c_void_p, POINTER(RawLinkConfig)]),
+    "emx_link_get_stats": (c_int, [c_void_p, POINTER(RawLinkStats)]),
     "emx_link_reserve": (c_int, [c_void_p, c_int, c_uint64, c_uint64, POINTER(c_uint64)]),
     "emx_now_ns": (c_uint64, []),
     "emx_wait_until": (None, [c_uint64]),
-    "emx_calibrate": (c_int, [c_uint64, POINTER(Calibration)]),
-    "emx_check_timing": (c_int, [POINTER(Calibration), POINTER(Timing)]),
+    "emx_calibrate": (c_int, [c_uint64, POINTER(RawCalibration)]),
+    "emx_check_timing": (c_int, [POINTER(RawCalibration), POINTER(RawTiming)]),
 }
 
 SIGNATURES: native.Signatures = {**CONTEXT_SIGNATURES, **TIMING_SIGNATURES}

@@ -55,11 +55,11 @@ class Calibration:
                 raise ArgumentError(f"got {field.name}={value!r}; expected a number of at least {least}")
 
     @classmethod
-    def from_abi(cls, raw: abi.Calibration) -> Calibration:
+    def from_abi(cls, raw: abi.RawCalibration) -> Calibration:
         return cls(**{field.name: getattr(raw, field.name) for field in fields(cls)})
 
-    def to_abi(self) -> abi.Calibration:
-        return abi.Calibration(**asdict(self))
+    def to_abi(self) -> abi.RawCalibration:
+        return abi.RawCalibration(**asdict(self))
 
     @property
     def promised_latency_ns(self) -> float:
@@ -110,7 +110,7 @@ def measure(budget_s: float = 0.5) -> Calibration:
 
 
 def _measure_once(budget_s: float) -> Calibration:
-    raw = abi.Calibration()
+    raw = abi.RawCalibration()
     native.check(abi.load().emx_calibrate(round(budget_s * 1e9), ctypes.byref(raw)))
     return Calibration.from_abi(raw)
 

@@ -71,7 +71,7 @@ class CacheStats:
     delayed_ns: int
 
 
-class _Config(abi.SizedStructure):
+class _CacheConfig(abi.SizedStructure):
     _fields_ = (
         ("struct_bytes", c_uint32),
         ("mode", c_uint32),
@@ -85,7 +85,7 @@ class _Config(abi.SizedStructure):
         ("context", c_void_p),
         ("link", c_void_p),
         ("hit_latency_ns", c_double),
-        ("timing", abi.Timing),
+        ("timing", abi.RawTiming),
     )
 
 
@@ -100,7 +100,7 @@ def _library() -> ctypes.CDLL:
     native.declare(
         library,
         {
-            "emx_cache_open": (c_int, [POINTER(_Config), POINTER(c_void_p)]),
+            "emx_cache_open": (c_int, [POINTER(_CacheConfig), POINTER(c_void_p)]),
             "emx_cache_close": (None, [c_void_p]),
             "emx_cache_read": (c_int, [c_void_p, c_uint64, c_void_p, c_size_t]),
             "emx_cache_write": (c_int, [c_void_p, c_uint64, c_void_p, c_size_t]),
@@ -161,7 +161,7 @@ class Cache(Closing):
         self._mode = member("mode", mode, Coherence)
         self._range = _Range(memory)
         try:
-            config = _Config(
+            config = _CacheConfig(
                 mode=self._mode,
                 base=self._range.address,
                 size_bytes=self._range.size_bytes,
@@ -264,7 +264,7 @@ class Cache(Closing):
 
     def _price(
         self,
-        config: _Config,
+        config: _CacheConfig,
         context: Context | None,
         timing: Timing | Preset | str | None,
         link: Link | None,

@@ -173,7 +173,7 @@ class Context(ContextBase):
                 self._calibrate(handle)
             number = ctypes.c_uint32()
             native.check(self._library.emx_tier_add(handle, ctypes.byref(config), ctypes.byref(number)))
-            info = abi.TierInfo()
+            info = abi.RawTierInfo()
             native.check(self._library.emx_tier_get_info(handle, number.value, ctypes.byref(info)))
             modelled = bool(info.modelled)
             tier = Tier(self, number.value, modelled, is_touchable(provider), provider, resolved, link)
@@ -190,7 +190,7 @@ class Context(ContextBase):
         Raises:
             BadPointerError: there is none.
         """
-        raw = abi.Allocation()
+        raw = abi.RawAllocation()
         with self.held() as handle:
             native.check(self._library.emx_query(handle, natural("address", address), ctypes.byref(raw)))
         tier = next(tier for tier in self._tiers.values() if tier.number == raw.tier)

@@ -47,8 +47,8 @@ class LinkConfig:
         check_bandwidth("write_bandwidth_gbps", self.write_bandwidth_gbps or 0)
         check_number("latency_ns", self.latency_ns, 0, MOST_LATENCY_NS)
 
-    def to_abi(self) -> abi.LinkConfig:
-        return abi.LinkConfig(
+    def to_abi(self) -> abi.RawLinkConfig:
+        return abi.RawLinkConfig(
             full_duplex=int(self.full_duplex),
             read_bandwidth_gbps=self.read_bandwidth_gbps,
             write_bandwidth_gbps=self.write_bandwidth_gbps,
@@ -81,7 +81,7 @@ class Link(Closing):
         """Takes over a native link."""
         self._library = abi.load()
         self._handle: int | None = handle
-        raw = abi.LinkConfig()
+        raw = abi.RawLinkConfig()
         native.check(self._library.emx_link_get_config(handle, ctypes.byref(raw)))
         self._config = LinkConfig(
             raw.read_bandwidth_gbps, raw.write_bandwidth_gbps, raw.latency_ns, bool(raw.full_duplex)
@@ -162,9 +162,9 @@ class Link(Closing):
 
     def stats(self) -> LinkStats:
         """Counts of the traffic so far."""
-        raw = abi.LinkStats()
+        raw = abi.RawLinkStats()
         native.check(self._library.emx_link_get_stats(self.handle, ctypes.byref(raw)))
-        return LinkStats(*(getattr(raw, name) for name, _ in abi.LinkStats._fields_))
+        return LinkStats(*(getattr(raw, name) for name, _ in abi.RawLinkStats._fields_))
 
     def reserve(self, direction: Direction, size_bytes: int, now_ns: int) -> int:
         """Queues bytes that arrive at `now_ns`; returns when the last of them has passed. Does not wait, and adds no

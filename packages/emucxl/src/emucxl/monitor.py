@@ -37,7 +37,7 @@ class _Counters(ctypes.Structure):
     )
 
 
-class _Tier(ctypes.Structure):
+class _TierCounters(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char * 32),
         ("provider", c_uint32),
@@ -61,7 +61,7 @@ class _ContextPage(ctypes.Structure):
         ("num_tiers", c_uint32),
         ("reserved", c_uint32),
         ("unused", c_uint64 * 12),
-        ("tiers", _Tier * _MAX_TIERS),
+        ("tiers", _TierCounters * _MAX_TIERS),
     )
 
 
@@ -254,7 +254,7 @@ def _context_view(proc: Path, id: str, found: _Found, page: _ContextPage) -> Con
     )
 
 
-def _tier_view(tier: _Tier) -> TierView:
+def _tier_view(tier: _TierCounters) -> TierView:
     names = ("read_bytes", "write_bytes", "read_accesses", "write_accesses", "delayed_ns")
     return TierView(
         name=tier.name.decode(errors="replace"),

@@ -17,7 +17,7 @@ class Borrowed(Protocol):
     def end(self) -> None: ...
 
 
-class Region(Protocol):
+class HeldRegion(Protocol):
     """The part of `emucxl.pool.Region` that a tier uses."""
 
     @property
@@ -120,7 +120,7 @@ class Null(Provider):
 class RegionMemory(Provider):
     """A region of a pool. It cannot be closed as long as the tier's context is open."""
 
-    region: Region
+    region: HeldRegion
 
     kind: ClassVar[int] = abi.PROVIDER_REGION
 

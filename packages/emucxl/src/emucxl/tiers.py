@@ -105,7 +105,7 @@ class Tier(TierBase):
         Raises:
             ClosedError: the context is closed.
         """
-        raw = abi.TierInfo()
+        raw = abi.RawTierInfo()
         with self.context.held() as handle:
             native.check(abi.load().emx_tier_get_info(handle, self.number, ctypes.byref(raw)))
         return TierInfo(
@@ -123,10 +123,10 @@ class Tier(TierBase):
         Raises:
             ClosedError: the context is closed.
         """
-        raw = abi.TierStats()
+        raw = abi.RawTierStats()
         with self.context.held() as handle:
             native.check(abi.load().emx_tier_get_stats(handle, self.number, ctypes.byref(raw)))
-        return TierStats(*(getattr(raw, name) for name, _ in abi.TierStats._fields_))
+        return TierStats(*(getattr(raw, name) for name, _ in abi.RawTierStats._fields_))
 
     def trim(self) -> None:
         """Gives memory that is free back to the system."""

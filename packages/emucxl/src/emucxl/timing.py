@@ -92,11 +92,11 @@ class Timing:
                 return left.latency_factor + along * (right.latency_factor - left.latency_factor)
         return points[-1].latency_factor
 
-    def to_abi(self) -> abi.Timing:
-        points = (abi.CurvePoint * abi.MAX_CURVE_POINTS)()
+    def to_abi(self) -> abi.RawTiming:
+        points = (abi.RawCurvePoint * abi.MAX_CURVE_POINTS)()
         for place, point in enumerate(self.curve):
-            points[place] = abi.CurvePoint(point.utilisation, point.latency_factor)
-        return abi.Timing(
+            points[place] = abi.RawCurvePoint(point.utilisation, point.latency_factor)
+        return abi.RawTiming(
             self.read_latency_ns,
             self.write_latency_ns,
             self.read_bandwidth_gbps,

@@ -222,7 +222,7 @@ static survivor make_survivor(void) {
     return made;
 }
 
-/* What a dead host may leave for long: its persistent region, whole and zero, and retired extents. */
+/* A dead host may leave for long its persistent region, whole and zero, and retired extents. */
 static void remove_legacy(const survivor* self) {
     emx_region *kept, *orphan;
     if (emx_host_open(self->host, "kept", true, &kept) == EMX_OK) {
@@ -339,25 +339,27 @@ static counterpart interfere(const survivor* self, long variant) {
     return held;
 }
 
+_Noreturn static void run_until_stopped(operation run, long at_step) {
+    emx_pool* pool;
+    emx_host* host;
+    kill_signal = SIGSTOP;
+    REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
+    kill_step = at_step;
+    steps = 0;
+    REQUIRE(emx_pool_join(pool, "slow", &QUIET, &host) == EMX_OK);
+    run(pool, host);
+    emx_host_leave(host);
+    emx_pool_close(pool);
+    _exit(0);
+}
+
 /* `death`: the step at which a host that adopts "orphan" and grows it died before; 0: none did. */
 static bool stops(operation run, long at_step, long variant, long death) {
     survivor self = make_survivor();
     if (death) REQUIRE(dies(do_adopt, death));
     const pid_t child = fork();
     REQUIRE(child >= 0);
-    if (child == 0) {
-        emx_pool* pool;
-        emx_host* host;
-        kill_signal = SIGSTOP;
-        REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
-        kill_step = at_step;
-        steps = 0;
-        REQUIRE(emx_pool_join(pool, "slow", &QUIET, &host) == EMX_OK);
-        run(pool, host);
-        emx_host_leave(host);
-        emx_pool_close(pool);
-        _exit(0);
-    }
+    if (child == 0) run_until_stopped(run, at_step);
     int status;
     REQUIRE(waitpid(child, &status, WUNTRACED) == child);
     const bool stopped = WIFSTOPPED(status);
@@ -412,7 +414,7 @@ static void write_pattern(emx_region* region) {
     volatile uint64_t* words = (volatile uint64_t*)bytes_of(region, &size_bytes);
     const uint64_t seed = draw(UINT64_MAX - 1) + 1;
     for (uint64_t i = 1; i < size_bytes / 8; i++) words[i] = seed * i;
-    __atomic_store_n(&words[0], seed, __ATOMIC_RELEASE);
+    __atomic_store_n(&words[0], seed, __ATOMIC_RELEASE); /* pairs with verify_pattern */
 }
 
 static void verify_pattern(emx_region* region) {

@@ -1,4 +1,4 @@
-/* What emucxl_lib.h promises, call by call. Arguments: the names of the checks to run; the first that does
+/* The promises of emucxl_lib.h, call by call. Arguments: the names of the checks to run; the first that does
  * not hold ends the program with its line. */
 #include <emucxl_lib.h>
 

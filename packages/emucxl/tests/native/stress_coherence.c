@@ -44,6 +44,7 @@ static void* work(void* argument) {
         CHECK(byte == own[other]);
     }
     CHECK(emx_cache_flush(cache, 0, SIZE) == EMX_OK);
+    /* As the cache itself loads bytes: pairs with the release of its write-backs. */
     for (unsigned offset = thread; offset < SIZE; offset += THREADS)
         CHECK(__atomic_load_n(&memory[offset], __ATOMIC_ACQUIRE) == own[offset]);
     return NULL;

@@ -59,7 +59,7 @@ typedef struct emx_cache_config {
     uint32_t detect_stale;      /* 1: count the bytes read that the memory no longer has; costs a compare */
     uint32_t whole_line_writes; /* 1: a write makes all of its line dirty, as in a processor: two hosts that
                                    write to one line then overwrite each other's bytes */
-    /* What it costs (modelled). Fetching and writing back lines is priced by `timing` and `link` on the clock
+    /* The modelled cost. Fetching and writing back lines is priced by `timing` and `link` on the clock
      * of `context`, which outlives the cache; an access that finds all its lines takes hit_latency_ns. NULL:
      * no price. */
     emx_context* context;
@@ -82,7 +82,7 @@ typedef struct emx_cache_stats {
 } emx_cache_stats;
 
 EMX_API emx_status emx_cache_open(const emx_cache_config* config, emx_cache** cache);
-/* What was not flushed never reaches the memory, as when a host loses its power. */
+/* Lines that were not flushed never reach the memory, as when a host loses its power. */
 EMX_API void emx_cache_close(emx_cache* cache);
 
 /* `offset` counts from the base of the range, and is checked with `size_bytes` against its end. */
@@ -96,7 +96,7 @@ EMX_API emx_status emx_cache_write(emx_cache* cache, uint64_t offset, const void
 EMX_API emx_status emx_cache_flush(emx_cache* cache, uint64_t offset, uint64_t size_bytes);
 EMX_API emx_status emx_cache_invalidate(emx_cache* cache, uint64_t offset, uint64_t size_bytes);
 EMX_API emx_status emx_cache_flush_invalidate(emx_cache* cache, uint64_t offset, uint64_t size_bytes);
-/* What this thread does after it is seen by others after what it did before; a full barrier. Needed only
+/* A full barrier: others see what this thread did before it before they see what it does after. Needed only
  * where a host writes one thing and then reads another that answers it (as both sides do in Dekker's or
  * Lamport's locks). */
 EMX_API void emx_cache_fence(emx_cache* cache);

@@ -1,4 +1,4 @@
-/* What a context shows of itself to `emucxl top` while it runs.
+/* The page in which a context shows itself to `emucxl top` while it runs.
  *
  * Each context keeps one page of this layout in a memfd named "emucxl-context". Whoever may read the
  * process's descriptors (/proc/PID/fd) may map it read-only; it goes away with the process, however that
@@ -22,8 +22,8 @@ extern "C" {
 #define EMX_MONITOR_VERSION 1
 #define EMX_MONITOR_SHARDS 16
 
-/* What one thread did, or, in the last shard, all those that have none of their own; a tier's figures are the
- * sums over its shards. One cache line each. */
+/* The counts of one thread, or, in the last shard, of all threads that have none of their own; a tier's
+ * figures are the sums over its shards. One cache line each. */
 typedef struct emx_monitor_counters {
     uint64_t read_bytes, write_bytes;
     uint64_t read_accesses, write_accesses;

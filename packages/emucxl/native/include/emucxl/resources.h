@@ -1,4 +1,4 @@
-/* What this process may use of the machine, control groups counted: the memory and the processor time that a
+/* The resources that this process may use, control groups counted: the memory and the processor time that a
  * container grants, where it grants less than the machine has. Cores are not here: sched_getaffinity knows
  * them, cpusets included.
  *

@@ -1,4 +1,4 @@
-/* What a call answers. */
+/* The status that a call returns. */
 #ifndef EMUCXL_STATUS_H
 #define EMUCXL_STATUS_H
 
@@ -40,8 +40,8 @@ typedef enum emx_status {
 EMX_API const char* emx_status_name(emx_status status);
 EMX_API const char* emx_status_text(emx_status status);
 
-/* What the last failed call of this thread got, what it expected, and what to do. Valid until the thread's
- * next failing call; empty before the first. A call that succeeds leaves it alone. */
+/* The detail of this thread's last failed call: what it got, what it expected, and what to do. Valid until
+ * the thread's next failing call; empty before the first. A call that succeeds leaves it alone. */
 EMX_API const char* emx_error_detail(void);
 
 /* EMX_ABI_VERSION of the library that was loaded. */

@@ -93,7 +93,7 @@ EMX_API void emx_wait_until(uint64_t deadline_ns);
 
 /* ---- calibration --------------------------------------------------------------------------------------- */
 
-/* What this machine does by itself, measured through the same calls that the model will delay. */
+/* The machine's own speed, measured through the same calls that the model will delay. */
 typedef struct emx_calibration {
     uint32_t struct_bytes;
     uint32_t num_cores;                       /* that this process may run on */

@@ -7,7 +7,7 @@
 
 /* Nanoseconds since clock_ticks_in_order() was `begin`. */
 double stopwatch_ns(uint64_t begin);
-/* What a stopwatch shows of nothing, in the median. */
+/* The median that a stopwatch shows when nothing lies between its start and its end. */
 double stopwatch_overhead_ns(void);
 
 /* Sorts `values`; the one that `share` (0 to 1) of them do not exceed. */

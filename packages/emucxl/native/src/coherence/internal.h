@@ -8,7 +8,7 @@
 #include "handle.h"
 #include "timing/transfer.h"
 
-/* What an access moved over the link, in whole lines (or bytes, uncached). */
+/* The bytes that an access moved over the link: whole lines, or single bytes if uncached. */
 typedef struct cache_traffic {
     uint64_t fetched_bytes, written_bytes;
 } cache_traffic;
@@ -33,11 +33,11 @@ typedef struct line_piece {
     unsigned first, length;
 } line_piece;
 
-/* What an access does to one line. The lock is held, and there is room for the line. */
+/* An access to one line. The lock is held, and there is room for the line. */
 void line_read(emx_cache* cache, line_piece piece, unsigned char* out, cache_traffic* traffic);
 void line_write(emx_cache* cache, line_piece piece, const unsigned char* in, cache_traffic* traffic);
 
-/* What a flush or an invalidate does to one line; true: the line is to be removed. `lost` is the part that an
+/* A flush or an invalidate of one line; true: the line is to be removed. `lost` is the part that an
  * invalidate may throw away. */
 bool line_flush(emx_cache* cache, cache_line* line, uint64_t lost, cache_traffic* traffic);
 bool line_invalidate(emx_cache* cache, cache_line* line, uint64_t lost, cache_traffic* traffic);

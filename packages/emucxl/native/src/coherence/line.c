@@ -1,4 +1,4 @@
-/* What happens to one line of a cache. */
+/* Reads, writes, flushes and invalidates of one line of a cache. */
 #include <string.h>
 
 #include "coherence/internal.h"

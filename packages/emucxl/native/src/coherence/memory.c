@@ -13,6 +13,8 @@ static size_t step_at(const void* at, size_t size_bytes) {
     return step;
 }
 
+/* Loads acquire and stores release, and pair with each other, in this process or another: who finds a word
+ * that a host wrote back finds all that the host wrote back before it, as on a coherent bus. */
 static void load_step(unsigned char* copy, const unsigned char* memory, size_t step) {
     if (step == 8) {
         const uint64_t value = __atomic_load_n((const word64*)memory, __ATOMIC_ACQUIRE);

@@ -1,4 +1,4 @@
-/* What the accesses of a cache cost: modelled, on the clock of its context. */
+/* The cost of a cache's accesses: modelled, on the clock of its context. */
 #include <math.h>
 
 #include "coherence/internal.h"

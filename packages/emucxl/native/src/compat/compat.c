@@ -17,6 +17,7 @@ static unsigned users;   /* emucxl_init without their emucxl_exit */
 static char reason[400]; /* why the last emucxl_init failed */
 static _Atomic(emx_context*) opened;
 
+/* Acquire: pairs with the release in emucxl_init, so that who finds the context finds its tiers too. */
 static emx_context* current(void) { return atomic_load_explicit(&opened, memory_order_acquire); }
 
 /* For those that need it; says what is missing. */
@@ -160,7 +161,7 @@ static bool is_index(int start_index) {
     return false;
 }
 
-/* What read and write ask of their arguments; NULL if they lack something. */
+/* Checks the arguments of read and write; NULL if something is missing. */
 static emx_context* check_access(const void* ptr, int start_index, const void* buffer, size_t size) {
     emx_context* context = require_context();
     if (context == NULL || !is_complete(ptr, buffer, size) || !is_index(start_index)) return NULL;

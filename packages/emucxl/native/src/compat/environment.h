@@ -1,4 +1,4 @@
-/* What the environment says about the two nodes of emucxl_lib.h: the library's only reader of the
+/* The environment's word on the two nodes of emucxl_lib.h: the library's only reader of the
  * environment. */
 #ifndef EMX_COMPAT_ENVIRONMENT_H
 #define EMX_COMPAT_ENVIRONMENT_H

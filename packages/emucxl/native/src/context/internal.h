@@ -1,4 +1,4 @@
-/* What the files of the library that work on contexts share.
+/* Shared by the files of the library that work on contexts.
  *
  * Thread safety: `tiers` and `ranges` below num_tiers never change until the context is closed; num_tiers is
  * stored with release order after what it counts, so that a lookup needs no lock.

@@ -33,6 +33,7 @@ emx_status monitor_open(emx_context* context, uint32_t clock) {
     page->page_bytes = sizeof *page;
     page->pid = system_process_id();
     page->clock = clock;
+    /* Release: a process that maps the page and finds the magic finds the fields before it. */
     __atomic_store_n(&page->magic, EMX_MONITOR_MAGIC, __ATOMIC_RELEASE);
     return EMX_OK;
 }
@@ -66,6 +67,7 @@ static _Atomic uint32_t owned_shards;
 
 static void end_thread(thread_state* self) {
     if (self->shard == UNASSIGNED || self->shard == SHARED_SHARD + 1) return;
+    /* Release: pairs with the acquire in assign_shard. */
     atomic_fetch_and_explicit(&owned_shards, ~(UINT32_C(1) << (self->shard - 1)), memory_order_release);
 }
 

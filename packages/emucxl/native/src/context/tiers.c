@@ -90,6 +90,8 @@ static void publish(emx_context* context, tier* tier, const emx_tier_config* con
     monitor_add_tier(context, tier);
     tier->monitor->provider = config->provider;
     context->ranges[tier->number] = (range){(uintptr_t)tier->pages.base, tier->pages.capacity_bytes};
+    /* Release: pairs with the acquire of context_tier_of and context_get_tier, and of processes that look at
+     * the page. */
     atomic_store_explicit(&context->num_tiers, tier->number + 1, memory_order_release);
     __atomic_store_n(&context->monitor->num_tiers, tier->number + 1, __ATOMIC_RELEASE);
 }

@@ -69,7 +69,7 @@ void caches_await(heap* heap) {
 void caches_stop(heap* heap) {
     registry_lock();
     caches_signal_stop(heap, true);
-    barrier_heavy();
+    barrier_heavy(); /* from here on each owner sees `stopped`, or is seen inside */
     caches_await(heap);
 }
 

@@ -15,6 +15,7 @@ static inline cache* cache_recent(const heap* heap) {
 /* The same, made if need be; NULL while the thread ends, or when there is no memory for one. */
 cache* cache_of(heap* heap);
 
+/* Release: pairs with the load in caches_await, so that who stops the cache sees all that was done inside. */
 static inline void cache_leave(cache* cache) {
     atomic_store_explicit(&cache->inside, 0, memory_order_release);
 }
@@ -28,6 +29,8 @@ static inline bool cache_enter(cache* cache) {
     } else {
         atomic_exchange(&cache->inside, 1);
     }
+    /* Pairs with the store in caches_signal_stop: who finds the cache resumed sees what was done while it
+     * stood still. */
     if (LIKELY(!atomic_load(&cache->stopped))) return true;
     cache_leave(cache);
     return false;

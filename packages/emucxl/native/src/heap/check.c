@@ -23,22 +23,11 @@ typedef struct survey {
 
 static bool is_object_free(const slab* slab, size_t index) { return bits_test(slab->bitmaps, index); }
 
-/* What the record of a slab says of its objects. `checked` keeps how many a cache must hold. */
-static void check_slab(survey* survey, size_t page, uint64_t tag) {
-    heap* heap = survey->heap;
-    const unsigned class = tag_class(tag);
-    EXPECT(survey, class < NUM_CLASSES && tag_record(tag) > 0 && tag_record(tag) < heap->used_records,
-           "slab at page %zu: class %u, record %u", page, class, tag_record(tag));
-    if (survey->status != EMX_OK) return;
-    slab* slab = slab_at(heap, tag_record(tag));
-    const size_class* kind = &heap->classes[class];
-    const object_size* sizes = slab_sizes(heap, class, tag_record(tag));
-    EXPECT(survey, slab->first_page == page && slab->class == class,
-           "slab at page %zu: its record says page %u, class %u", page, slab->first_page, slab->class);
-    EXPECT(survey, slab->num_objects == heap->runs[page].num_pages * PAGE_BYTES / kind->object_bytes,
-           "slab at page %zu: %u objects of %u bytes in %u pages", page, slab->num_objects,
-           kind->object_bytes, heap->runs[page].num_pages);
-    size_t num_free = 0, num_live = 0;
+static void check_objects(survey* survey, size_t page, slab* slab, size_t* num_free, size_t* num_live) {
+    const heap* heap = survey->heap;
+    const size_class* kind = &heap->classes[slab->class];
+    const object_size* sizes = slab_sizes(heap, slab->class, tag_record(run_tag(heap, page)));
+    *num_free = *num_live = 0;
     for (size_t index = 0; index <= kind->max_objects; ++index) {
         const uint16_t size = atomic_load_explicit(&sizes[index], memory_order_relaxed);
         const bool is_free = index < kind->max_objects && is_object_free(slab, index);
@@ -48,10 +37,29 @@ static void check_slab(survey* survey, size_t page, uint64_t tag) {
                index, size);
         EXPECT(survey, index < slab->num_objects || (!is_free && size == 0),
                "slab at page %zu: object %zu is none of its %u", page, index, slab->num_objects);
-        num_free += is_free;
-        num_live += size > 0;
+        *num_free += is_free;
+        *num_live += size > 0;
         survey->live_bytes += size;
     }
+}
+
+/* Checks the record of a slab against its objects. */
+static void check_slab(survey* survey, size_t page, uint64_t tag) {
+    heap* heap = survey->heap;
+    const unsigned class = tag_class(tag);
+    EXPECT(survey, class < NUM_CLASSES && tag_record(tag) > 0 && tag_record(tag) < heap->used_records,
+           "slab at page %zu: class %u, record %u", page, class, tag_record(tag));
+    if (survey->status != EMX_OK) return;
+    slab* slab = slab_at(heap, tag_record(tag));
+    const size_class* kind = &heap->classes[class];
+    EXPECT(survey, slab->first_page == page && slab->class == class,
+           "slab at page %zu: its record says page %u, class %u", page, slab->first_page, slab->class);
+    if (survey->status != EMX_OK) return;
+    EXPECT(survey, slab->num_objects == heap->runs[page].num_pages * PAGE_BYTES / kind->object_bytes,
+           "slab at page %zu: %u objects of %u bytes in %u pages", page, slab->num_objects,
+           kind->object_bytes, heap->runs[page].num_pages);
+    size_t num_free, num_live;
+    check_objects(survey, page, slab, &num_free, &num_live);
     EXPECT(survey, num_free == slab->num_free, "slab at page %zu: %zu objects free, believes %u", page,
            num_free, slab->num_free);
     EXPECT(survey, slab->num_retired == 0 || tag_kind(tag) == RUN_SLAB_POISONED,
@@ -225,7 +233,7 @@ static void check_caches(survey* survey) {
     free(addresses);
 }
 
-/* What is neither live, free nor retired must be in a cache. */
+/* An object that is neither live, free nor retired must be in a cache. */
 static void check_nothing_lost(survey* survey) {
     heap* heap = survey->heap;
     for (size_t page = 0; page < heap->num_pages && survey->status == EMX_OK;

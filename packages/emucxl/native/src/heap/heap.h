@@ -29,7 +29,7 @@ typedef struct heap_stats {
     uint64_t num_allocations, total_allocations;
 } heap_stats;
 
-/* What a heap can have at most: its pages have numbers of 32 bits. */
+/* The most that a heap can have: its pages have numbers of 32 bits. */
 #define HEAP_MOST_BYTES ((UINT64_C(1) << 44) - UINT64_C(2) * 4096)
 
 /* A heap over `pages`, which must outlive it: base aligned to 2 MiB, capacity of whole pages, up to

@@ -41,9 +41,10 @@ enum {
     MAX_ALIGNMENT = 2 << 20,
     NUM_BINS = 480,   /* free runs by length: 16 to each power of two */
     NUM_CLASSES = 72, /* of objects by size: by 16 bytes up to 128, then 8 to each power of two */
-    MAX_OBJECT_BYTES = 32768,
-    MAX_SLAB_PAGES = 16,
-    RECORD_ALIGNMENT = 64,
+    MAX_OBJECT_BYTES =
+        32768,             /* larger ones are runs of their own: 8 pages, so that rounding up wastes little */
+    MAX_SLAB_PAGES = 16,   /* two of the largest objects */
+    RECORD_ALIGNMENT = 64, /* a cache line: no two records share one */
     MAX_CACHED_OBJECTS = 128, /* of one class, in one cache */
     MAX_CACHED_BYTES = 65536, /* the same, in bytes; but 4 objects in any case */
 };
@@ -140,8 +141,8 @@ typedef struct magazine {
     free_object* objects; /* a stack: the last freed is the first given */
 } magazine;
 
-/* What one thread holds of one heap. The owner enters and leaves with plain stores; another thread that stops
- * it pays for a barrier on every processor (heap/cache.h). */
+/* The free objects that one thread holds of one heap. The owner enters and leaves with plain stores; another
+ * thread that stops it pays for a barrier on every processor (heap/cache.h). */
 typedef struct cache {
     _Atomic uint32_t inside;  /* the owner is using it */
     _Atomic uint32_t stopped; /* another thread is using it; the owner waits */

@@ -5,6 +5,8 @@
 
 enum { LINES_PER_PAGE = PAGE_BYTES / LINE_BYTES };
 
+/* Acquire: pairs with the release in page_went_bad, so that who finds a count finds the bitmap mapped and the
+ * bit set. */
 static bool any_poison(const heap* heap) {
     return atomic_load_explicit(&heap->poisoned_pages, memory_order_acquire) > 0;
 }

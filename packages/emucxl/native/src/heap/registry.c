@@ -1,4 +1,5 @@
-/* What all heaps of the process share: the list of them and of their caches, the end of threads, and forks.
+/* The registry of all heaps of the process: the list of them and of their caches, the end of threads, and
+ * forks.
  *
  * A fork finds every heap at rest: no lock held, nobody inside a cache. The child's copy of a heap is whole
  * and its own, and what the caches of the parent's threads held is given back when a tier runs full or is
@@ -65,7 +66,7 @@ cache* cache_of(heap* heap) {
 static void hold(void) {
     registry_lock();
     for (heap* heap = heaps; heap; heap = heap->next) caches_signal_stop(heap, true);
-    barrier_heavy();
+    barrier_heavy(); /* one for all heaps: as in caches_stop */
     for (heap* heap = heaps; heap; heap = heap->next) caches_await(heap);
     for (heap* heap = heaps; heap; heap = heap->next) pthread_mutex_lock(&heap->lock);
 }

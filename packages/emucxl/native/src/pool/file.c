@@ -190,7 +190,7 @@ static void destroy_object(emx_pool* pool) {
     handle_free(HANDLE_POOL, pool);
 }
 
-/* What became of an attempt to make or open a pool. */
+/* Ends an attempt to make or open a pool: hands it out, or undoes it. */
 static emx_status finish(emx_pool* pool, emx_status status, emx_pool** finished) {
     if (status) {
         destroy_object(pool);

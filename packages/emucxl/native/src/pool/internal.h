@@ -1,4 +1,4 @@
-/* What the files of the pool share: the objects behind the handles, and the moves of the protocol. */
+/* Shared by the files of the pool: the objects behind the handles, and the moves of the protocol. */
 #ifndef EMX_POOL_INTERNAL_H
 #define EMX_POOL_INTERNAL_H
 
@@ -10,7 +10,7 @@
 #include "pool/layout.h"
 #include "prim/file_guard.h"
 
-/* What this process saw last of a host whose clock or PID it cannot judge. */
+/* The last sight of a host whose clock or PID this process cannot judge. */
 typedef struct observation {
     uint64_t word, heartbeats, since_ns; /* CLOCK_MONOTONIC */
 } observation;

@@ -54,7 +54,7 @@ void region_settle(emx_pool* pool, uint32_t slot) {
     }
 }
 
-/* What a host was doing to a region when it was last seen, undone or finished. */
+/* Undoes or finishes the change to a region that a host was last seen making. */
 static void region_repair(emx_pool* pool, uint32_t slot) {
     region_record* record = &pool->regions[slot];
     const uint64_t word = shared_load(&record->word);

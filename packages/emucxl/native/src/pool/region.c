@@ -89,7 +89,7 @@ static bool is_live(uint64_t word, uint32_t gen) {
     return (state == REGION_LIVE || state == REGION_RESIZING) && region_gen(word) == gen;
 }
 
-/* What a holder of a region leaves behind when it lets go, in the order in which a clean-up would go on. */
+/* Lets go of a region, in the order in which a clean-up would go on. */
 static void let_go(emx_host* host, uint32_t slot, uint32_t gen) {
     region_record* record = &host->pool->regions[slot];
     const uint64_t holder = shared_load(&record->holders[host->slot]);

@@ -174,7 +174,7 @@ static bool is_of(const mount* mount, const hierarchy* wanted) {
     return !mount->is_version_2 && has_word(mount->options, wanted->controller);
 }
 
-/* What of `group` lies below `top`; NULL if it lies elsewhere. */
+/* The part of the path `group` below `top`; NULL if it lies elsewhere. */
 static const char* below(const char* group, const char* top) {
     const size_t length = strlen(top);
     return strncmp(group, top, length) == 0 && (group[length] == '/' || group[length] == '\0')

@@ -1,4 +1,4 @@
-/* What the control groups that this process is in, v1 and v2, allow it: the least over its own group and all
+/* The limits that this process's control groups, v1 and v2, set: the least over its own group and all
  * that contain it. */
 #ifndef EMX_PRIM_CGROUP_H
 #define EMX_PRIM_CGROUP_H

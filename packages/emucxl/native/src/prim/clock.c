@@ -70,9 +70,9 @@ uint64_t clock_ticks(void) {
 
 uint64_t clock_ticks_in_order(void) {
 #if defined(__x86_64__)
-    _mm_lfence();
+    _mm_lfence(); /* all that came before has ended ... */
     uint64_t ticks = clock_ticks();
-    _mm_lfence();
+    _mm_lfence(); /* ... and nothing that comes after has begun */
     return ticks;
 #else
     __atomic_thread_fence(__ATOMIC_SEQ_CST);

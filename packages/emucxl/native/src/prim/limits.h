@@ -1,4 +1,4 @@
-/* What a process may not do, asked before it is tried. */
+/* Limits of this process, asked before something is tried. */
 #ifndef EMX_PRIM_LIMITS_H
 #define EMX_PRIM_LIMITS_H
 

@@ -46,7 +46,7 @@ int memory_populate(void* base, size_t size_bytes) {
 void memory_advise_huge(void* base, size_t size_bytes) { (void)madvise(base, size_bytes, MADV_HUGEPAGE); }
 
 int memory_resident(void* base, size_t size_bytes, size_t* resident_bytes) {
-    enum { PAGES_AT_ONCE = 16384 };
+    enum { PAGES_AT_ONCE = 16384 }; /* a byte each, on the stack: 64 MiB at a time */
     unsigned char present[PAGES_AT_ONCE];
     const size_t page = memory_page_bytes();
     size_t pages = 0;

@@ -35,7 +35,7 @@ int process_kill(const process_identity* self, const process_identity* other);
 
 /* Names this run of the machine; 0 if that cannot be told. */
 uint64_t process_boot_hash(void);
-/* What this process's CLOCK_MONOTONIC is ahead of the machine's: the offset of its time namespace; 0 if it
+/* How far this process's CLOCK_MONOTONIC is ahead of the machine's: the offset of its time namespace; 0 if it
  * can't be told. */
 int64_t process_monotonic_offset_ns(void);
 uint64_t process_boottime_ns(void);

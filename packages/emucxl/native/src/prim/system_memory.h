@@ -1,4 +1,4 @@
-/* What the system has, as the kernel's text files tell it. */
+/* The system's memory, as the kernel's text files tell it. */
 #ifndef EMX_PRIM_SYSTEM_MEMORY_H
 #define EMX_PRIM_SYSTEM_MEMORY_H
 
@@ -12,7 +12,7 @@ long system_read_text(const char* path, char* text, size_t capacity);
 /* The number after `key` at the start of a line; `missing` if there is none. */
 uint64_t system_field(const char* text, const char* key, uint64_t missing);
 
-/* What /proc/meminfo below `root` ("": the system's own) says in bytes; UINT64_MAX where it says nothing. */
+/* A field of /proc/meminfo below `root` ("": the system's own) in bytes; UINT64_MAX where it is missing. */
 uint64_t system_meminfo(const char* root, const char* key);
 
 /* Bytes of memory that the machine has, whatever a cgroup allows; UINT64_MAX where that cannot be read. */

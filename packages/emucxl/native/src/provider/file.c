@@ -1,4 +1,4 @@
-/* What shm and dax have in common: pages of a file or device, mapped shared, with its blocks set aside before
+/* The part that shm and dax share: pages of a file or device, mapped shared, with its blocks set aside before
  * they are touched, so that no touch ends in SIGBUS for want of them. A file that has a name can still be cut
  * short by another process of the user: calls ask for its size first (file_pages_check).
  */

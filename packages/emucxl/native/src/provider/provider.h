@@ -59,7 +59,7 @@ const provider* provider_of(uint32_t number); /* NULL: there is no such provider
 extern const provider provider_anon, provider_shm, provider_numa, provider_dax, provider_null,
     provider_region;
 
-/* What providers have in common. */
+/* Shared by the providers. */
 emx_status pages_require_capacity(const emx_tier_config* config); /* EMX_E_INVALID when it is 0 */
 size_t pages_round_up(size_t size_bytes);                         /* to whole pages */
 emx_status pages_reserve(pages* pages, size_t capacity_bytes, size_t alignment);

@@ -16,6 +16,7 @@ static _Atomic uint32_t sleep_margin_ns = 60000;
 static void learn_overshoot(uint64_t late_ns) {
     uint32_t margin_ns = atomic_load_explicit(&sleep_margin_ns, memory_order_relaxed);
     uint64_t capped_ns = late_ns < MOST_MARGIN_NS ? late_ns : MOST_MARGIN_NS;
+    /* Up by a quarter of the miss, down by a 64th: one late sleep counts as much as 16 early ones. */
     uint64_t next_ns = capped_ns > margin_ns ? margin_ns + (capped_ns - margin_ns) / 4
                                              : margin_ns - (margin_ns - capped_ns) / 64;
     if (next_ns < LEAST_MARGIN_NS) next_ns = LEAST_MARGIN_NS;
@@ -66,6 +67,8 @@ void wait_roughly_until(uint64_t deadline_ns) {
     else spin_until(deadline_ns, now_ns);
 }
 
+/* Acquire here, release in model_clock_reach: who reads a time sees what was done before the clock reached
+ * it. */
 uint64_t model_clock_now(const model_clock* clock) {
     return clock->is_virtual ? atomic_load_explicit(&clock->now_ns, memory_order_acquire) : clock_read_ns();
 }

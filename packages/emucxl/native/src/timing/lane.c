@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+/* A slot of the windows: the window's number, and how many ns the lane had been busy when it began (18
+ * minutes before that wraps; what is read is the difference over two windows). */
 #define INDEX_BITS 24
 #define BUSY_BITS 40
 #define INDEX_MASK ((1u << INDEX_BITS) - 1)

@@ -5,7 +5,7 @@
 #include "timing/lane.h"
 #include "timing/transfer.h"
 
-/* What an access that arrives at `now_ns` waits besides queueing: latency at the present load, hops, the
+/* The wait besides queueing of an access that arrives at `now_ns`: latency at the present load, hops, the
  * link. */
 uint64_t path_latency_ns(path* path, emx_direction direction, uint64_t now_ns);
 

@@ -1,4 +1,4 @@
-/* What makes a timing sensible. */
+/* Checks of timings. */
 #ifndef EMX_TIMING_H
 #define EMX_TIMING_H
 

@@ -47,7 +47,7 @@ class PoolInfo(ctypes.Structure):
     )
 
 
-class HostInfo(ctypes.Structure):
+class RawHostInfo(ctypes.Structure):
     _fields_ = (
         ("slot", c_uint32),
         ("epoch", c_uint32),
@@ -81,11 +81,11 @@ class RegionEntry(ctypes.Structure):
     )
 
 
-class PoisonRange(ctypes.Structure):
+class RawPoisonRange(ctypes.Structure):
     _fields_ = (("offset", c_uint64), ("size_bytes", c_uint64))
 
 
-class ReclaimReport(ctypes.Structure):
+class RawReclaimReport(ctypes.Structure):
     _fields_ = (
         ("fenced_hosts", c_uint32),
         ("freed_hosts", c_uint32),
@@ -113,7 +113,7 @@ class CarveConfig(ctypes.Structure):
     )
 
 
-class RegionInfo(ctypes.Structure):
+class RawRegionInfo(ctypes.Structure):
     _fields_ = (
         ("tag", c_char * 64),
         ("base", c_void_p),
@@ -130,22 +130,22 @@ SIGNATURES: native.Signatures = {
     "emx_pool_open": (c_int, [c_char_p, c_uint32, _HANDLE]),
     "emx_pool_close": (None, [c_void_p]),
     "emx_pool_get_info": (c_int, [c_void_p, POINTER(PoolInfo)]),
-    "emx_pool_list_hosts": (c_int, [c_void_p, POINTER(HostInfo), c_uint32, POINTER(c_uint32)]),
+    "emx_pool_list_hosts": (c_int, [c_void_p, POINTER(RawHostInfo), c_uint32, POINTER(c_uint32)]),
     "emx_pool_list_regions": (c_int, [c_void_p, POINTER(RegionEntry), c_uint32, POINTER(c_uint32)]),
-    "emx_pool_list_poison": (c_int, [c_void_p, POINTER(PoisonRange), c_uint32, POINTER(c_uint32)]),
+    "emx_pool_list_poison": (c_int, [c_void_p, POINTER(RawPoisonRange), c_uint32, POINTER(c_uint32)]),
     "emx_pool_poison": (c_int, [c_void_p, c_uint64, c_uint64]),
-    "emx_pool_reclaim": (c_int, [c_void_p, c_uint32, POINTER(ReclaimReport)]),
+    "emx_pool_reclaim": (c_int, [c_void_p, c_uint32, POINTER(RawReclaimReport)]),
     "emx_pool_check": (c_int, [c_void_p]),
     "emx_pool_join": (c_int, [c_void_p, c_char_p, POINTER(JoinConfig), _HANDLE]),
     "emx_host_leave": (None, [c_void_p]),
     "emx_host_heartbeat": (c_int, [c_void_p]),
-    "emx_host_get_info": (c_int, [c_void_p, POINTER(HostInfo)]),
+    "emx_host_get_info": (c_int, [c_void_p, POINTER(RawHostInfo)]),
     "emx_host_carve": (c_int, [c_void_p, c_char_p, c_uint64, POINTER(CarveConfig), _HANDLE]),
     "emx_host_open": (c_int, [c_void_p, c_char_p, c_bool, _HANDLE]),
     "emx_region_resize": (c_int, [c_void_p, c_uint64]),
     "emx_region_close": (None, [c_void_p]),
     "emx_region_release": (c_int, [c_void_p]),
-    "emx_region_get_info": (c_int, [c_void_p, POINTER(RegionInfo)]),
+    "emx_region_get_info": (c_int, [c_void_p, POINTER(RawRegionInfo)]),
     "emx_region_check_access": (c_int, [c_void_p, c_uint64, c_uint64, c_bool]),
     "emx_region_read": (c_int, [c_void_p, c_uint64, c_void_p, c_uint64]),
     "emx_region_write": (c_int, [c_void_p, c_uint64, c_void_p, c_uint64]),

@@ -94,7 +94,7 @@ class Host(PoolObject):
         Raises:
             FencedError: it is one no longer.
         """
-        entry = pool_abi.HostInfo()
+        entry = pool_abi.RawHostInfo()
         with self._cell as host:
             native.check(pool_abi.library().emx_host_get_info(host, ctypes.byref(entry)))
         return host_info(entry)
@@ -128,8 +128,8 @@ class Region(PoolObject):
         info = self._info()
         self._writable = bool(info.writable)
 
-    def _info(self) -> pool_abi.RegionInfo:
-        info = pool_abi.RegionInfo()
+    def _info(self) -> pool_abi.RawRegionInfo:
+        info = pool_abi.RawRegionInfo()
         with self._cell as region:
             native.check(pool_abi.library().emx_region_get_info(region, ctypes.byref(info)))
         return info

@@ -180,14 +180,14 @@ class Pool(OpenPool):
 
     def hosts(self) -> list[HostInfo]:
         """Every host that joined and has not been cleaned up after."""
-        return [host_info(entry) for entry in self._list(pool_abi.HostInfo, "emx_pool_list_hosts")]
+        return [host_info(entry) for entry in self._list(pool_abi.RawHostInfo, "emx_pool_list_hosts")]
 
     def regions(self) -> list[RegionInfo]:
         return [region_info(entry) for entry in self._list(pool_abi.RegionEntry, "emx_pool_list_regions")]
 
     def poison_ranges(self) -> list[PoisonRange]:
         """All ranges that were ever reported bad, in lines of 64 bytes, retired extents included."""
-        entries = self._list(pool_abi.PoisonRange, "emx_pool_list_poison")
+        entries = self._list(pool_abi.RawPoisonRange, "emx_pool_list_poison")
         return [PoisonRange(entry.offset, entry.size_bytes) for entry in entries]
 
     def poison(self, offset: int, size_bytes: int) -> None:
@@ -215,7 +215,7 @@ class Pool(OpenPool):
         return total
 
     def _reclaim(self, kill: bool) -> ReclaimReport:
-        report = pool_abi.ReclaimReport()
+        report = pool_abi.RawReclaimReport()
         flags = pool_abi.RECLAIM_KILL if kill else 0
         with self._cell as pool:
             native.check(pool_abi.library().emx_pool_reclaim(pool, flags, ctypes.byref(report)))

@@ -117,7 +117,7 @@ class ReclaimReport:
         )
 
 
-def host_info(entry: pool_abi.HostInfo) -> HostInfo:
+def host_info(entry: pool_abi.RawHostInfo) -> HostInfo:
     unseen = entry.silence_ns == 2**64 - 1
     return HostInfo(
         name=entry.name.decode(errors="replace"),
