@@ -15,4 +15,4 @@ import json, sys
 print(*sorted({command["file"] for command in json.load(open(sys.argv[1]))}), sep="\n")
 EOF
   xargs --max-procs="$(nproc)" --max-args=4 "$bin/clang-tidy" --quiet -p "$build" 2>&1 |
-  sed '/^\[[0-9]*\/[0-9]*\] Processing file/d'
+  sed '/Processing file .*\.$/d'

@@ -33,7 +33,9 @@ STRUCTURES = [
 def c_name(structure: type) -> str:
     if structure is resources.Struct:
         return "emx_resources"
-    return "emx" + re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), structure.__name__)
+    return "emx" + re.sub(
+        "[A-Z]", lambda letter: "_" + letter[0].lower(), structure.__name__.removeprefix("Raw")
+    )
 
 
 def layout(structure: type[ctypes.Structure]) -> list[tuple[str, int, int]]:

@@ -1,5 +1,5 @@
-// Threads as ranks run thousands of collectives of changing kind and size, checking every result. Built with a
-// sanitizer by tests/test_sanitizers.py. Usage: stress_collectives SIZE ROUNDS
+// Threads as ranks run thousands of collectives of changing kind and size, checking every result. Built with
+// a sanitizer by tests/test_sanitizers.py. Usage: stress_collectives SIZE ROUNDS
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -14,12 +14,12 @@ namespace {
 
 constexpr size_t kSlotBytes = 4096;
 
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);  \
-            _Exit(1);                                                                 \
-        }                                                                             \
+#define CHECK(condition)                                                             \
+    do {                                                                             \
+        if (!(condition)) {                                                          \
+            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
+            _Exit(1);                                                                \
+        }                                                                            \
     } while (0)
 
 struct Shared {
@@ -80,17 +80,32 @@ void work(const Shared& shared, int rank, int rounds) {
         const size_t count = random >> 16 & 63 ? random >> 20 & 511 : 40000;
         const int root = int(random >> 8) % shared.size;
         switch (random >> 28) {
-            case 0: CHECK(tw_shm_barrier(group) == TW_OK); break;
-            case 1: case 2: case 3: gather(group, rank, shared.size, count, round); break;
-            case 4: case 5: case 6: broadcast(group, rank, root, count, round); break;
-            case 7: case 8: message(group, rank, root, count, round); break;
-            default: sum(group, rank, shared.size, count, round);
+            case 0:
+                CHECK(tw_shm_barrier(group) == TW_OK);
+                break;
+            case 1:
+            case 2:
+            case 3:
+                gather(group, rank, shared.size, count, round);
+                break;
+            case 4:
+            case 5:
+            case 6:
+                broadcast(group, rank, root, count, round);
+                break;
+            case 7:
+            case 8:
+                message(group, rank, root, count, round);
+                break;
+            default:
+                sum(group, rank, shared.size, count, round);
         }
     }
     if (rank == 0) CHECK(tw_shm_abort(group, 0, "the test is over") == TW_OK);
     CHECK(rank == 0 || tw_shm_barrier(group) == TW_ERROR_ABORTED);
     char text[64];
-    CHECK(rank == 0 || (tw_shm_last_error(group, text, sizeof text) == 0 && !strcmp(text, "the test is over")));
+    CHECK(rank == 0 ||
+          (tw_shm_last_error(group, text, sizeof text) == 0 && !strcmp(text, "the test is over")));
     tw_shm_detach(group);
 }
 
@@ -102,7 +117,8 @@ int main(int, char** arguments) {
     shared.base = mmap(nullptr, shared.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared.base != MAP_FAILED);
     std::vector<std::thread> ranks;
-    for (int rank = 0; rank < shared.size; ++rank) ranks.emplace_back(work, std::cref(shared), rank, atoi(arguments[2]));
+    for (int rank = 0; rank < shared.size; ++rank)
+        ranks.emplace_back(work, std::cref(shared), rank, atoi(arguments[2]));
     for (std::thread& rank : ranks) rank.join();
     munmap(shared.base, shared.bytes);
     puts("every result was right");
