@@ -16,6 +16,7 @@ import torch
 
 from emucxl.bench.harness import Report, Samples, interleaved
 from tokenweave.errors import KernelError
+from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.cuda import launch, multicast
 from tokenweave.kernels.cuda.one_device import OneDevice
 from tokenweave.kernels.cuda.reference import TOLERANCE, reference_all_reduce_rms_norm
@@ -58,7 +59,7 @@ def check(ranks: OneDevice, kernel: Callable[[int, int], None], num_tokens: int)
         residual.fill_(0.5)
     parts = [hidden[:num_tokens].cpu() for hidden in ranks.hidden]
     residual = ranks.residual[0][:num_tokens].cpu()
-    expected, _ = reference_all_reduce_rms_norm(parts, residual, ranks.weight.cpu(), EPS)
+    expected, _ = reference_all_reduce_rms_norm(parts, residual, ResidualNorms(ranks.weight.cpu(), EPS))
     ranks.on_all_ranks(kernel, num_tokens)
     torch.cuda.synchronize()
     tolerance = TOLERANCE[expected.dtype]
@@ -122,10 +123,10 @@ def try_switch(hidden_size: int, num_tokens: int, rounds: int) -> str:
         return f"multimem: not measured: {error}"
     ranks = OneDevice(1, num_tokens, hidden_size, torch.bfloat16)
     rows = local.view(torch.bfloat16).view(num_tokens, hidden_size)
-    meeting, residual, weight = ranks.meetings[0], ranks.residual[0], ranks.weight
+    meeting, residual, norms = ranks.meetings[0], ranks.residual[0], ranks.norms(EPS)
     found = interleaved(
         {
-            "switch": timed(lambda: launch.by_switch(meeting, address, rows, residual, weight, EPS)),
+            "switch": timed(lambda: launch.by_switch(meeting, address, rows, residual, norms)),
             "peers": timed(lambda: ranks.by_peers(0, num_tokens)),
         },
         rounds,

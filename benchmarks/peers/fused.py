@@ -13,7 +13,7 @@ from torch import distributed as dist
 from emucxl.shared_memory import SharedSegment
 from tokenweave import native
 from tokenweave.communicators import ShmCommunicator
-from tokenweave.kernels import make_kernels
+from tokenweave.kernels import ResidualNorms, make_kernels
 
 from .collective import EPS, RankOfSystems, take_core
 from .protocol import Operation
@@ -48,8 +48,8 @@ class FusedRank(RankOfSystems):
     def _fused(self, hidden: Tensor, residual: Tensor, weight: Tensor) -> Callable[[], tuple[Tensor, range]]:
         reduce = self.comm.all_reduce_rms_norm
         partial = self.comm.new_partial(len(hidden), hidden.shape[1], hidden.dtype).copy_(hidden)
-        everything = range(len(hidden))
-        return lambda: (reduce(partial, residual, weight, EPS), everything)
+        everything, norms = range(len(hidden)), ResidualNorms(weight, EPS)
+        return lambda: (reduce(partial, residual, norms), everything)
 
     def _unfused(
         self, hidden: Tensor, residual: Tensor, weight: Tensor
@@ -67,7 +67,7 @@ class FusedRank(RankOfSystems):
             barrier()
             torch.add(parts[0], parts[1], out=own)
             barrier()
-            return self.kernels.add_rms_norm(total, residual, weight, EPS, out=out), everything
+            return self.kernels.add_rms_norm(total, residual, ResidualNorms(weight, EPS), out=out), everything
 
         return run
 

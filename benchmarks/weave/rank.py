@@ -26,7 +26,7 @@ from interlace.models.config import ModelConfig, RopeConfig
 from interlace.models.sources import LoadedModel, load_model
 from tokenweave.communicators import Communicator, LinkedCommunicator, NullCommunicator, ShmCommunicator
 from tokenweave.errors import RankError
-from tokenweave.kernels import BLOCK_SIZE
+from tokenweave.kernels import BLOCK_SIZE, ResidualNorms
 from tokenweave.plan import Lane
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class _Unfused(NullCommunicator):
         super().__init__(kernels=inner.kernels)
         self.inner = inner
 
-    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         self.inner.all_reduce(hidden)
-        return self.kernels.add_rms_norm(hidden, residual, weight, eps)
+        return self.kernels.add_rms_norm(hidden, residual, norms)
 
     def gather_columns(self, tensor: Tensor, widths: Sequence[int], root: int = 0) -> Tensor | None:
         return self.inner.gather_columns(tensor, widths, root)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenweave.communicators import Communicator, TorchCommunicator
+from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Op, Plan, Step, plan_forward
 
@@ -81,8 +82,9 @@ class Woven:
         self.hidden[step.part] = self.blocks[step.layer].mlp(self.hidden[step.part])
 
     def reduce_norm(self, step: Step) -> None:
-        hidden, residual, norm = self.hidden[step.part], self.residual[step.part], self.norms[step.norm]
-        self.hidden[step.part] = self.ranks.all_reduce_rms_norm(hidden, residual, norm.weight, EPS)
+        norms = ResidualNorms(self.norms[step.norm].weight, EPS)
+        hidden, residual = self.hidden[step.part], self.residual[step.part]
+        self.hidden[step.part] = self.ranks.all_reduce_rms_norm(hidden, residual, norms)
 
 
 def woven(blocks: list[Block], norm: nn.RMSNorm, x: Tensor, split: int, ranks: Communicator) -> Tensor:

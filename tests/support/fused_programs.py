@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from support.rank_programs import DTYPES, reserve_activations
+from support.rank_programs import DTYPES, norms_of, reserve_activations
 from tokenweave.communicators import Communicator
-from tokenweave.kernels import make_kernels
+from tokenweave.kernels import ResidualNorms, make_kernels
 
 Case = tuple[int, int, str]  # num_tokens, hidden_size, dtype
 Outcome = tuple[Tensor, Tensor, range]  # the normed rows, the residual, and the rows of it that count
@@ -30,13 +30,14 @@ def inputs(size: int, case: Case, seed: int) -> tuple[list[Tensor], Tensor, Tens
 
 
 def fused(
-    comm: Communicator, cases: list[Case], place: str = "partial", slow_rank: int = -1
+    comm: Communicator, cases: list[Case], place: str = "partial", slow_rank: int = -1, kind: str = "before"
 ) -> list[Outcome]:
     """One call after the other. `place`: where hidden lies; `slow_rank` reads each answer long after it was given."""
     outcomes = []
     for seed, case in enumerate(cases):
         parts, residual, weight = inputs(comm.size, case, seed)
-        normed = comm.all_reduce_rms_norm(_placed(comm, parts[comm.rank], place), residual, weight, EPS)
+        hidden = _placed(comm, parts[comm.rank], place)
+        normed = comm.all_reduce_rms_norm(hidden, residual, norms_of(kind, weight, EPS))
         if comm.rank == slow_rank:
             time.sleep(0.002)
         outcomes.append((normed.clone(), residual, comm.owned_rows(*normed.shape, normed.dtype)))
@@ -57,7 +58,9 @@ def two_parts(comm: Communicator, case: Case, rounds: int) -> list[bool]:
     intact = []
     for turn in range(2 * rounds):
         parts, residual, weight = inputs(comm.size, case, turn)
-        normed = comm.all_reduce_rms_norm(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+        normed = comm.all_reduce_rms_norm(
+            _placed(comm, parts[comm.rank], "partial"), residual, ResidualNorms(weight, EPS)
+        )
         if (before := last.get(1 - turn % 2)) is not None:
             intact.append(torch.equal(*before))
         last[turn % 2] = (normed, normed.clone())
@@ -73,7 +76,7 @@ def takes_symmetric_memory(comm: Communicator, num_tokens: int, hidden_size: int
 def answers_lie_in_one_memory(comm: Communicator, num_tokens: int) -> bool:
     """Whether rank 0 sees what the last rank writes to the answer it was given."""
     hidden = comm.new_partial(num_tokens, 64, torch.float32).zero_()
-    normed = comm.all_reduce_rms_norm(hidden, torch.zeros(num_tokens, 64), torch.ones(64), EPS)
+    normed = comm.all_reduce_rms_norm(hidden, torch.zeros(num_tokens, 64), ResidualNorms(torch.ones(64), EPS))
     comm.barrier()
     if comm.rank == comm.size - 1:
         normed.fill_(7.0)
@@ -84,7 +87,9 @@ def answers_lie_in_one_memory(comm: Communicator, num_tokens: int) -> bool:
 def phased(comm: Communicator, case: Case) -> tuple[Outcome, int]:
     """The operation in phases, and how many exchanges it has."""
     parts, residual, weight = inputs(comm.size, case, 0)
-    phases = comm.reduce_norm_phases(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+    phases = comm.reduce_norm_phases(
+        _placed(comm, parts[comm.rank], "partial"), residual, ResidualNorms(weight, EPS)
+    )
     exchanges = 0
     while True:
         try:
@@ -117,7 +122,9 @@ def killed_mid_way(comm: Communicator, odd_rank: int, num_tokens: int) -> str:
     """`odd_rank` ends between the operation's two synchronisations; what the others are told."""
     parts, residual, weight = inputs(comm.size, (num_tokens, 64, "float32"), 0)
     comm.barrier()
-    phases = comm.reduce_norm_phases(_placed(comm, parts[comm.rank], "partial"), residual, weight, EPS)
+    phases = comm.reduce_norm_phases(
+        _placed(comm, parts[comm.rank], "partial"), residual, ResidualNorms(weight, EPS)
+    )
     next(phases)
     if comm.rank == odd_rank:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -140,11 +147,12 @@ def refused(comm: Communicator) -> list[str]:
     """Returns the errors of impossible calls. None of these calls reaches another rank."""
     rows, residual, weight = torch.zeros(5, 8), torch.zeros(5, 8), torch.zeros(8)
     calls: list[Callable[[], object]] = [
-        lambda: comm.all_reduce_rms_norm(rows, residual.bfloat16(), weight, EPS),
-        lambda: comm.all_reduce_rms_norm(rows, residual[:4], weight, EPS),
-        lambda: comm.all_reduce_rms_norm(rows, torch.zeros(8, 5).t(), weight, EPS),
-        lambda: comm.all_reduce_rms_norm(rows, residual, torch.zeros(7), EPS),
-        lambda: comm.all_reduce_rms_norm(rows, residual, weight.bfloat16(), EPS),
+        lambda: comm.all_reduce_rms_norm(rows, residual.bfloat16(), ResidualNorms(weight, EPS)),
+        lambda: comm.all_reduce_rms_norm(rows, residual[:4], ResidualNorms(weight, EPS)),
+        lambda: comm.all_reduce_rms_norm(rows, torch.zeros(8, 5).t(), ResidualNorms(weight, EPS)),
+        lambda: comm.all_reduce_rms_norm(rows, residual, ResidualNorms(torch.zeros(7), EPS)),
+        lambda: comm.all_reduce_rms_norm(rows, residual, ResidualNorms(weight.bfloat16(), EPS)),
+        lambda: comm.all_reduce_rms_norm(rows, residual, ResidualNorms(weight, EPS, torch.zeros(7))),
         lambda: reserve_activations(comm),
         lambda: comm.reserve_activations(0, 64, torch.float32),
         lambda: comm.new_partial(-1, 64, torch.float32),

@@ -16,6 +16,7 @@ from torch import Tensor
 from support.patience import PATIENCE_S
 from tokenweave.communicators import Communicator
 from tokenweave.errors import CommunicatorError
+from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Op, Plan, Step
 
@@ -185,11 +186,22 @@ def barrier_times(comm: Communicator) -> tuple[float, float]:
     return came_s, time.monotonic()
 
 
-def all_reduce_rms_norm(comm: Communicator, num_tokens: int, dtype: str) -> tuple[Tensor, Tensor, range]:
+def norms_of(kind: str, weight: Tensor, eps: float) -> ResidualNorms:
+    """Returns norms "before" the next sublayer, "after" this one, at "both" places, or at "neither"."""
+    return ResidualNorms(
+        weight if kind in ("before", "both") else None,
+        eps,
+        weight.flip(0) if kind in ("after", "both") else None,
+    )
+
+
+def all_reduce_rms_norm(
+    comm: Communicator, num_tokens: int, dtype: str, kind: str = "before"
+) -> tuple[Tensor, Tensor, range]:
     hidden = data_of(comm.rank, (num_tokens, 64), dtype)
     residual = data_of(100, (num_tokens, 64), "float32")
     weight = data_of(200, (64,), dtype)
-    normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+    normed = comm.all_reduce_rms_norm(hidden, residual, norms_of(kind, weight, 1e-5))
     return normed, residual, comm.owned_rows(*hidden.shape, hidden.dtype)
 
 
@@ -200,13 +212,13 @@ def selected_residual(
     hidden = data_of(comm.rank, (num_tokens, 64), dtype)
     residual = data_of(100, (num_tokens, 64), "float32")
     weight = data_of(200, (64,), dtype)
-    comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+    comm.all_reduce_rms_norm(hidden, residual, ResidualNorms(weight, 1e-5))
     own = comm.owned_rows(num_tokens, 64, DTYPES[dtype])
     residual[: own.start] = residual[own.stop :] = float("nan")
     kept = comm.select_residual(residual, torch.tensor(rows, dtype=torch.int32), DTYPES[dtype])
     selected = kept.clone()
     few = data_of(comm.rank, (num_tokens, 64), dtype, seed=1)[rows]
-    return selected, comm.all_reduce_rms_norm(few, kept, weight, 1e-5).clone()
+    return selected, comm.all_reduce_rms_norm(few, kept, ResidualNorms(weight, 1e-5)).clone()
 
 
 def sequence(comm: Communicator, operations: list[tuple[Any, ...]]) -> list[Any]:

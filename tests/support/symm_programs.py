@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support.rank_programs import DTYPES
+from support.rank_programs import DTYPES, norms_of
+from tokenweave.kernels import ResidualNorms
 
 Case = tuple[int, int, str, str]  # num_tokens, hidden_size, dtype, where hidden lies
 
@@ -25,14 +26,14 @@ def inputs(
     return parts, torch.randn(shape, generator=generator), weight
 
 
-def fused(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, range]]:
+def fused(comm: Any, cases: list[Case], kind: str = "before") -> list[tuple[Tensor, Tensor, range]]:
     """One call after the other: the normed rows, the residual, and the rows of it that count."""
     outcomes: list[tuple[Tensor, Tensor, range]] = []
     for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
         parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
         hidden = placed(comm, parts[comm.rank].to(comm.device), place)
         residual, weight = residual.to(comm.device), weight.to(comm.device)
-        normed = comm.all_reduce_rms_norm(hidden, residual, weight, 1e-5)
+        normed = comm.all_reduce_rms_norm(hidden, residual, norms_of(kind, weight, 1e-5))
         assert normed is hidden
         outcomes.append((normed.clone(), residual, comm.owned_rows(*normed.shape, normed.dtype)))
     comm.synchronize()
@@ -108,7 +109,7 @@ def refused(comm: Any) -> list[str]:
     messages = []
     for hidden, beside, scale in wrong:
         try:
-            comm.all_reduce_rms_norm(hidden, beside, scale, 1e-5)
+            comm.all_reduce_rms_norm(hidden, beside, ResidualNorms(scale, 1e-5))
         except Exception as error:
             messages.append(f"{type(error).__name__}: {error}")
     return messages

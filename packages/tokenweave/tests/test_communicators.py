@@ -20,6 +20,7 @@ from tokenweave.communicators import (
     thread_group,
 )
 from tokenweave.errors import CommunicatorError
+from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.norms import reference_reduce_rms_norm
 
 GROUPS = [
@@ -202,6 +203,34 @@ def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens:
         torch.testing.assert_close(got_residual[owned], residual[owned])
 
 
+@pytest.mark.parametrize("kind", ["after", "both", "neither"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_all_reduce_rms_norm_takes_norms_after_the_sublayer_and_may_lack_the_one_before_the_next(
+    ranks: Ranks, dtype: str, kind: str
+) -> None:
+    """Gemma 2 has both, OLMo 2 the first alone. By hand, of few rows and of rows that are shared out."""
+    for num_tokens in (0, 5, 301):
+        total = sum(data_of(rank, (num_tokens, 64), dtype).double() for rank in range(ranks.size))
+        weight = data_of(200, (64,), dtype).double()
+        added = normed_by_hand(total, weight.flip(0)) if kind in ("after", "both") else total
+        residual = data_of(100, (num_tokens, 64), "float32").double() + added
+        normed = normed_by_hand(residual, weight) if kind == "both" else residual
+        tolerance = 1e-5 if dtype == "float32" else 2e-2  # a backend may round the sum
+        for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens, dtype, kind):
+            assert got_normed.dtype is DTYPES[dtype]
+            assert_rows_close(got_normed.double(), normed, tolerance)
+            rows = slice(owned.start, owned.stop)
+            assert_rows_close(got_residual[rows].double(), residual[rows], tolerance)
+
+
+def assert_rows_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    assert bool(((got - wanted).norm(dim=-1) <= tolerance * wanted.norm(dim=-1)).all())
+
+
+def normed_by_hand(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return rows / (rows.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
 @pytest.mark.parametrize("num_tokens", [1, 301, 1024])
 @pytest.mark.parametrize("share", [0, 0.02, 1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -216,15 +245,17 @@ def test_selected_rows_of_the_residual_are_every_ranks(
     shape, weight = (num_tokens, 64), data_of(200, (64,), dtype)
     parts, more = ([data_of(rank, shape, dtype, seed) for rank in range(ranks.size)] for seed in (0, 1))
     residual = data_of(100, shape, "float32")
-    reference_reduce_rms_norm(parts, residual, weight, 1e-5)
+    reference_reduce_rms_norm(parts, residual, ResidualNorms(weight, 1e-5))
     expected = residual[chosen].clone()
-    normed = reference_reduce_rms_norm([part[chosen] for part in more], residual[chosen], weight, 1e-5)
+    normed = reference_reduce_rms_norm(
+        [part[chosen] for part in more], residual[chosen], ResidualNorms(weight, 1e-5)
+    )
     outcomes = ranks.run("selected_residual", num_tokens, chosen, dtype)
     tolerance = 1e-5 if dtype == "float32" else 2e-2  # a backend that sums apart from adding rounds the sum
     for outcome in outcomes:
         assert not isinstance(outcome, Exception), outcome
         for got, wanted, own in zip(outcome, (expected, normed), outcomes[0], strict=True):
-            assert bool(((got - wanted).norm(dim=-1) <= tolerance * wanted.norm(dim=-1)).all())
+            assert_rows_close(got, wanted, tolerance)
             assert_equal_bits(got, own)
 
 

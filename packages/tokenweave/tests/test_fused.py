@@ -10,7 +10,7 @@ import torch
 
 from support.fused_programs import EPS, Case, Outcome, inputs
 from support.rank_groups import TIMEOUT_S, MakeRanks, Ranks, Workers, make_ranks
-from support.rank_programs import ACTIVATIONS
+from support.rank_programs import ACTIVATIONS, norms_of
 from tokenweave.communicators.symmetric import NUM_BUFFERS
 from tokenweave.kernels.norms import REDUCE_NORM_TOLERANCE, reference_reduce_rms_norm
 
@@ -30,21 +30,26 @@ def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
     made.close()
 
 
-def assert_right(size: int, case: Case, seed: int, outcome: Outcome) -> None:
+def assert_right(size: int, case: Case, seed: int, outcome: Outcome, kind: str = "before") -> None:
     normed, residual, owned = outcome
     parts, expected_residual, weight = inputs(size, case, seed)
-    expected = reference_reduce_rms_norm(parts, expected_residual, weight, EPS)
+    expected = reference_reduce_rms_norm(parts, expected_residual, norms_of(kind, weight, EPS))
     tolerance = REDUCE_NORM_TOLERANCE[normed.dtype]
     torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)
     rows = slice(owned.start, owned.stop)
-    assert torch.equal(residual[rows], expected_residual[rows])
+    if kind in ("before", "neither"):
+        assert torch.equal(residual[rows], expected_residual[rows])
+    else:  # normed by another order of sums
+        torch.testing.assert_close(residual[rows], expected_residual[rows], rtol=1e-5, atol=1e-5)
 
 
-def assert_all_right(ranks: Ranks, cases: list[Case], outcomes: list[list[Outcome]]) -> None:
+def assert_all_right(
+    ranks: Ranks, cases: list[Case], outcomes: list[list[Outcome]], kind: str = "before"
+) -> None:
     for of_rank in outcomes:
         assert not isinstance(of_rank, Exception), of_rank
         for seed, (case, outcome) in enumerate(zip(cases, of_rank, strict=True)):
-            assert_right(ranks.size, case, seed, outcome)
+            assert_right(ranks.size, case, seed, outcome, kind)
 
 
 @pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
@@ -52,6 +57,16 @@ def assert_all_right(ranks: Ranks, cases: list[Case], outcomes: list[list[Outcom
 def test_it_is_the_reference(ranks: Ranks, dtype: str, hidden_size: int) -> None:
     cases = [(num_tokens, hidden_size, dtype) for num_tokens in TOKENS]
     assert_all_right(ranks, cases, ranks.run("fused_programs.fused", cases))
+
+
+@pytest.mark.parametrize("kind", ["after", "both", "neither"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_is_the_reference_with_a_norm_after_the_sublayer_and_with_none_before_the_next(
+    ranks: Ranks, dtype: str, kind: str
+) -> None:
+    cases = [(num_tokens, hidden_size, dtype) for num_tokens in (0, 1, 5, 33) for hidden_size in (100, 576)]
+    outcomes = ranks.run("fused_programs.fused", cases, "partial", -1, kind)
+    assert_all_right(ranks, cases, outcomes, kind)
 
 
 @pytest.mark.parametrize("place", ["plain", "strided"])
@@ -147,7 +162,8 @@ def test_bad_arguments_are_refused_and_harm_nothing(ranks: Ranks) -> None:
             in messages[0]
         )
         assert "got a weight of torch.float32 (7,); expected torch.float32 (8,), contiguous" in messages[3]
-        assert "a group reserves them once" in messages[5]
+        assert "got a post_weight of torch.float32 (7,); expected torch.float32 (8,)" in messages[5]
+        assert "a group reserves them once" in messages[6]
     case: Case = (5, 64, "float32")
     assert_all_right(ranks, [case], ranks.run("fused_programs.fused", [case]))
 

@@ -18,11 +18,13 @@ from support.kernel_cases import (
     native_kernels,
     randn,
 )
+from support.rank_programs import norms_of
 from tokenweave.errors import KernelError
 from tokenweave.kernels import (
     HeadLayout,
     NativeKernels,
     ReferenceKernels,
+    ResidualNorms,
     activation,
     attention,
     checks,
@@ -99,11 +101,33 @@ def test_add_rms_norm_sums_into_a_float32_residual(kernels, dtype):
     hidden, weight = randn(1, 9, 577, dtype=dtype), randn(2, 577, dtype=dtype)
     residual = randn(3, 9, 577)
     expected_residual = residual.clone()
-    expected = REFERENCE.add_rms_norm(hidden, expected_residual, weight, 1e-5)
+    expected = REFERENCE.add_rms_norm(hidden, expected_residual, ResidualNorms(weight, 1e-5))
     out = torch.empty_like(hidden)
-    assert kernels.add_rms_norm(hidden, residual, weight, 1e-5, out=out) is out
+    assert kernels.add_rms_norm(hidden, residual, ResidualNorms(weight, 1e-5), out=out) is out
     assert torch.equal(residual, expected_residual)
     assert_within(out, expected, norms.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["after", "both", "neither"])
+def test_add_rms_norm_takes_a_norm_after_the_sublayer_and_may_lack_the_one_before_the_next(
+    kernels, dtype, kind
+):
+    hidden, weight, residual = randn(1, 9, 577, dtype=dtype), randn(2, 577, dtype=dtype), randn(3, 9, 577)
+    around = norms_of(kind, weight, 1e-5)
+    expected_residual = residual.clone()
+    expected = REFERENCE.add_rms_norm(hidden, expected_residual, around)
+    assert_within(kernels.add_rms_norm(hidden, residual, around), expected, norms.TOLERANCE[dtype])
+    torch.testing.assert_close(residual, expected_residual, rtol=1e-5, atol=1e-5)
+
+
+def test_the_residual_that_is_given_on_is_a_copy():
+    """Of float32 too: the caller may write to what it gets."""
+    residual = randn(1, 3, 64)
+    given = REFERENCE.add_rms_norm(randn(2, 3, 64), residual, ResidualNorms(None, 1e-5))
+    before = residual.clone()
+    given.zero_()
+    assert torch.equal(residual, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -227,7 +251,7 @@ def test_bad_arguments_raise_and_say_what_was_expected(backend):
         (lambda: kernels.pack(x, randn(1, 4)), r"bias is .*\(4,\).*expected torch.float32 \(3,\)"),
         (lambda: kernels.gather_rows(packed, torch.arange(3)), "int64.*expected torch.int32"),
         (lambda: kernels.rms_norm(x, x[0, :5], 1e-5), r"weight is .*\(5,\).*expected torch.float32 \(64,\)"),
-        (lambda: kernels.add_rms_norm(x, x[:2], x[0], 1e-5), "residual is .*expected"),
+        (lambda: kernels.add_rms_norm(x, x[:2], ResidualNorms(x[0], 1e-5)), "residual is .*expected"),
         (lambda: kernels.silu_and_mul(x[:, :5]), "5 columns, expected an even number"),
         (lambda: rope(rotation_rows=ints(*range(1, 21))), r"rotation_rows span 1..20, expected 0..19"),
         (lambda: rope(slots=ints(*range(70, 90))), r"slots span 70..89, expected 0..79"),

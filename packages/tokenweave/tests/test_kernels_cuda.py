@@ -30,26 +30,27 @@ CASES: list[Case] = [
     (8192, torch.float32, 8),
     (576, torch.bfloat16, 2),
 ]
-Compile = Callable[[str, Case], Compiled]
+Compile = Callable[..., Compiled]  # of a path, a case, and whether there are weights before and after
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     """The kernel of a path for a case, compiled once; nothing is left in the user's cache."""
     directory = tmp_path_factory.mktemp("triton")
-    made: dict[tuple[str, Case], Compiled] = {}
+    made: dict[tuple[str, Case, bool, bool], Compiled] = {}
 
-    def get(path: str, case: Case) -> Compiled:
-        if (path, case) not in made:
+    def get(path: str, case: Case, has_weight: bool = True, has_post: bool = False) -> Compiled:
+        key = (path, case, has_weight, has_post)
+        if key not in made:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("TRITON_CACHE_DIR", str(directory))
-                made[path, case] = compile_path(path, case, directory)
-        return made[path, case]
+                made[key] = compile_path(*key, directory)
+        return made[key]
 
     return get
 
 
-def compile_path(path: str, case: Case, directory: Path) -> Compiled:
+def compile_path(path: str, case: Case, has_weight: bool, has_post: bool, directory: Path) -> Compiled:
     hidden_size, dtype, size = case
     element = f"*{NAMES[dtype]}"
     meeting = {"pads": "*i64", "failed": "*i32", "mailbox": "*i32"}
@@ -63,16 +64,25 @@ def compile_path(path: str, case: Case, directory: Path) -> Compiled:
             **meeting,
             "residual": "*fp32",
             "weight": element,
+            "post_weight": element,
             **rows,
         }
     elif path == "multimem":
         kernel, options = multimem_kernel, launch.multimem_options(hidden_size, dtype, size)
-        types = {"multicast": "i64", **meeting, "residual": "*fp32", "weight": element, **rows}
+        types = {
+            "multicast": "i64",
+            **meeting,
+            "residual": "*fp32",
+            "weight": element,
+            "post_weight": element,
+            **rows,
+        }
     else:
         kernel, options = one_shot_kernel, launch.one_shot_options(hidden_size, dtype, size, 16, 1)
         del rows["first_row"], rows["last_row"]
         types = {"slots": "*i64", "epochs": "*i32", **meeting, "hidden": element, "residual": "*fp32"}
-        types |= {"weight": element, "num_tokens": "i32", **rows}
+        types |= {"weight": element, "post_weight": element, "num_tokens": "i32", **rows}
+    options = {**options, "HAS_WEIGHT": has_weight, "HAS_POST": has_post}
     return compile_for_hopper(kernel, types, options, directory)
 
 
@@ -90,6 +100,19 @@ def test_no_path_spills_and_a_cta_fits_an_sm(compiled: Compile, path: str, case:
     assert code.count_sass(r"(LDL|STL)(\..*)?") == 0
     assert code.registers * code.threads <= REGISTERS_PER_CTA
     assert code.shared_bytes <= 2048  # what a sum over the warps takes; rows stay in registers
+
+
+@pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
+@pytest.mark.parametrize(("has_weight", "has_post"), [(True, True), (False, True), (False, False)])
+def test_kernels_of_other_norms_compile_and_hold_a_row_in_registers(
+    compiled: Compile, path: str, has_weight: bool, has_post: bool
+) -> None:
+    case: Case = (4096, torch.bfloat16, 8)
+    code = compiled(path, case, has_weight, has_post)
+    assert code.stack_bytes == code.local_bytes == 0
+    assert code.registers * code.threads <= REGISTERS_PER_CTA
+    roots = code.count_ptx(r"rsqrt\.approx")
+    assert (roots > 0) == (has_weight or has_post)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.kernel_cases import AVAILABLE_ISAS, DTYPES, PagedSequences, native_kernels, randn
-from tokenweave.kernels import HeadLayout
+from tokenweave.kernels import HeadLayout, ResidualNorms
 
 isas = st.sampled_from(AVAILABLE_ISAS)
 dtypes = st.sampled_from(DTYPES)
@@ -40,8 +40,8 @@ def test_row_by_row_kernels_ignore_how_rows_are_batched(isa, dtype, num_threads,
         assert torch.equal(other.gelu_tanh_and_mul(gate_up[rows]), kernels.gelu_tanh_and_mul(gate_up)[rows])
         whole = x.float().clone()
         part = whole[rows].clone()
-        normed = kernels.add_rms_norm(x, whole, scale, 1e-5)
-        assert torch.equal(other.add_rms_norm(x[rows], part, scale, 1e-5), normed[rows])
+        normed = kernels.add_rms_norm(x, whole, ResidualNorms(scale, 1e-5))
+        assert torch.equal(other.add_rms_norm(x[rows], part, ResidualNorms(scale, 1e-5)), normed[rows])
         assert torch.equal(part, whole[rows])
 
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from support.rank_groups import TIMEOUT_S, Ranks, Workers, make_ranks
+from support.rank_programs import norms_of
 from support.symm_programs import Case, inputs
 from tokenweave.communicators import SymmMemCommunicator, availability
 from tokenweave.errors import CommunicatorError
+from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.cuda import multicast
 from tokenweave.kernels.cuda.reference import TOLERANCE, reference_all_reduce_rms_norm
 from tokenweave.kernels.cuda.sharing import shard
@@ -47,13 +49,31 @@ def test_every_round_gives_the_reference_and_leaves_the_counters_at_zero(ranks: 
         assert not isinstance(outcomes, Exception), outcomes
         for seed, (case, (normed, residual, owned)) in enumerate(zip(CASES, outcomes, strict=True)):
             parts, before, weight = inputs(ranks.size, *case[:3], seed)
-            expected, summed = reference_all_reduce_rms_norm(parts, before, weight, 1e-5)
+            expected, summed = reference_all_reduce_rms_norm(parts, before, ResidualNorms(weight, 1e-5))
             tolerance = TOLERANCE[normed.dtype]
             torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)
             rows = slice(owned.start, owned.stop)
             torch.testing.assert_close(residual[rows], summed[rows])
     for counters in ranks.run("symm_programs.pads"):
         assert counters == [0] * (2 * ranks.size)
+
+
+@pytest.mark.parametrize("kind", ["after", "both", "neither"])
+def test_norms_may_stand_after_the_sublayer_and_be_missing_before_the_next(ranks: Ranks, kind: str) -> None:
+    cases: list[Case] = [
+        (7, 72, "float32", "symmetric"),
+        (3, 61, "bfloat16", "plain"),
+        (5, 576, "float16", "plain"),
+    ]
+    for outcomes in ranks.run("symm_programs.fused", cases, kind):
+        assert not isinstance(outcomes, Exception), outcomes
+        for seed, (case, (normed, residual, owned)) in enumerate(zip(cases, outcomes, strict=True)):
+            parts, before, weight = inputs(ranks.size, *case[:3], seed)
+            expected, summed = reference_all_reduce_rms_norm(parts, before, norms_of(kind, weight, 1e-5))
+            tolerance = TOLERANCE[normed.dtype]
+            torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)
+            rows = slice(owned.start, owned.stop)
+            torch.testing.assert_close(residual[rows], summed[rows])
 
 
 @pytest.mark.parametrize("slow_rank", [0, 1])
@@ -64,7 +84,7 @@ def test_a_rank_that_reads_late_still_reads_what_it_was_sent(ranks: Ranks, slow_
         assert not isinstance(outcomes, Exception), outcomes
         for seed, (case, (normed, _, _)) in enumerate(zip(cases, outcomes, strict=True)):
             parts, before, weight = inputs(ranks.size, *case[:3], seed)
-            expected, _ = reference_all_reduce_rms_norm(parts, before, weight, 1e-5)
+            expected, _ = reference_all_reduce_rms_norm(parts, before, ResidualNorms(weight, 1e-5))
             torch.testing.assert_close(normed, expected)
 
 
@@ -93,7 +113,7 @@ def test_bad_arguments_are_refused_and_harm_nothing(ranks: Ranks) -> None:
 def test_one_rank_of_one_device_gives_the_reference(ranks: Ranks) -> None:
     """The ranks of the GPU tests and of the benchmark, as far as they can be had here."""
     (parts, before, weight), shape = inputs(1, 4, 72, "bfloat16", 0), (4, 72, "bfloat16")
-    expected, summed = reference_all_reduce_rms_norm(parts, before, weight, 1e-5)
+    expected, summed = reference_all_reduce_rms_norm(parts, before, ResidualNorms(weight, 1e-5))
     tolerance = TOLERANCE[torch.bfloat16]
     for normed, residual, counters in ranks.run("symm_programs.one_device", *shape, ranks=[0])[0]:
         torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from support.rank_groups import Ranks, Workers, make_ranks
+from support.rank_programs import norms_of
 from support.symm_programs import inputs
 from tokenweave.communicators import availability
 from tokenweave.errors import KernelError
+from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.cuda.reference import TOLERANCE, reference_all_reduce_rms_norm
 from tokenweave.kernels.cuda.sharing import FAILED_RANK, shard
 
@@ -26,7 +28,7 @@ SHAPES = [(1, 64), (3, 576), (17, 4096), (64, 5120), (130, 8192), (5, 61)]
 
 
 def filled(
-    ranks: OneDevice, num_tokens: int, hidden_size: int, dtype: str, seed: int
+    ranks: OneDevice, num_tokens: int, hidden_size: int, dtype: str, seed: int, kind: str = "before"
 ) -> tuple[torch.Tensor, ...]:
     """Gives the ranks their parts; the normed rows and the residual to expect."""
     parts, residual, weight = inputs(ranks.size, num_tokens, hidden_size, dtype, seed)
@@ -34,7 +36,10 @@ def filled(
         ranks.hidden[rank][:num_tokens] = parts[rank].cuda()
         ranks.residual[rank][:num_tokens] = residual.cuda()
     ranks.weight.copy_(weight)
-    return reference_all_reduce_rms_norm(parts, residual, weight, EPS)
+    norms = norms_of(kind, weight, EPS)
+    ranks.has_weight = norms.weight is not None
+    ranks.post_weight = None if norms.post_weight is None else norms.post_weight.cuda()
+    return reference_all_reduce_rms_norm(parts, residual, norms)
 
 
 def check(ranks: OneDevice, expected: tuple[torch.Tensor, ...], is_shared: bool) -> None:
@@ -72,6 +77,17 @@ def test_ranks_on_streams_give_the_reference_in_one_shot(size: int, dtype: str) 
             expected = filled(ranks, num_tokens, hidden_size, dtype, seed)
             ranks.on_all_ranks(ranks.in_one_shot, num_tokens)
             check(ranks, expected, is_shared=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["after", "both", "neither"])
+def test_ranks_on_streams_give_the_reference_with_other_norms(kind: str, dtype: str) -> None:
+    for num_tokens, hidden_size in [(3, 576), (16, 4096), (5, 61)]:
+        ranks = OneDevice(2, num_tokens, hidden_size, getattr(torch, dtype))
+        for kernel, is_shared in [(ranks.by_peers, True), (ranks.in_one_shot, False)]:
+            expected = filled(ranks, num_tokens, hidden_size, dtype, 0, kind)
+            ranks.on_all_ranks(kernel, num_tokens)
+            check(ranks, expected, is_shared)
 
 
 def test_a_graph_replays_both_paths_with_their_counters_and_epochs_in_step() -> None:
@@ -113,11 +129,11 @@ def test_the_switchs_path_gives_the_reference_on_a_multicast_object_of_one_devic
     except KernelError as error:
         pytest.skip(f"no multicast object of one device: {error}")
     ranks = OneDevice(1, num_tokens, hidden_size, getattr(torch, dtype))
-    for seed in range(3):
-        expected = filled(ranks, num_tokens, hidden_size, dtype, seed)
+    for seed, kind in enumerate(["before", "after", "both", "neither"]):
+        expected = filled(ranks, num_tokens, hidden_size, dtype, seed, kind)
         rows = local.view(getattr(torch, dtype))[: num_tokens * hidden_size].view(num_tokens, hidden_size)
         rows.copy_(ranks.hidden[0])
-        launch.by_switch(ranks.meetings[0], address, rows, ranks.residual[0], ranks.weight, EPS)
+        launch.by_switch(ranks.meetings[0], address, rows, ranks.residual[0], ranks.norms(EPS))
         ranks.hidden[0].copy_(rows)
         check(ranks, expected, is_shared=True)
 
@@ -142,7 +158,7 @@ def test_processes_that_share_a_gpu_give_the_reference_over_symmetric_memory(pro
         assert not isinstance(outcomes, Exception), outcomes
         for seed, (case, (normed, residual, owned)) in enumerate(zip(cases, outcomes, strict=True)):
             parts, before, weight = inputs(processes.size, *case[:3], seed)
-            expected, summed = reference_all_reduce_rms_norm(parts, before, weight, EPS)
+            expected, summed = reference_all_reduce_rms_norm(parts, before, ResidualNorms(weight, EPS))
             tolerance = TOLERANCE[normed.dtype]
             torch.testing.assert_close(normed, expected, rtol=tolerance.rtol, atol=tolerance.atol)
             rows = slice(owned.start, owned.stop)

@@ -26,9 +26,9 @@ size_t bytes_of(int64_t rows, int64_t h, int dtype) {
 }
 
 bool can_reduce(const tw_shm_group* group, const tw_pool* pool, const void* symmetric, size_t region_bytes,
-                size_t offset, const float* residual, const void* weight, const void* out, int64_t rows, int64_t h,
+                size_t offset, const float* residual, const tw_residual_norms* norms, const void* out, int64_t rows, int64_t h,
                 int dtype) {
-    if (!group || group->rank < 0 || !pool || !symmetric || !weight || rows < 0 || h < 1 || !is_dtype(dtype) ||
+    if (!group || group->rank < 0 || !pool || !symmetric || !norms || rows < 0 || h < 1 || !is_dtype(dtype) ||
         ((!residual || !out) && rows)) {
         return false;
     }
@@ -40,7 +40,11 @@ Tag tag_of(size_t bytes, size_t offset, int dtype) {
             offset};
 }
 
-tw_status meet(tw_shm_group* group, const Tag& tag) {
+// The two synchronisations of the operation are alike: after either, what every rank wrote before it is visible, the
+// partial sums after the first, rows of the answer after the second (group.cpp: arrive releases, await_all acquires).
+int meet(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
+    if (!group || group->rank < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
+    const Tag tag = tag_of(bytes, offset, dtype);
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
     arrive(group, tag);
     return await_all(group, tag);
@@ -54,45 +58,44 @@ extern "C" void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t* fir
 }
 
 extern "C" int tw_shm_reduce_norm_begin(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
-    if (!group || group->rank < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
-    return meet(group, tag_of(bytes, offset, dtype));  // releases this rank's partial sums
+    return meet(group, bytes, offset, dtype);
 }
 
 extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const void* symmetric, size_t region_bytes,
-                                       size_t offset, float* residual, const void* weight, void* out, int64_t rows,
-                                       int64_t h, float eps, int dtype, int one_shot) {
-    if (!can_reduce(group, pool, symmetric, region_bytes, offset, residual, weight, out, rows, h, dtype)) {
+                                       size_t offset, float* residual, const tw_residual_norms* norms, void* out,
+                                       int64_t rows, int64_t h, int dtype, int one_shot) {
+    if (!can_reduce(group, pool, symmetric, region_bytes, offset, residual, norms, out, rows, h, dtype)) {
         return TW_ERROR_INVALID_ARGUMENT;
     }
     const void* parts[kMaxRanks];
     for (int rank = 0; rank < group->size; ++rank) {
         parts[rank] = static_cast<const char*>(symmetric) + rank * region_bytes + offset;
     }
-    const ReduceNormArgs args{parts, group->size, h, residual, h, weight, out, h, h, eps, dtype, bytes_of(rows, h, dtype) >= kPastCachesBytes};
-    if (one_shot) {
-        reduce_rows(pool->pool, args, 0, rows);
-    } else {
-        reduce_rows(pool->pool, args, first_row_of(group->rank, group->size, rows),
-                    first_row_of(group->rank + 1, group->size, rows));
-    }
+    const bool past_caches = bytes_of(rows, h, dtype) >= kPastCachesBytes;
+    const ReduceNormArgs args{parts, group->size, h, residual, h,     norms->weight, norms->post_weight,
+                              out,   h,           h, norms->eps, dtype, past_caches};
+    const int64_t first = one_shot ? 0 : first_row_of(group->rank, group->size, rows);
+    const int64_t last = one_shot ? rows : first_row_of(group->rank + 1, group->size, rows);
+    reduce_rows(pool->pool, args, first, last);
     return TW_OK;
 }
 
 extern "C" int tw_shm_reduce_norm_end(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
-    return tw_shm_reduce_norm_begin(group, bytes, offset, dtype);  // the same meeting: releases this rank's rows of the answer
+    return meet(group, bytes, offset, dtype);
 }
 
 extern "C" int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, const void* symmetric,
-                                          size_t region_bytes, size_t offset, float* residual, const void* weight,
-                                          void* out, int64_t rows, int64_t h, float eps, int dtype, int one_shot) {
-    if (!can_reduce(group, pool, symmetric, region_bytes, offset, residual, weight, out, rows, h, dtype)) {
+                                          size_t region_bytes, size_t offset, float* residual,
+                                          const tw_residual_norms* norms, void* out, int64_t rows, int64_t h,
+                                          int dtype, int one_shot) {
+    if (!can_reduce(group, pool, symmetric, region_bytes, offset, residual, norms, out, rows, h, dtype)) {
         return TW_ERROR_INVALID_ARGUMENT;
     }
     const size_t bytes = bytes_of(rows, h, dtype);
-    if (int status = tw_shm_reduce_norm_begin(group, bytes, offset, dtype)) return status;
-    if (int status = tw_shm_reduce_norm_rows(group, pool, symmetric, region_bytes, offset, residual, weight, out, rows,
-                                             h, eps, dtype, one_shot)) {
+    if (int status = meet(group, bytes, offset, dtype)) return status;
+    if (int status = tw_shm_reduce_norm_rows(group, pool, symmetric, region_bytes, offset, residual, norms, out, rows,
+                                             h, dtype, one_shot)) {
         return status;
     }
-    return one_shot ? TW_OK : tw_shm_reduce_norm_end(group, bytes, offset, dtype);
+    return one_shot ? TW_OK : meet(group, bytes, offset, dtype);
 }

@@ -61,9 +61,17 @@ TW_API int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *pack
 TW_API int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_t m, int64_t first_row,
                           int64_t n, int64_t k, void *out, int dtype);
 
-/* out = rms_norm(x) * weight; where residual, float32 whatever the dtype, is not NULL, residual += x first, and that is normed. */
-TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const void *weight,
-                       void *out, int64_t ldo, int64_t m, int64_t h, float eps, int dtype);
+/* The norms where a sublayer's output joins the residual. */
+typedef struct tw_residual_norms {
+    const void *weight;      /* (h): of the residual's norm, which out gets; NULL: out gets the residual itself */
+    const void *post_weight; /* (h): of the norm of what is added to the residual; NULL: it is added as it is */
+    float eps;
+} tw_residual_norms;
+
+/* residual, float32 whatever the dtype, += x, normed first where there is a post_weight; out = the residual, normed where
+ * there is a weight. Where residual is NULL, out = rms_norm(x) * weight, and there is no post_weight. */
+TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr,
+                       const tw_residual_norms *norms, void *out, int64_t ldo, int64_t m, int64_t h, int dtype);
 /* out (m, i) = silu(gate) * up of gate_up (m, 2i) = [gate | up]. */
 TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
 /* The same with GELU by its tanh in silu's place. */
@@ -170,7 +178,7 @@ TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *ga
                                  const size_t *row_bytes, int root);
 /* The fused operation (TokenWeave, section 3). Rank r's partial sums, (rows, h) of `dtype` (tw_dtype), lie at `symmetric +
  * r * region_bytes + offset`; their sum, taken in float32 in rank order, is added to residual (rows, h) float32, which
- * is this rank's own memory, and its RMSNorm times weight (h) goes to out (rows, h).
+ * is this rank's own memory, and out (rows, h) gets what `norms` make of it, as in tw_rms_norm.
  *   one_shot 0: each rank does its rows (tw_shm_owned_rows) of a residual and of an `out` that is one memory for all
  *     ranks. After it every row of out is there, and nobody reads the partial sums any more.
  *   one_shot 1: each rank does all rows, of memory of its own. After it other ranks may still read this rank's partial
@@ -178,16 +186,16 @@ TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *ga
  * Ranks that bring different offsets are told, as for different sizes. `pool` shares the rows out among
  * its workers. */
 TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
-                                      size_t offset, float *residual, const void *weight, void *out, int64_t rows,
-                                      int64_t h, float eps, int dtype, int one_shot);
+                                      size_t offset, float *residual, const tw_residual_norms *norms, void *out,
+                                      int64_t rows, int64_t h, int dtype, int one_shot);
 /* The same in three calls, for whoever has something to wait for between them, such as a modelled link:
  *   begin: returns once the partial sums of all ranks are there; `bytes` of each, from `offset` on.
  *   rows: this rank's rows, or all with one_shot. Waits for nobody.
  *   end: returns once every row of `out` is there. There is none with one_shot. */
 TW_API int tw_shm_reduce_norm_begin(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
 TW_API int tw_shm_reduce_norm_rows(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
-                                   size_t offset, float *residual, const void *weight, void *out, int64_t rows,
-                                   int64_t h, float eps, int dtype, int one_shot);
+                                   size_t offset, float *residual, const tw_residual_norms *norms, void *out,
+                                   int64_t rows, int64_t h, int dtype, int one_shot);
 TW_API int tw_shm_reduce_norm_end(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
 /* The rows of a residual that a rank keeps: [first, last). */
 TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t *first, int64_t *last);

@@ -138,11 +138,13 @@ int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_
     return TW_OK;
 }
 
-int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const void *weight, void *out,
-                int64_t ldo, int64_t m, int64_t h, float eps, int dtype) {
-    if (!pool || m < 0 || h < 0 || ldx < h || ldo < h || (residual && ldr < h) || !is_dtype(dtype))
+int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const tw_residual_norms *norms,
+                void *out, int64_t ldo, int64_t m, int64_t h, int dtype) {
+    if (!pool || !norms || m < 0 || h < 0 || ldx < h || ldo < h || !is_dtype(dtype) ||
+        (residual ? ldr < h : !norms->weight || norms->post_weight))
         return TW_ERROR_INVALID_ARGUMENT;
-    const NormArgs args{x, ldx, residual, ldr, weight, out, ldo, h, eps, dtype};
+    const NormArgs args{x,   ldx, residual, ldr,        norms->weight, norms->post_weight,
+                        out, ldo, h,        norms->eps, dtype};
     const auto kernel = pool->pool.kernels().rms_norm;
     run_range(pool->pool, m, rows_of_grain(h), [&](int64_t first, int64_t last, char *) { kernel(args, first, last); });
     return TW_OK;

@@ -43,7 +43,7 @@ struct NormArgs {
     int64_t ldx;
     float *residual;  // float32 whatever the dtype
     int64_t ldr;
-    const void *weight;
+    const void *weight, *post_weight;  // see tw_residual_norms
     void *out;
     int64_t ldo, h;
     float eps;
@@ -58,7 +58,7 @@ struct ReduceNormArgs {
     int64_t ldx;
     float *residual;
     int64_t ldr;
-    const void *weight;
+    const void *weight, *post_weight;  // see tw_residual_norms
     void *out;
     int64_t ldo, h;
     float eps;

@@ -1,3 +1,3 @@
 #include "tokenweave.h"
 
-extern "C" int tw_abi_version(void) { return 2; }
+extern "C" int tw_abi_version(void) { return 3; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, byref, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from emucxl.native import installed_library
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError, NativeError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of tw_isa
 STATUS = {
     -1: "invalid argument",
@@ -34,7 +34,7 @@ LIMITS = (
     "fused_bf16_gbps",
 )  # in the order of tw_limit
 
-_p, _i, _l, _f = c_void_p, c_int, c_int64, c_float
+_p, _i, _l = c_void_p, c_int, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_best_isa": (_i, []),
     "tw_pool_create": (_i, [_i, _i, POINTER(_p)]),
@@ -43,7 +43,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_pack": (_i, [_p, _p, _l, _i, _l, _l, _p, _i]),
     "tw_linear": (_i, [_p, _p, _l, _p, _p, _p, _l, _l, _l, _l, _i, _i]),
     "tw_gather_rows": (_i, [_p, _p, _p, _l, _l, _l, _l, _p, _i]),
-    "tw_rms_norm": (_i, [_p, _p, _l, _p, _l, _p, _p, _l, _l, _l, _f, _i]),
+    "tw_rms_norm": (_i, [_p, _p, _l, _p, _l, _p, _p, _l, _l, _l, _i]),
     "tw_silu_and_mul": (_i, [_p, _p, _l, _p, _l, _l, _i]),
     "tw_gelu_tanh_and_mul": (_i, [_p, _p, _l, _p, _l, _l, _i]),
     "tw_rope_and_store": (_i, [_p, _p, _l, _p, _l, _p, _p, _p, _i]),

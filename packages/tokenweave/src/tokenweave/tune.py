@@ -18,6 +18,7 @@ import torch
 from tokenweave.cost import CostModel, LinkSpeed, Load
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
+from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, plan_forward
 from tokenweave.simulate import simulate
@@ -260,6 +261,6 @@ def _time_reduction(communicator: Communicator, num_tokens: int, weight: torch.T
     residual = torch.zeros(num_tokens, len(weight))
     communicator.barrier()
     wall_s, busy_s = time.perf_counter(), time.process_time()
-    communicator.all_reduce_rms_norm(partial, residual, weight, 1e-5)
+    communicator.all_reduce_rms_norm(partial, residual, ResidualNorms(weight, 1e-5))
     wall_s, busy_s = time.perf_counter() - wall_s, time.process_time() - busy_s
     return min(busy_s, wall_s), max(0.0, wall_s - busy_s)

@@ -19,7 +19,14 @@ from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler
-from tokenweave.kernels import AttentionBatch, AttentionLayer, HeadLayout, Kernels, PackedLinear
+from tokenweave.kernels import (
+    AttentionBatch,
+    AttentionLayer,
+    HeadLayout,
+    Kernels,
+    PackedLinear,
+    ResidualNorms,
+)
 from tokenweave.plan import Op, Plan, Step, narrows
 
 
@@ -203,11 +210,12 @@ class _Loader:
             yield self._layer(index)
             self.source.release_pages()
 
-    def norms(self) -> tuple[Tensor, ...]:
-        """The weights of the plan's norms: norm n of the plan multiplies by the n-th of these."""
+    def norms(self) -> tuple[ResidualNorms, ...]:
+        """The plan's norms: norm n of the plan is the n-th of these."""
         layers = range(self.config.num_layers)
         names = [f"layers.{index}.{which}" for index in layers for which in ("attention_norm", "mlp_norm")]
-        return tuple(self._vector(name) for name in [*names, "norm"])
+        eps = self.config.rms_norm_eps
+        return tuple(ResidualNorms(self._vector(name), eps) for name in [*names, "norm"])
 
     def _experts(self, layer: int) -> MixtureOfExperts:
         config, name = self.config, f"layers.{layer}"
@@ -351,9 +359,7 @@ class Forward:
         last = 2 * (decoder.config.num_layers - 1)  # the norm before the last layer
         if part.is_done and step.norm > last:
             return
-        part.hidden = communicator.all_reduce_rms_norm(
-            part.hidden, part.residual, decoder.norms[step.norm], decoder.config.rms_norm_eps
-        )
+        part.hidden = communicator.all_reduce_rms_norm(part.hidden, part.residual, decoder.norms[step.norm])
         if part.wanted is not None and not part.is_done and step.norm == last:
             part.residual = communicator.select_residual(part.residual, part.wanted, decoder.dtype)
 

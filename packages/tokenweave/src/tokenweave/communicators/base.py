@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from tokenweave.kernels import Kernels
+    from tokenweave.kernels import Kernels, ResidualNorms
     from tokenweave.traffic import Traffic
 
 DTYPES = frozenset(
@@ -171,20 +171,21 @@ class Communicator(ABC):
         """
         return torch.empty((num_tokens, hidden_size), dtype=dtype)
 
-    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
+        With a `post_weight` the sum is normed before it is added; without a `weight` the residual goes on as it is.
         hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 (which kernels do not take: the reference norms
-        it); residual: the same shape, float32; weight: (hidden_size,), of hidden's dtype. Returns the normed rows,
-        (num_tokens, hidden_size), valid on every rank, until the second reduction after this one of the same tokens.
-        `residual` is updated in place and belongs to the communicator between calls: only the rows
-        `owned_rows` of it are valid. `hidden` is spent.
+        it); residual: the same shape, float32; the norms' weights: (hidden_size,), of hidden's dtype. Returns the rows
+        for the next sublayer, of hidden's shape and dtype, valid on every rank, until the second reduction after this
+        one of the same tokens. `residual` is updated in place and belongs to the communicator between calls: only the
+        rows `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
-        return self._add_rms_norm(hidden, residual, weight, eps)
+        return self._add_rms_norm(hidden, residual, norms)
 
     def reduce_norm_phases(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, hidden: Tensor, residual: Tensor, norms: ResidualNorms
     ) -> Generator[Traffic, None, Tensor]:
         """`all_reduce_rms_norm` piece by piece, for whoever has to wait for a modelled link between the pieces.
 
@@ -194,7 +195,7 @@ class Communicator(ABC):
         self.all_reduce(hidden)
         first, *second = exchanges_of_sum(self.size, hidden.nbytes)
         yield first
-        normed = self._add_rms_norm(hidden, residual, weight, eps)
+        normed = self._add_rms_norm(hidden, residual, norms)
         yield from second
         return normed
 
@@ -285,13 +286,13 @@ class Communicator(ABC):
     @abstractmethod
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes: ...
 
-    def _add_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def _add_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """The norm after a sum: the kernels', or the reference where they do not take the dtype."""
         if hidden.dtype != torch.float16:
-            return self.kernels.add_rms_norm(hidden, residual, weight, eps)
+            return self.kernels.add_rms_norm(hidden, residual, norms)
         from tokenweave.kernels.norms import reference_add_rms_norm
 
-        return reference_add_rms_norm(hidden, residual, weight, eps)
+        return reference_add_rms_norm(hidden, residual, norms)
 
     def _check(self, tensor: Tensor) -> None:
         if tensor.dtype not in DTYPES:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from emucxl.links import Link
-    from tokenweave.kernels import Kernels
+    from tokenweave.kernels import Kernels, ResidualNorms
 
 SLICE_NS = 50_000_000
 
@@ -80,14 +80,14 @@ class LinkedCommunicator(Communicator):
     def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
         return self.inner.is_residual_sharded(num_tokens, hidden_size, dtype)
 
-    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """The inner communicator's, with a wait for the link wherever ranks exchange rows."""
-        return run_phases(self.inner.reduce_norm_phases(hidden, residual, weight, eps), self._carry)
+        return run_phases(self.inner.reduce_norm_phases(hidden, residual, norms), self._carry)
 
     def reduce_norm_phases(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+        self, hidden: Tensor, residual: Tensor, norms: ResidualNorms
     ) -> Generator[Traffic, None, Tensor]:
-        return self.inner.reduce_norm_phases(hidden, residual, weight, eps)
+        return self.inner.reduce_norm_phases(hidden, residual, norms)
 
     def share_core(self, is_shared: bool) -> None:
         self.inner.share_core(is_shared)

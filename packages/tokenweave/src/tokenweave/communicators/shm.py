@@ -30,7 +30,7 @@ from tokenweave.traffic import Traffic, exchanges_of_rows, exchanges_of_sum
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from tokenweave.kernels import Kernels
+    from tokenweave.kernels import Kernels, ResidualNorms
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
 ONE_SHOT_TOKENS = 4  # up to here summing every row on every rank costs less than a second synchronisation
@@ -48,7 +48,7 @@ _DTYPES = {  # tw_shm_dtype
 
 
 class _FusedCall(NamedTuple):
-    """What tw_shm_all_reduce_rms_norm is called with after the group, and where its answer goes."""
+    """The arguments of tw_shm_all_reduce_rms_norm after the group, and where its answer goes."""
 
     arguments: tuple[object, ...]
     meeting: tuple[int, int, int]  # what the ranks compare when they meet
@@ -179,21 +179,21 @@ class ShmCommunicator(Communicator):
         return num_tokens > ONE_SHOT_TOKENS and self._fused(num_tokens, hidden_size, dtype) is not None
 
     def all_reduce_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> torch.Tensor:
         """Native, in one call, where there is symmetric memory: see tw_shm_all_reduce_rms_norm."""
-        call = self._fused_call(hidden, residual, weight, eps)
+        call = self._fused_call(hidden, residual, norms)
         if call is None:
-            return super().all_reduce_rms_norm(hidden, residual, weight, eps)
+            return super().all_reduce_rms_norm(hidden, residual, norms)
         self._check_status(self._library.tw_shm_all_reduce_rms_norm(self._open(), *call.arguments))
         return call.out
 
     def reduce_norm_phases(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> Generator[Traffic, None, torch.Tensor]:
-        call = self._fused_call(hidden, residual, weight, eps)
+        call = self._fused_call(hidden, residual, norms)
         if call is None:
-            return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
+            return (yield from super().reduce_norm_phases(hidden, residual, norms))
         num_tokens, hidden_size = hidden.shape
         own = len(self.owned_rows(num_tokens, hidden_size, hidden.dtype))
         row_bytes = hidden_size * hidden.itemsize
@@ -214,7 +214,7 @@ class ShmCommunicator(Communicator):
         self._check_status(self._library.tw_shm_check(self._open()))
 
     def _fused_call(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> _FusedCall | None:
         """The arguments of the native operation, `hidden` staged if need be; None where it cannot be used."""
         num_tokens, hidden_size = hidden.shape
@@ -222,7 +222,8 @@ class ShmCommunicator(Communicator):
         if fused is None:
             return None
         _check_dense("residual", residual, torch.float32, hidden.shape)
-        _check_dense("weight", weight, hidden.dtype, hidden.shape[1:])
+        for name, weight in norms.weights.items():
+            _check_dense(name, weight, hidden.dtype, hidden.shape[1:])
         memory, kernels = fused
         offset = memory.offset_of(hidden)
         if offset is None:  # it does not come from `new_partial`
@@ -234,8 +235,8 @@ class ShmCommunicator(Communicator):
         out = torch.empty_like(hidden) if one_shot else memory.next_answer(*shape)
         arguments = (
             *(kernels.pool.handle, memory.address, memory.region_bytes, offset),
-            *(residual.data_ptr(), weight.data_ptr(), out.data_ptr(), num_tokens, hidden_size),
-            *(eps, DTYPE_CODE[hidden.dtype], one_shot),
+            *(residual.data_ptr(), ctypes.byref(norms.native), out.data_ptr(), num_tokens, hidden_size),
+            *(DTYPE_CODE[hidden.dtype], one_shot),
         )
         return _FusedCall(arguments, (hidden.nbytes, offset, DTYPE_CODE[hidden.dtype]), out, one_shot)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from typing import Final
 
@@ -33,7 +33,7 @@ def library() -> ctypes.CDLL:
     native = load()
     reduce_norm_rows = [
         *(c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_void_p, c_void_p, c_void_p),
-        *(c_int64, c_int64, c_float, c_int, c_int),
+        *(c_int64, c_int64, c_int, c_int),
     ]
     signatures = {
         "segment_bytes": (c_size_t, [c_int, c_size_t]),

@@ -26,6 +26,7 @@ from tokenweave.communicators.bulletin import SLICE_S
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory, TorchSymmetricMemory
 from tokenweave.communicators.torch import TorchCommunicator
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.cuda.sharing import (
     ABORT,
     FAILED_RANK,
@@ -95,7 +96,7 @@ class SymmMemCommunicator(TorchCommunicator):
         self._slots: SymmetricBuffer | None = None
         self._meet_through(num_ctas)
 
-    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """As for every communicator; the normed rows replace those of `hidden`, which is returned.
 
         hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 on the communicator's device. Up to
@@ -106,15 +107,15 @@ class SymmMemCommunicator(TorchCommunicator):
             CommunicatorError: bad arguments, or memory would have to be allocated while a graph is captured.
             CommunicatorTimeout, RankError: an earlier call failed.
         """
-        self._check_fused(hidden, residual, weight)
+        self._check_fused(hidden, residual, norms)
         self._count_call()  # nothing is compared: the host does not wait for the other ranks
         num_tokens, hidden_size = hidden.shape
         if num_tokens == 0 or hidden_size == 0:
             return hidden
         if num_tokens <= self.one_shot_tokens:
-            self._in_one_shot(hidden, residual, weight, eps)
+            self._in_one_shot(hidden, residual, norms)
         else:
-            self._by_owners(hidden, residual, weight, eps)
+            self._by_owners(hidden, residual, norms)
         self._raise_if_failed()
         return hidden
 
@@ -143,13 +144,19 @@ class SymmMemCommunicator(TorchCommunicator):
         self._buffers.append(buffer)
         return buffer.local[: num_elements * dtype.itemsize].view(dtype).view(*shape)
 
-    def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int) -> None:
-        """Allocates and compiles what calls of up to `max_tokens` rows need: a collective, due before a capture."""
-        weight = torch.ones(hidden_size, dtype=dtype, device=self.device)
+    def prepare(
+        self, hidden_size: int, dtype: torch.dtype, max_tokens: int, norms: ResidualNorms | None = None
+    ) -> None:
+        """Allocates and compiles what calls of up to `max_tokens` rows need: a collective, due before a capture.
+
+        `norms` is an example of those of the calls to come: a kernel is compiled for the weights that are there. With
+        none given they have a `weight` and no `post_weight`.
+        """
+        norms = norms or ResidualNorms(torch.ones(hidden_size, dtype=dtype, device=self.device), 1.0)
         for num_tokens in sorted({min(max_tokens, self.one_shot_tokens), max_tokens}):
             hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self.device)
             residual = torch.zeros(num_tokens, hidden_size, device=self.device)
-            self.all_reduce_rms_norm(hidden, residual, weight, 1.0)
+            self.all_reduce_rms_norm(hidden, residual, norms)
         self.synchronize()
 
     def synchronize(self) -> None:
@@ -200,7 +207,7 @@ class SymmMemCommunicator(TorchCommunicator):
         )
         self._epochs = torch.zeros(num_ctas, dtype=torch.int32, device=device)
 
-    def _in_one_shot(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    def _in_one_shot(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> None:
         from tokenweave.kernels.cuda import launch  # not above: triton is an extra of its own
 
         meeting = self._meeting
@@ -210,24 +217,22 @@ class SymmMemCommunicator(TorchCommunicator):
         if self._slots is None or self._slots.local.nbytes < needed:
             self._slots = self._allocate(needed)
         rows = hidden.contiguous()
-        launch.in_one_shot(
-            meeting, self._slots.table, self._epochs, rows_per_cta, rows, residual, weight, eps
-        )
+        launch.in_one_shot(meeting, self._slots.table, self._epochs, rows_per_cta, rows, residual, norms)
         if rows is not hidden:
             hidden.copy_(rows)
 
-    def _by_owners(self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
+    def _by_owners(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> None:
         """Each row is reduced by the rank that owns it, where it lies in symmetric memory or is staged."""
         for buffer in self._buffers:
             offset_bytes = buffer.offset_of(hidden)
             if offset_bytes is not None and offset_bytes % VECTOR_BYTES == 0 and hidden.is_contiguous():
-                self._reduce(buffer, offset_bytes, hidden, residual, weight, eps)
+                self._reduce(buffer, offset_bytes, hidden, residual, norms)
                 return
         if self._staging is None or self._staging.local.nbytes < hidden.nbytes:
             self._staging = self._allocate(hidden.nbytes)
         staged = self._staging.local[: hidden.nbytes].view(hidden.dtype).view(hidden.shape)
         staged.copy_(hidden)
-        self._reduce(self._staging, 0, staged, residual, weight, eps)
+        self._reduce(self._staging, 0, staged, residual, norms)
         hidden.copy_(staged)
 
     def _reduce(
@@ -236,16 +241,15 @@ class SymmMemCommunicator(TorchCommunicator):
         offset_bytes: int,
         hidden: Tensor,
         residual: Tensor,
-        weight: Tensor,
-        eps: float,
+        norms: ResidualNorms,
     ) -> None:
         from tokenweave.kernels.cuda import launch
 
         if buffer.multicast and hidden.shape[1] % VECTOR_ELEMENTS == 0:
             multicast = buffer.multicast + offset_bytes
-            launch.by_switch(self._meeting, multicast, hidden, residual, weight, eps)
+            launch.by_switch(self._meeting, multicast, hidden, residual, norms)
         else:
-            launch.by_peers(self._meeting, buffer.table, offset_bytes, hidden, residual, weight, eps)
+            launch.by_peers(self._meeting, buffer.table, offset_bytes, hidden, residual, norms)
 
     def _allocate(self, size_bytes: int) -> SymmetricBuffer:
         """Returns when every rank's buffer is there, and zero."""
@@ -258,7 +262,7 @@ class SymmMemCommunicator(TorchCommunicator):
         self.barrier()
         return buffer
 
-    def _check_fused(self, hidden: Tensor, residual: Tensor, weight: Tensor) -> None:
+    def _check_fused(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> None:
         device = self.device
         if hidden.dim() != 2 or hidden.dtype not in DTYPES or hidden.device != device:
             raise CommunicatorError(
@@ -266,7 +270,8 @@ class SymmMemCommunicator(TorchCommunicator):
                 f"hidden_size) of float32, bfloat16 or float16 on {device}"
             )
         _check_beside("residual", residual, hidden.shape, (torch.float32,), device)
-        _check_beside("weight", weight, hidden.shape[1:], DTYPES, device)
+        for name, weight in norms.weights.items():
+            _check_beside(name, weight, hidden.shape[1:], DTYPES, device)
 
     def _raise_if_failed(self) -> None:
         """Looks at what this rank's kernels have said; costs a read of host memory."""

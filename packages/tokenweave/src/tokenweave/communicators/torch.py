@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Self
 
-    from tokenweave.kernels import Kernels
+    from tokenweave.kernels import Kernels, ResidualNorms
 
 TWO_STEP_BYTES = 64 * 1024
 FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one takes a second
@@ -211,24 +211,24 @@ class TorchCommunicator(Communicator):
         return self._shares_rows(num_tokens * hidden_size * dtype.itemsize)
 
     def all_reduce_rms_norm(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> torch.Tensor:
-        return run_phases(self.reduce_norm_phases(hidden, residual, weight, eps))
+        return run_phases(self.reduce_norm_phases(hidden, residual, norms))
 
     def reduce_norm_phases(
-        self, hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> Generator[Traffic, None, torch.Tensor]:
         num_tokens, hidden_size = hidden.shape
         row_bytes = hidden_size * hidden.itemsize
         if not self._shares_rows(num_tokens * row_bytes):
-            return (yield from super().reduce_norm_phases(hidden, residual, weight, eps))
+            return (yield from super().reduce_norm_phases(hidden, residual, norms))
         self._check(hidden)
         self._start(f"all_reduce_rms_norm of {_describe(hidden)}", hidden)
         own = self._rows_of(self.rank, num_tokens, row_bytes)
         scatter, gather = exchanges_of_rows(self.size, num_tokens, len(own), row_bytes)
         summed = self._scatter_rows(hidden.contiguous(), own)
         yield scatter
-        normed = self._add_rms_norm(summed, residual[own.start : own.stop], weight, eps)
+        normed = self._add_rms_norm(summed, residual[own.start : own.stop], norms)
         yield gather
         return self._gather_rows(normed, num_tokens)
 

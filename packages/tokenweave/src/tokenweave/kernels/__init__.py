@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenweave import native
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
-from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, Tolerance
 from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
@@ -20,6 +20,7 @@ __all__ = [
     "NativeKernels",
     "PackedLinear",
     "ReferenceKernels",
+    "ResidualNorms",
     "Tolerance",
     "blocks_for",
     "make_kernels",

@@ -1,4 +1,4 @@
-"""AttentionBatch and AttentionLayer: what attention kernels are given beside tensors, each checked when it is made."""
+"""The descriptions that kernels take: a batch's attention, a layer's attention, and the norms of a residual."""
 
 from __future__ import annotations
 
@@ -127,3 +127,34 @@ class AttentionLayer:
             k_norm=None if self.k_norm is None else self.k_norm.data_ptr(),
             norm_eps=self.norm_eps,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualNorms:
+    """The norms where a sublayer's output joins the residual: one after the sublayer, one before the next.
+
+    Most models have only the second. Gemma 2 has both. OLMo 2 has only the first: the next sublayer reads the residual.
+    """
+
+    weight: (
+        Tensor | None
+    )  # (hidden_size,): of the residual's norm, before the next sublayer; None: there is none
+    eps: float
+    post_weight: Tensor | None = (
+        None  # (hidden_size,): of the norm of what is added to the residual; None: as it is
+    )
+
+    @cached_property
+    def native(self) -> calls.ResidualNormsStruct:
+        """The norms as the native library reads them: addresses, valid as long as this object."""
+        return calls.ResidualNormsStruct(
+            weight=None if self.weight is None else self.weight.data_ptr(),
+            post_weight=None if self.post_weight is None else self.post_weight.data_ptr(),
+            eps=self.eps,
+        )
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are there, by name."""
+        both = {"weight": self.weight, "post_weight": self.post_weight}
+        return {name: weight for name, weight in both.items() if weight is not None}

@@ -16,7 +16,7 @@ from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.paging import BLOCK_SIZE
 
 if TYPE_CHECKING:
-    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 
 DTYPES = (torch.float32, torch.bfloat16)
 ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
@@ -115,12 +115,13 @@ class Kernels(ABC):
 
     @abstractmethod
     def add_rms_norm(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+        self, hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None = None
     ) -> Tensor:
-        """Adds hidden (m, h) to residual (m, h), in place; returns the sum's rms_norm, of hidden's dtype.
+        """Adds hidden (m, h) to residual (m, h), in place; returns the rows for what comes next, of hidden's dtype.
 
-        The residual is float32 whatever the dtype of the rest: it sums every layer's output, and rounding it to
-        bfloat16 at each would more than double the error of the logits.
+        With a `post_weight`, hidden is rms_normed before it is added. The rows returned are the sum's rms_norm, or
+        without a `weight` the sum itself. The residual is float32 whatever the dtype of the rest: it sums every layer's
+        output, and rounding it to bfloat16 at each would more than double the error of the logits.
         """
 
     @abstractmethod

@@ -51,6 +51,12 @@ class AttentionLayerStruct(ctypes.Structure):
     ]
 
 
+class ResidualNormsStruct(ctypes.Structure):
+    """tw_residual_norms."""
+
+    _fields_ = [("weight", c_void_p), ("post_weight", c_void_p), ("eps", c_float)]
+
+
 def row_stride(tensor: Tensor) -> int:
     """Elements from one row to the next; torch lets a single row have any stride."""
     rows, columns = tensor.shape

@@ -12,7 +12,7 @@ from tokenweave.kernels.base import DTYPES, HeadLayout, PackedLinear
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 
 if TYPE_CHECKING:
-    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 
 NATIVE_HEAD_ALIGNMENT = 16
 
@@ -83,13 +83,18 @@ def check_ids(ids: Tensor) -> None:
     check_dense("ids", ids, torch.int32, (ids.numel(),))
 
 
-def check_norm(x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor | None) -> None:
+def check_norm(x: Tensor, weight: Tensor) -> None:
     check_matrix("x", x)
     check_dense("weight", weight, x.dtype, x.shape[1:])
-    if residual is not None:
-        check_rows("residual", residual, torch.float32, x.shape)
+
+
+def check_residual_norms(hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None) -> None:
+    check_matrix("hidden", hidden)
+    check_rows("residual", residual, torch.float32, hidden.shape)
+    for name, weight in norms.weights.items():
+        check_dense(name, weight, hidden.dtype, hidden.shape[1:])
     if out is not None:
-        check_rows("out", out, x.dtype, x.shape)
+        check_rows("out", out, hidden.dtype, hidden.shape)
 
 
 def check_gate_up(gate_up: Tensor) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import native_gelu_tanh_and_mul, native_silu_and_mul
-from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
@@ -57,14 +57,14 @@ class NativeKernels(Kernels):
         return native_gather_rows(self._pool, packed, ids, first_row)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        checks.check_norm(x, None, weight, None)
-        return native_rms_norm(self._pool, x, None, weight, eps, None)
+        checks.check_norm(x, weight)
+        return native_rms_norm(self._pool, x, None, ResidualNorms(weight, eps), None)
 
     def add_rms_norm(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+        self, hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None = None
     ) -> Tensor:
-        checks.check_norm(hidden, residual, weight, out)
-        return native_rms_norm(self._pool, hidden, residual, weight, eps, out)
+        checks.check_residual_norms(hidden, residual, norms, out)
+        return native_rms_norm(self._pool, hidden, residual, norms, out)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         checks.check_gate_up(gate_up)

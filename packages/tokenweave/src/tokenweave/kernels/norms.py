@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from ctypes import byref
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.native import Pool, check_status
@@ -25,25 +27,29 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale * weight.float()).to(x.dtype)
 
 
-def reference_add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    residual += hidden
-    return reference_rms_norm(residual, weight, eps).to(hidden.dtype)
+def reference_add_rms_norm(hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
+    """Returns the rows for the next sublayer, of hidden's dtype; between its steps nothing is rounded."""
+    added = hidden.float()
+    if norms.post_weight is not None:
+        added = reference_rms_norm(added, norms.post_weight, norms.eps)
+    residual += added
+    if norms.weight is None:
+        return residual.to(hidden.dtype, copy=True)
+    return reference_rms_norm(residual, norms.weight, norms.eps).to(hidden.dtype)
 
 
-def reference_reduce_rms_norm(
-    parts: Sequence[Tensor], residual: Tensor, weight: Tensor, eps: float
-) -> Tensor:
+def reference_reduce_rms_norm(parts: Sequence[Tensor], residual: Tensor, norms: ResidualNorms) -> Tensor:
     """`add_rms_norm` of the sum of `parts`, the ranks' partial sums: in float32, in rank order, never rounded."""
     total = parts[0].float()
     for part in parts[1:]:
         total = total + part.float()
-    return reference_add_rms_norm(total, residual, weight, eps).to(parts[0].dtype)
+    return reference_add_rms_norm(total, residual, norms).to(parts[0].dtype)
 
 
 def native_rms_norm(
-    pool: Pool, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, out: Tensor | None
+    pool: Pool, x: Tensor, residual: Tensor | None, norms: ResidualNorms, out: Tensor | None
 ) -> Tensor:
-    """Both norms: with a residual, x is added to it first."""
+    """Both kernels: with a residual, x is added to it first."""
     m, h = x.shape
     if out is None:
         out = torch.empty((m, h), dtype=x.dtype)
@@ -53,12 +59,11 @@ def native_rms_norm(
         row_stride(x),
         None if residual is None else residual.data_ptr(),
         0 if residual is None else row_stride(residual),
-        weight.data_ptr(),
+        byref(norms.native),
         out.data_ptr(),
         row_stride(out),
         m,
         h,
-        eps,
         DTYPE_CODE[x.dtype],
     )
     if status:

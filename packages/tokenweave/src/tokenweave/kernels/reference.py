@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.activation import reference_gelu_tanh_and_mul, reference_silu_and_mul
-from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
+from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
 from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
@@ -42,14 +42,14 @@ class ReferenceKernels(Kernels):
         return reference_gather_rows(packed, ids, first_row)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        checks.check_norm(x, None, weight, None)
+        checks.check_norm(x, weight)
         return reference_rms_norm(x, weight, eps)
 
     def add_rms_norm(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor | None = None
+        self, hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None = None
     ) -> Tensor:
-        checks.check_norm(hidden, residual, weight, out)
-        normed = reference_add_rms_norm(hidden, residual, weight, eps)
+        checks.check_residual_norms(hidden, residual, norms, out)
+        normed = reference_add_rms_norm(hidden, residual, norms)
         return normed if out is None else out.copy_(normed)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

@@ -166,9 +166,7 @@ class RankStages:
             partial.copy_(self._hidden[:num_tokens])
             communicator.barrier()
             start = time.perf_counter()
-            communicator.all_reduce_rms_norm(
-                partial, self._residual[:num_tokens], self.decoder.norms[1], 1e-5
-            )
+            communicator.all_reduce_rms_norm(partial, self._residual[:num_tokens], self.decoder.norms[1])
             total_s += time.perf_counter() - start
         return total_s / repeats
 

@@ -4,7 +4,7 @@ Thread safety: one stream and one thread at a time for each `Meeting`.
 
 Invariants:
   1. A launch allocates nothing, waits for nothing and reads nothing back: it can be captured in a CUDA graph, once the
-     kernel has been compiled by an earlier launch of the same hidden size, dtype and group.
+     kernel has been compiled by an earlier launch of the same hidden size, dtype, group and weights that are there.
   2. All ranks launch as many CTAs: their number follows from the number of tokens and the group alone.
 """
 
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.cuda.multimem import multimem_kernel
 from tokenweave.kernels.cuda.one_shot import one_shot_kernel
 from tokenweave.kernels.cuda.peer import peer_kernel
@@ -36,8 +37,7 @@ def by_peers(
     offset_bytes: int,
     hidden: Tensor,
     residual: Tensor,
-    weight: Tensor,
-    eps: float,
+    norms: ResidualNorms,
 ) -> None:
     """Normed rows replace `hidden` (num_tokens, hidden_size), which lies `offset_bytes` into each rank's buffer."""
     num_tokens, hidden_size = hidden.shape
@@ -49,18 +49,19 @@ def by_peers(
         meeting.failed,
         meeting.mailbox,
         residual,
-        weight,
+        *_weights(norms, hidden),
         rows.start,
         rows.stop,
         meeting.rank,
-        eps,
+        norms.eps,
         meeting.timeout_ns,
         **peer_options(hidden_size, hidden.dtype, meeting.size),
+        **norm_options(norms),
     )
 
 
 def by_switch(
-    meeting: Meeting, multicast: int, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+    meeting: Meeting, multicast: int, hidden: Tensor, residual: Tensor, norms: ResidualNorms
 ) -> None:
     """As `by_peers`, with the rows at the address `multicast` of every rank at once."""
     num_tokens, hidden_size = hidden.shape
@@ -71,13 +72,14 @@ def by_switch(
         meeting.failed,
         meeting.mailbox,
         residual,
-        weight,
+        *_weights(norms, hidden),
         rows.start,
         rows.stop,
         meeting.rank,
-        eps,
+        norms.eps,
         meeting.timeout_ns,
         **multimem_options(hidden_size, hidden.dtype, meeting.size),
+        **norm_options(norms),
     )
 
 
@@ -88,8 +90,7 @@ def in_one_shot(
     rows_per_cta: int,
     hidden: Tensor,
     residual: Tensor,
-    weight: Tensor,
-    eps: float,
+    norms: ResidualNorms,
 ) -> None:
     """Normed rows replace `hidden`, any tensor of at most `num_ctas * rows_per_cta` contiguous rows."""
     num_tokens, hidden_size = hidden.shape
@@ -101,13 +102,26 @@ def in_one_shot(
         meeting.mailbox,
         hidden,
         residual,
-        weight,
+        *_weights(norms, hidden),
         num_tokens,
         meeting.rank,
-        eps,
+        norms.eps,
         meeting.timeout_ns,
         **one_shot_options(hidden_size, hidden.dtype, meeting.size, meeting.num_ctas, rows_per_cta),
+        **norm_options(norms),
     )
+
+
+def norm_options(norms: ResidualNorms) -> dict[str, Any]:
+    """Tells a kernel which weights are there; it is compiled for each combination."""
+    return {"HAS_WEIGHT": norms.weight is not None, "HAS_POST": norms.post_weight is not None}
+
+
+def _weights(norms: ResidualNorms, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The two weights; in place of one that is not there, and is not read, any tensor of the same dtype."""
+    pair = (norms.weight, norms.post_weight)
+    weight, post_weight = (hidden if weight is None else weight for weight in pair)
+    return weight, post_weight
 
 
 def peer_options(hidden_size: int, dtype: torch.dtype, size: int) -> dict[str, Any]:

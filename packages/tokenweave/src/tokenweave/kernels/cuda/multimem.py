@@ -24,7 +24,8 @@ def multimem_kernel(
     failed,
     mailbox,
     residual,  # *float32 (num_tokens, HIDDEN)
-    weight,  # (HIDDEN,)
+    weight,  # (HIDDEN,), of the residual's norm
+    post_weight,  # (HIDDEN,), of the sum's
     first_row,  # the rows that this rank owns
     last_row,
     rank,
@@ -36,14 +37,13 @@ def multimem_kernel(
     VECTORS: tl.constexpr,  # of a row, rounded up to a power of two, at least one for each thread
     SIZE: tl.constexpr,
     PEERS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_POST: tl.constexpr,
 ):
     vectors = tl.arange(0, VECTORS)
     is_vector = vectors * VECTOR < HIDDEN
-    scale = ()
-    for element in tl.static_range(8):
-        scale = scale + (
-            tl.load(weight + vectors * VECTOR + element, mask=is_vector, other=0.0).to(tl.float32),
-        )
+    scale = load_vectors(weight, vectors, is_vector, HAS_WEIGHT)
+    post_scale = load_vectors(post_weight, vectors, is_vector, HAS_POST)
     sums = multicast.to(tl.int64) + vectors * (VECTOR * ITEM_BYTES)
     kepts = residual.to(tl.int64) + vectors * (VECTOR * 4)
     step = tl.num_programs(0)
@@ -53,16 +53,34 @@ def multimem_kernel(
         words = load_sum(sums + row * (HIDDEN * ITEM_BYTES), is_wanted, DTYPE)
         kept = load_floats(kepts + row * (HIDDEN * 4), is_wanted)
         while row < last_row:
-            wide = add(kept, to_floats(words, DTYPE))
+            total = to_floats(words, DTYPE)
+            if HAS_POST:
+                total = normalise_vectors(total, post_scale, eps, HIDDEN)
+            wide = add(kept, total)
             later = row + step
             is_wanted = (is_vector & (later < last_row)).to(tl.int32)
             words = load_sum(sums + later * (HIDDEN * ITEM_BYTES), is_wanted, DTYPE)
             kept = load_floats(kepts + later * (HIDDEN * 4), is_wanted)
             store_floats(kepts + row * (HIDDEN * 4), wide, is_vector.to(tl.int32))
-            normed = normalise_vectors(wide, scale, eps, HIDDEN)
-            store_to_all(sums + row * (HIDDEN * ITEM_BYTES), normed, is_vector.to(tl.int32), DTYPE)
+            given = wide
+            if HAS_WEIGHT:
+                given = normalise_vectors(wide, scale, eps, HIDDEN)
+            store_to_all(sums + row * (HIDDEN * ITEM_BYTES), given, is_vector.to(tl.int32), DTYPE)
             row = later
         meet(pads, failed, mailbox, rank, timeout_ns, SIZE, PEERS, ORDERED)
+
+
+@triton.jit
+def load_vectors(weight, vectors, is_vector, HAS_WEIGHT: tl.constexpr):
+    """The weight as eight tensors (VECTORS,) of float32; zeros, and nothing is read, where there is none."""
+    scale = ()
+    for element in tl.static_range(8):
+        if HAS_WEIGHT:
+            value = tl.load(weight + vectors * VECTOR + element, mask=is_vector, other=0.0).to(tl.float32)
+        else:
+            value = tl.zeros_like(vectors).to(tl.float32)
+        scale = scale + (value,)
+    return scale
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.cuda import launch
 from tokenweave.kernels.cuda.sharing import Meeting, slots_bytes
 
@@ -40,6 +41,8 @@ class OneDevice:
         self.hidden = [self._zeros((max_tokens, hidden_size), dtype) for _ in range(size)]
         self.residual = [self._zeros((max_tokens, hidden_size), torch.float32) for _ in range(size)]
         self.weight = torch.ones(hidden_size, dtype=dtype, device=self.device)
+        self.has_weight = True  # whether the residual is normed before it is given on
+        self.post_weight: Tensor | None = None
         self.pads = [self._zeros((num_ctas, size), torch.int32) for _ in range(size)]
         row_bytes = hidden_size * dtype.itemsize
         slots = slots_bytes(size, num_ctas, rows_per_cta, row_bytes)
@@ -66,7 +69,7 @@ class OneDevice:
     def by_peers(self, rank: int, num_tokens: int, eps: float = 1e-5) -> None:
         """`rank`'s kernel of the peer-pointer path, on the current stream."""
         hidden, residual = self.hidden[rank][:num_tokens], self.residual[rank][:num_tokens]
-        launch.by_peers(self.meetings[rank], self._buffer_table, 0, hidden, residual, self.weight, eps)
+        launch.by_peers(self.meetings[rank], self._buffer_table, 0, hidden, residual, self.norms(eps))
 
     def in_one_shot(self, rank: int, num_tokens: int, eps: float = 1e-5) -> None:
         """`rank`'s kernel of the one-shot path, on the current stream."""
@@ -78,9 +81,12 @@ class OneDevice:
             self._rows_per_cta,
             hidden,
             residual,
-            self.weight,
-            eps,
+            self.norms(eps),
         )
+
+    def norms(self, eps: float) -> ResidualNorms:
+        """The norms of the next calls."""
+        return ResidualNorms(self.weight if self.has_weight else None, eps, self.post_weight)
 
     def on_all_ranks(self, kernel: Callable[[int, int], None], num_tokens: int) -> None:
         """Launches every rank's `kernel` on a stream of its own, between the work before and after on this one."""

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from tokenweave.kernels.cuda.barrier import ORDERED, meet
-from tokenweave.kernels.cuda.rows import base_pointers, load_and_sum, normalise
+from tokenweave.kernels.cuda.rows import base_pointers, join, load_and_sum, load_weight, rows_for_next
 
 
 @triton.jit(do_not_specialize=["num_tokens", "rank", "timeout_ns"])
@@ -29,7 +29,8 @@ def one_shot_kernel(
     mailbox,
     hidden,  # (num_tokens, HIDDEN), of this rank; holds the normed rows afterwards
     residual,  # *float32 (num_tokens, HIDDEN)
-    weight,  # (HIDDEN,)
+    weight,  # (HIDDEN,), of the residual's norm
+    post_weight,  # (HIDDEN,), of the sum's
     num_tokens,
     rank,
     eps,
@@ -39,13 +40,16 @@ def one_shot_kernel(
     BLOCK: tl.constexpr,
     SIZE: tl.constexpr,
     PEERS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_POST: tl.constexpr,
     NUM_CTAS: tl.constexpr,  # that `slots` has room for; a call of fewer tokens may have fewer
     ROWS: tl.constexpr,  # rows of one rank that one CTA has room for
 ):
     cta = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     is_column = columns < HIDDEN
-    scale = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
+    scale = load_weight(weight, columns, is_column, HAS_WEIGHT)
+    post_scale = load_weight(post_weight, columns, is_column, HAS_POST)
     epoch = tl.load(epochs + cta)
     half = ((epoch & 1) * NUM_CTAS + cta).to(tl.int64) * (SIZE * ROWS * HIDDEN)
     theirs = base_pointers(slots, 0, DTYPE, SIZE)
@@ -63,9 +67,10 @@ def one_shot_kernel(
         place = row * 0
         while row < num_tokens:
             kept = tl.load(residual + row * HIDDEN + columns, mask=is_column, other=0.0)
-            wide = kept + load_and_sum(ours, place, columns, is_column, SIZE)
+            total = load_and_sum(ours, place, columns, is_column, SIZE)
+            wide = join(kept, total, post_scale, eps, HIDDEN, HAS_POST)
             tl.store(residual + row * HIDDEN + columns, wide, mask=is_column)
-            normed = normalise(wide, scale, eps, HIDDEN).to(DTYPE)
+            normed = rows_for_next(wide, scale, eps, HIDDEN, HAS_WEIGHT).to(DTYPE)
             tl.store(hidden + row * HIDDEN + columns, normed, mask=is_column)
             place += HIDDEN
             row += tl.num_programs(0)

@@ -14,9 +14,11 @@ import triton.language as tl
 from tokenweave.kernels.cuda.barrier import ORDERED, RELAXED, meet
 from tokenweave.kernels.cuda.rows import (
     base_pointers,
+    join,
     load_and_sum,
     load_parts,
-    normalise,
+    load_weight,
+    rows_for_next,
     sum_in_rank_order,
 )
 
@@ -29,7 +31,8 @@ def peer_kernel(
     failed,
     mailbox,
     residual,  # *float32 (num_tokens, HIDDEN)
-    weight,  # (HIDDEN,)
+    weight,  # (HIDDEN,), of the residual's norm
+    post_weight,  # (HIDDEN,), of the sum's
     first_row,  # the rows that this rank owns
     last_row,
     rank,
@@ -40,11 +43,14 @@ def peer_kernel(
     BLOCK: tl.constexpr,  # HIDDEN rounded up to a power of two
     SIZE: tl.constexpr,
     PEERS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_POST: tl.constexpr,
     PREFETCHES: tl.constexpr,  # loads of the next row are in flight while this one is worked on
 ):
     columns = tl.arange(0, BLOCK)
     is_column = columns < HIDDEN
-    scale = tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
+    scale = load_weight(weight, columns, is_column, HAS_WEIGHT)
+    post_scale = load_weight(post_weight, columns, is_column, HAS_POST)
     rows = base_pointers(buffers, offset_bytes, DTYPE, SIZE)
     step = tl.num_programs(0)
     row = first_row.to(tl.int64) + tl.program_id(0)
@@ -54,18 +60,23 @@ def peer_kernel(
             parts = load_parts(rows, row * HIDDEN, columns, is_first, SIZE)
             kept = tl.load(residual + row * HIDDEN + columns, mask=is_first, other=0.0)
             while row < last_row:
-                wide = kept + sum_in_rank_order(parts, SIZE)
+                wide = join(kept, sum_in_rank_order(parts, SIZE), post_scale, eps, HIDDEN, HAS_POST)
                 later = row + step
                 is_next = columns < tl.where(later < last_row, HIDDEN, 0)
                 parts = load_parts(rows, later * HIDDEN, columns, is_next, SIZE)
                 kept = tl.load(residual + later * HIDDEN + columns, mask=is_next, other=0.0)
-                finish_row(rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE)
+                finish_row(
+                    rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE, HAS_WEIGHT
+                )
                 row = later
         else:
             while row < last_row:
                 kept = tl.load(residual + row * HIDDEN + columns, mask=is_column, other=0.0)
-                wide = kept + load_and_sum(rows, row * HIDDEN, columns, is_column, SIZE)
-                finish_row(rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE)
+                total = load_and_sum(rows, row * HIDDEN, columns, is_column, SIZE)
+                wide = join(kept, total, post_scale, eps, HIDDEN, HAS_POST)
+                finish_row(
+                    rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE, HAS_WEIGHT
+                )
                 row += step
         meet(pads, failed, mailbox, rank, timeout_ns, SIZE, PEERS, ORDERED)
 
@@ -83,9 +94,10 @@ def finish_row(
     DTYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     SIZE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
 ):
     """Stores the new residual here and the normed row on every rank."""
     tl.store(residual + row * HIDDEN + columns, wide, mask=is_column)
-    normed = normalise(wide, scale, eps, HIDDEN).to(DTYPE)
+    normed = rows_for_next(wide, scale, eps, HIDDEN, HAS_WEIGHT).to(DTYPE)
     for peer in tl.static_range(SIZE):
         tl.store(rows[peer] + row * HIDDEN + columns, normed, mask=is_column)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.norms import reference_reduce_rms_norm
 
@@ -18,8 +19,8 @@ TOLERANCE = {
 
 
 def reference_all_reduce_rms_norm(
-    parts: list[Tensor], residual: Tensor, weight: Tensor, eps: float
+    parts: list[Tensor], residual: Tensor, norms: ResidualNorms
 ) -> tuple[Tensor, Tensor]:
     """The normed rows, and the new residual, of the ranks' `parts` (num_tokens, hidden_size), in rank order."""
     summed = residual.clone()
-    return reference_reduce_rms_norm(parts, summed, weight, eps), summed
+    return reference_reduce_rms_norm(parts, summed, norms), summed

@@ -54,3 +54,30 @@ def normalise(wide, scale, eps, HIDDEN: tl.constexpr):
     """`wide` over its root mean square, times the weight; both (BLOCK,), zero beyond HIDDEN."""
     mean_square = tl.sum(wide * wide, 0) / HIDDEN
     return wide * tl.rsqrt(mean_square + eps) * scale
+
+
+@triton.jit
+def load_weight(weight, columns, is_column, HAS_WEIGHT: tl.constexpr):
+    """The weight in float32; zeros, and nothing is read, where there is none."""
+    if HAS_WEIGHT:
+        return tl.load(weight + columns, mask=is_column, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros_like(columns).to(tl.float32)
+
+
+@triton.jit
+def join(kept, total, post_scale, eps, HIDDEN: tl.constexpr, HAS_POST: tl.constexpr):
+    """The residual with the ranks' sum added, which is normed first where the model has such a norm."""
+    if HAS_POST:
+        return kept + normalise(total, post_scale, eps, HIDDEN)
+    else:
+        return kept + total
+
+
+@triton.jit
+def rows_for_next(wide, scale, eps, HIDDEN: tl.constexpr, HAS_WEIGHT: tl.constexpr):
+    """What the next sublayer reads: the residual normed, or as it is where the model has no norm there."""
+    if HAS_WEIGHT:
+        return normalise(wide, scale, eps, HIDDEN)
+    else:
+        return wide
