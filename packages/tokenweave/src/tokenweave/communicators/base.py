@@ -309,7 +309,7 @@ class Communicator(ABC):
 def run_phases(
     phases: Generator[Traffic, None, Tensor], carry: Callable[[Traffic], None] | None = None
 ) -> Tensor:
-    """What `phases` (see `reduce_norm_phases`) return; `carry` is called with each exchange."""
+    """Runs `phases` (see `reduce_norm_phases`) and returns their result; `carry` is called with each exchange."""
     try:
         while True:
             traffic = next(phases)

@@ -1,4 +1,4 @@
-"""What the paths that go through pointers share: a token's row in the registers of one CTA, in float32."""
+"""A token's row in the registers of one CTA, in float32: shared by the paths that go through pointers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def join(kept, total, post_scale, eps, HIDDEN: tl.constexpr, HAS_POST: tl.conste
 
 @triton.jit
 def rows_for_next(wide, scale, eps, HIDDEN: tl.constexpr, HAS_WEIGHT: tl.constexpr):
-    """What the next sublayer reads: the residual normed, or as it is where the model has no norm there."""
+    """Returns what the next sublayer reads: the residual normed, or as it is where the model has no norm there."""
     if HAS_WEIGHT:
         return normalise(wide, scale, eps, HIDDEN)
     else:
