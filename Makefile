@@ -6,8 +6,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := $(wildcard packages/*/pyproject.toml)
-C_LIKE := $(shell find packages/emucxl/native packages/*/tests benchmarks examples -name '*.[ch]' -o -name '*.cpp')
-LINTED := emucxl # packages whose C and C++ the linter reads
+C_LIKE := $(shell find packages/*/native packages/*/tests benchmarks examples -name '*.[ch]' -o -name '*.cpp')
+LINTED := emucxl tokenweave # packages whose C and C++ the linter reads
 NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLists.txt)
 PREFIX ?= /usr/local
 BUILD_C ?= build/c

@@ -9,8 +9,8 @@ using namespace tokenweave::shm;
 
 namespace {
 
-// From this size on a sum goes in two steps (each rank sums its share of the elements, then gathers the others'
-// shares) instead of one (each rank sums everything). Both give the same bits.
+// From this size on a sum goes in two steps (each rank sums its share of the elements, then gathers the
+// others' shares) instead of one (each rank sums everything). Both give the same bits.
 constexpr size_t kTwoStepBytes = 128 * 1024;
 constexpr size_t kShareAlignment = 64;  // elements: shares start on cache lines
 
@@ -26,7 +26,7 @@ Range share_of(int rank, int size, size_t count) {
 
 // memcpy, which may not be given null even for no bytes; an empty tensor has no address.
 void copy(void* to, const void* from, size_t bytes) {
-    if (bytes) memcpy(to, from, bytes);
+    if (bytes) memcpy(to, from, bytes);  // NOLINT(*NonNullParamChecker): callers check
 }
 
 bool is_valid(const tw_shm_group* group) { return group && group->rank >= 0; }
@@ -51,10 +51,12 @@ tw_status reduce_in_one_step(tw_shm_group* group, const Tag& tag, SumFunction su
     return TW_OK;
 }
 
-tw_status reduce_in_two_steps(tw_shm_group* group, const Tag& tag, SumFunction sum, char* data, size_t count) {
+tw_status reduce_in_two_steps(tw_shm_group* group, const Tag& tag, SumFunction sum, char* data,
+                              size_t count) {
     const size_t element = element_bytes(tag.dtype), bytes = count * element;
     const Range own = share_of(group->rank, group->size, count);
-    const size_t own_first = own.first * element, own_bytes = own.count * element, own_end = own_first + own_bytes;
+    const size_t own_first = own.first * element, own_bytes = own.count * element,
+                 own_end = own_first + own_bytes;
 
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
     char* slot = group->slot(group->rank, group->step);
@@ -67,12 +69,13 @@ tw_status reduce_in_two_steps(tw_shm_group* group, const Tag& tag, SumFunction s
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
     copy(group->slot(group->rank, group->step) + own_first, data + own_first, own_bytes);
     arrive(group, tag);
-    for (int offset = 1; offset < group->size; ++offset) {  // each rank starts with another, to spread the reads
+    for (int offset = 1; offset < group->size;
+         ++offset) {  // each rank starts with another, to spread the reads
         const int rank = (group->rank + offset) % group->size;
         if (tw_status status = await_rank(group, rank, tag, false)) return status;
         const Range share = share_of(rank, group->size, count);
         copy(data + share.first * element, group->slot(rank, group->step) + share.first * element,
-               share.count * element);
+             share.count * element);
     }
     return TW_OK;
 }
@@ -125,8 +128,8 @@ extern "C" int tw_shm_all_gather(tw_shm_group* group, const void* data, void* ga
     return TW_OK;
 }
 
-// Every rank but the root puts its columns of some rows (or, where a row outgrows a slot, some columns of one row) in
-// its slot; the root lays them side by side. No rank but the root waits for another's data.
+// Every rank but the root puts its columns of some rows (or, where a row outgrows a slot, some columns of one
+// row) in its slot; the root lays them side by side. No rank but the root waits for another's data.
 extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void* gathered, size_t rows,
                                      const size_t* row_bytes, int root) {
     if (!is_valid(group) || root < 0 || root >= group->size || !row_bytes) return TW_ERROR_INVALID_ARGUMENT;
@@ -136,13 +139,16 @@ extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void
         total += row_bytes[rank];
     }
     const size_t own = row_bytes[group->rank];
-    if ((!data && rows * own) || (group->rank == root && !gathered && rows * total)) return TW_ERROR_INVALID_ARGUMENT;
+    if ((!data && rows * own) || (group->rank == root && !gathered && rows * total))
+        return TW_ERROR_INVALID_ARGUMENT;
     const Tag tag{Operation::kGatherColumns, 0, int16_t(root), rows * total};
     const size_t step_columns = std::min(widest, group->slot_bytes);
     const size_t step_rows = step_columns ? std::max<size_t>(1, group->slot_bytes / step_columns) : rows;
     const auto* source = static_cast<const char*>(data);
     auto* target = static_cast<char*>(gathered);
-    const auto part = [&](size_t width, size_t column) { return std::min(step_columns, width - std::min(width, column)); };
+    const auto part = [&](size_t width, size_t column) {
+        return std::min(step_columns, width - std::min(width, column));
+    };
 
     size_t row = 0;
     do {  // an empty tensor takes a step too: the ranks stay in step, and a mismatch shows
@@ -153,7 +159,9 @@ extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void
             if (group->rank != root) {
                 const size_t bytes = part(own, column);
                 char* slot = group->slot(group->rank, group->step);
-                for (size_t r = 0; r < now; ++r) copy(slot + r * bytes, source + (row + r) * own + column, bytes);
+                for (size_t r = 0; r < now; ++r)
+                    // NOLINTNEXTLINE(*NullPointerArithm): null only where there are no bytes
+                    copy(slot + r * bytes, source + (row + r) * own + column, bytes);
             }
             arrive(group, tag);
             size_t first = 0;
@@ -163,7 +171,9 @@ extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void
                 const size_t bytes = part(row_bytes[rank], column);
                 const char* from = is_own ? source + row * own + column : group->slot(rank, group->step);
                 for (size_t r = 0; r < now; ++r) {
-                    copy(target + (row + r) * total + first + column, from + r * (is_own ? own : bytes), bytes);
+                    // NOLINTNEXTLINE(*NullPointerArithm): null only where there are no bytes
+                    copy(target + (row + r) * total + first + column, from + r * (is_own ? own : bytes),
+                         bytes);
                 }
             }
             column += step_columns;
@@ -174,7 +184,8 @@ extern "C" int tw_shm_gather_columns(tw_shm_group* group, const void* data, void
 }
 
 extern "C" int tw_shm_broadcast(tw_shm_group* group, void* data, size_t bytes, int root) {
-    if (!is_valid(group) || root < 0 || root >= group->size || (!data && bytes)) return TW_ERROR_INVALID_ARGUMENT;
+    if (!is_valid(group) || root < 0 || root >= group->size || (!data && bytes))
+        return TW_ERROR_INVALID_ARGUMENT;
     const Tag tag{Operation::kBroadcast, 0, int16_t(root), bytes};
     auto* content = static_cast<char*>(data);
     size_t done = 0;

@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kGrainElements = 16 * 1024;  // less is done before a second worker would have started on it
 
-// An answer of so many bytes has left the caches before it is read again. Written past them, it is not read first.
+// An answer of so many bytes has left the caches before it is read again. Written past them, it is not read
+// first.
 constexpr size_t kPastCachesBytes = size_t{8} << 20;
 
 int64_t first_row_of(int rank, int size, int64_t rows) { return rows * rank / size; }
@@ -26,8 +27,8 @@ size_t bytes_of(int64_t rows, int64_t h, int dtype) {
 }
 
 bool can_reduce(const tw_shm_group* group, const tw_pool* pool, const void* symmetric, size_t region_bytes,
-                size_t offset, const float* residual, const tw_residual_norms* norms, const void* out, int64_t rows, int64_t h,
-                int dtype) {
+                size_t offset, const float* residual, const tw_residual_norms* norms, const void* out,
+                int64_t rows, int64_t h, int dtype) {
     if (!group || group->rank < 0 || !pool || !symmetric || !norms || rows < 0 || h < 1 || !is_dtype(dtype) ||
         ((!residual || !out) && rows)) {
         return false;
@@ -36,12 +37,13 @@ bool can_reduce(const tw_shm_group* group, const tw_pool* pool, const void* symm
 }
 
 Tag tag_of(size_t bytes, size_t offset, int dtype) {
-    return {Operation::kReduceNorm, int16_t(dtype == TW_FLOAT32 ? TW_SHM_FLOAT32 : TW_SHM_BFLOAT16), -1, bytes,
-            offset};
+    return {Operation::kReduceNorm, int16_t(dtype == TW_FLOAT32 ? TW_SHM_FLOAT32 : TW_SHM_BFLOAT16), -1,
+            bytes, offset};
 }
 
-// The two synchronisations of the operation are alike: after either, what every rank wrote before it is visible, the
-// partial sums after the first, rows of the answer after the second (group.cpp: arrive releases, await_all acquires).
+// The two synchronisations of the operation are alike: after either, what every rank wrote before it is
+// visible, the partial sums after the first, rows of the answer after the second (group.cpp: arrive releases,
+// await_all acquires).
 int meet(tw_shm_group* group, size_t bytes, size_t offset, int dtype) {
     if (!group || group->rank < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
     const Tag tag = tag_of(bytes, offset, dtype);
@@ -61,9 +63,10 @@ extern "C" int tw_shm_reduce_norm_begin(tw_shm_group* group, size_t bytes, size_
     return meet(group, bytes, offset, dtype);
 }
 
-extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const void* symmetric, size_t region_bytes,
-                                       size_t offset, float* residual, const tw_residual_norms* norms, void* out,
-                                       int64_t rows, int64_t h, int dtype, int one_shot) {
+extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const void* symmetric,
+                                       size_t region_bytes, size_t offset, float* residual,
+                                       const tw_residual_norms* norms, void* out, int64_t rows, int64_t h,
+                                       int dtype, int one_shot) {
     if (!can_reduce(group, pool, symmetric, region_bytes, offset, residual, norms, out, rows, h, dtype)) {
         return TW_ERROR_INVALID_ARGUMENT;
     }
@@ -72,7 +75,7 @@ extern "C" int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const
         parts[rank] = static_cast<const char*>(symmetric) + rank * region_bytes + offset;
     }
     const bool past_caches = bytes_of(rows, h, dtype) >= kPastCachesBytes;
-    const ReduceNormArgs args{parts, group->size, h, residual, h,     norms->weight, norms->post_weight,
+    const ReduceNormArgs args{parts, group->size, h, residual,   h,     norms->weight, norms->post_weight,
                               out,   h,           h, norms->eps, dtype, past_caches};
     const int64_t first = one_shot ? 0 : first_row_of(group->rank, group->size, rows);
     const int64_t last = one_shot ? rows : first_row_of(group->rank + 1, group->size, rows);
@@ -93,8 +96,8 @@ extern "C" int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, co
     }
     const size_t bytes = bytes_of(rows, h, dtype);
     if (int status = meet(group, bytes, offset, dtype)) return status;
-    if (int status = tw_shm_reduce_norm_rows(group, pool, symmetric, region_bytes, offset, residual, norms, out, rows,
-                                             h, dtype, one_shot)) {
+    if (int status = tw_shm_reduce_norm_rows(group, pool, symmetric, region_bytes, offset, residual, norms,
+                                             out, rows, h, dtype, one_shot)) {
         return status;
     }
     return one_shot ? TW_OK : meet(group, bytes, offset, dtype);

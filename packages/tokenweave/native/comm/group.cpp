@@ -46,7 +46,8 @@ bool reached(const RankState& state, uint32_t step, std::memory_order order = st
     return static_cast<int32_t>(state.arrived.load(order) - step) >= 0;
 }
 
-__attribute__((format(printf, 3, 4))) void say(tw_shm_group* group, int failed_rank, const char* format, ...) {
+__attribute__((format(printf, 3, 4))) void say(tw_shm_group* group, int failed_rank, const char* format,
+                                               ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(group->error, sizeof group->error, format, arguments);
@@ -54,7 +55,8 @@ __attribute__((format(printf, 3, 4))) void say(tw_shm_group* group, int failed_r
     group->failed_rank = failed_rank;
 }
 
-// Awake without yielding: on a busy host a yield can cost a whole time slice, where a sleeper is woken at once.
+// Awake without yielding: on a busy host a yield can cost a whole time slice, where a sleeper is woken at
+// once.
 bool spin(tw_shm_group* group, const RankState& state, uint32_t step) {
     const int64_t until = now_ns() + group->spin_ns;
     for (uint32_t turn = 1;; ++turn) {
@@ -75,21 +77,23 @@ tw_status time_out(tw_shm_group* group, uint32_t step, Operation operation) {
             used += snprintf(missing + used, sizeof missing - used, count++ ? ", %d" : "%d", rank);
         }
     }
-    say(group, -1, "rank %d waited %g s in %s for rank%s %s", group->rank, double(group->timeout_ns) / kSecond,
-        name_of(operation), count == 1 ? "" : "s", missing);
+    say(group, -1, "rank %d waited %g s in %s for rank%s %s", group->rank,
+        double(group->timeout_ns) / kSecond, name_of(operation), count == 1 ? "" : "s", missing);
     abort_group(group, AbortKind::kFailed, -1, group->error);
     return TW_ERROR_TIMEOUT;
 }
 
 bool has_died(const tw_shm_group* group, int rank) {
     const RankState& state = group->ranks[rank];
+    // Two looks: it did not leave between them.
+    // Two looks: it did not leave between them.
     return state.presence.load(std::memory_order_acquire) == kPresent && group->lock_fd >= 0 &&
            !presence_lock_is_held(group->lock_fd, rank) &&
-           state.presence.load(std::memory_order_acquire) == kPresent;  // it did not leave between the two looks
+           state.presence.load(std::memory_order_acquire) == kPresent;
 }
 
-// TW_ERROR_ABORTED, and the group is told, when `awaited` can no longer arrive or any rank has died: the one awaited
-// may itself be waiting for that one, or be asleep until its next command.
+// TW_ERROR_ABORTED, and the group is told, when `awaited` can no longer arrive or any rank has died: the one
+// awaited may itself be waiting for that one, or be asleep until its next command.
 tw_status check_alive(tw_shm_group* group, int awaited, uint32_t step, Operation operation) {
     int lost = -1;
     const char* how = "died: its process ended";
@@ -116,7 +120,8 @@ tw_status wait_for(tw_shm_group* group, int rank, uint32_t step, Operation opera
         state.sleepers.fetch_add(1, std::memory_order_seq_cst);
         const uint32_t seen = state.arrived.load(std::memory_order_seq_cst);
         const int64_t left = idle ? kSleepSlice : deadline - now_ns();
-        if (!reached(state, step) && left > 0 && group->header->abort_word.load(std::memory_order_acquire) == 0) {
+        if (!reached(state, step) && left > 0 &&
+            group->header->abort_word.load(std::memory_order_acquire) == 0) {
             futex_wait(state.arrived, seen, std::min(left, kSleepSlice));
         }
         state.sleepers.fetch_sub(1, std::memory_order_relaxed);
@@ -128,15 +133,17 @@ tw_status wait_for(tw_shm_group* group, int rank, uint32_t step, Operation opera
 }
 
 void describe(const Tag& tag, char* text, size_t bytes) {
-    static const char* const kDtypes[] = {"", " of float32", " of bfloat16", " of float16", " of int32", " of int64",
-                                          " of uint8"};
+    static const char* const kDtypes[] = {"",          " of float32", " of bfloat16", " of float16",
+                                          " of int32", " of int64",   " of uint8"};
     const char* dtype = tag.dtype >= 0 && tag.dtype <= TW_SHM_UINT8 ? kDtypes[tag.dtype] : "";
     int used = snprintf(text, bytes, "%s", name_of(tag.operation));
     if (tag.operation != Operation::kBarrier && tag.operation != Operation::kBroadcastBytes) {
-        used += snprintf(text + used, bytes - used, "(%llu bytes%s)", static_cast<unsigned long long>(tag.bytes), dtype);
+        used += snprintf(text + used, bytes - used, "(%llu bytes%s)",
+                         static_cast<unsigned long long>(tag.bytes), dtype);
     }
     if (tag.operation == Operation::kReduceNorm) {
-        used += snprintf(text + used, bytes - used, " at offset %llu", static_cast<unsigned long long>(tag.offset));
+        used += snprintf(text + used, bytes - used, " at offset %llu",
+                         static_cast<unsigned long long>(tag.offset));
     }
     if (tag.root >= 0) snprintf(text + used, bytes - used, " from rank %d", tag.root);
 }
@@ -145,7 +152,8 @@ tw_status mismatch(tw_shm_group* group, const Tag& own, int rank, const Tag& oth
     char mine[128], theirs[128], reason[kReasonBytes];
     describe(own, mine, sizeof mine);
     describe(other, theirs, sizeof theirs);
-    snprintf(reason, sizeof reason, "rank %d called %s where rank %d called %s", group->rank, mine, rank, theirs);
+    snprintf(reason, sizeof reason, "rank %d called %s where rank %d called %s", group->rank, mine, rank,
+             theirs);
     abort_group(group, AbortKind::kMismatch, -1, reason);
     return check_aborted(group);
 }
@@ -153,7 +161,8 @@ tw_status mismatch(tw_shm_group* group, const Tag& own, int rank, const Tag& oth
 // A child of a fork has the parent's memory, and would take the parent's steps.
 tw_status check_process(tw_shm_group* group) {
     if (group->generation == fork_generation()) return TW_OK;
-    say(group, -1, "rank %d was called in a process forked from it; only the process that joined the group may call",
+    say(group, -1,
+        "rank %d was called in a process forked from it; only the process that joined the group may call",
         group->rank);
     return TW_ERROR_ABORTED;
 }
@@ -174,8 +183,9 @@ Layout::Layout(int size, size_t slot_bytes) {
 }
 
 const char* name_of(Operation operation) {
-    static const char* const kNames[] = {"barrier", "all_reduce", "all_gather", "gather_columns", "broadcast", "broadcast_bytes",
-                                         "all_reduce_rms_norm"};
+    static const char* const kNames[] = {
+        "barrier",   "all_reduce",      "all_gather",         "gather_columns",
+        "broadcast", "broadcast_bytes", "all_reduce_rms_norm"};
     return kNames[static_cast<uint32_t>(operation)];
 }
 
@@ -229,8 +239,10 @@ tw_status check_aborted(tw_shm_group* group) {
     const int author = static_cast<int>(word >> 8 & 0xff) - 1;
     const int failed_rank = static_cast<int>(word >> 16) - 1;
     const bool known = author >= 0 && author <= group->size;
-    say(group, failed_rank, "%.*s", int(kReasonBytes) - 1, known ? group->reason(author) : "the segment is damaged");
-    return (word & 0xff) == static_cast<uint32_t>(AbortKind::kMismatch) ? TW_ERROR_MISMATCH : TW_ERROR_ABORTED;
+    say(group, failed_rank, "%.*s", int(kReasonBytes) - 1,
+        known ? group->reason(author) : "the segment is damaged");
+    return (word & 0xff) == static_cast<uint32_t>(AbortKind::kMismatch) ? TW_ERROR_MISMATCH
+                                                                        : TW_ERROR_ABORTED;
 }
 
 }  // namespace tokenweave::shm
@@ -274,7 +286,8 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
         group->lock_fd = lock_presence(segment_fd, rank);
         uint32_t expected = kNeverCame;
         const uint32_t presence = group->lock_fd >= 0 ? kPresent : kPresentUnwatched;
-        if (!group->ranks[rank].presence.compare_exchange_strong(expected, presence, std::memory_order_acq_rel)) {
+        if (!group->ranks[rank].presence.compare_exchange_strong(expected, presence,
+                                                                 std::memory_order_acq_rel)) {
             unlock_presence(group->lock_fd);
             delete group;
             return TW_ERROR_INVALID_ARGUMENT;
@@ -301,7 +314,9 @@ extern "C" int tw_shm_set_spin(tw_shm_group* group, int64_t spin_ns) {
     return TW_OK;
 }
 
-extern "C" int tw_shm_check(tw_shm_group* group) { return group ? check_aborted(group) : TW_ERROR_INVALID_ARGUMENT; }
+extern "C" int tw_shm_check(tw_shm_group* group) {
+    return group ? check_aborted(group) : TW_ERROR_INVALID_ARGUMENT;
+}
 
 extern "C" int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason) {
     if (!group || !reason || failed_rank < -1 || failed_rank >= group->size) return TW_ERROR_INVALID_ARGUMENT;

@@ -3,12 +3,14 @@
 // Thread safety: one thread at a time per `tw_shm_group`, except `abort_group`, which any thread may call.
 //
 // Invariants
-// 1. Every collective is a sequence of steps, numbered from 1 alike on all ranks. A rank *arrives* at step n by
-//    storing n to its `arrived`, with release: its tag and its slot of parity n % 2 are then complete, and it has
-//    finished reading everything of step n - 1.
-// 2. A rank writes its tag and slot of parity n % 2 only after it has seen every rank arrive at step n - 1, that is,
-//    when every rank has finished with step n - 2, the last that used them. So one wait per step is enough, nothing
-//    is ever reset, and a root may run ahead of its receivers by one step.
+// 1. Every collective is a sequence of steps, numbered from 1 alike on all ranks. A rank *arrives* at step n
+// by
+//    storing n to its `arrived`, with release: its tag and its slot of parity n % 2 are then complete, and it
+//    has finished reading everything of step n - 1.
+// 2. A rank writes its tag and slot of parity n % 2 only after it has seen every rank arrive at step n - 1,
+// that is,
+//    when every rank has finished with step n - 2, the last that used them. So one wait per step is enough,
+//    nothing is ever reset, and a root may run ahead of its receivers by one step.
 // 3. `arrived` only grows (modulo 2^32). It is also the futex word that waiters sleep on.
 // 4. The abort word goes from 0 to one value, once. Every wait looks at it, at least every 50 ms.
 #ifndef TOKENWEAVE_COMM_GROUP_H
@@ -32,7 +34,15 @@ constexpr uint64_t kLayoutVersion = 2;
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<uint64_t>::is_always_lock_free,
               "atomics in shared memory must not need a lock");
 
-enum class Operation : uint32_t { kBarrier, kAllReduce, kAllGather, kGatherColumns, kBroadcast, kBroadcastBytes, kReduceNorm };
+enum class Operation : uint32_t {
+    kBarrier,
+    kAllReduce,
+    kAllGather,
+    kGatherColumns,
+    kBroadcast,
+    kBroadcastBytes,
+    kReduceNorm
+};
 
 // What a rank calls at a step. Ranks whose tags differ are out of step.
 struct Tag {
@@ -43,8 +53,8 @@ struct Tag {
     uint64_t offset = 0;  // kReduceNorm: where in its region each rank's partial sum begins
 
     bool operator==(const Tag& other) const {
-        return operation == other.operation && dtype == other.dtype && root == other.root && bytes == other.bytes &&
-               offset == other.offset;
+        return operation == other.operation && dtype == other.dtype && root == other.root &&
+               bytes == other.bytes && offset == other.offset;
     }
 };
 
@@ -60,9 +70,10 @@ struct alignas(kLineBytes) RankState {
 
 enum class AbortKind : uint32_t { kNone, kFailed, kMismatch };
 
-// The segment: this header, a reason text per author, the ranks' states, then two slots per rank. All zero when new.
+// The segment: this header, a reason text per author, the ranks' states, then two slots per rank. All zero
+// when new.
 struct Header {
-    std::atomic<uint64_t> shape;       // layout version, size and slot bytes, packed; 0 until the first rank came
+    std::atomic<uint64_t> shape;  // layout version, size and slot bytes, packed; 0 until the first rank came
     std::atomic<uint32_t> abort_word;  // kind | author + 1 << 8 | failed rank + 1 << 16
 };
 
@@ -91,7 +102,9 @@ struct tw_shm_group {
     int failed_rank = -1;  // with `error`, what the last call that failed has to say
     char error[tokenweave::shm::kReasonBytes] = "";
 
-    char* slot(int of_rank, uint32_t at_step) const { return slots + (2 * of_rank + (at_step & 1)) * slot_bytes; }
+    char* slot(int of_rank, uint32_t at_step) const {
+        return slots + (2 * of_rank + (at_step & 1)) * slot_bytes;
+    }
     char* reason(int author) const { return reasons + author * tokenweave::shm::kReasonBytes; }
 };
 
@@ -103,8 +116,8 @@ tw_status begin_step(tw_shm_group* group, Operation operation, bool idle);
 // Arrives at the step begun. After it the slot is no longer this rank's to write.
 void arrive(tw_shm_group* group, const Tag& tag);
 
-// Waits until `rank` has arrived at the step begun, and checks that it calls the same. Its slot is readable after it,
-// until this rank arrives at the next step.
+// Waits until `rank` has arrived at the step begun, and checks that it calls the same. Its slot is readable
+// after it, until this rank arrives at the next step.
 tw_status await_rank(tw_shm_group* group, int rank, const Tag& tag, bool idle);
 tw_status await_all(tw_shm_group* group, const Tag& tag);
 
@@ -116,13 +129,14 @@ tw_status check_aborted(tw_shm_group* group);
 
 const char* name_of(Operation operation);
 
-// Liveness: a rank holds a lock on its own byte of the segment's file for as long as it lives; the kernel lets go of
-// it however the process ends. Returns -1 where such locks cannot be had.
+// Liveness: a rank holds a lock on its own byte of the segment's file for as long as it lives; the kernel
+// lets go of it however the process ends. Returns -1 where such locks cannot be had.
 int lock_presence(int segment_fd, int rank);
 void unlock_presence(int lock_fd);
 bool presence_lock_is_held(int lock_fd, int rank);
 
-// How many forks lie between this process and the one that loaded the library: a group is of the process that joined.
+// How many forks lie between this process and the one that loaded the library: a group is of the process that
+// joined.
 uint32_t fork_generation();
 
 }  // namespace tokenweave::shm

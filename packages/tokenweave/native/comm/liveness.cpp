@@ -1,9 +1,9 @@
-// How a rank knows that another has died, without a supervisor: open-file-description locks on the segment's file.
-// Unlike process-wide fcntl locks they also tell the ranks of one process apart, and unlike process ids they are
-// never reused and mean the same in every pid namespace.
+// How a rank knows that another has died, without a supervisor: open-file-description locks on the segment's
+// file. Unlike process-wide fcntl locks they also tell the ranks of one process apart, and unlike process ids
+// they are never reused and mean the same in every pid namespace.
 //
-// A child that a rank forks inherits the open file, and with it the lock. So every lock is closed in the child, which
-// leaves the parent's alone: the lock goes when the last descriptor of that open file does.
+// A child that a rank forks inherits the open file, and with it the lock. So every lock is closed in the
+// child, which leaves the parent's alone: the lock goes when the last descriptor of that open file does.
 #include <fcntl.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -26,8 +26,8 @@ struct flock byte_of(int rank, short type) {
     return lock;
 }
 
-// The locks that this process holds. Slots are reused and never freed, so that the child of a fork, where a mutex may
-// be held for ever, can walk the list.
+// The locks that this process holds. Slots are reused and never freed, so that the child of a fork, where a
+// mutex may be held for ever, can walk the list.
 struct Held {
     std::atomic<int> fd{-1};
     Held* next = nullptr;
@@ -54,8 +54,7 @@ bool remember(int fd) {
     if (!held) return false;
     held->fd.store(fd);
     held->next = all_held.load();
-    while (!all_held.compare_exchange_weak(held->next, held)) {
-    }
+    while (!all_held.compare_exchange_weak(held->next, held)) {}
     return true;
 }
 
@@ -77,7 +76,8 @@ void unlock_presence(int lock_fd) {
 int lock_presence(int segment_fd, int rank) {
 #ifdef F_OFD_SETLK
     if (segment_fd < 0) return -1;
-    // Opened anew: the descriptor that the ranks inherited is one open file description, shared by all of them.
+    // Opened anew: the descriptor that the ranks inherited is one open file description, shared by all of
+    // them.
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", segment_fd);
     const int fd = open(path, O_RDWR | O_CLOEXEC);

@@ -17,8 +17,9 @@ namespace {
 #define INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
-// Each type: how it is stored, what it is summed in, and the way between the two. The conversions are written on
-// bits, so that every instruction set gives the same ones (AVX512_BF16's own rounding flushes denormals to zero).
+// Each type: how it is stored, what it is summed in, and the way between the two. The conversions are written
+// on bits, so that every instruction set gives the same ones (AVX512_BF16's own rounding flushes denormals to
+// zero).
 template <typename T>
 struct Plain {
     using Stored = T;
@@ -54,8 +55,8 @@ struct Float16 {
     static INLINE Wide widen(Stored value) {
         const uint32_t sign = uint32_t(value & 0x8000) << 16, magnitude = value & 0x7fff;
         const uint32_t normal = (magnitude << 13) + 0x38000000;
-        const uint32_t special = (magnitude << 13) + 0x70000000;                      // infinity and NaN
-        const uint32_t small = bits_of(float(int32_t(magnitude)) * 0x1p-24f);         // zero and denormals, exact
+        const uint32_t special = (magnitude << 13) + 0x70000000;               // infinity and NaN
+        const uint32_t small = bits_of(float(int32_t(magnitude)) * 0x1p-24f);  // zero and denormals, exact
         return float_of(sign | (magnitude >= 0x7c00 ? special : magnitude >= 0x400 ? normal : small));
     }
     static INLINE Stored narrow(Wide value) {
@@ -96,10 +97,10 @@ INLINE void sum_body(void* out_bytes, const void* const* parts, int num_parts, s
     }
 }
 
-#define SUM_VARIANT(name, attributes)                                                             \
-    template <typename Type>                                                                      \
-    attributes void name(void* out, const void* const* parts, int num_parts, size_t count) {      \
-        sum_body<Type>(out, parts, num_parts, count);                                             \
+#define SUM_VARIANT(name, attributes)                                                        \
+    template <typename Type>                                                                 \
+    attributes void name(void* out, const void* const* parts, int num_parts, size_t count) { \
+        sum_body<Type>(out, parts, num_parts, count);                                        \
     }
 
 SUM_VARIANT(sum_portable, )
@@ -124,23 +125,37 @@ SumFunction best() {
 
 SumFunction sum_function(int dtype) {
     switch (dtype) {
-        case TW_SHM_FLOAT32: return best<Float32>();
-        case TW_SHM_BFLOAT16: return best<Bfloat16>();
-        case TW_SHM_FLOAT16: return best<Float16>();
-        case TW_SHM_INT32: return best<Plain<uint32_t>>();  // unsigned, so that overflow wraps
-        case TW_SHM_INT64: return best<Plain<uint64_t>>();
-        case TW_SHM_UINT8: return best<Plain<uint8_t>>();
-        default: return nullptr;
+        case TW_SHM_FLOAT32:
+            return best<Float32>();
+        case TW_SHM_BFLOAT16:
+            return best<Bfloat16>();
+        case TW_SHM_FLOAT16:
+            return best<Float16>();
+        case TW_SHM_INT32:
+            return best<Plain<uint32_t>>();  // unsigned, so that overflow wraps
+        case TW_SHM_INT64:
+            return best<Plain<uint64_t>>();
+        case TW_SHM_UINT8:
+            return best<Plain<uint8_t>>();
+        default:
+            return nullptr;
     }
 }
 
 size_t element_bytes(int dtype) {
     switch (dtype) {
-        case TW_SHM_FLOAT32: case TW_SHM_INT32: return 4;
-        case TW_SHM_BFLOAT16: case TW_SHM_FLOAT16: return 2;
-        case TW_SHM_INT64: return 8;
-        case TW_SHM_UINT8: return 1;
-        default: return 0;
+        case TW_SHM_FLOAT32:
+        case TW_SHM_INT32:
+            return 4;
+        case TW_SHM_BFLOAT16:
+        case TW_SHM_FLOAT16:
+            return 2;
+        case TW_SHM_INT64:
+            return 8;
+        case TW_SHM_UINT8:
+            return 1;
+        default:
+            return 0;
     }
 }
 

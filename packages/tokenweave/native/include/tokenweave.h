@@ -27,13 +27,15 @@ typedef enum tw_status {
 /* Version of this ABI; the Python loader refuses another. */
 TW_API int tw_abi_version(void);
 
-/* ---- CPU kernels ----------------------------------------------------------------------------------------------
+/* ---- CPU kernels
+ * ----------------------------------------------------------------------------------------------
  *
  * Thread safety: a pool serves one caller at a time; separate pools are independent. No call keeps a pointer.
  *
  * Invariants:
- *  1. A row's result is the same bit for bit whatever rows surround it, however many threads work, and however a
- *     prompt is cut into chunks: each output has one accumulator and takes its terms in ascending order.
+ *  1. A row's result is the same bit for bit whatever rows surround it, however many threads work, and
+ * however a prompt is cut into chunks: each output has one accumulator and takes its terms in ascending
+ * order.
  *  2. Indices into caches, tables and rows are checked before anything is read or written through them.
  *
  * Row strides (ld*) count elements. Rows are contiguous. dtypes are tw_dtype.
@@ -47,95 +49,109 @@ TW_API int tw_best_isa(void);
 
 /* A team of `num_threads` workers, the caller being one, running the kernels compiled for `isa`. */
 typedef struct tw_pool tw_pool;
-TW_API int tw_pool_create(int num_threads, int isa, tw_pool **pool);
-TW_API void tw_pool_destroy(tw_pool *pool);
+TW_API int tw_pool_create(int num_threads, int isa, tw_pool** pool);
+TW_API void tw_pool_destroy(tw_pool* pool);
 
 /* Weights. Panels of 32 outputs: bfloat16 [n/32][k/2][32][2], float32 [n/32][k][32], zero padded. */
 TW_API int64_t tw_packed_size_bytes(int64_t n, int64_t k, int dtype);
-TW_API int tw_pack(tw_pool *pool, const void *weight, int64_t ldw, int weight_dtype, int64_t n, int64_t k, void *packed,
-                   int dtype);
+TW_API int tw_pack(tw_pool* pool, const void* weight, int64_t ldw, int weight_dtype, int64_t n, int64_t k,
+                   void* packed, int dtype);
 /* y (m, n) = x (m, k) weight^T + bias (n) float32 or NULL. out_dtype: dtype or TW_FLOAT32. */
-TW_API int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *packed, const float *bias, void *y,
-                     int64_t ldy, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype);
+TW_API int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* packed, const float* bias,
+                     void* y, int64_t ldy, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype);
 /* out (m, k): row ids[i] - first_row of a packed weight, or zeros where it has no such row. */
-TW_API int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_t m, int64_t first_row,
-                          int64_t n, int64_t k, void *out, int dtype);
+TW_API int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_t m, int64_t first_row,
+                          int64_t n, int64_t k, void* out, int dtype);
 
 /* The norms where a sublayer's output joins the residual. */
 typedef struct tw_residual_norms {
-    const void *weight;      /* (h): of the residual's norm, which out gets; NULL: out gets the residual itself */
-    const void *post_weight; /* (h): of the norm of what is added to the residual; NULL: it is added as it is */
+    const void* weight; /* (h): of the residual's norm, which out gets; NULL: out gets the residual itself */
+    const void*
+        post_weight; /* (h): of the norm of what is added to the residual; NULL: it is added as it is */
     float eps;
 } tw_residual_norms;
 
-/* residual, float32 whatever the dtype, += x, normed first where there is a post_weight; out = the residual, normed where
- * there is a weight. Where residual is NULL, out = rms_norm(x) * weight, and there is no post_weight. */
-TW_API int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr,
-                       const tw_residual_norms *norms, void *out, int64_t ldo, int64_t m, int64_t h, int dtype);
+/* residual, float32 whatever the dtype, += x, normed first where there is a post_weight; out = the residual,
+ * normed where there is a weight. Where residual is NULL, out = rms_norm(x) * weight, and there is no
+ * post_weight. */
+TW_API int tw_rms_norm(tw_pool* pool, const void* x, int64_t ldx, float* residual, int64_t ldr,
+                       const tw_residual_norms* norms, void* out, int64_t ldo, int64_t m, int64_t h,
+                       int dtype);
 /* out (m, i) = silu(gate) * up of gate_up (m, 2i) = [gate | up]. */
-TW_API int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
+TW_API int tw_silu_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
+                           int dtype);
 /* The same with GELU by its tanh in silu's place. */
-TW_API int tw_gelu_tanh_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype);
+TW_API int tw_gelu_tanh_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m,
+                                int64_t i, int dtype);
 
 /* KV blocks of 16 tokens, (num_blocks, 2, num_kv_heads, 16 * head_dim), inside a head:
  *   bfloat16: K [head_dim/2][16][2], V [8][head_dim][2];  float32: K [head_dim][16], V [16][head_dim].
  * head_dim is a multiple of 16.
  *
- * The new tokens of the sequences of one forward pass, alike for all its layers. Sequence s owns the rows query_start[s]
- * to query_start[s + 1] of q, the last of its seq_lens[s] tokens; its key t is in block block_tables[s][t / 16]. */
+ * The new tokens of the sequences of one forward pass, alike for all its layers. Sequence s owns the rows
+ * query_start[s] to query_start[s + 1] of q, the last of its seq_lens[s] tokens; its key t is in block
+ * block_tables[s][t / 16]. */
 typedef struct tw_attention_batch {
-    const float *cos_sin; /* (max_position, head_dim) = [cos | sin], for the two halves of a head */
+    const float* cos_sin; /* (max_position, head_dim) = [cos | sin], for the two halves of a head */
     int64_t max_position;
-    const int32_t *positions;    /* (m): rows of cos_sin */
-    const int32_t *slots;        /* (m): where K and V go, block * 16 + offset */
-    const int32_t *block_tables; /* (num_seqs, max_blocks) */
+    const int32_t* positions;    /* (m): rows of cos_sin */
+    const int32_t* slots;        /* (m): where K and V go, block * 16 + offset */
+    const int32_t* block_tables; /* (num_seqs, max_blocks) */
     int64_t max_blocks;
-    const int32_t *query_start; /* (num_seqs + 1) */
-    const int32_t *seq_lens;    /* (num_seqs) */
+    const int32_t* query_start; /* (num_seqs + 1) */
+    const int32_t* seq_lens;    /* (num_seqs) */
     int64_t num_seqs, m;
 } tw_attention_batch;
 
 /* How one layer attends. KV head j serves query heads group_start[j] to group_start[j + 1]. */
 typedef struct tw_attention_layer {
-    const int32_t *group_start; /* (num_kv_heads + 1) */
+    const int32_t* group_start; /* (num_kv_heads + 1) */
     int32_t num_heads, num_kv_heads, head_dim;
-    float scale;                /* of a query times a key */
-    int32_t sliding_window;     /* keys that a token sees, itself included; 0: all before it */
-    float softcap;              /* scores become softcap * tanh(scaled / softcap); 0: they stay */
-    const void *q_norm, *k_norm; /* (head_dim) of the call's dtype, or NULL: heads are normed before they are rotated */
+    float scale;            /* of a query times a key */
+    int32_t sliding_window; /* keys that a token sees, itself included; 0: all before it */
+    float softcap;          /* scores become softcap * tanh(scaled / softcap); 0: they stay */
+    const void *q_norm,
+        *k_norm; /* (head_dim) of the call's dtype, or NULL: heads are normed before they are rotated */
     float norm_eps;
 } tw_attention_layer;
 
-/* Rotates q and k of qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v] and writes k and v to the cache; q goes
- * to q (m, num_heads * head_dim). */
-TW_API int tw_rope_and_store(tw_pool *pool, const void *qkv, int64_t ldqkv, void *cache, int64_t num_blocks,
-                             const tw_attention_batch *batch, const tw_attention_layer *layer, void *q, int dtype);
+/* Rotates q and k of qkv (m, (num_heads + 2 num_kv_heads) * head_dim) = [q | k | v] and writes k and v to the
+ * cache; q goes to q (m, num_heads * head_dim). */
+TW_API int tw_rope_and_store(tw_pool* pool, const void* qkv, int64_t ldqkv, void* cache, int64_t num_blocks,
+                             const tw_attention_batch* batch, const tw_attention_layer* layer, void* q,
+                             int dtype);
 /* Causal attention of q over the cached keys, to out (m, num_heads * head_dim). */
-TW_API int tw_paged_attention(tw_pool *pool, const void *q, int64_t ldq, const void *cache, int64_t num_blocks,
-                              const tw_attention_batch *batch, const tw_attention_layer *layer, void *out, int dtype);
+TW_API int tw_paged_attention(tw_pool* pool, const void* q, int64_t ldq, const void* cache,
+                              int64_t num_blocks, const tw_attention_batch* batch,
+                              const tw_attention_layer* layer, void* out, int dtype);
 
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
 typedef enum tw_limit {
     TW_LIMIT_FMA_GFLOPS = 0,
     TW_LIMIT_BF16_GFLOPS = 1,
     TW_LIMIT_READ_GBPS = 2,
-    /* Bytes read and written, in the mix of tw_shm_all_reduce_rms_norm over two ranks: two streams are read, one of
-     * float32 is updated, one is written. The first mix is that of float32, the second that of bfloat16. */
+    /* Bytes read and written, in the mix of tw_shm_all_reduce_rms_norm over two ranks: two streams are read,
+     * one of float32 is updated, one is written. The first mix is that of float32, the second that of
+     * bfloat16. */
     TW_LIMIT_FUSED_F32_GBPS = 3,
     TW_LIMIT_FUSED_BF16_GBPS = 4
 } tw_limit;
-TW_API int tw_measure_limit(tw_pool *pool, int limit, double seconds, double *value);
+TW_API int tw_measure_limit(tw_pool* pool, int limit, double seconds, double* value);
 
-/* ---- Shared-memory collectives ----------------------------------------------------------------------------------
+/* ---- Shared-memory collectives
+ * ----------------------------------------------------------------------------------
  *
- * Thread safety: a tw_shm_group is one rank's handle, used by one thread at a time; only tw_shm_abort may be called
- * by any thread at any time. The segment is zero-filled memory that every rank maps, for one group, once.
+ * Thread safety: a tw_shm_group is one rank's handle, used by one thread at a time; only tw_shm_abort may be
+ * called by any thread at any time. The segment is zero-filled memory that every rank maps, for one group,
+ * once.
  *
  * Invariants:
  *  1. All ranks make the same calls in the same order; where they do not, all get TW_ERROR_MISMATCH.
- *  2. A sum is taken in rank order, in float32 (integers: wrapping), rounded once: the same bits on every rank.
- *  3. Every wait ends: TW_OK, TW_ERROR_TIMEOUT, TW_ERROR_ABORTED (a rank died, left or aborted) or TW_ERROR_MISMATCH.
- *     After any error but an invalid argument the group is aborted; tw_shm_last_error says why.
+ *  2. A sum is taken in rank order, in float32 (integers: wrapping), rounded once: the same bits on every
+ * rank.
+ *  3. Every wait ends: TW_OK, TW_ERROR_TIMEOUT, TW_ERROR_ABORTED (a rank died, left or aborted) or
+ * TW_ERROR_MISMATCH. After any error but an invalid argument the group is aborted; tw_shm_last_error says
+ * why.
  */
 typedef enum tw_shm_dtype {
     TW_SHM_FLOAT32 = 1,
@@ -147,11 +163,11 @@ typedef enum tw_shm_dtype {
 } tw_shm_dtype;
 
 typedef struct tw_shm_options {
-    int32_t rank; /* -1: an observer, which may only abort */
-    int32_t size; /* up to 64 */
+    int32_t rank;        /* -1: an observer, which may only abort */
+    int32_t size;        /* up to 64 */
     uint64_t slot_bytes; /* of one rank's buffer, of which it has two; a multiple of 4096 */
-    int64_t timeout_ns; /* bound of every wait that is not idle */
-    int64_t spin_ns; /* how long a wait stays awake before it sleeps; see tw_shm_set_spin */
+    int64_t timeout_ns;  /* bound of every wait that is not idle */
+    int64_t spin_ns;     /* how long a wait stays awake before it sleeps; see tw_shm_set_spin */
 } tw_shm_options;
 
 typedef struct tw_shm_group tw_shm_group;
@@ -159,62 +175,64 @@ typedef struct tw_shm_group tw_shm_group;
 /* Bytes of the segment that a group needs; 0 for a size or slot_bytes that cannot be. */
 TW_API size_t tw_shm_segment_bytes(int size, size_t slot_bytes);
 
-/* Joins. segment_fd is the segment's file, through which the others notice this process's death, or -1. Refuses a
- * segment that is too small, has been used with another size or slot_bytes, or has had this rank already. */
-TW_API int tw_shm_attach(void *base, size_t segment_bytes, int segment_fd, const tw_shm_options *options,
-                         tw_shm_group **group);
+/* Joins. segment_fd is the segment's file, through which the others notice this process's death, or -1.
+ * Refuses a segment that is too small, has been used with another size or slot_bytes, or has had this rank
+ * already. */
+TW_API int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, const tw_shm_options* options,
+                         tw_shm_group** group);
 /* Leaves: a rank that still waits for this one gets TW_ERROR_ABORTED. */
-TW_API void tw_shm_detach(tw_shm_group *group);
+TW_API void tw_shm_detach(tw_shm_group* group);
 
 /* Returns once every rank has called it; what each wrote to shared memory before is visible after. */
-TW_API int tw_shm_barrier(tw_shm_group *group);
+TW_API int tw_shm_barrier(tw_shm_group* group);
 /* data[count] becomes the sum over the ranks. */
-TW_API int tw_shm_all_reduce(tw_shm_group *group, void *data, size_t count, int dtype);
+TW_API int tw_shm_all_reduce(tw_shm_group* group, void* data, size_t count, int dtype);
 /* gathered (size * bytes) becomes the ranks' data (bytes each) in rank order. */
-TW_API int tw_shm_all_gather(tw_shm_group *group, const void *data, void *gathered, size_t bytes);
-/* On the root, gathered (rows, sum of row_bytes) becomes the ranks' data (rows, row_bytes[rank]) side by side; NULL on
- * the others, which may return before the root has it. */
-TW_API int tw_shm_gather_columns(tw_shm_group *group, const void *data, void *gathered, size_t rows,
-                                 const size_t *row_bytes, int root);
-/* The fused operation (TokenWeave, section 3). Rank r's partial sums, (rows, h) of `dtype` (tw_dtype), lie at `symmetric +
- * r * region_bytes + offset`; their sum, taken in float32 in rank order, is added to residual (rows, h) float32, which
- * is this rank's own memory, and out (rows, h) gets what `norms` make of it, as in tw_rms_norm.
- *   one_shot 0: each rank does its rows (tw_shm_owned_rows) of a residual and of an `out` that is one memory for all
- *     ranks. After it every row of out is there, and nobody reads the partial sums any more.
- *   one_shot 1: each rank does all rows, of memory of its own. After it other ranks may still read this rank's partial
- *     sums, until they call the next collective.
- * Ranks that bring different offsets are told, as for different sizes. `pool` shares the rows out among
- * its workers. */
-TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
-                                      size_t offset, float *residual, const tw_residual_norms *norms, void *out,
-                                      int64_t rows, int64_t h, int dtype, int one_shot);
+TW_API int tw_shm_all_gather(tw_shm_group* group, const void* data, void* gathered, size_t bytes);
+/* On the root, gathered (rows, sum of row_bytes) becomes the ranks' data (rows, row_bytes[rank]) side by
+ * side; NULL on the others, which may return before the root has it. */
+TW_API int tw_shm_gather_columns(tw_shm_group* group, const void* data, void* gathered, size_t rows,
+                                 const size_t* row_bytes, int root);
+/* The fused operation (TokenWeave, section 3). Rank r's partial sums, (rows, h) of `dtype` (tw_dtype), lie at
+ * `symmetric + r * region_bytes + offset`; their sum, taken in float32 in rank order, is added to residual
+ * (rows, h) float32, which is this rank's own memory, and out (rows, h) gets what `norms` make of it, as in
+ * tw_rms_norm. one_shot 0: each rank does its rows (tw_shm_owned_rows) of a residual and of an `out` that is
+ * one memory for all ranks. After it every row of out is there, and nobody reads the partial sums any more.
+ *   one_shot 1: each rank does all rows, of memory of its own. After it other ranks may still read this
+ * rank's partial sums, until they call the next collective. Ranks that bring different offsets are told, as
+ * for different sizes. `pool` shares the rows out among its workers. */
+TW_API int tw_shm_all_reduce_rms_norm(tw_shm_group* group, tw_pool* pool, const void* symmetric,
+                                      size_t region_bytes, size_t offset, float* residual,
+                                      const tw_residual_norms* norms, void* out, int64_t rows, int64_t h,
+                                      int dtype, int one_shot);
 /* The same in three calls, for whoever has something to wait for between them, such as a modelled link:
  *   begin: returns once the partial sums of all ranks are there; `bytes` of each, from `offset` on.
  *   rows: this rank's rows, or all with one_shot. Waits for nobody.
  *   end: returns once every row of `out` is there. There is none with one_shot. */
-TW_API int tw_shm_reduce_norm_begin(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
-TW_API int tw_shm_reduce_norm_rows(tw_shm_group *group, tw_pool *pool, const void *symmetric, size_t region_bytes,
-                                   size_t offset, float *residual, const tw_residual_norms *norms, void *out,
-                                   int64_t rows, int64_t h, int dtype, int one_shot);
-TW_API int tw_shm_reduce_norm_end(tw_shm_group *group, size_t bytes, size_t offset, int dtype);
+TW_API int tw_shm_reduce_norm_begin(tw_shm_group* group, size_t bytes, size_t offset, int dtype);
+TW_API int tw_shm_reduce_norm_rows(tw_shm_group* group, tw_pool* pool, const void* symmetric,
+                                   size_t region_bytes, size_t offset, float* residual,
+                                   const tw_residual_norms* norms, void* out, int64_t rows, int64_t h,
+                                   int dtype, int one_shot);
+TW_API int tw_shm_reduce_norm_end(tw_shm_group* group, size_t bytes, size_t offset, int dtype);
 /* The rows of a residual that a rank keeps: [first, last). */
-TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t *first, int64_t *last);
+TW_API void tw_shm_owned_rows(int rank, int size, int64_t rows, int64_t* first, int64_t* last);
 /* data becomes the root's. The root may return before the others have it. */
-TW_API int tw_shm_broadcast(tw_shm_group *group, void *data, size_t bytes, int root);
+TW_API int tw_shm_broadcast(tw_shm_group* group, void* data, size_t bytes, int root);
 /* A message whose length only the root knows: the root sends; the others begin, make room, and take the rest.
  * idle: wait for the other ranks without bound (asleep), yet still end on an abort. */
-TW_API int tw_shm_send_bytes(tw_shm_group *group, const void *data, size_t bytes, int idle);
-TW_API int tw_shm_receive_begin(tw_shm_group *group, int root, int idle, uint64_t *bytes);
-TW_API int tw_shm_receive_rest(tw_shm_group *group, int root, void *data);
+TW_API int tw_shm_send_bytes(tw_shm_group* group, const void* data, size_t bytes, int idle);
+TW_API int tw_shm_receive_begin(tw_shm_group* group, int root, int idle, uint64_t* bytes);
+TW_API int tw_shm_receive_rest(tw_shm_group* group, int root, void* data);
 
 /* From the next wait on. Less suits a rank whose core another thread of it could use meanwhile. */
-TW_API int tw_shm_set_spin(tw_shm_group *group, int64_t spin_ns);
+TW_API int tw_shm_set_spin(tw_shm_group* group, int64_t spin_ns);
 /* What the next call would return if the group has been aborted, else TW_OK. Waits for nobody. */
-TW_API int tw_shm_check(tw_shm_group *group);
+TW_API int tw_shm_check(tw_shm_group* group);
 /* Makes every rank's current and later calls return TW_ERROR_ABORTED. failed_rank: whose fault, or -1. */
-TW_API int tw_shm_abort(tw_shm_group *group, int failed_rank, const char *reason);
+TW_API int tw_shm_abort(tw_shm_group* group, int failed_rank, const char* reason);
 /* Why the last call on this handle failed, and returns the rank whose fault it was, or -1. */
-TW_API int tw_shm_last_error(const tw_shm_group *group, char *text, size_t text_bytes);
+TW_API int tw_shm_last_error(const tw_shm_group* group, char* text, size_t text_bytes);
 
 #ifdef __cplusplus
 }

@@ -20,9 +20,10 @@ constexpr int64_t CACHE_LINE_BYTES = 64;
 constexpr int64_t ALIAS_BYTES = 2048;
 constexpr int64_t MAX_ALIAS_ROWS = 4;
 
-const KernelTable *table_of(int isa) {
+const KernelTable* table_of(int isa) {
     if (isa < 0 || isa > tw_best_isa()) return nullptr;
-    static const KernelTable *const tables[] = {&baseline::table, &avx2::table, &avx512::table, &avx512bf16::table};
+    static const KernelTable* const tables[] = {&baseline::table, &avx2::table, &avx512::table,
+                                                &avx512bf16::table};
     return tables[isa];
 }
 
@@ -36,31 +37,31 @@ int64_t rows_of_block(int64_t row_bytes) {
 }
 
 // Copies x to rows that do not alias.
-void spread_rows(Pool &pool, LinearArgs &args) {
+void spread_rows(Pool& pool, LinearArgs& args) {
     const int64_t size = element_bytes(args.dtype);
     const int64_t stride = div_up(args.k * size, CACHE_LINE_BYTES) * CACHE_LINE_BYTES + CACHE_LINE_BYTES;
     pool.reserve(args.m * stride);
-    char *const rows = pool.caller_scratch();
+    char* const rows = pool.caller_scratch();
     for (int64_t row = 0; row < args.m; ++row)
-        std::memcpy(rows + row * stride, static_cast<const char *>(args.x) + row * args.ldx * size, args.k * size);
+        std::memcpy(rows + row * stride, static_cast<const char*>(args.x) + row * args.ldx * size,
+                    args.k * size);
     args.x = rows;
     args.ldx = stride / size;
 }
 
-int multiply_block(Pool &pool, LinearArgs &args) {
+int multiply_block(Pool& pool, LinearArgs& args) {
     const int64_t size = element_bytes(args.dtype);
     if (args.m > MAX_ALIAS_ROWS && args.ldx * size % ALIAS_BYTES == 0) {
         try {
             spread_rows(pool, args);
-        } catch (const std::bad_alloc &) {
+        } catch (const std::bad_alloc&) {
             return TW_ERROR_OUT_OF_MEMORY;
         }
     }
     const int64_t min_panels = div_up(MIN_PART_BYTES, std::max<int64_t>(1, args.k * size * PANEL));
     const auto kernel = pool.kernels().linear;
-    run_range(pool, div_up(args.n, PANEL), min_panels, [&](int64_t first, int64_t last, char *) {
-        kernel(args, first, last);
-    });
+    run_range(pool, div_up(args.n, PANEL), min_panels,
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
@@ -77,21 +78,21 @@ int tw_best_isa(void) {
     return __builtin_cpu_supports("avx512bf16") ? TW_AVX512_BF16 : TW_AVX512;
 }
 
-int tw_pool_create(int num_threads, int isa, tw_pool **pool) {
-    const KernelTable *table = table_of(isa);
+int tw_pool_create(int num_threads, int isa, tw_pool** pool) {
+    const KernelTable* table = table_of(isa);
     if (!pool || num_threads < 1 || num_threads > MAX_THREADS) return TW_ERROR_INVALID_ARGUMENT;
     if (!table) return TW_ERROR_UNSUPPORTED;
     try {
         *pool = new tw_pool(num_threads, *table);
-    } catch (const std::bad_alloc &) {
+    } catch (const std::bad_alloc&) {
         return TW_ERROR_OUT_OF_MEMORY;
-    } catch (const std::system_error &) {
+    } catch (const std::system_error&) {
         return TW_ERROR_OUT_OF_MEMORY;  // no more threads
     }
     return TW_OK;
 }
 
-void tw_pool_destroy(tw_pool *pool) { delete pool; }
+void tw_pool_destroy(tw_pool* pool) { delete pool; }
 
 int64_t tw_packed_size_bytes(int64_t n, int64_t k, int dtype) {
     if (n < 0 || k < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
@@ -99,27 +100,28 @@ int64_t tw_packed_size_bytes(int64_t n, int64_t k, int dtype) {
     return div_up(n, PANEL) * words * PANEL * 4;
 }
 
-int tw_pack(tw_pool *pool, const void *weight, int64_t ldw, int weight_dtype, int64_t n, int64_t k, void *packed,
-            int dtype) {
+int tw_pack(tw_pool* pool, const void* weight, int64_t ldw, int weight_dtype, int64_t n, int64_t k,
+            void* packed, int dtype) {
     if (!pool || n < 0 || k < 0 || ldw < k || !is_dtype(weight_dtype) || !is_dtype(dtype))
         return TW_ERROR_INVALID_ARGUMENT;
     const PackArgs args{weight, ldw, n, k, weight_dtype, dtype, packed};
     const auto kernel = pool->pool.kernels().pack;
-    run_range(pool->pool, div_up(n, PANEL), 1, [&](int64_t first, int64_t last, char *) { kernel(args, first, last); });
+    run_range(pool->pool, div_up(n, PANEL), 1,
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
-int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *packed, const float *bias, void *y, int64_t ldy,
-              int64_t m, int64_t n, int64_t k, int dtype, int out_dtype) {
+int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* packed, const float* bias, void* y,
+              int64_t ldy, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype) {
     if (!pool || m < 0 || n < 0 || k < 0 || ldx < k || ldy < n || !is_dtype(dtype) ||
         (out_dtype != dtype && out_dtype != TW_FLOAT32))
         return TW_ERROR_INVALID_ARGUMENT;
     LinearArgs args{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
     const int64_t block_rows = rows_of_block(k * element_bytes(dtype));
     for (int64_t row = 0; row < m; row += block_rows) {
-        args.x = static_cast<const char *>(x) + row * ldx * element_bytes(dtype);
+        args.x = static_cast<const char*>(x) + row * ldx * element_bytes(dtype);
         args.ldx = ldx;
-        args.y = static_cast<char *>(y) + row * ldy * element_bytes(out_dtype);
+        args.y = static_cast<char*>(y) + row * ldy * element_bytes(out_dtype);
         args.m = std::min(block_rows, m - row);
         const int status = multiply_block(pool->pool, args);
         if (status != TW_OK) return status;
@@ -127,44 +129,45 @@ int tw_linear(tw_pool *pool, const void *x, int64_t ldx, const void *packed, con
     return TW_OK;
 }
 
-int tw_gather_rows(tw_pool *pool, const void *packed, const int32_t *ids, int64_t m, int64_t first_row, int64_t n,
-                   int64_t k, void *out, int dtype) {
+int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_t m, int64_t first_row,
+                   int64_t n, int64_t k, void* out, int dtype) {
     if (!pool || m < 0 || n < 0 || k < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
     const GatherArgs args{packed, ids, first_row, n, k, out, dtype};
     const auto kernel = pool->pool.kernels().gather_rows;
-    run_range(pool->pool, m, rows_of_grain(k * 8), [&](int64_t first, int64_t last, char *) {
-        kernel(args, first, last);
-    });
+    run_range(pool->pool, m, rows_of_grain(k * 8),
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
-int tw_rms_norm(tw_pool *pool, const void *x, int64_t ldx, float *residual, int64_t ldr, const tw_residual_norms *norms,
-                void *out, int64_t ldo, int64_t m, int64_t h, int dtype) {
+int tw_rms_norm(tw_pool* pool, const void* x, int64_t ldx, float* residual, int64_t ldr,
+                const tw_residual_norms* norms, void* out, int64_t ldo, int64_t m, int64_t h, int dtype) {
     if (!pool || !norms || m < 0 || h < 0 || ldx < h || ldo < h || !is_dtype(dtype) ||
         (residual ? ldr < h : !norms->weight || norms->post_weight))
         return TW_ERROR_INVALID_ARGUMENT;
     const NormArgs args{x,   ldx, residual, ldr,        norms->weight, norms->post_weight,
                         out, ldo, h,        norms->eps, dtype};
     const auto kernel = pool->pool.kernels().rms_norm;
-    run_range(pool->pool, m, rows_of_grain(h), [&](int64_t first, int64_t last, char *) { kernel(args, first, last); });
+    run_range(pool->pool, m, rows_of_grain(h),
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
-static int gate_and_mul(tw_pool *pool, void (*KernelTable::*kernel_of)(const GateArgs &, int64_t, int64_t),
-                        const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype) {
+static int gate_and_mul(tw_pool* pool, void (*KernelTable::*kernel_of)(const GateArgs&, int64_t, int64_t),
+                        const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i, int dtype) {
     if (!pool || m < 0 || i < 0 || ldg < 2 * i || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
     const GateArgs args{gate_up, ldg, out, i, dtype};
     const auto kernel = pool->pool.kernels().*kernel_of;
-    run_range(pool->pool, m, rows_of_grain(2 * i), [&](int64_t first, int64_t last, char *) {
-        kernel(args, first, last);
-    });
+    run_range(pool->pool, m, rows_of_grain(2 * i),
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
-int tw_silu_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype) {
+int tw_silu_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
+                    int dtype) {
     return gate_and_mul(pool, &KernelTable::silu_and_mul, gate_up, ldg, out, m, i, dtype);
 }
 
-int tw_gelu_tanh_and_mul(tw_pool *pool, const void *gate_up, int64_t ldg, void *out, int64_t m, int64_t i, int dtype) {
+int tw_gelu_tanh_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
+                         int dtype) {
     return gate_and_mul(pool, &KernelTable::gelu_tanh_and_mul, gate_up, ldg, out, m, i, dtype);
 }

@@ -2,10 +2,12 @@
 // arXiv 1805.02867; Dao et al., arXiv 2205.14135).
 //
 // Invariants:
-//  1. Every row takes its keys in the same tiles of KEY_TILE, counted from key 0. A key that the row does not see
-//     has probability exactly 0, and a tile without visible keys leaves the row's state as it was: whether it is
-//     visited is a matter of speed only.
-//  2. Nothing is read from slots past the last position of a group of rows, save to be masked: stale slots may hold
+//  1. Every row takes its keys in the same tiles of KEY_TILE, counted from key 0. A key that the row does not
+//  see
+//     has probability exactly 0, and a tile without visible keys leaves the row's state as it was: whether it
+//     is visited is a matter of speed only.
+//  2. Nothing is read from slots past the last position of a group of rows, save to be masked: stale slots
+//  may hold
 //     anything.
 #pragma once
 
@@ -23,30 +25,30 @@ constexpr float LOWEST = -3.4028235e38f;  // finite, so that differences of maxi
 // The running softmax of an item's rows, and a copy of their queries. All in the worker's scratch.
 template <typename T>
 struct AttentionState {
-    T *queries;       // (rows, head_dim)
-    float *sums;      // (rows, LANES): partial sums of probabilities
-    float *maxima;    // (rows,), of scores before the scale: see attend_tile
-    float *outputs;   // (rows, head_dim)
-    T *probabilities;  // (GROUP_ROWS, KEY_TILE)
+    T* queries;        // (rows, head_dim)
+    float* sums;       // (rows, LANES): partial sums of probabilities
+    float* maxima;     // (rows,), of scores before the scale: see attend_tile
+    float* outputs;    // (rows, head_dim)
+    T* probabilities;  // (GROUP_ROWS, KEY_TILE)
 };
 
 template <typename T>
-TW_INLINE size_t divide_scratch(char *scratch, int64_t rows, int64_t head_dim, AttentionState<T> *state) {
+TW_INLINE size_t divide_scratch(char* scratch, int64_t rows, int64_t head_dim, AttentionState<T>* state) {
     size_t used = 0;
     const auto take = [&](size_t size_bytes) {
-        char *part = scratch + used;
+        char* part = scratch + used;
         used += (size_bytes + 63) / 64 * 64;
         return part;
     };
-    state->queries = reinterpret_cast<T *>(take(rows * head_dim * sizeof(T)));
-    state->sums = reinterpret_cast<float *>(take(rows * LANES * sizeof(float)));
-    state->maxima = reinterpret_cast<float *>(take(rows * sizeof(float)));
-    state->outputs = reinterpret_cast<float *>(take(rows * head_dim * sizeof(float)));
-    state->probabilities = reinterpret_cast<T *>(take(GROUP_ROWS * KEY_TILE * sizeof(T)));
+    state->queries = reinterpret_cast<T*>(take(rows * head_dim * sizeof(T)));
+    state->sums = reinterpret_cast<float*>(take(rows * LANES * sizeof(float)));
+    state->maxima = reinterpret_cast<float*>(take(rows * sizeof(float)));
+    state->outputs = reinterpret_cast<float*>(take(rows * head_dim * sizeof(float)));
+    state->probabilities = reinterpret_cast<T*>(take(GROUP_ROWS * KEY_TILE * sizeof(T)));
     return used;
 }
 
-static size_t attention_scratch_bytes(const AttentionArgs &args, int64_t num_rows) {
+static size_t attention_scratch_bytes(const AttentionArgs& args, int64_t num_rows) {
     AttentionState<float> state;  // the larger of the two types
     return divide_scratch(nullptr, num_rows, args.head_dim, &state);
 }
@@ -54,32 +56,33 @@ static size_t attention_scratch_bytes(const AttentionArgs &args, int64_t num_row
 // One tile of keys, for one KV head.
 struct KeyTile {
     int32_t first_key;
-    const char *keys[TILE_BLOCKS];
-    const char *values[TILE_BLOCKS];
+    const char* keys[TILE_BLOCKS];
+    const char* values[TILE_BLOCKS];
 };
 
 template <typename T>
-TW_INLINE KeyTile locate_tile(const AttentionArgs &args, const AttentionItem &item, int32_t first_key,
+TW_INLINE KeyTile locate_tile(const AttentionArgs& args, const AttentionItem& item, int32_t first_key,
                               int32_t last_position) {
     const int64_t head_bytes = BLOCK_SIZE * args.head_dim * sizeof(T);
-    const int32_t *table = args.block_tables + item.sequence * args.max_blocks;
+    const int32_t* table = args.block_tables + item.sequence * args.max_blocks;
     KeyTile tile;
     tile.first_key = first_key;
     for (int b = 0; b < TILE_BLOCKS; ++b) {
         int32_t index = first_key / BLOCK_SIZE + b;
         if (index > last_position / BLOCK_SIZE) index = last_position / BLOCK_SIZE;  // masked, but readable
-        tile.keys[b] = static_cast<const char *>(args.cache) +
-                       (static_cast<int64_t>(table[index]) * 2 * args.num_kv_heads + item.kv_head) * head_bytes;
+        tile.keys[b] =
+            static_cast<const char*>(args.cache) +
+            (static_cast<int64_t>(table[index]) * 2 * args.num_kv_heads + item.kv_head) * head_bytes;
         tile.values[b] = tile.keys[b] + args.num_kv_heads * head_bytes;
     }
     return tile;
 }
 
-// Softmax of one tile's scores: updates maxima and sums, leaves the probabilities as T, returns the factors by which
-// older sums and outputs shrink.
+// Softmax of one tile's scores: updates maxima and sums, leaves the probabilities as T, returns the factors
+// by which older sums and outputs shrink.
 template <typename T, int ROWS>
-TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2, const AttentionState<T> &state,
-                            int row, float (&shrink)[LANES]) {
+TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2,
+                            const AttentionState<T>& state, int row, float (&shrink)[LANES]) {
     float old_maxima[LANES] = {}, new_maxima[LANES] = {};
     TW_UNROLL for (int r = 0; r < ROWS; ++r) {
         const Floats pair = max(max(scores[r][0], scores[r][1]), max(scores[r][2], scores[r][3]));
@@ -90,7 +93,7 @@ TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2
     }
     store(shrink, exp2((load(old_maxima) - load(new_maxima)) * broadcast(scale_log2)));
     TW_UNROLL for (int r = 0; r < ROWS; ++r) {
-        float *sums = state.sums + (row + r) * LANES;
+        float* sums = state.sums + (row + r) * LANES;
         const Floats offset = broadcast(-new_maxima[r] * scale_log2);
         Floats sum = load(sums) * broadcast(shrink[r]);
         TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) {
@@ -104,36 +107,36 @@ TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2
 
 // outputs = outputs * shrink + probabilities * values, for GROUPS * 16 columns of head_dim from `column` on.
 template <typename T, int ROWS, int GROUPS>
-TW_INLINE void weigh_values(const AttentionState<T> &state, int row, const float (&shrink)[LANES], const KeyTile &tile,
-                            int num_keys, int column, int head_dim) {
-    float *out = state.outputs + static_cast<int64_t>(row) * head_dim + column;
+TW_INLINE void weigh_values(const AttentionState<T>& state, int row, const float (&shrink)[LANES],
+                            const KeyTile& tile, int num_keys, int column, int head_dim) {
+    float* out = state.outputs + static_cast<int64_t>(row) * head_dim + column;
     Floats acc[ROWS][GROUPS];
-    TW_UNROLL for (int r = 0; r < ROWS; ++r)
-        TW_UNROLL for (int c = 0; c < GROUPS; ++c)
-            acc[r][c] = load(out + r * head_dim + c * LANES) * broadcast(shrink[r]);
-    const char *weights = reinterpret_cast<const char *>(state.probabilities);
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < GROUPS; ++c) acc[r][c] =
+        load(out + r * head_dim + c * LANES) * broadcast(shrink[r]);
+    const char* weights = reinterpret_cast<const char*>(state.probabilities);
     for (int b = 0; b * BLOCK_SIZE < num_keys; ++b) {
         const int keys = num_keys - b * BLOCK_SIZE < BLOCK_SIZE ? num_keys - b * BLOCK_SIZE : BLOCK_SIZE;
         const int steps = keys / WORD_ELEMENTS<T>;
-        const char *block_weights = weights + b * BLOCK_SIZE * sizeof(T);
-        const char *values[GROUPS];
+        const char* block_weights = weights + b * BLOCK_SIZE * sizeof(T);
+        const char* values[GROUPS];
         TW_UNROLL for (int c = 0; c < GROUPS; ++c) values[c] = tile.values[b] + (column + c * LANES) * 4;
         accumulate<T>(acc, block_weights, KEY_TILE * sizeof(T), values, head_dim * 4, steps);
-        if (steps * WORD_ELEMENTS<T> < keys) {  // the other half of this word's keys is past the last position
+        if (steps * WORD_ELEMENTS<T> <
+            keys) {  // the other half of this word's keys is past the last position
             TW_UNROLL for (int c = 0; c < GROUPS; ++c) {
                 Words last = load_words(values[c] + static_cast<int64_t>(steps) * head_dim * 4);
                 TW_EACH_PART last.part[i] &= 0x0000ffffu;
-                TW_UNROLL for (int r = 0; r < ROWS; ++r)
-                    acc[r][c] = dot<T>(acc[r][c], load_word(block_weights + r * KEY_TILE * sizeof(T) + steps * 4), last);
+                TW_UNROLL for (int r = 0; r < ROWS; ++r) acc[r][c] =
+                    dot<T>(acc[r][c], load_word(block_weights + r * KEY_TILE * sizeof(T) + steps * 4), last);
             }
         }
     }
-    TW_UNROLL for (int r = 0; r < ROWS; ++r)
-        TW_UNROLL for (int c = 0; c < GROUPS; ++c) store(out + r * head_dim + c * LANES, acc[r][c]);
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < GROUPS; ++c)
+        store(out + r * head_dim + c * LANES, acc[r][c]);
 }
 
-// tanh(x) to an absolute error of 1e-7. Beyond 10 it is 1 in float32, and exp2 takes the bounds. A NaN stays one: max
-// gives its second operand where either is NaN.
+// tanh(x) to an absolute error of 1e-7. Beyond 10 it is 1 in float32, and exp2 takes the bounds. A NaN stays
+// one: max gives its second operand where either is NaN.
 TW_INLINE Floats tanh(Floats x) {
     const Floats bounded = zeros() - max(broadcast(-10.0f), zeros() - max(broadcast(-10.0f), x));
     const Floats e = exp2(bounded * broadcast(2.8853900817779268f));  // 2 log2(e): e is exp(2 x)
@@ -143,26 +146,26 @@ TW_INLINE Floats tanh(Floats x) {
 // Scores as the key and the query gave them become softcap * tanh(scale * score / softcap).
 template <int ROWS>
 TW_INLINE void cap_scores(Floats (&scores)[ROWS][KEY_GROUPS], float scale, float softcap) {
-    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c)
-        scores[r][c] = tanh(scores[r][c] * broadcast(scale / softcap)) * broadcast(softcap);
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] =
+        tanh(scores[r][c] * broadcast(scale / softcap)) * broadcast(softcap);
 }
 
 template <int ROWS>
-TW_INLINE void mask_scores(Floats (&scores)[ROWS][KEY_GROUPS], const AttentionArgs &args, const AttentionItem &item,
-                           int row, int group_size, int32_t first_key) {
+TW_INLINE void mask_scores(Floats (&scores)[ROWS][KEY_GROUPS], const AttentionArgs& args,
+                           const AttentionItem& item, int row, int group_size, int32_t first_key) {
     TW_UNROLL for (int r = 0; r < ROWS; ++r) {
         const int32_t position = item.first_position + (row + r) / group_size;
         const int32_t last = position + 1 - first_key;
         const int32_t first = args.sliding_window ? last - args.sliding_window : 0;
-        TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c)
-            scores[r][c] = select_lanes(scores[r][c], first - c * LANES, last - c * LANES, -__builtin_inff());
+        TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] =
+            select_lanes(scores[r][c], first - c * LANES, last - c * LANES, -__builtin_inff());
     }
 }
 
 // Rows row .. row + ROWS of the item against one tile of keys.
 template <typename T, int ROWS>
-void attend_tile(const AttentionArgs &args, const AttentionItem &item, const AttentionState<T> &state, int row,
-                 int group_size, const KeyTile &tile) {
+void attend_tile(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
+                 int row, int group_size, const KeyTile& tile) {
     const int d = args.head_dim;
     const int32_t first_position = item.first_position + row / group_size;
     const int32_t last_position = item.first_position + (row + ROWS - 1) / group_size;
@@ -171,27 +174,32 @@ void attend_tile(const AttentionArgs &args, const AttentionItem &item, const Att
     if (args.sliding_window && end <= first_position + 1 - args.sliding_window) return;
 
     Floats scores[ROWS][KEY_GROUPS];
-    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] = zeros();
-    const char *queries = reinterpret_cast<const char *>(state.queries + static_cast<int64_t>(row) * d);
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] =
+        zeros();
+    const char* queries = reinterpret_cast<const char*>(state.queries + static_cast<int64_t>(row) * d);
     accumulate<T>(scores, queries, d * sizeof(T), tile.keys, BLOCK_SIZE * 4, d / WORD_ELEMENTS<T>);
     if (args.softcap > 0) cap_scores(scores, args.scale, args.softcap);
     const bool window_cuts = args.sliding_window && tile.first_key < last_position + 1 - args.sliding_window;
-    if (end > first_position + 1 || window_cuts) mask_scores(scores, args, item, row, group_size, tile.first_key);
+    if (end > first_position + 1 || window_cuts)
+        mask_scores(scores, args, item, row, group_size, tile.first_key);
 
     float shrink[LANES];
-    // Without a cap the scale is left to the exponent, where it costs nothing. log2(e): exp(x) is exp2(x log2(e)).
+    // Without a cap the scale is left to the exponent, where it costs nothing. log2(e): exp(x) is exp2(x
+    // log2(e)).
     const float scale = args.softcap > 0 ? 1.0f : args.scale;
     softmax_tile<T>(scores, scale * 1.4426950408889634f, state, row, shrink);
     const int num_keys = last_position + 1 < end ? last_position + 1 - tile.first_key : KEY_TILE;
     int column = 0;
     for (; column + 4 * LANES <= d; column += 4 * LANES)
         weigh_values<T, ROWS, 4>(state, row, shrink, tile, num_keys, column, d);
-    for (; column < d; column += LANES) weigh_values<T, ROWS, 1>(state, row, shrink, tile, num_keys, column, d);
+    for (; column < d; column += LANES)
+        weigh_values<T, ROWS, 1>(state, row, shrink, tile, num_keys, column, d);
 }
 
 template <typename T, int ROWS>
-TW_INLINE void attend_rows(const AttentionArgs &args, const AttentionItem &item, const AttentionState<T> &state, int row,
-                           int rows, int group_size, const KeyTile &tile) {
+TW_INLINE void attend_rows(const AttentionArgs& args, const AttentionItem& item,
+                           const AttentionState<T>& state, int row, int rows, int group_size,
+                           const KeyTile& tile) {
     if constexpr (ROWS > 1) {
         if (rows < ROWS) return attend_rows<T, ROWS - 1>(args, item, state, row, rows, group_size, tile);
     }
@@ -199,11 +207,12 @@ TW_INLINE void attend_rows(const AttentionArgs &args, const AttentionItem &item,
 }
 
 template <typename T>
-void begin_rows(const AttentionArgs &args, const AttentionItem &item, const AttentionState<T> &state, int group_size) {
+void begin_rows(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
+                int group_size) {
     const int d = args.head_dim, first_head = args.group_start[item.kv_head];
     const size_t query_size = static_cast<size_t>(group_size) * d;
     for (int64_t i = 0; i < item.num_queries; ++i) {
-        const T *q = static_cast<const T *>(args.q) + (item.first_row + i) * args.ldq + first_head * d;
+        const T* q = static_cast<const T*>(args.q) + (item.first_row + i) * args.ldq + first_head * d;
         memcpy(state.queries + i * query_size, q, query_size * sizeof(T));
     }
     const int64_t rows = static_cast<int64_t>(item.num_queries) * group_size;
@@ -213,19 +222,20 @@ void begin_rows(const AttentionArgs &args, const AttentionItem &item, const Atte
 }
 
 template <typename T>
-void finish_rows(const AttentionArgs &args, const AttentionItem &item, const AttentionState<T> &state,
+void finish_rows(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
                  int group_size) {
     const int d = args.head_dim, first_head = args.group_start[item.kv_head];
     for (int64_t row = 0; row < static_cast<int64_t>(item.num_queries) * group_size; ++row) {
         const Floats inverse = broadcast(1.0f / reduce_add(load(state.sums + row * LANES)));
-        const int64_t head = (item.first_row + row / group_size) * args.num_heads + first_head + row % group_size;
-        T *out = static_cast<T *>(args.out) + head * d;
+        const int64_t head =
+            (item.first_row + row / group_size) * args.num_heads + first_head + row % group_size;
+        T* out = static_cast<T*>(args.out) + head * d;
         for (int i = 0; i < d; i += LANES) store(out + i, load(state.outputs + row * d + i) * inverse);
     }
 }
 
 template <typename T>
-void attend(const AttentionArgs &args, const AttentionItem &item, char *scratch) {
+void attend(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
     const int group_size = args.group_start[item.kv_head + 1] - args.group_start[item.kv_head];
     const int rows = item.num_queries * group_size;
     AttentionState<T> state;
@@ -245,7 +255,7 @@ void attend(const AttentionArgs &args, const AttentionItem &item, char *scratch)
     finish_rows(args, item, state, group_size);
 }
 
-static void attention(const AttentionArgs &args, const AttentionItem &item, char *scratch) {
+static void attention(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
     with_dtype(args.dtype, [&](auto type) { attend<decltype(type)>(args, item, scratch); });
 }
 

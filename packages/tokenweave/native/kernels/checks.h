@@ -9,7 +9,7 @@
 
 struct tw_pool {
     tokenweave::Pool pool;
-    tw_pool(int num_threads, const tokenweave::KernelTable &kernels) : pool(num_threads, kernels) {}
+    tw_pool(int num_threads, const tokenweave::KernelTable& kernels) : pool(num_threads, kernels) {}
 };
 
 namespace tokenweave {
@@ -20,17 +20,17 @@ inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls part(first, last, scratch) over [0, count) in parts of at least `grain`, a few to each worker.
 template <typename Part>
-void run_range(Pool &pool, int64_t count, int64_t grain, const Part &part) {
+void run_range(Pool& pool, int64_t count, int64_t grain, const Part& part) {
     struct Context {
-        const Part &part;
+        const Part& part;
         int64_t count, step;
     };
     constexpr int64_t PARTS_PER_WORKER = 4;
     int64_t step = div_up(count, pool.num_threads() * PARTS_PER_WORKER);
     if (step < grain) step = grain;
     const Context context{part, count, step};
-    const auto task = [](const void *opaque, char *scratch, int64_t item) {
-        const Context &c = *static_cast<const Context *>(opaque);
+    const auto task = [](const void* opaque, char* scratch, int64_t item) {
+        const Context& c = *static_cast<const Context*>(opaque);
         const int64_t first = item * c.step;
         c.part(first, first + c.step < c.count ? first + c.step : c.count, scratch);
     };

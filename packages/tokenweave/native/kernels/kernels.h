@@ -11,55 +11,56 @@ namespace tokenweave {
 constexpr int PANEL = 32;       // outputs of one packed panel
 constexpr int ROW_TILE = 12;    // a multiple of every build's rows of a tile
 constexpr int BLOCK_SIZE = 16;  // tokens of one KV block
-constexpr int KEY_TILE = 64;    // keys visited together, counted from key 0: part of what makes results reproducible
+// Keys visited together, counted from key 0: part of what makes results reproducible.
+constexpr int KEY_TILE = 64;
 
 struct PackArgs {
-    const void *weight;
+    const void* weight;
     int64_t ldw, n, k;
     int weight_dtype, dtype;
-    void *packed;
+    void* packed;
 };
 
 struct LinearArgs {
-    const void *x;
+    const void* x;
     int64_t ldx;
-    const void *packed;
-    const float *bias;
-    void *y;
+    const void* packed;
+    const float* bias;
+    void* y;
     int64_t ldy, m, n, k;
     int dtype, out_dtype;
 };
 
 struct GatherArgs {
-    const void *packed;
-    const int32_t *ids;
+    const void* packed;
+    const int32_t* ids;
     int64_t first_row, n, k;
-    void *out;
+    void* out;
     int dtype;
 };
 
 struct NormArgs {
-    const void *x;
+    const void* x;
     int64_t ldx;
-    float *residual;  // float32 whatever the dtype
+    float* residual;  // float32 whatever the dtype
     int64_t ldr;
     const void *weight, *post_weight;  // see tw_residual_norms
-    void *out;
+    void* out;
     int64_t ldo, h;
     float eps;
     int dtype;
 };
 
-// NormArgs of several parts: their sum, in float32 and in order, is what the residual gets. `past_caches`: how to write
-// `out`, where it can be done.
+// NormArgs of several parts: their sum, in float32 and in order, is what the residual gets. `past_caches`:
+// how to write `out`, where it can be done.
 struct ReduceNormArgs {
-    const void *const *parts;
+    const void* const* parts;
     int num_parts;
     int64_t ldx;
-    float *residual;
+    float* residual;
     int64_t ldr;
     const void *weight, *post_weight;  // see tw_residual_norms
-    void *out;
+    void* out;
     int64_t ldo, h;
     float eps;
     int dtype;
@@ -67,18 +68,18 @@ struct ReduceNormArgs {
 };
 
 struct GateArgs {
-    const void *gate_up;
+    const void* gate_up;
     int64_t ldg;
-    void *out;
+    void* out;
     int64_t width;
     int dtype;
 };
 
 struct RopeArgs {
-    const void *qkv;
+    const void* qkv;
     int64_t ldqkv;
     const int32_t *positions, *slots;
-    const float *cos_sin;
+    const float* cos_sin;
     const void *q_norm, *k_norm;
     float eps;
     void *q, *cache;
@@ -86,17 +87,17 @@ struct RopeArgs {
 };
 
 struct AttentionArgs {
-    const void *q;
+    const void* q;
     int64_t ldq;
-    const void *cache;
-    const int32_t *block_tables;
+    const void* cache;
+    const int32_t* block_tables;
     int64_t max_blocks;
-    const int32_t *group_start;
+    const int32_t* group_start;
     int num_heads, num_kv_heads, head_dim;
     float scale;
     int32_t sliding_window;
     float softcap;  // 0: none
-    void *out;
+    void* out;
     int dtype;
 };
 
@@ -109,29 +110,30 @@ struct AttentionItem {
 
 // Streams that lie one after the other: read, read, updated, written.
 struct MixArgs {
-    char *memory;
+    char* memory;
     size_t size_bytes;  // of a stream that is read, or written
     int update_ratio;   // the updated stream is so many times as long: 1 or 2
     bool past_caches;   // how the written stream is written
 };
 
 struct KernelTable {
-    void (*pack)(const PackArgs &, int64_t first_panel, int64_t last_panel);
-    void (*linear)(const LinearArgs &, int64_t first_panel, int64_t last_panel);
-    void (*gather_rows)(const GatherArgs &, int64_t first_row, int64_t last_row);
-    void (*rms_norm)(const NormArgs &, int64_t first_row, int64_t last_row);
-    void (*reduce_norm)(const ReduceNormArgs &, int64_t first_row, int64_t last_row);
-    void (*silu_and_mul)(const GateArgs &, int64_t first_row, int64_t last_row);
-    void (*gelu_tanh_and_mul)(const GateArgs &, int64_t first_row, int64_t last_row);
-    void (*rope_and_store)(const RopeArgs &, int64_t first_row, int64_t last_row, char *scratch);
-    size_t (*attention_scratch_bytes)(const AttentionArgs &, int64_t num_rows);
-    void (*attention)(const AttentionArgs &, const AttentionItem &, char *scratch);
+    void (*pack)(const PackArgs&, int64_t first_panel, int64_t last_panel);
+    void (*linear)(const LinearArgs&, int64_t first_panel, int64_t last_panel);
+    void (*gather_rows)(const GatherArgs&, int64_t first_row, int64_t last_row);
+    void (*rms_norm)(const NormArgs&, int64_t first_row, int64_t last_row);
+    void (*reduce_norm)(const ReduceNormArgs&, int64_t first_row, int64_t last_row);
+    void (*silu_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
+    void (*gelu_tanh_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
+    void (*rope_and_store)(const RopeArgs&, int64_t first_row, int64_t last_row, char* scratch);
+    size_t (*attention_scratch_bytes)(const AttentionArgs&, int64_t num_rows);
+    void (*attention)(const AttentionArgs&, const AttentionItem&, char* scratch);
     // Each runs for tens of microseconds and returns what it did: flops, or bytes read.
     double (*spin_fma)();
     double (*spin_bf16)();
-    double (*read_bytes)(const char *memory, size_t size_bytes);
-    // Reads two streams of `size_bytes`, updates one of size_bytes * update_ratio, and writes one, past the caches or not.
-    double (*mix_bytes)(const MixArgs &);
+    double (*read_bytes)(const char* memory, size_t size_bytes);
+    // Reads two streams of `size_bytes`, updates one of size_bytes * update_ratio, and writes one, past the
+    // caches or not.
+    double (*mix_bytes)(const MixArgs&);
 };
 
 namespace baseline {

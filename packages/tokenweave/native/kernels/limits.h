@@ -11,7 +11,7 @@ namespace tokenweave::TW_ISA {
 #define TW_VECTOR_REGISTER "+x"
 #endif
 
-TW_INLINE void hide(Words &words) { TW_EACH_PART __asm__ volatile("" : TW_VECTOR_REGISTER(words.part[i])); }
+TW_INLINE void hide(Words& words) { TW_EACH_PART __asm__ volatile("" : TW_VECTOR_REGISTER(words.part[i])); }
 
 // Enough independent accumulators to hide the latency of a fused multiply-add on two ports.
 template <typename T>
@@ -36,7 +36,7 @@ double spin_dot(double flops_per_word) {
 static double spin_fma() { return spin_dot<float>(2); }
 static double spin_bf16() { return spin_dot<BFloat16>(4); }
 
-static double read_bytes(const char *memory, size_t size_bytes) {
+static double read_bytes(const char* memory, size_t size_bytes) {
     Words sum = {};
     for (size_t at = 0; at + 256 <= size_bytes; at += 256) {
         TW_UNROLL for (int line = 0; line < 4; ++line) {
@@ -49,11 +49,11 @@ static double read_bytes(const char *memory, size_t size_bytes) {
     return static_cast<double>(size_bytes);
 }
 
-static double mix_bytes(const MixArgs &args) {
+static double mix_bytes(const MixArgs& args) {
     constexpr size_t LINE = 64, AHEAD = 1024;
     const size_t ratio = args.update_ratio;
     char *first = args.memory, *second = first + args.size_bytes, *updated = second + args.size_bytes;
-    char *written = updated + ratio * args.size_bytes;
+    char* written = updated + ratio * args.size_bytes;
     for (size_t at = 0; at < args.size_bytes; at += LINE) {
         _mm_prefetch(first + at + AHEAD, _MM_HINT_T0);
         _mm_prefetch(second + at + AHEAD, _MM_HINT_T0);
@@ -61,7 +61,7 @@ static double mix_bytes(const MixArgs &args) {
         const Words other = load_words(second + at);
         TW_EACH_PART sum.part[i] += other.part[i];
         for (size_t line = 0; line < ratio; ++line) {
-            char *to = updated + (at * ratio + line * LINE);
+            char* to = updated + (at * ratio + line * LINE);
             _mm_prefetch(to + AHEAD, _MM_HINT_T0);
             Words words = load_words(to);
             TW_EACH_PART words.part[i] += sum.part[i];

@@ -25,9 +25,9 @@ TW_INLINE int64_t panel_bytes(int64_t k) {
 
 // Source rows are converted sixteen elements at a time, then scattered word by word into the panel.
 template <typename Source, typename T>
-void pack_panel(const PackArgs &args, int64_t panel) {
+void pack_panel(const PackArgs& args, int64_t panel) {
     const int64_t num_words = words_of<T>(args.k);
-    uint32_t *out = static_cast<uint32_t *>(args.packed) + panel * num_words * PANEL;
+    uint32_t* out = static_cast<uint32_t*>(args.packed) + panel * num_words * PANEL;
     constexpr int CHUNK_WORDS = LANES / WORD_ELEMENTS<T>;
     for (int64_t word = 0; word < num_words; word += CHUNK_WORDS) {
         const int64_t chunk = num_words - word < CHUNK_WORDS ? num_words - word : CHUNK_WORDS;
@@ -36,15 +36,15 @@ void pack_panel(const PackArgs &args, int64_t panel) {
             const int64_t n = panel * PANEL + column;
             alignas(64) uint32_t words[LANES] = {};
             if (n < args.n) {
-                const Source *row = static_cast<const Source *>(args.weight) + n * args.ldw + first;
-                store(reinterpret_cast<T *>(words), load_some(row, args.k - first));
+                const Source* row = static_cast<const Source*>(args.weight) + n * args.ldw + first;
+                store(reinterpret_cast<T*>(words), load_some(row, args.k - first));
             }
             for (int64_t i = 0; i < chunk; ++i) out[(word + i) * PANEL + column] = words[i];
         }
     }
 }
 
-static void pack(const PackArgs &args, int64_t first_panel, int64_t last_panel) {
+static void pack(const PackArgs& args, int64_t first_panel, int64_t last_panel) {
     with_dtype(args.weight_dtype, [&](auto source) {
         with_dtype(args.dtype, [&](auto target) {
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
@@ -56,15 +56,15 @@ static void pack(const PackArgs &args, int64_t first_panel, int64_t last_panel) 
 // ---- linear ----
 
 template <typename T, typename Out, int ROWS>
-void linear_tile(const LinearArgs &args, int64_t row, int64_t panel) {
+void linear_tile(const LinearArgs& args, int64_t row, int64_t panel) {
     const int64_t lda = args.ldx * sizeof(T);
-    const char *a = static_cast<const char *>(args.x) + row * lda;
-    const char *b = static_cast<const char *>(args.packed) + panel * panel_bytes<T>(args.k);
-    const char *const groups[PANEL_GROUPS] = {b, b + LANES * 4};
+    const char* a = static_cast<const char*>(args.x) + row * lda;
+    const char* b = static_cast<const char*>(args.packed) + panel * panel_bytes<T>(args.k);
+    const char* const groups[PANEL_GROUPS] = {b, b + LANES * 4};
     const int64_t steps = args.k / WORD_ELEMENTS<T>;
     Floats acc[ROWS][PANEL_GROUPS];
-    TW_UNROLL for (int r = 0; r < ROWS; ++r)
-        TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) acc[r][c] = zeros();
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) acc[r][c] =
+        zeros();
     accumulate<T, PREFETCH_BYTES>(acc, a, lda, groups, PANEL * 4, steps);
     if (steps * WORD_ELEMENTS<T> < args.k) {  // an odd k: half a word
         TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) {
@@ -82,13 +82,13 @@ void linear_tile(const LinearArgs &args, int64_t row, int64_t panel) {
         if (count <= 0) break;
         const Floats bias = args.bias ? load_some(args.bias + n, count) : zeros();
         TW_UNROLL for (int r = 0; r < ROWS; ++r)
-            store_some(static_cast<Out *>(args.y) + (row + r) * args.ldy + n, acc[r][c] + bias, count);
+            store_some(static_cast<Out*>(args.y) + (row + r) * args.ldy + n, acc[r][c] + bias, count);
     }
 }
 
 // The tile for 1 <= rows <= ROWS.
 template <typename T, typename Out, int ROWS>
-TW_INLINE void linear_rows(const LinearArgs &args, int64_t row, int rows, int64_t panel) {
+TW_INLINE void linear_rows(const LinearArgs& args, int64_t row, int rows, int64_t panel) {
     if constexpr (ROWS > 1) {
         if (rows < ROWS) return linear_rows<T, Out, ROWS - 1>(args, row, rows, panel);
     }
@@ -96,7 +96,7 @@ TW_INLINE void linear_rows(const LinearArgs &args, int64_t row, int rows, int64_
 }
 
 // A panel stays in the nearest cache while the rows pass over it.
-static void linear(const LinearArgs &args, int64_t first_panel, int64_t last_panel) {
+static void linear(const LinearArgs& args, int64_t first_panel, int64_t last_panel) {
     with_dtype(args.dtype, [&](auto type) {
         with_dtype(args.out_dtype, [&](auto out_type) {
             for (int64_t panel = first_panel; panel < last_panel; ++panel)
@@ -111,21 +111,22 @@ static void linear(const LinearArgs &args, int64_t first_panel, int64_t last_pan
 // ---- gather_rows ----
 
 template <typename T>
-void gather_row(const GatherArgs &args, int64_t row) {
+void gather_row(const GatherArgs& args, int64_t row) {
     const int64_t n = args.ids[row] - args.first_row;
-    T *out = static_cast<T *>(args.out) + row * args.k;
+    T* out = static_cast<T*>(args.out) + row * args.k;
     if (n < 0 || n >= args.n) {
         memset(out, 0, args.k * sizeof(T));
         return;
     }
-    const char *in = static_cast<const char *>(args.packed) + n / PANEL * panel_bytes<T>(args.k) + n % PANEL * 4;
+    const char* in =
+        static_cast<const char*>(args.packed) + n / PANEL * panel_bytes<T>(args.k) + n % PANEL * 4;
     const int64_t steps = args.k / WORD_ELEMENTS<T>;
     for (int64_t step = 0; step < steps; ++step)
-        memcpy(reinterpret_cast<char *>(out) + step * 4, in + step * PANEL * 4, 4);
+        memcpy(reinterpret_cast<char*>(out) + step * 4, in + step * PANEL * 4, 4);
     if (steps * WORD_ELEMENTS<T> < args.k) memcpy(out + args.k - 1, in + steps * PANEL * 4, sizeof(T));
 }
 
-static void gather_rows(const GatherArgs &args, int64_t first_row, int64_t last_row) {
+static void gather_rows(const GatherArgs& args, int64_t first_row, int64_t last_row) {
     with_dtype(args.dtype, [&](auto type) {
         for (int64_t row = first_row; row < last_row; ++row) gather_row<decltype(type)>(args, row);
     });

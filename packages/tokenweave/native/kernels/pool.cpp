@@ -17,12 +17,12 @@ namespace {
 constexpr auto SPIN_TIME = std::chrono::microseconds(50);
 constexpr uint32_t STOP = UINT32_MAX;
 
-void futex_wait(std::atomic<uint32_t> &word, uint32_t expected) {
-    syscall(SYS_futex, reinterpret_cast<uint32_t *>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
+void futex_wait(std::atomic<uint32_t>& word, uint32_t expected) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
 }
 
-void futex_wake(std::atomic<uint32_t> &word, int count) {
-    syscall(SYS_futex, reinterpret_cast<uint32_t *>(&word), FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0);
+void futex_wake(std::atomic<uint32_t>& word, int count) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, count, nullptr, nullptr, 0);
 }
 
 template <typename Done>
@@ -39,9 +39,9 @@ bool spin_until(Done done) {
 
 }  // namespace
 
-void Pool::Free::operator()(char *memory) const { std::free(memory); }
+void Pool::Free::operator()(char* memory) const { std::free(memory); }
 
-Pool::Pool(int num_threads, const KernelTable &kernels) : kernels_(kernels), scratch_(num_threads) {
+Pool::Pool(int num_threads, const KernelTable& kernels) : kernels_(kernels), scratch_(num_threads) {
     try {
         for (int worker = 1; worker < num_threads; ++worker) threads_.emplace_back(&Pool::work, this, worker);
     } catch (...) {
@@ -55,14 +55,14 @@ Pool::~Pool() { stop(); }
 void Pool::stop() {
     remaining_.store(STOP);
     futex_wake(remaining_, INT_MAX);
-    for (auto &thread : threads_) thread.join();
+    for (auto& thread : threads_) thread.join();
 }
 
 void Pool::reserve(size_t size_bytes) {
     if (size_bytes <= scratch_bytes_) return;
     size_bytes = (size_bytes + 63) / 64 * 64;
-    for (auto &scratch : scratch_) {
-        scratch.reset(static_cast<char *>(std::aligned_alloc(64, size_bytes)));
+    for (auto& scratch : scratch_) {
+        scratch.reset(static_cast<char*>(std::aligned_alloc(64, size_bytes)));
         if (!scratch) {
             scratch_bytes_ = 0;
             throw std::bad_alloc();
@@ -71,7 +71,7 @@ void Pool::reserve(size_t size_bytes) {
     scratch_bytes_ = size_bytes;
 }
 
-void Pool::run(Task task, const void *context, int64_t num_items) {
+void Pool::run(Task task, const void* context, int64_t num_items) {
     if (threads_.empty() || num_items <= 1) {
         for (int64_t item = 0; item < num_items; ++item) task(context, scratch_[0].get(), item);
         return;
@@ -82,8 +82,7 @@ void Pool::run(Task task, const void *context, int64_t num_items) {
     finished_.store(0, std::memory_order_relaxed);
     remaining_.store(num_items_);  // publishes the job; sequentially consistent against num_asleep_
     if (num_asleep_.load() > 0) futex_wake(remaining_, static_cast<int>(num_items - 1));
-    while (take_item(0)) {
-    }
+    while (take_item(0)) {}
     await_items();
 }
 

@@ -3,7 +3,8 @@
 // Thread safety: run() and reserve() are for one caller at a time.
 // Invariants:
 //  1. `remaining_` > 0 only while run() is active, so whoever takes an item may read the job's description.
-//  2. run() returns when every item is finished; it never waits for a worker that took no item. What the items wrote
+//  2. run() returns when every item is finished; it never waits for a worker that took no item. What the
+//  items wrote
 //     is visible to the caller then.
 #pragma once
 
@@ -20,28 +21,29 @@ struct KernelTable;
 
 class Pool {
   public:
-    using Task = void (*)(const void *context, char *scratch, int64_t item);
+    using Task = void (*)(const void* context, char* scratch, int64_t item);
 
-    Pool(int num_threads, const KernelTable &kernels);
+    Pool(int num_threads, const KernelTable& kernels);
     ~Pool();
-    Pool(const Pool &) = delete;
-    Pool &operator=(const Pool &) = delete;
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
 
     // Calls task(context, scratch, item) for every item in [0, num_items), in ascending order of start.
-    void run(Task task, const void *context, int64_t num_items);
+    void run(Task task, const void* context, int64_t num_items);
 
-    // Gives each worker `size_bytes` of scratch, 64-byte aligned, valid until the next call. Throws std::bad_alloc.
+    // Gives each worker `size_bytes` of scratch, 64-byte aligned, valid until the next call. Throws
+    // std::bad_alloc.
     void reserve(size_t size_bytes);
 
     // The caller's own scratch, which every worker may read while a task that writes no scratch runs.
-    char *caller_scratch() const { return scratch_[0].get(); }
+    char* caller_scratch() const { return scratch_[0].get(); }
 
     int num_threads() const { return static_cast<int>(scratch_.size()); }
-    const KernelTable &kernels() const { return kernels_; }
+    const KernelTable& kernels() const { return kernels_; }
 
   private:
     struct Free {
-        void operator()(char *memory) const;
+        void operator()(char* memory) const;
     };
 
     void stop();
@@ -50,9 +52,9 @@ class Pool {
     void await_work();
     void await_items();
 
-    const KernelTable &kernels_;
+    const KernelTable& kernels_;
     Task task_ = nullptr;
-    const void *context_ = nullptr;
+    const void* context_ = nullptr;
     uint32_t num_items_ = 0;
     alignas(64) std::atomic<uint32_t> remaining_{0};
     alignas(64) std::atomic<uint32_t> finished_{0};

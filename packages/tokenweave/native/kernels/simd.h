@@ -1,7 +1,8 @@
 // Sixteen float lanes and their arithmetic, on whatever registers the instruction set of this build has.
 //
-// TW_ISA names the build: everything that is compiled for an instruction set lives in that namespace, so that the
-// linker can never hand one build the code of another. For the same reason nothing here uses library templates.
+// TW_ISA names the build: everything that is compiled for an instruction set lives in that namespace, so that
+// the linker can never hand one build the code of another. For the same reason nothing here uses library
+// templates.
 #pragma once
 
 #include <immintrin.h>
@@ -103,22 +104,22 @@ TW_INLINE Floats max(Floats a, Floats b) {
     return a;
 }
 
-TW_INLINE Floats load(const float *p) {
+TW_INLINE Floats load(const float* p) {
     Floats out;
-    TW_EACH_PART out.part[i] = *reinterpret_cast<const FloatMemory *>(p + i * WIDTH);
+    TW_EACH_PART out.part[i] = *reinterpret_cast<const FloatMemory*>(p + i * WIDTH);
     return out;
 }
-TW_INLINE void store(float *p, Floats a) {
-    TW_EACH_PART *reinterpret_cast<FloatMemory *>(p + i * WIDTH) = a.part[i];
+TW_INLINE void store(float* p, Floats a) {
+    TW_EACH_PART* reinterpret_cast<FloatMemory*>(p + i * WIDTH) = a.part[i];
 }
 
 struct BFloat16 {
     uint16_t bits;
 };
-TW_INLINE Floats load(const BFloat16 *p) {
+TW_INLINE Floats load(const BFloat16* p) {
     Floats out;
     TW_EACH_PART {
-        const HalfPart half = *reinterpret_cast<const HalfMemory *>(p + i * WIDTH);
+        const HalfPart half = *reinterpret_cast<const HalfMemory*>(p + i * WIDTH);
         out.part[i] = reinterpret_cast<FloatPart>(__builtin_convertvector(half, WordPart) << 16);
     }
     return out;
@@ -134,13 +135,13 @@ TW_INLINE HalfPart to_bfloat16(FloatPart value) {
     return __builtin_convertvector(value == value ? rounded : quiet, HalfPart);
 #endif
 }
-TW_INLINE void store(BFloat16 *p, Floats a) {
-    TW_EACH_PART *reinterpret_cast<HalfMemory *>(p + i * WIDTH) = to_bfloat16(a.part[i]);
+TW_INLINE void store(BFloat16* p, Floats a) {
+    TW_EACH_PART* reinterpret_cast<HalfMemory*>(p + i * WIDTH) = to_bfloat16(a.part[i]);
 }
 
-// As store, but past the caches: p is a multiple of 64 bytes, or of 32 for bfloat16. A fence has to come before whatever
-// tells other cores of it.
-TW_INLINE void stream(float *p, Floats a) {
+// As store, but past the caches: p is a multiple of 64 bytes, or of 32 for bfloat16. A fence has to come
+// before whatever tells other cores of it.
+TW_INLINE void stream(float* p, Floats a) {
     TW_EACH_PART {
 #if defined(__AVX512F__)
         _mm512_stream_ps(p, a.part[i]);
@@ -151,29 +152,29 @@ TW_INLINE void stream(float *p, Floats a) {
 #endif
     }
 }
-TW_INLINE void stream(BFloat16 *p, Floats a) {
+TW_INLINE void stream(BFloat16* p, Floats a) {
     TW_EACH_PART {
         const HalfPart half = to_bfloat16(a.part[i]);
 #if defined(__AVX512F__)
-        _mm256_stream_si256(reinterpret_cast<__m256i *>(p), reinterpret_cast<__m256i>(half));
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(half));
 #elif defined(__AVX2__)
-        _mm_stream_si128(reinterpret_cast<__m128i *>(p + i * WIDTH), reinterpret_cast<__m128i>(half));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p + i * WIDTH), reinterpret_cast<__m128i>(half));
 #else
-        _mm_stream_si64(reinterpret_cast<long long *>(p + i * WIDTH), reinterpret_cast<long long>(half));
+        _mm_stream_si64(reinterpret_cast<long long*>(p + i * WIDTH), reinterpret_cast<long long>(half));
 #endif
     }
 }
 
 // The first `count` lanes, the others 0.
 template <typename T>
-TW_INLINE Floats load_some(const T *p, int64_t count) {
+TW_INLINE Floats load_some(const T* p, int64_t count) {
     if (count >= LANES) return load(p);
     T lanes[LANES] = {};
     memcpy(lanes, p, count * sizeof(T));
     return load(lanes);
 }
 template <typename T>
-TW_INLINE void store_some(T *p, Floats a, int64_t count) {
+TW_INLINE void store_some(T* p, Floats a, int64_t count) {
     if (count >= LANES) return store(p, a);
     T lanes[LANES];
     store(lanes, a);
@@ -208,7 +209,8 @@ TW_INLINE float reduce_max(Floats a) {
 TW_INLINE Floats select_lanes(Floats a, int first, int last, float other) {
     static const int32_t index[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     TW_EACH_PART {
-        const IntPart lane = reinterpret_cast<IntPart>(*reinterpret_cast<const WordMemory *>(index + i * WIDTH));
+        const IntPart lane =
+            reinterpret_cast<IntPart>(*reinterpret_cast<const WordMemory*>(index + i * WIDTH));
         a.part[i] = ((lane >= first) & (lane < last)) ? a.part[i] : FloatPart{} + other;
     }
     return a;
@@ -217,7 +219,8 @@ TW_INLINE Floats select_lanes(Floats a, int first, int last, float other) {
 // 2^x for x <= 127, to 2 units in the last place; exactly 1 at 0 and exactly 0 below -126, also at -infinity.
 // The polynomial is the relative minimax of 2^r on [-1/2, 1/2] with its constant term held at 1.
 TW_INLINE Floats exp2(Floats x) {
-    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+    // 1.5 * 2^23: adding it rounds to an integer, left in the low bits.
+    const Floats magic = broadcast(12582912.0f);
     const Floats shifted = x + magic;
     const Floats r = x - (shifted - magic);
     Floats p = fma(broadcast(1.3264731969684362e-3f), r, broadcast(9.671513922512531e-3f));
@@ -227,54 +230,55 @@ TW_INLINE Floats exp2(Floats x) {
     p = fma(p, r, broadcast(1.0f));
     TW_EACH_PART {
         const WordPart exponent = reinterpret_cast<WordPart>(shifted.part[i]) << 23;
-        const FloatPart scaled = reinterpret_cast<FloatPart>(reinterpret_cast<WordPart>(p.part[i]) + exponent);
+        const FloatPart scaled =
+            reinterpret_cast<FloatPart>(reinterpret_cast<WordPart>(p.part[i]) + exponent);
         p.part[i] = x.part[i] >= -126.0f ? scaled : FloatPart{};
     }
     return p;
 }
 
-TW_INLINE Words load_words(const char *p) {
+TW_INLINE Words load_words(const char* p) {
     Words out;
-    TW_EACH_PART out.part[i] = *reinterpret_cast<const WordMemory *>(p + i * 4 * WIDTH);
+    TW_EACH_PART out.part[i] = *reinterpret_cast<const WordMemory*>(p + i * 4 * WIDTH);
     return out;
 }
-TW_INLINE void store_words(char *p, Words a) {
-    TW_EACH_PART *reinterpret_cast<WordMemory *>(p + i * 4 * WIDTH) = a.part[i];
+TW_INLINE void store_words(char* p, Words a) {
+    TW_EACH_PART* reinterpret_cast<WordMemory*>(p + i * 4 * WIDTH) = a.part[i];
 }
 // Past the caches; p is a multiple of 64. Other cores see it in order only after a fence.
-TW_INLINE void stream_words(char *p, Words a) {
+TW_INLINE void stream_words(char* p, Words a) {
     TW_EACH_PART {
 #if defined(__AVX512F__)
-        _mm512_stream_si512(reinterpret_cast<__m512i *>(p), reinterpret_cast<__m512i>(a.part[i]));
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(a.part[i]));
 #elif defined(__AVX2__)
-        _mm256_stream_si256(reinterpret_cast<__m256i *>(p + i * 32), reinterpret_cast<__m256i>(a.part[i]));
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p + i * 32), reinterpret_cast<__m256i>(a.part[i]));
 #else
-        _mm_stream_si128(reinterpret_cast<__m128i *>(p + i * 16), reinterpret_cast<__m128i>(a.part[i]));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p + i * 16), reinterpret_cast<__m128i>(a.part[i]));
 #endif
     }
 }
-TW_INLINE uint32_t load_word(const char *p) { return *reinterpret_cast<const WordScalar *>(p); }
+TW_INLINE uint32_t load_word(const char* p) { return *reinterpret_cast<const WordScalar*>(p); }
 
 // acc + a * b of one word along k: one float, or two bfloat16.
 template <typename T>
-inline __attribute__((always_inline)) Floats dot(Floats acc, uint32_t a, const Words &b);
+inline __attribute__((always_inline)) Floats dot(Floats acc, uint32_t a, const Words& b);
 
 template <>
-inline __attribute__((always_inline)) Floats dot<float>(Floats acc, uint32_t a, const Words &b) {
+inline __attribute__((always_inline)) Floats dot<float>(Floats acc, uint32_t a, const Words& b) {
     const FloatPart factor = reinterpret_cast<FloatPart>(WordPart{} + a);
     TW_EACH_PART acc.part[i] = fma_part(factor, reinterpret_cast<FloatPart>(b.part[i]), acc.part[i]);
     return acc;
 }
 template <>
-inline __attribute__((always_inline)) Floats dot<BFloat16>(Floats acc, uint32_t a, const Words &b) {
+inline __attribute__((always_inline)) Floats dot<BFloat16>(Floats acc, uint32_t a, const Words& b) {
     TW_EACH_PART {
 #if defined(__AVX512BF16__)
         acc.part[i] = _mm512_dpbf16_ps(acc.part[i], reinterpret_cast<__m512bh>(WordPart{} + a),
                                        reinterpret_cast<__m512bh>(b.part[i]));
 #else
         const WordPart pair = WordPart{} + a;
-        acc.part[i] = fma_part(reinterpret_cast<FloatPart>(pair << 16), reinterpret_cast<FloatPart>(b.part[i] << 16),
-                               acc.part[i]);
+        acc.part[i] = fma_part(reinterpret_cast<FloatPart>(pair << 16),
+                               reinterpret_cast<FloatPart>(b.part[i] << 16), acc.part[i]);
         acc.part[i] = fma_part(reinterpret_cast<FloatPart>(pair & 0xffff0000u),
                                reinterpret_cast<FloatPart>(b.part[i] & 0xffff0000u), acc.part[i]);
 #endif
@@ -286,11 +290,11 @@ template <typename T>
 constexpr int WORD_ELEMENTS = 4 / sizeof(T);
 
 // acc[r][c] += row r of a times column group c of b, over `steps` words along k, in ascending order.
-// Row r's words are at a + r * lda; group c's sixteen words of a step are at b[c], each step b_stride on (bytes).
-// PREFETCH_BYTES: how far ahead to ask for b, for a b that streams from memory.
+// Row r's words are at a + r * lda; group c's sixteen words of a step are at b[c], each step b_stride on
+// (bytes). PREFETCH_BYTES: how far ahead to ask for b, for a b that streams from memory.
 template <typename T, int PREFETCH_BYTES = 0, int ROWS, int GROUPS>
-TW_INLINE void accumulate(Floats (&acc)[ROWS][GROUPS], const char *a, int64_t lda, const char *const (&b)[GROUPS],
-                          int64_t b_stride, int64_t steps) {
+TW_INLINE void accumulate(Floats (&acc)[ROWS][GROUPS], const char* a, int64_t lda,
+                          const char* const (&b)[GROUPS], int64_t b_stride, int64_t steps) {
     for (int64_t step = 0; step < steps; ++step) {
         Words column[GROUPS];
         if (PREFETCH_BYTES > 0)
@@ -307,10 +311,8 @@ TW_INLINE void accumulate(Floats (&acc)[ROWS][GROUPS], const char *a, int64_t ld
 // Calls f with T{} of the dtype.
 template <typename F>
 TW_INLINE void with_dtype(int dtype, F f) {
-    if (dtype == TW_FLOAT32)
-        f(float{});
-    else
-        f(BFloat16{});
+    if (dtype == TW_FLOAT32) f(float{});
+    else f(BFloat16{});
 }
 
 }  // namespace tokenweave::TW_ISA

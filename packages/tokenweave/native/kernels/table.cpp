@@ -8,9 +8,20 @@
 namespace tokenweave::TW_ISA {
 
 const KernelTable table = {
-    pack,           linear,   gather_rows, rms_norm,   reduce_norm, silu_and_mul, gelu_tanh_and_mul,
+    pack,
+    linear,
+    gather_rows,
+    rms_norm,
+    reduce_norm,
+    silu_and_mul,
+    gelu_tanh_and_mul,
     rope_and_store,
-    attention_scratch_bytes, attention, spin_fma, spin_bf16, read_bytes,  mix_bytes,
+    attention_scratch_bytes,
+    attention,
+    spin_fma,
+    spin_bf16,
+    read_bytes,
+    mix_bytes,
 };
 
 }  // namespace tokenweave::TW_ISA
