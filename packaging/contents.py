@@ -25,6 +25,8 @@ def faults_of(path: str) -> list[str]:
             faults.append(f"{file} lies outside {name}/")
         elif file in own and file.suffix not in SUFFIXES:
             faults.append(f"{file} is no part of a package")
+        elif file in own and file.suffix == ".so" and file.name not in NEEDED[name]:
+            faults.append(f"{file} is no library that the package loads")
     if not any(file.name == "LICENSE" for file in files):
         faults.append("no LICENSE")
     print(f"{path}: {len(own)} files" + "".join(f"\n  {fault}" for fault in faults))

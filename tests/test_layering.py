@@ -17,8 +17,9 @@ LOOP = tuple(f"interlace.engine.{path.stem}" for path in ENGINE.glob("[!_]*.py")
 
 # A package, and what nothing in it may import.
 FORBIDDEN = {
-    "emucxl": ("tokenweave", "interlace", "torch"),
-    "tokenweave": ("interlace",),
+    "emucxl": ("tokenweave", "interlace", "benchmarks", "torch"),
+    "tokenweave": ("interlace", "benchmarks"),
+    "interlace": ("benchmarks",),
     "interlace/models": ("interlace.engine", "interlace.cli"),
     "interlace/engine": ("interlace.cli",),
     "interlace/engine/ranks": LOOP,
