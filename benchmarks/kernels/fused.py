@@ -20,7 +20,7 @@ from benchmarks.harness.worker import Worker
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from interlace.errors import BenchError
-from tokenweave.communicators.shm_layout import segment_bytes
+from tokenweave.communicators.shm_abi import segment_bytes
 
 RANKS = 2
 HIDDEN_SIZE = 4096

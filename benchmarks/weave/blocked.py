@@ -35,7 +35,7 @@ from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from interlace.errors import BenchError
 from interlace.models.batch import ForwardBatch
-from tokenweave.communicators.shm_layout import segment_bytes
+from tokenweave.communicators.shm_abi import segment_bytes
 from tokenweave.link import LinkSpec
 from tokenweave.split import middle
 

@@ -11,7 +11,7 @@ import torch
 from support.fused_programs import EPS, Case, Outcome, inputs
 from support.rank_groups import TIMEOUT_S, MakeRanks, Ranks, Workers, make_ranks
 from support.rank_programs import ACTIVATIONS, norms_of
-from tokenweave.communicators.symmetric import NUM_BUFFERS
+from tokenweave.communicators.activation_ring import NUM_BUFFERS
 from tokenweave.kernels.norms import REDUCE_NORM_TOLERANCE, reference_reduce_rms_norm
 
 GROUPS = [

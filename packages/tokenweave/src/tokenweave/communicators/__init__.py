@@ -1,7 +1,7 @@
 """Communicators: how the ranks of one tensor-parallel group exchange tensors.
 
 One contract (`base.Communicator`), one file per backend. May import `emucxl`, torch and `tokenweave.kernels`.
-Names are loaded on first use, so that `shm_layout` can be had without torch.
+Names are loaded on first use, so that `shm_abi` can be had without torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenweave.communicators.linked import LinkedCommunicator
     from tokenweave.communicators.null import NullCommunicator
     from tokenweave.communicators.shm import ShmCommunicator
-    from tokenweave.communicators.shm_layout import segment_bytes
+    from tokenweave.communicators.shm_abi import segment_bytes
     from tokenweave.communicators.symm_mem import SymmMemCommunicator
     from tokenweave.communicators.thread import ThreadCommunicator, thread_group
     from tokenweave.communicators.torch import TorchCommunicator
@@ -42,7 +42,7 @@ _HOMES = {
     "ThreadCommunicator": "thread",
     "TorchCommunicator": "torch",
     "availability": "available",
-    "segment_bytes": "shm_layout",
+    "segment_bytes": "shm_abi",
     "thread_group": "thread",
 }
 

@@ -19,9 +19,9 @@ import torch
 from emucxl import resources
 from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
+from tokenweave.communicators.activation_ring import ActivationRing, symmetric_bytes
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
-from tokenweave.communicators.shm_layout import SLOT_BYTES, segment_bytes
-from tokenweave.communicators.symmetric import SymmetricMemory, symmetric_bytes
+from tokenweave.communicators.shm_abi import SLOT_BYTES, segment_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.kernels.calls import DTYPE_CODE
 from tokenweave.kernels.compiled import NativeKernels
@@ -111,7 +111,7 @@ class ShmCommunicator(Communicator):
             )
         self._group = group
         self._symmetric_fd = symmetric_fd
-        self._symmetric: SymmetricMemory | None = None
+        self._symmetric: ActivationRing | None = None
 
     def barrier(self) -> None:
         self._check_status(self._library.tw_shm_barrier(self._open()))
@@ -144,10 +144,10 @@ class ShmCommunicator(Communicator):
         segment = SharedSegment.fill(self._symmetric_fd, size_bytes) if self.rank == 0 else None
         self.barrier()
         segment = segment or SharedSegment.attach(self._symmetric_fd, size_bytes)
-        self._symmetric = SymmetricMemory(segment, self.rank, self.size)
+        self._symmetric = ActivationRing(segment, self.rank, self.size)
 
     @property
-    def symmetric_memory(self) -> SymmetricMemory:
+    def symmetric_memory(self) -> ActivationRing:
         """What `reserve_activations` made.
 
         Raises:
@@ -242,7 +242,7 @@ class ShmCommunicator(Communicator):
 
     def _fused(
         self, num_tokens: int, hidden_size: int, dtype: torch.dtype
-    ) -> tuple[SymmetricMemory, NativeKernels] | None:
+    ) -> tuple[ActivationRing, NativeKernels] | None:
         """What the fused operation needs, if this rank has it for such tensors. All ranks find alike."""
         memory, kernels = self._symmetric, self.kernels
         if memory is None or dtype not in DTYPE_CODE or not isinstance(kernels, NativeKernels):

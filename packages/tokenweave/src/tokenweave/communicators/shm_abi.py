@@ -1,4 +1,7 @@
-"""The native shared-memory collectives as ctypes sees them (native/include/tokenweave.h)."""
+"""The native shared-memory collectives as ctypes sees them (native/include/tokenweave.h), and the segment they need.
+
+Imports no torch, so that a launcher can make a segment before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,17 @@ from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint6
 from functools import cache
 from typing import Final
 
+from tokenweave.errors import CommunicatorError
 from tokenweave.native import load
 
 OK: Final = 0
 ERROR_TIMEOUT: Final = -4
 ERROR_ABORTED: Final = -5
 ERROR_MISMATCH: Final = -6
+
+# One rank's buffer, of which it has two. All slots of a small group together stay well inside the last-level cache,
+# and a chunk is long enough (tens of microseconds) to hide the cost of its step.
+SLOT_BYTES = 256 * 1024
 
 
 class Options(ctypes.Structure):
@@ -61,3 +69,18 @@ def library() -> ctypes.CDLL:
         function = getattr(native, f"tw_shm_{name}")
         function.restype, function.argtypes = result, arguments
     return native
+
+
+def segment_bytes(size: int, slot_bytes: int = SLOT_BYTES) -> int:
+    """Bytes of the shared segment in which a group of `size` ranks meets.
+
+    Raises:
+        CommunicatorError: a size or slot size that cannot be.
+        NativeError: the native library cannot be loaded.
+    """
+    needed = int(library().tw_shm_segment_bytes(size, slot_bytes)) if size > 0 and slot_bytes > 0 else 0
+    if needed == 0:
+        raise CommunicatorError(
+            f"got size={size}, slot_bytes={slot_bytes}; expected 1 to 64 ranks and a positive multiple of 4096 bytes"
+        )
+    return needed

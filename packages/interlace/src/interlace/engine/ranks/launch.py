@@ -186,7 +186,7 @@ def _load(
 
 def _shared_segment(config: EngineConfig) -> SharedSegment:
     from emucxl.shared_memory import SharedSegment
-    from tokenweave.communicators.shm_layout import segment_bytes
+    from tokenweave.communicators.shm_abi import segment_bytes
 
     return SharedSegment.create("interlace", segment_bytes(config.tp))
 

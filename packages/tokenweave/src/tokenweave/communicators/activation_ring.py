@@ -1,4 +1,4 @@
-"""Symmetric memory: activations that every rank of a host sees at the same place, so that a reduction copies nothing.
+"""A ring of buffers for activations, which all ranks of a host see at the same place: a reduction copies nothing.
 
 A segment holds, for each rank, a region of `NUM_BUFFERS` buffers for partial sums, and after the regions as many
 buffers for answers, which all ranks share.
@@ -39,7 +39,7 @@ def symmetric_bytes(size: int, buffer_bytes: int) -> int:
     return (size + 1) * NUM_BUFFERS * _rounded(buffer_bytes)
 
 
-class SymmetricMemory:
+class ActivationRing:
     """One rank's view of the segment, which it takes over."""
 
     def __init__(self, segment: SharedSegment, rank: int, size: int) -> None:
