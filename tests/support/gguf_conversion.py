@@ -60,6 +60,9 @@ def _add_rope(writer: gguf.GGUFWriter, architecture: str, config: dict[str, Any]
     rope = config["rope_parameters"]
     rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "longrope":
         original, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
         magnitude = (1 + np.log(longest / original) / np.log(original)) ** 0.5

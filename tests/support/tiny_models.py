@@ -44,6 +44,14 @@ def _rope(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **parameters}}
 
 
+_TWO_ROPES = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+
 # name -> (model_type, changes to _BASE)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
@@ -95,6 +103,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {**_EXPERTS, "norm_topk_prob": True, "head_dim": 32, "num_hidden_layers": 3, "mlp_only_layers": [1]},
     ),
+    "olmo2": ("olmo2", {}),
+    "gemma2": (
+        "gemma2",
+        {
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": ("gemma3_text", {"query_pre_attn_scalar": 24, "sliding_window": 24, **_TWO_ROPES}),
 }
 
 

@@ -211,6 +211,27 @@ def test_experts_have_their_own_size_and_layers() -> None:
     assert (shared.shared_intermediate_size, shared.biases) == (5632, ("q", "k", "v"))
 
 
+def test_gemma_keys_and_what_their_absence_means() -> None:
+    second = read(model_type="gemma2", head_dim=16)
+    assert (second.attention_softcap, second.logit_softcap, second.query_pre_attn_scalar) == (
+        50.0,
+        30.0,
+        256.0,
+    )
+    assert (second.tie_word_embeddings, second.embedding_scale, second.norms) == (True, 8.0, "around")
+    assert [second.window_of(layer) for layer in range(2)] == [4096, None]
+    plain = read(model_type="gemma2", head_dim=16, attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert (plain.attention_softcap, plain.logit_softcap) == (None, None)
+    third = {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 12,
+        "rope_scaling": {"type": "linear", "factor": 8},
+    }
+    old = read(**third, sliding_window=32, sliding_window_pattern=6, rope_theta=5e5, rope_local_base_freq=5e3)
+    assert (old.rope, old.local_rope) == (RopeConfig(5e5, "linear", factor=8.0), RopeConfig(5e3))
+    assert (old.full_layers, old.max_position) == ((5, 11), 256)
+
+
 def test_families_have_their_own_parts() -> None:
     assert read(model_type="qwen2").biases == ("q", "k", "v")
     assert read(model_type="qwen3").qk_norm
@@ -309,6 +330,17 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
             {"model_type": "qwen2_moe", "use_sliding_window": True, "sliding_window": 8},
             "no layer_types, which must say which layers have the window",
         ),
+        ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation 'relu' is not supported"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1.0}, "attention_softcap must be positive"),
+        (
+            {"model_type": "gemma3_text", "sliding_window_pattern": 0},
+            "'sliding_window_pattern' must be at least 1",
+        ),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}},
+            "rope_parameters has 'rope_theta'",
+        ),
+        ({"model_type": "gemma3"}, "unknown architecture: config.json has model_type 'gemma3'"),
         ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3}, "experts_per_token"),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["x", "y"]},
@@ -363,6 +395,7 @@ def full(family: str) -> dict[str, Any]:
         "phi3": ("window_layers", "experts"),
         "qwen2_moe": ("window_layers",),
         "qwen3_moe": ("window_layers",),
+        "olmo2": ("window", "layer_types", "experts"),
     }
     return {
         key: value

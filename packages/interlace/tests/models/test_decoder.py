@@ -101,6 +101,16 @@ AS_GGUF = {  # by tiny model: the GGUF architecture, and changes
     "phi3_longrope": ("phi3", {}),
     "qwen2_moe": ("qwen2moe", {}),
     "qwen3_moe": ("qwen3moe", {"mlp_only_layers": []}),
+    "olmo2": ("olmo2", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 16}),  # a GGUF file has no key for it
+    "gemma3": (
+        "gemma3",
+        {
+            "query_pre_attn_scalar": 16,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        },
+    ),
 }
 
 

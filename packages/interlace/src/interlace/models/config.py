@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from interlace.errors import ConfigError
-from interlace.models.families import ATTENTION, MLP
+from interlace.models.families import ATTENTION, MLP, Activation, NormPlacement
 
 RopeScaling = Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
 FULL_ATTENTION, SLIDING_ATTENTION = (
@@ -110,6 +110,14 @@ class ModelConfig:
     biases: tuple[str, ...] = ()  # the matrices, of BIASABLE, that have a bias in every layer
     qk_norm: bool = False
     sliding_window: int | None = None  # keys a token sees, itself included; None: all
+    activation: Activation = "silu"
+    norms: NormPlacement = "before"  # of the sublayers, "after" them (before the residual), or "around" them
+    qk_norm_over_heads: bool = False  # qk_norm is of all heads of q as one vector, and of all of k
+    embedding_scale: float = 1.0
+    query_pre_attn_scalar: float | None = None  # scores are divided by its square root; None: head_dim
+    attention_softcap: float | None = None  # a bound of the scores
+    logit_softcap: float | None = None
+    local_rope: RopeConfig | None = None  # of the layers with a window; None: as the others
     full_layers: tuple[int, ...] = ()  # layers that see the whole text, where the others have a window
     num_experts: int = 0  # 0: a dense MLP; else `intermediate_size` is that of each expert
     experts_per_token: int = 0
@@ -125,6 +133,12 @@ class ModelConfig:
         self._check_heads()
         self._check_experts()
         self._check_biases()
+
+    @property
+    def attention_scale(self) -> float:
+        """The factor of a query times a key."""
+        found: float = (self.query_pre_attn_scalar or self.head_dim) ** -0.5
+        return found
 
     def window_of(self, layer: int) -> int | None:
         """The last keys that a token sees in a layer; None: all."""
@@ -149,6 +163,10 @@ class ModelConfig:
             raise ConfigError(f"rms_norm_eps must be in [0, 1), got {self.rms_norm_eps}")
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ConfigError(f"sliding_window must be at least 1 token or absent, got {self.sliding_window}")
+        for name in ("query_pre_attn_scalar", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be positive or absent, got {value}")
 
     def _check_heads(self) -> None:
         if self.num_heads < 1 or self.num_kv_heads < 1:
@@ -209,34 +227,41 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["lm_head"] = (config.vocab_size, config.hidden_size)
     for i in range(config.num_layers):
         layer = _attention_shapes(config) | _mlp_shapes(config, i)
+        layer |= dict.fromkeys(_norm_names(config), (config.hidden_size,))
         layer |= {f"{part}_bias": layer[part][:1] for part in config.biases}
         shapes.update({f"layers.{i}.{name}": shape for name, shape in layer.items()})
     return shapes
+
+
+def _norm_names(config: ModelConfig) -> list[str]:
+    """The norms beside a layer's two sublayers."""
+    suffixes = {"before": ("norm",), "after": ("post_norm",), "around": ("norm", "post_norm")}[config.norms]
+    return [f"{sublayer}_{suffix}" for sublayer in ("attention", "mlp") for suffix in suffixes]
 
 
 def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     hidden = config.hidden_size
     query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (hidden,),
         "q": (query_size, hidden),
         "k": (kv_size, hidden),
         "v": (kv_size, hidden),
         "o": (hidden, query_size),
     }
     if config.qk_norm:
-        shapes |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
+        is_wide = config.qk_norm_over_heads
+        shapes["q_norm"] = (query_size if is_wide else config.head_dim,)
+        shapes["k_norm"] = (kv_size if is_wide else config.head_dim,)
     return shapes
 
 
 def _mlp_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of the layer's MLP and the norm before it, or of its experts."""
+    """The shapes of the layer's MLP, or of its experts."""
     hidden = config.hidden_size
     mlp = _gated_shapes(hidden, config.mlp_size(layer))
-    shapes: dict[str, tuple[int, ...]] = {"mlp_norm": (hidden,)}
     if not config.has_experts(layer):
-        return shapes | mlp
-    shapes["router"] = (config.num_experts, hidden)
+        return mlp
+    shapes: dict[str, tuple[int, ...]] = {"router": (config.num_experts, hidden)}
     for e in range(config.num_experts):
         shapes |= {f"experts.{e}.{name}": shape for name, shape in mlp.items()}
     if config.shared_intermediate_size:

@@ -6,13 +6,14 @@ the plan does, and an executor runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
+from interlace.models.families import Activation
 from interlace.models.head_padding import HeadPadding
 from interlace.models.rope import Rotations
 from interlace.models.shard import Shard, scale
@@ -36,10 +37,12 @@ class Mlp:
 
     gate_up: PackedLinear  # (2 * local intermediate, hidden)
     down: PackedLinear  # (hidden, local intermediate)
+    activation: Activation = "silu"
 
     def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
-        return kernels.linear(kernels.silu_and_mul(kernels.linear(x, self.gate_up)), self.down, out=out)
+        gate_and_mul = kernels.silu_and_mul if self.activation == "silu" else kernels.gelu_tanh_and_mul
+        return kernels.linear(gate_and_mul(kernels.linear(x, self.gate_up)), self.down, out=out)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,28 @@ class MixtureOfExperts:
 
 
 @dataclass(frozen=True)
+class WholeNorms:
+    """Norms of q and of k over all heads together (OLMo 2, arXiv 2501.00656, section 3.1).
+
+    The mean is over the heads of all ranks. So every rank computes all of q and k, and keeps its own heads.
+    """
+
+    q: Tensor  # (num_heads * head_dim,)
+    k: Tensor  # (num_kv_heads * head_dim,)
+    own_q: range  # columns of q
+    own_k: range
+    eps: float
+
+    def __call__(self, kernels: Kernels, qkv: Tensor) -> Tensor:
+        """[all of q | all of k | the rank's v] -> [q | k | v] of the rank's heads, normed."""
+        end_q, end_k = len(self.q), len(self.q) + len(self.k)
+        q = kernels.rms_norm(qkv[:, :end_q], self.q, self.eps)
+        k = kernels.rms_norm(qkv[:, end_q:end_k], self.k, self.eps)
+        own_q, own_k = q[:, self.own_q.start : self.own_q.stop], k[:, self.own_k.start : self.own_k.stop]
+        return torch.cat([own_q, own_k, qkv[:, end_k:]], dim=1)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder layer of one rank."""
 
@@ -98,6 +123,8 @@ class Layer:
     attention: AttentionLayer
     o: PackedLinear  # (hidden, heads * head_dim)
     mlp: Mlp | MixtureOfExperts
+    whole_norms: WholeNorms | None
+    rotation: int  # which of the decoder's
 
 
 class Decoder:
@@ -122,7 +149,12 @@ class Decoder:
         )  # fmt: skip
         self.padding = HeadPadding.to_multiple(config.head_dim, kernels.head_alignment)
         self.heads = replace(shard.head_layout(config), head_dim=self.padding.width)
-        self.rotations = Rotations(config.rope, config.head_dim, max_model_len, self.padding)
+        ropes = (config.rope, config.local_rope) if config.local_rope else (config.rope,)
+        self.rotations = tuple(
+            Rotations(rope, config.head_dim, max_model_len, self.padding) for rope in ropes
+        )
+        # Of the dtype's precision, as in transformers.
+        self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         loader = _Loader(source, shard, kernels, dtype, self.padding, self.heads)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
@@ -187,20 +219,41 @@ class _Loader:
     def _layer(self, index: int) -> Layer:
         name = f"layers.{index}"
         return Layer(
-            qkv=self._joined(name, {"q": self.q_rows, "k": self.kv_rows, "v": self.kv_rows}, self.padding),
+            qkv=self._qkv(name),
+            whole_norms=self._whole_norms(name) if self.config.qk_norm_over_heads else None,
+            rotation=int(self.config.local_rope is not None and self.config.window_of(index) is not None),
             attention=self._attention(index),
             o=self._summed(f"{name}.o", self.q_rows, self.padding),
             mlp=self._experts(index) if self.config.has_experts(index) else self._dense_mlp(index),
         )
 
+    def _qkv(self, name: str) -> PackedLinear:
+        config, q, k = self.config, self.q_rows, self.kv_rows
+        if config.qk_norm_over_heads:
+            q = scale(range(config.num_heads), config.head_dim)
+            k = scale(range(config.num_kv_heads), config.head_dim)
+        return self._joined(name, {"q": q, "k": k, "v": self.kv_rows}, self.padding)
+
+    def _whole_norms(self, name: str) -> WholeNorms:
+        width = self.padding.width
+        return WholeNorms(
+            self._head_norm(f"{name}.q_norm"),
+            self._head_norm(f"{name}.k_norm"),
+            scale(self.shard.heads, width),
+            scale(self.shard.kv_heads, width),
+            self.padding.eps(self.config.rms_norm_eps),
+        )
+
     def _attention(self, index: int) -> AttentionLayer:
         config, name = self.config, f"layers.{index}"
+        has_head_norms = config.qk_norm and not config.qk_norm_over_heads
         return AttentionLayer(
             self.heads,
-            scale=config.head_dim**-0.5,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
             sliding_window=config.window_of(index),
-            q_norm=self._head_norm(f"{name}.q_norm") if config.qk_norm else None,
-            k_norm=self._head_norm(f"{name}.k_norm") if config.qk_norm else None,
+            q_norm=self._head_norm(f"{name}.q_norm") if has_head_norms else None,
+            k_norm=self._head_norm(f"{name}.k_norm") if has_head_norms else None,
             norm_eps=self.padding.eps(config.rms_norm_eps),
         )
 
@@ -212,10 +265,21 @@ class _Loader:
 
     def norms(self) -> tuple[ResidualNorms, ...]:
         """The plan's norms: norm n of the plan is the n-th of these."""
-        layers = range(self.config.num_layers)
-        names = [f"layers.{index}.{which}" for index in layers for which in ("attention_norm", "mlp_norm")]
-        eps = self.config.rms_norm_eps
-        return tuple(ResidualNorms(self._vector(name), eps) for name in [*names, "norm"])
+        config = self.config
+        before, after = config.norms != "after", config.norms != "before"
+        sublayers = [
+            f"layers.{i}.{which}" for i in range(config.num_layers) for which in ("attention", "mlp")
+        ]
+        next_norms = [f"{name}_norm" if before else None for name in sublayers] + ["norm"]
+        post_norms = [None] + [f"{name}_post_norm" if after else None for name in sublayers]
+        return tuple(
+            ResidualNorms(
+                self._vector(name) if name else None,
+                config.rms_norm_eps,
+                self._vector(post) if post else None,
+            )
+            for name, post in zip(next_norms, post_norms, strict=True)
+        )
 
     def _experts(self, layer: int) -> MixtureOfExperts:
         config, name = self.config, f"layers.{layer}"
@@ -235,7 +299,9 @@ class _Loader:
 
     def _mlp(self, name: str, columns: range) -> Mlp:
         return Mlp(
-            self._joined(name, {"gate": columns, "up": columns}), self._summed(f"{name}.down", columns)
+            self._joined(name, {"gate": columns, "up": columns}),
+            self._summed(f"{name}.down", columns),
+            self.config.activation,
         )
 
     def _joined(self, name: str, rows: Mapping[str, range], heads: HeadPadding | None = None) -> PackedLinear:
@@ -277,15 +343,17 @@ class Part:
     (`narrows`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
     """
 
-    def __init__(self, batch: ForwardBatch, rotations: Tensor, rotation_rows: Tensor) -> None:
-        """Rotations are those of the pass; rotation_rows (num_tokens,) are this part's rows of them."""
+    def __init__(self, batch: ForwardBatch, rotations: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Each kind of layers has its rotations: those of the pass, and this part's rows of them, (num_tokens,)."""
         self.batch = batch
         self.wanted = batch.logit_rows if narrows(batch.num_tokens, len(batch.logit_rows)) else None
-        self.attention = _attention_batch(batch, rotations, rotation_rows)
+        self.attention = tuple(_attention_batch(batch, table, rows) for table, rows in rotations)
         self.wanted_attention = self.attention  # of the rows that go on in the last layer
         if self.wanted is not None and not self.is_done:
             alone = batch.single_tokens(self.wanted)
-            self.wanted_attention = _attention_batch(alone, rotations, rotation_rows[self.wanted])
+            self.wanted_attention = tuple(
+                _attention_batch(alone, table, rows[self.wanted]) for table, rows in rotations
+            )
         self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
         self.logits: Tensor  # (num_logits, local vocab) float32
@@ -310,9 +378,10 @@ class Forward:
 
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.cache = decoder, cache
-        rotations, rotation_rows = decoder.rotations.of(batch)
+        kinds = [rotations.of(batch) for rotations in decoder.rotations]
         self.parts = tuple(
-            Part(batch.part(rows), rotations, rotation_rows[rows.start : rows.stop]) for rows in plan.parts
+            Part(batch.part(rows), [(table, places[rows.start : rows.stop]) for table, places in kinds])
+            for rows in plan.parts
         )
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
@@ -332,17 +401,23 @@ class Forward:
         rows = decoder.kernels.gather_rows(decoder.embed, part.batch.token_ids, decoder.shard.vocab.start)
         # Taken here, on the compute lane, as every partial sum: all ranks must take them in one order.
         part.hidden = self._new_partial(part.batch.num_tokens).copy_(rows)
+        if decoder.embedding_scale != 1.0:
+            part.hidden *= decoder.embedding_scale
         part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
 
     def attention(self, step: Step) -> None:
         decoder, part, kernels = self.decoder, self._part_of(step), self.decoder.kernels
-        index, batch = _layer_of(step), part.attention
+        index = _layer_of(step)
         layer, cache = decoder.layers[index], self.cache[index]
-        q = kernels.rope_and_store(kernels.linear(part.hidden, layer.qkv), cache, batch, layer.attention)
+        batch = part.attention[layer.rotation]
+        qkv = kernels.linear(part.hidden, layer.qkv)
+        if layer.whole_norms is not None:
+            qkv = layer.whole_norms(kernels, qkv)
+        q = kernels.rope_and_store(qkv, cache, batch, layer.attention)
         if part.wanted is not None and self._is_last(index):
             if part.is_done:
                 return
-            q, batch = q[part.wanted], part.wanted_attention
+            q, batch = q[part.wanted], part.wanted_attention[layer.rotation]
         attended = kernels.paged_attention(q, cache, batch, layer.attention)
         part.hidden = kernels.linear(attended, layer.o, out=self._new_partial(len(attended)))
 
@@ -369,7 +444,9 @@ class Forward:
         if part.wanted is None or part.is_done:  # otherwise there are no others left
             rows = rows[part.batch.logit_rows]
         out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
-        part.logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
+        logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
+        cap = self.decoder.config.logit_softcap
+        part.logits = logits if cap is None else softcap(self.decoder.kernels, logits, cap)
 
     def gather(self, step: Step) -> None:
         """Join the ranks' parts of the vocabulary on rank 0."""
@@ -395,3 +472,14 @@ class Forward:
 def _layer_of(step: Step) -> int:
     assert step.layer is not None
     return step.layer
+
+
+def softcap(kernels: Kernels, logits: Tensor, cap: float) -> Tensor:
+    """cap * tanh(logits / cap): float32 of the same shape.
+
+    With g = 2 * logits / cap, tanh(g / 2) is (2 * silu(g) - g) / g. The kernel's silu has the same bits wherever a
+    value is; torch's tanh has not.
+    """
+    g = logits * (2.0 / cap)
+    silu = kernels.silu_and_mul(torch.cat([g, torch.ones_like(g)], dim=1))
+    return torch.where(g == 0, g, (2.0 * silu - g) / g) * cap

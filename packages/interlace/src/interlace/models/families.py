@@ -3,7 +3,8 @@
 A record says how the two file formats name what a model of the family is made of, and what an absent key means. To add
 a family, add a record here, and a tiny random model of it to the tests. Imports nothing of the models.
 
-Canonical names of a layer's weights: `attention_norm` and `mlp_norm` are the norms before the two sublayers.
+Canonical names of a layer's weights: `attention_norm` and `mlp_norm` are the norms before the two sublayers,
+`attention_post_norm` and `mlp_post_norm` those of what a sublayer gives, before it joins the residual.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Literal
 from interlace.errors import ConfigError
 
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")  # a layer's matrices
+
+Activation = Literal["silu", "gelu_tanh"]
+NormPlacement = Literal["before", "after", "around"]
 
 # Tensors of the whole model, and of a layer behind "model.layers.3." or "blk.3.", by canonical name. Names that share
 # a tensor lie in it one after the other, in the order of the record. "{expert}" is the number of an expert.
@@ -66,12 +70,21 @@ class Window:
     """In which layers a token sees the last `sliding_window` tokens only, itself included.
 
     "all": in every layer. In config.json `layer_types` say it for the others. Where they are absent, "from_layer" means
-    from layer `max_window_layers` on, and "as_listed" has no rule.
+    from layer `max_window_layers` on, "but_every" means in all but every n-th, and "as_listed" has no rule.
     """
 
-    layers: Literal["all", "from_layer", "as_listed"]
+    layers: Literal["all", "from_layer", "as_listed", "but_every"]
     size: int | None = None  # where `sliding_window` is absent; None: no window
     is_flagged: bool = False  # only with `use_sliding_window`
+    every: int = 0  # of "but_every": every n-th layer sees the whole text; `sliding_window_pattern`
+
+
+@dataclass(frozen=True)
+class Softcaps:
+    """Bounds of attention scores and of logits where their keys are absent; None: no bound."""
+
+    attention: float | None = None
+    logits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,11 @@ class HfFormat:
     biases: tuple[str, ...] = ()  # in every model of the family
     bias_flags: tuple[BiasFlag, ...] = ()
     tie_word_embeddings: bool = False
+    norm_offset: float = 0.0  # what the files' norm weights lack
+    activation_key: str = "hidden_act"
+    query_pre_attn_scalar: float | None = None  # None: no such key, scores are scaled by the heads' size
+    softcaps: Softcaps | None = None  # None: no such keys
+    local_rope_theta: float | None = None  # of layers with a window; None: they rotate as the others
     original_max_position: int | None = None  # of rotary scaling; None: max_position
     window: Window | None = None
     experts: HfExperts | None = None
@@ -123,6 +141,11 @@ class GgufFormat:
     permutes_heads: bool = False  # rows j and d / 2 + j of each head of q and k are stored side by side
     window: Window | None = Window("all")
     experts: GgufExperts | None = None
+    softcaps: Softcaps | None = None
+    local_rope_theta: float | None = None
+    wide_scale_layers: int = (
+        0  # a model of so many layers scales scores by hidden_size / num_heads: no key says it
+    )
     longrope_by_tensors: bool = (
         False  # divisors for short and long texts are used though no key says "longrope"
     )
@@ -136,7 +159,11 @@ class Family:
     name: str
     hf: HfFormat
     gguf: GgufFormat | None  # None: its GGUF files are those of another family
+    activation: Activation = "silu"
+    norms: NormPlacement = "before"  # of the sublayers, "after" them, or both
     qk_norm: bool = False  # the heads of q and k are normed before they are rotated
+    qk_norm_over_heads: bool = False  # all heads of q as one vector, and all of k
+    scales_embedding: bool = False  # by the square root of hidden_size
 
 
 _ATTENTION_BIAS, _MLP_BIAS = BiasFlag("attention_bias", ATTENTION), BiasFlag("mlp_bias", MLP)
@@ -145,6 +172,14 @@ _QWEN_EXPERTS = {
     "router": "mlp.gate.weight",
     **{f"experts.{part}": f"mlp.experts.{{expert}}.{part}_proj.weight" for part in MLP},
 }
+
+_GEMMA_LAYER = {
+    **HF_LAYER,
+    "attention_post_norm": "post_attention_layernorm.weight",
+    "mlp_norm": "pre_feedforward_layernorm.weight",
+    "mlp_post_norm": "post_feedforward_layernorm.weight",
+}
+_POST_NORMS = {"attention_post_norm": "post_attention_norm.weight", "mlp_post_norm": "post_ffw_norm.weight"}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -268,6 +303,81 @@ FAMILIES: Mapping[str, Family] = {
             ),
             GgufFormat("qwen3moe", experts=GgufExperts(have_own_size=True)),
             qk_norm=True,
+        ),
+        Family(
+            "olmo2",
+            HfFormat(
+                "olmo2",
+                rms_norm_eps=1e-5,
+                bias_flags=(_ATTENTION_BIAS,),
+                layer={
+                    **HF_LAYER,
+                    "attention_post_norm": "post_attention_layernorm.weight",
+                    "mlp_post_norm": "post_feedforward_layernorm.weight",
+                },
+            ),
+            GgufFormat("olmo2", window=None, layer={**GGUF_LAYER, **_POST_NORMS}),
+            norms="after",
+            qk_norm=True,
+            qk_norm_over_heads=True,
+        ),
+        Family(
+            "gemma2",
+            HfFormat(
+                "gemma2",
+                max_position=8192,
+                num_kv_heads=4,
+                head_dim=256,
+                bias_flags=(_ATTENTION_BIAS,),
+                tie_word_embeddings=True,
+                norm_offset=1.0,
+                activation_key="hidden_activation",
+                query_pre_attn_scalar=256,
+                softcaps=Softcaps(attention=50.0, logits=30.0),
+                window=Window("but_every", size=4096, every=2),
+                layer=_GEMMA_LAYER,
+            ),
+            GgufFormat(
+                "gemma2",
+                softcaps=Softcaps(attention=50.0, logits=30.0),
+                window=Window("but_every", size=4096, every=2),
+                wide_scale_layers=46,
+                layer={**GGUF_LAYER, **_POST_NORMS},
+            ),
+            activation="gelu_tanh",
+            norms="around",
+            scales_embedding=True,
+        ),
+        Family(
+            "gemma3",
+            HfFormat(
+                "gemma3_text",
+                rope_theta=1_000_000.0,
+                local_rope_theta=10_000.0,
+                max_position=131_072,
+                num_kv_heads=4,
+                head_dim=256,
+                bias_flags=(_ATTENTION_BIAS,),
+                tie_word_embeddings=True,
+                norm_offset=1.0,
+                activation_key="hidden_activation",
+                query_pre_attn_scalar=256,
+                softcaps=Softcaps(),
+                window=Window("but_every", size=4096, every=6),
+                layer=_GEMMA_LAYER,
+            ),
+            GgufFormat(
+                "gemma3",
+                local_rope_theta=10_000.0,
+                softcaps=Softcaps(),
+                window=Window("but_every", every=6),
+                wide_scale_layers=62,
+                layer={**GGUF_LAYER, **_POST_NORMS},
+            ),
+            activation="gelu_tanh",
+            norms="around",
+            qk_norm=True,
+            scales_embedding=True,
         ),
     )
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import BIASABLE, ModelConfig, context_length
+from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, check_num_layers, context_length
 from interlace.models.families import FAMILIES, Family, GgufFormat
 from interlace.models.gguf_rope import SHORT_DIVISORS, read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
@@ -33,22 +33,32 @@ def read_gguf_config(
     rope = with_divisors(
         read_gguf_rope(values, max_position, _scaling_of(form, tensor_shapes)), tensor_shapes, read_vector
     )
+    num_layers = values.integer("block_count")
+    check_num_layers(num_layers)
+    window, full_layers = _window(values, form, num_layers)
     config = ModelConfig(
         family=family.name,
         **_experts(values, form, num_experts),
         vocab_size=_vocab_size(values, tensor_shapes),
         hidden_size=hidden_size,
-        num_layers=values.integer("block_count"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=values.integer("attention.head_count_kv", num_heads),
         head_dim=_head_dim(values, hidden_size, num_heads),
         rms_norm_eps=values.number("attention.layer_norm_rms_epsilon"),
-        max_position=context_length(rope, max_position),
+        max_position=context_length(rope, max_position) if form.local_rope_theta is None else max_position,
         rope=rope,
+        local_rope=_local_rope(values, form),
+        activation=family.activation,
+        norms=family.norms,
+        qk_norm_over_heads=family.qk_norm_over_heads,
+        embedding_scale=hidden_size**0.5 if family.scales_embedding and hidden_size > 0 else 1.0,
+        **_scores(values, form, hidden_size, num_heads),
         tie_word_embeddings="output.weight" not in tensor_shapes,
         biases=_biases(tensor_shapes, form, num_experts),
         qk_norm=family.qk_norm,
-        sliding_window=_sliding_window(values, form),
+        sliding_window=window,
+        full_layers=full_layers,
         eos_token_ids=gguf_end_ids(fields),
         bos_token_id=next(iter(special_token_ids(fields, "bos")), None),
     )
@@ -77,10 +87,37 @@ def _scaling_of(form: GgufFormat, tensor_shapes: Mapping[str, object]) -> str:
     return "longrope" if form.longrope_by_tensors and SHORT_DIVISORS in tensor_shapes else "linear"
 
 
-def _sliding_window(values: _Values, form: GgufFormat) -> int | None:
-    if form.window is None:
+def _window(values: _Values, form: GgufFormat, num_layers: int) -> tuple[int | None, tuple[int, ...]]:
+    """The sliding window, and the layers that have none though the others have one."""
+    window = form.window
+    size = values.integer("attention.sliding_window", window.size or 0) if window else 0
+    if window is None or not size:
+        return None, ()
+    if window.layers != "but_every":
+        return size, ()
+    every = values.integer("attention.sliding_window_pattern", window.every)
+    if every < 1:
+        raise ConfigError(f"GGUF metadata 'attention.sliding_window_pattern' must be at least 1, got {every}")
+    full = tuple(layer for layer in range(num_layers) if (layer + 1) % every == 0)
+    return (None, ()) if len(full) == num_layers else (size, full)
+
+
+def _local_rope(values: _Values, form: GgufFormat) -> RopeConfig | None:
+    if form.local_rope_theta is None:
         return None
-    return values.integer("attention.sliding_window", form.window.size or 0) or None
+    return RopeConfig(values.number("rope.freq_base_swa", form.local_rope_theta))
+
+
+def _scores(values: _Values, form: GgufFormat, hidden_size: int, num_heads: int) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about attention scores and logits. A cap of 0 is none."""
+    found: dict[str, Any] = {}
+    if form.softcaps is not None:
+        caps = form.softcaps
+        found["attention_softcap"] = values.number("attn_logit_softcapping", caps.attention or 0.0) or None
+        found["logit_softcap"] = values.number("final_logit_softcapping", caps.logits or 0.0) or None
+    if form.wide_scale_layers and values.integer("block_count") == form.wide_scale_layers:
+        found["query_pre_attn_scalar"] = hidden_size / max(1, num_heads)
+    return found
 
 
 class _Values:

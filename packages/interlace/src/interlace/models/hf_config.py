@@ -10,11 +10,12 @@ from interlace.models.config import (
     FULL_ATTENTION,
     SLIDING_ATTENTION,
     ModelConfig,
+    RopeConfig,
     check_num_layers,
     context_length,
 )
 from interlace.models.families import FAMILIES, Family, HfExperts, HfFormat, Window
-from interlace.models.hf_rope import read_hf_rope
+from interlace.models.hf_rope import read_hf_rope, read_hf_ropes
 from interlace.models.hf_values import flag, integer, mapping, number
 from interlace.models.leftovers import refuse_unread_hf_settings
 from interlace.models.settings import Settings
@@ -30,10 +31,11 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
     generation = generation or {}
     family = _family(config)
     defaults = family.hf
-    _refuse_what_the_decoder_lacks(config)
+    _check_activation(config, family)
+    _refuse_quantization(config)
     hidden_size, num_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     max_position = integer(config, "max_position_embeddings", defaults.max_position)
-    rope = read_hf_rope(config, defaults.rope_theta, max_position, defaults.original_max_position)
+    rope, local_rope = _ropes(config, defaults, max_position)
     num_layers = integer(config, "num_hidden_layers")
     check_num_layers(num_layers)
     window, full_layers = _window(config, defaults.window, num_layers)
@@ -46,8 +48,14 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
         num_kv_heads=_num_kv_heads(config, defaults, num_heads),
         head_dim=_head_dim(config, defaults, hidden_size, num_heads),
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
-        max_position=context_length(rope, max_position),
+        max_position=max_position if local_rope else context_length(rope, max_position),
         rope=rope,
+        local_rope=local_rope,
+        activation=family.activation,
+        norms=family.norms,
+        qk_norm_over_heads=family.qk_norm_over_heads,
+        embedding_scale=hidden_size**0.5 if family.scales_embedding and hidden_size > 0 else 1.0,
+        **_scores(config, defaults),
         tie_word_embeddings=flag(config, "tie_word_embeddings", defaults.tie_word_embeddings),
         biases=_biases(config, defaults),
         qk_norm=family.qk_norm,
@@ -72,16 +80,52 @@ def _family(config: Mapping[str, Any]) -> Family:
     )
 
 
-def _refuse_what_the_decoder_lacks(config: Mapping[str, Any]) -> None:
-    activation = config.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"hidden_act {activation!r} is not supported, expected 'silu'")
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # transformers' names
+
+
+def _check_activation(config: Mapping[str, Any], family: Family) -> None:
+    key, names = family.hf.activation_key, _ACTIVATIONS[family.activation]
+    config.get("hidden_act")  # read, that is: where the key is another one, transformers does not look at it
+    activation = config.get(key) or names[0]
+    if activation not in names:
+        raise ConfigError(f"{key} {activation!r} is not supported, expected {names[0]!r}")
+
+
+def _scores(config: Mapping[str, Any], defaults: HfFormat) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about attention scores and logits."""
+    found: dict[str, Any] = {}
+    if defaults.query_pre_attn_scalar is not None:
+        found["query_pre_attn_scalar"] = number(
+            config, "query_pre_attn_scalar", defaults.query_pre_attn_scalar
+        )
+    if defaults.softcaps is not None:
+        found["attention_softcap"] = _softcap(config, "attn_logit_softcapping", defaults.softcaps.attention)
+        found["logit_softcap"] = _softcap(config, "final_logit_softcapping", defaults.softcaps.logits)
+    return found
+
+
+def _softcap(config: Mapping[str, Any], key: str, absent: float | None) -> float | None:
+    """A null in the file means none, whatever an absent key means."""
+    value = config.get(key, absent)
+    return None if value is None else number({key: value}, key)
+
+
+def _refuse_quantization(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config"):
         method = mapping(config, "quantization_config").get("quant_method")
         raise ConfigError(
             f"config.json asks for quantised weights (quant_method {method!r}): only float32, bfloat16 and "
             "float16 safetensors are supported; use the unquantised model or a GGUF file"
         )
+
+
+def _ropes(
+    config: Mapping[str, Any], defaults: HfFormat, max_position: int
+) -> tuple[RopeConfig, RopeConfig | None]:
+    theta = defaults.rope_theta
+    if defaults.local_rope_theta is not None:
+        return read_hf_ropes(config, theta, defaults.local_rope_theta, max_position)
+    return read_hf_rope(config, theta, max_position, defaults.original_max_position), None
 
 
 def _biases(config: Mapping[str, Any], defaults: HfFormat) -> tuple[str, ...]:
@@ -177,6 +221,13 @@ def _full_layers(config: Mapping[str, Any], window: Window, num_layers: int) -> 
             "config.json has use_sliding_window and no layer_types, which must say which layers have the window; "
             'set "use_sliding_window": false for contexts no longer than the window'
         )
+    if window.layers == "but_every":
+        every = integer(
+            config, "sliding_window_pattern", integer(config, "_sliding_window_pattern", window.every)
+        )
+        if every < 1:
+            raise ConfigError(f"config.json: 'sliding_window_pattern' must be at least 1, got {every}")
+        return tuple(layer for layer in range(num_layers) if (layer + 1) % every == 0)
     return tuple(range(min(num_layers, max(0, integer(config, "max_window_layers", 28)))))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
-from interlace.models.config import RopeConfig
+from interlace.models.config import FULL_ATTENTION, SLIDING_ATTENTION, RopeConfig
 from interlace.models.hf_values import integer, mapping, number, numbers
 
 _OF_ALL_KINDS = {
@@ -34,6 +34,28 @@ _KEYS = {  # that each kind has beyond these
     "longrope": {"factor", "attention_factor", "short_factor", "long_factor"},
 }
 _OTHER_NAMES = {None: "default", "su": "longrope"}
+
+
+def read_hf_ropes(
+    config: Mapping[str, Any], theta: float, local_theta: float, max_position: int
+) -> tuple[RopeConfig, RopeConfig]:
+    """Reads the rotations of the layers that see the whole text, and of those with a window (Gemma 3).
+
+    New files have both in rope_parameters; old ones rope_theta and rope_scaling, and rope_local_base_freq.
+    """
+    both = mapping(config, "rope_parameters")
+    if unknown := sorted(set(both) - {FULL_ATTENTION, SLIDING_ATTENTION}):
+        raise ConfigError(
+            f"config.json: rope_parameters has {unknown[0]!r}; expected one object for each kind of layers, "
+            f"{FULL_ATTENTION!r} and {SLIDING_ATTENTION!r}"
+        )
+    outside = {key: config.get(key) for key in ("rope_theta", "rope_scaling", "partial_rotary_factor")}
+    full = {key: value for key, value in outside.items() if value is not None}
+    local_theta = number(config, "rope_local_base_freq", local_theta)
+    return (
+        read_hf_rope({**full, "rope_parameters": mapping(both, FULL_ATTENTION)}, theta, max_position),
+        read_hf_rope({"rope_parameters": mapping(both, SLIDING_ATTENTION)}, local_theta, max_position),
+    )
 
 
 def read_hf_rope(

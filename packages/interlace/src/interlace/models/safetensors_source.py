@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
+from interlace.models.families import family_of
 from interlace.models.gguf_names import is_gguf
 from interlace.models.hf_config import read_hf_config
 from interlace.models.json_file import read_json, read_optional_json
@@ -106,6 +107,8 @@ class SafetensorsSource(WeightSource):
             )
         except SafetensorError as error:
             raise CorruptFile(f"{file}: cannot read tensor {tensor!r}: {error}") from error
+        if name.endswith("norm") and (offset := family_of(self.config.family).hf.norm_offset):
+            return part.float() + offset
         if part.dtype in (torch.float16, torch.float64):
             return part.float()
         return (

@@ -100,7 +100,7 @@ class RankStages:
         self._queries = torch.randn(most_queries, layout.num_heads * layout.head_dim).to(dtype)
         self._residual = torch.zeros(max_tokens, config.hidden_size)
         self._ids = torch.arange(max_tokens, dtype=torch.int32) % config.vocab_size
-        self._cos_sin = decoder.rotations.table(max_tokens)
+        self._cos_sin = decoder.rotations[0].table(max_tokens)
         keys = max(max_tokens + CONTEXT, MANY * (FEW_QUERIES + CONTEXT + BLOCK_SIZE))
         self._blocks = torch.arange(blocks_for(keys), dtype=torch.int32)
         self._cache = decoder.kernels.new_kv_cache(config.num_layers, len(self._blocks), layout, dtype).fill_(
