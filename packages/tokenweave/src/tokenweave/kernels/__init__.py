@@ -6,10 +6,11 @@ from tokenweave import native
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
-from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, Tolerance
+from tokenweave.kernels.base import Kernels
 from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
 from tokenweave.kernels.reference import ReferenceKernels
+from tokenweave.kernels.values import HeadLayout, PackedLinear, Tolerance
 
 __all__ = [
     "BLOCK_SIZE",

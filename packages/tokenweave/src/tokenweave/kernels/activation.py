@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.values import Tolerance
 from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}

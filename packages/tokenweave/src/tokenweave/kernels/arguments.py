@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenweave.errors import KernelError
 from tokenweave.kernels import calls, checks
-from tokenweave.kernels.base import HeadLayout
+from tokenweave.kernels.values import HeadLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,3 +158,36 @@ class ResidualNorms:
         """The weights that are there, by name."""
         both = {"weight": self.weight, "post_weight": self.post_weight}
         return {name: weight for name, weight in both.items() if weight is not None}
+
+
+def check_residual_norms(hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None) -> None:
+    checks.check_matrix("hidden", hidden)
+    checks.check_rows("residual", residual, torch.float32, hidden.shape)
+    for name, weight in norms.weights.items():
+        checks.check_dense(name, weight, hidden.dtype, hidden.shape[1:])
+    if out is not None:
+        checks.check_rows("out", out, hidden.dtype, hidden.shape)
+
+
+def check_rope(qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
+    heads = layer.heads
+    checks.check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
+    _check_tokens("qkv", qkv, batch)
+    checks.check_heads(heads, cache_layer, qkv.dtype)
+    if batch.rotations.shape[1] != heads.head_dim:
+        raise KernelError(
+            f"rotations are {batch.rotations.shape[1]} wide, expected head_dim, {heads.head_dim}: [cos | sin]"
+        )
+    if layer.q_norm is not None and layer.q_norm.dtype is not qkv.dtype:
+        raise KernelError(f"q_norm and k_norm are {layer.q_norm.dtype}, expected {qkv.dtype} as qkv is")
+
+
+def check_attention(q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
+    checks.check_matrix("q", q, layer.heads.num_heads * layer.heads.head_dim)
+    _check_tokens("q", q, batch)
+    checks.check_heads(layer.heads, cache_layer, q.dtype)
+
+
+def _check_tokens(name: str, rows: Tensor, batch: AttentionBatch) -> None:
+    if rows.shape[0] != batch.num_tokens:
+        raise KernelError(f"{name} has {rows.shape[0]} rows, expected {batch.num_tokens}, the batch's tokens")

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
-from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
+from tokenweave.kernels.values import Tolerance
 from tokenweave.native import Pool, check_status
 
 # bfloat16: the probabilities are rounded to bfloat16 before they weigh V.

@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenweave.kernels.base import HeadLayout
+    from tokenweave.kernels.values import HeadLayout
 
 DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}  # tw_dtype
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from tokenweave.errors import KernelError
-from tokenweave.kernels.base import DTYPES, HeadLayout, PackedLinear
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
-
-if TYPE_CHECKING:
-    from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
+from tokenweave.kernels.values import DTYPES, HeadLayout, PackedLinear
 
 NATIVE_HEAD_ALIGNMENT = 16
 
@@ -88,15 +83,6 @@ def check_norm(x: Tensor, weight: Tensor) -> None:
     check_dense("weight", weight, x.dtype, x.shape[1:])
 
 
-def check_residual_norms(hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None) -> None:
-    check_matrix("hidden", hidden)
-    check_rows("residual", residual, torch.float32, hidden.shape)
-    for name, weight in norms.weights.items():
-        check_dense(name, weight, hidden.dtype, hidden.shape[1:])
-    if out is not None:
-        check_rows("out", out, hidden.dtype, hidden.shape)
-
-
 def check_gate_up(gate_up: Tensor) -> None:
     check_matrix("gate_up", gate_up)
     if gate_up.shape[1] % 2:
@@ -113,30 +99,6 @@ def check_native_heads(heads: HeadLayout) -> None:
             f"head_dim is {heads.head_dim}, expected a multiple of {NATIVE_HEAD_ALIGNMENT}; "
             'widen the heads with zeros, or use kernels="reference"'
         )
-
-
-def check_rope(qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
-    heads = layer.heads
-    check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
-    _check_tokens("qkv", qkv, batch)
-    check_heads(heads, cache_layer, qkv.dtype)
-    if batch.rotations.shape[1] != heads.head_dim:
-        raise KernelError(
-            f"rotations are {batch.rotations.shape[1]} wide, expected head_dim, {heads.head_dim}: [cos | sin]"
-        )
-    if layer.q_norm is not None and layer.q_norm.dtype is not qkv.dtype:
-        raise KernelError(f"q_norm and k_norm are {layer.q_norm.dtype}, expected {qkv.dtype} as qkv is")
-
-
-def check_attention(q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
-    check_matrix("q", q, layer.heads.num_heads * layer.heads.head_dim)
-    _check_tokens("q", q, batch)
-    check_heads(layer.heads, cache_layer, q.dtype)
-
-
-def _check_tokens(name: str, rows: Tensor, batch: AttentionBatch) -> None:
-    if rows.shape[0] != batch.num_tokens:
-        raise KernelError(f"{name} has {rows.shape[0]} rows, expected {batch.num_tokens}, the batch's tokens")
 
 
 def check_rope_indices(rows: Tensor, slots: Tensor, num_rotations: int, num_blocks: int) -> None:

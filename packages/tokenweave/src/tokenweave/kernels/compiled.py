@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenweave.kernels import checks
+from tokenweave.kernels import arguments, checks
 from tokenweave.kernels.activation import native_gelu_tanh_and_mul, native_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import native_paged_attention
-from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
+from tokenweave.kernels.base import Kernels, ZerosFactory
 from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
 from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
+from tokenweave.kernels.values import HeadLayout, PackedLinear
 from tokenweave.native import Pool
 
 
@@ -63,7 +64,7 @@ class NativeKernels(Kernels):
     def add_rms_norm(
         self, hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None = None
     ) -> Tensor:
-        checks.check_residual_norms(hidden, residual, norms, out)
+        arguments.check_residual_norms(hidden, residual, norms, out)
         return native_rms_norm(self._pool, hidden, residual, norms, out)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -77,13 +78,13 @@ class NativeKernels(Kernels):
     def rope_and_store(
         self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_rope(qkv, cache_layer, batch, layer)
+        arguments.check_rope(qkv, cache_layer, batch, layer)
         return native_rope_and_store(self._pool, qkv, cache_layer, batch, layer)
 
     def paged_attention(
         self, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_attention(q, cache_layer, batch, layer)
+        arguments.check_attention(q, cache_layer, batch, layer)
         return native_paged_attention(self._pool, q, cache_layer, batch, layer)
 
     def new_kv_cache(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenweave.kernels.base import PackedLinear, Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.memory import Arena
+from tokenweave.kernels.values import PackedLinear, Tolerance
 from tokenweave.native import Pool, check_status
 
 # x of variance 1, weights of variance 1/k: float32 differs by the order of sums, bfloat16 by a rounding of y.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.arguments import ResidualNorms
-from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.values import Tolerance
 from tokenweave.native import Pool, check_status
 
 if TYPE_CHECKING:

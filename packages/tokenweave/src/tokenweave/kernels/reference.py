@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenweave.kernels import checks
+from tokenweave.kernels import arguments, checks
 from tokenweave.kernels.activation import reference_gelu_tanh_and_mul, reference_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import reference_paged_attention
-from tokenweave.kernels.base import HeadLayout, Kernels, PackedLinear, ZerosFactory
+from tokenweave.kernels.base import Kernels, ZerosFactory
 from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
 from tokenweave.kernels.rotary import reference_rope_and_store
+from tokenweave.kernels.values import HeadLayout, PackedLinear
 
 
 class ReferenceKernels(Kernels):
@@ -48,7 +49,7 @@ class ReferenceKernels(Kernels):
     def add_rms_norm(
         self, hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None = None
     ) -> Tensor:
-        checks.check_residual_norms(hidden, residual, norms, out)
+        arguments.check_residual_norms(hidden, residual, norms, out)
         normed = reference_add_rms_norm(hidden, residual, norms)
         return normed if out is None else out.copy_(normed)
 
@@ -63,14 +64,14 @@ class ReferenceKernels(Kernels):
     def rope_and_store(
         self, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_rope(qkv, cache_layer, batch, layer)
+        arguments.check_rope(qkv, cache_layer, batch, layer)
         batch.check_indices(cache_layer.shape[0])
         return reference_rope_and_store(qkv, cache_layer, batch, layer)
 
     def paged_attention(
         self, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
     ) -> Tensor:
-        checks.check_attention(q, cache_layer, batch, layer)
+        arguments.check_attention(q, cache_layer, batch, layer)
         batch.check_indices(cache_layer.shape[0])
         return reference_paged_attention(q, cache_layer, batch, layer)
 

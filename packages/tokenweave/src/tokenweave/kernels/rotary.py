@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tokenweave.kernels import checks
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
-from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.norms import reference_rms_norm
 from tokenweave.kernels.paging import BLOCK_SIZE, place_of
+from tokenweave.kernels.values import Tolerance
 from tokenweave.native import Pool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.arguments import ResidualNorms
-from tokenweave.kernels.base import Tolerance
 from tokenweave.kernels.norms import reference_reduce_rms_norm
+from tokenweave.kernels.values import Tolerance
 
 # Of the normed rows. The paths through pointers keep a sum in float32, as the reference does; the switch rounds it to
 # the tensor's dtype, which is what the tolerance of the 16-bit dtypes has room for.
