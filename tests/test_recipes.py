@@ -66,9 +66,10 @@ RECIPES = {
         lambda: list(FAMILIES),
         {
             "interlace/models/families.py": r'Family\(\s*"{}",',
-            "tests/support/tiny_models.py": r'^    "\w+": \(\s*"{}",',
+            "tests/support/tiny_models.py": r'^    "\w+": \(\s*"{model_type}",',
             "docs/models.md": r"^\| `{}` \|",
         },
+        spellings=lambda family: {"model_type": FAMILIES[family].hf.model_type},
     ),
     "Add a sampling option": Recipe(
         lambda: [each.name for each in fields(SamplingParams)],
