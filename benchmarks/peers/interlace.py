@@ -43,7 +43,7 @@ class InterlaceSystem:
         passes: list[tuple[str, float, float]] = []
 
         def observe(step: Step, start_s: float, end_s: float) -> None:
-            passes.append((step.op.value, start_s, end_s))
+            passes.append((step.op.label, start_s, end_s))
 
         runner = self._ranks.runner
         runner.observe, begin = observe, time.perf_counter()

@@ -91,7 +91,7 @@ def woven(blocks: list[Block], norm: nn.RMSNorm, x: Tensor, split: int, ranks: C
     plan = plan_forward(len(blocks), len(x), split)
     run = Woven(blocks, norm, x, plan, ranks)
     handlers = {
-        op: getattr(run, op.value, lambda step: None) for op in Op
+        op: getattr(run, op.label, lambda step: None) for op in Op
     }  # no logits here, nothing to gather
     with LaneExecutor(
         torch.inference_mode, on_failure=lambda failure: ranks.abort(repr(failure))

@@ -4,7 +4,7 @@ import pytest
 
 from tokenweave.errors import PlanError
 from tokenweave.execute import run_sequential
-from tokenweave.plan import Op, Step, plan_forward
+from tokenweave.plan import Op, Operation, Step, plan_forward
 
 
 def test_steps_run_in_list_order() -> None:
@@ -32,7 +32,7 @@ def test_the_observer_sees_every_step_with_its_times_in_order() -> None:
 
 
 def test_an_error_in_a_step_stops_the_plan_and_comes_through() -> None:
-    ran: list[Op] = []
+    ran: list[Operation] = []
 
     def fail(step: Step) -> None:
         raise ValueError("broken")

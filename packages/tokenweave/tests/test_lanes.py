@@ -15,10 +15,10 @@ from support.patience import PATIENCE_S
 from tokenweave.errors import PlanError
 from tokenweave.execute import Handler
 from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import Lane, Op, Step, plan_forward
+from tokenweave.plan import Lane, Op, Operation, Step, plan_forward
 
 
-def handlers(handle: Callable[[Step], None]) -> dict[Op, Handler]:
+def handlers(handle: Callable[[Step], None]) -> dict[Operation, Handler]:
     return dict.fromkeys(Op, handle)
 
 

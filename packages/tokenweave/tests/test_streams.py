@@ -187,7 +187,7 @@ class Sums:
 def test_on_a_gpu_every_step_sees_what_it_waits_for_also_in_a_captured_graph(split: int | None) -> None:
     plan = plan_forward(2, 8, split)
     sums, executor = Sums(plan), StreamExecutor(CudaStreams())
-    handlers: dict[Op, Any] = dict.fromkeys(Op, sums.handle)
+    handlers: dict[Operation, Any] = dict.fromkeys(Op, sums.handle)
     executor.run(plan, handlers)
     assert sums.found() == sums.expected()
     graph = torch.cuda.CUDAGraph()

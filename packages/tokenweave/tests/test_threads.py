@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import Op, Plan, Step
+from tokenweave.plan import Op, Operation, Plan, Step
 from tokenweave.threads import staying_on, wake_promptly
 
 
@@ -42,7 +42,7 @@ def test_asking_to_wake_promptly_harms_nothing() -> None:
 def test_the_lanes_of_an_executor_stay_on_its_cores() -> None:
     before = os.sched_getaffinity(0)
     core = max(before)
-    seen: dict[Op, set[int]] = {}
+    seen: dict[Operation, set[int]] = {}
 
     def look(step: Step) -> None:
         seen[step.op] = os.sched_getaffinity(0)

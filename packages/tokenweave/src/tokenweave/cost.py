@@ -1,7 +1,6 @@
 """Prices: what the steps of a plan take, from a wave table and a link. The simulator's and the split policy's input.
 
-A REDUCE_NORM step has four phases: the core hands over the partial sum, the link carries what the reduce-scatter sends,
-the core adds and normalises, the link carries the all-gather. Without a link only the core's are left.
+Each operation's record (`tokenweave.ops`) says how its steps are priced. Without a link only the core's phases are left.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from tokenweave.plan import Op, Plan, Step, narrows
-from tokenweave.simulate import Cost, Phase, Resource
+from tokenweave.ops import Operation
+from tokenweave.phases import Phase
+from tokenweave.plan import Plan, Step, narrows
+from tokenweave.simulate import Cost
 from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import (
     AttentionTimes,
@@ -93,6 +94,10 @@ class Load:
         count = np.arange(len(rows) + 1, dtype=np.int32)
         return Load(count, self.seq_lens[owner] - (ends[owner] - 1 - rows), count[:-1])
 
+    def pairs_seen(self, window: int) -> Floats:
+        """(num_seqs,)  pairs of a new token and a key that it sees, of at most `window` keys (0: all)."""
+        return pairs_seen(self.num_new, self.seq_lens.astype(np.float64), window)
+
     @cached_property
     def num_new(self) -> Floats:
         """(num_seqs,)"""
@@ -110,11 +115,9 @@ class CostModel:
         """The price of each step of `plan` over the batch that `load` describes."""
         loads = [load.part(rows) for rows in plan.parts]
         last = plan.num_layers - 1
-        prices: dict[tuple[Op, int, bool, bool], tuple[Phase, ...]] = {}
+        prices: dict[tuple[Operation, int | None, bool, bool], tuple[Phase, ...]] = {}
 
         def cost(step: Step) -> tuple[Phase, ...]:
-            if step.part is None:
-                return ()
             key = (step.op, step.part, step.layer == last, step.norm == 2 * last)
             if key not in prices:
                 prices[key] = self._phases(step, load, loads, last)
@@ -122,7 +125,7 @@ class CostModel:
 
         return cost
 
-    def _part_s(self, op: Op, part: int, whole: Load, parts: list[Load], *, is_last: bool) -> float:
+    def _part_s(self, op: Operation, part: int, whole: Load, parts: list[Load], *, is_last: bool) -> float:
         """Seconds on the core of one part's stage. Cutting a stage in two never makes it cheaper: where the table says
         so, that is noise in it, and the parts share what the whole takes."""
         each_s = [self.stage_s(op, load, is_last=is_last) for load in parts]
@@ -131,31 +134,12 @@ class CostModel:
             return each_s[part]
         if apart_s > 0:
             return whole_s * (each_s[part] / apart_s)
-        rows = [_rows(op, load, is_last=is_last) for load in parts]
+        rows = [op.price.rows(load, load.ending if is_last else load) for load in parts]
         return whole_s * rows[part] / max(1, sum(rows))
 
-    def stage_s(self, op: Op, load: Load, *, is_last: bool = False) -> float:
+    def stage_s(self, op: Operation, load: Load, *, is_last: bool = False) -> float:
         """Seconds on the core of one stage; `is_last`: in the last layer, which ends with the rows that are wanted."""
-        table, num_tokens = self.table, load.num_tokens
-        rest = load.ending if is_last else load
-        match op:
-            case Op.EMBED:
-                return table.embed(num_tokens)
-            case Op.ATTENTION:
-                pairs = pairs_seen(rest.num_new, rest.seq_lens.astype(np.float64), table.key.sliding_window)
-                projected_s = table.projections(num_tokens)
-                if rest is not load:
-                    share = table.key.qkv_share
-                    projected_s = share * projected_s + (1 - share) * table.projections(rest.num_tokens)
-                return projected_s + table.attention(rest.num_new, pairs)
-            case Op.MLP:
-                return table.mlp(rest.num_tokens)
-            case Op.LOGITS:
-                return table.logits(len(load.logit_rows))
-            case Op.REDUCE_NORM:
-                return table.reduce(rest.num_tokens)
-            case Op.GATHER:
-                return 0.0
+        return op.price.core_s(self.table, load, load.ending if is_last else load)
 
     def link_s(self, num_tokens: int) -> float:
         """Seconds on the link of a reduce-scatter, and of an all-gather, over `num_tokens` rows."""
@@ -178,30 +162,34 @@ class CostModel:
         return 2 * self.link_s(num_tokens) + (0.0 if shared_core else self.table.reduce(num_tokens))
 
     def _phases(self, step: Step, whole: Load, parts: list[Load], last: int) -> tuple[Phase, ...]:
-        """`last` is the plan's last layer."""
-        assert step.part is not None
-        load = parts[step.part]
-        is_woven, is_last = len(parts) > 1, step.layer == last
-        core_s = self._part_s(step.op, step.part, whole, parts, is_last=is_last)
-        core = Phase(Resource.CORE, self.table.pace(whole.num_tokens) * core_s)
-        if step.op is not Op.REDUCE_NORM:
-            return (core,)
-        num_rows = (load.ending if is_last else load).num_tokens
-        if not num_rows:
-            return ()
-        link = Phase(Resource.LINK, self.link_s(num_rows))
-        handed_over = Phase(Resource.CORE, self.table.switch_s if is_woven else 0.0)
-        phases = [handed_over, link, core, link]
-        if step.norm == 2 * last and load.ending is not load:
-            phases.append(Phase(Resource.LINK, self.keep_s(load.ending.num_tokens)))
-        return tuple(phases)
+        """`last` is the plan's last layer. A step of no part works on what all parts left."""
+        load = whole if step.part is None else parts[step.part]
+        is_last = step.layer == last
+        if step.part is None:
+            core_s = self.stage_s(step.op, whole, is_last=is_last)
+        else:
+            core_s = self._part_s(step.op, step.part, whole, parts, is_last=is_last)
+        priced = PricedStep(
+            costs=self,
+            load=load,
+            rest=load.ending if is_last else load,
+            core_s=self.table.pace(whole.num_tokens) * core_s,
+            is_woven=len(parts) > 1,
+            selects_residual=step.norm == 2 * last and load.ending is not load,
+        )
+        return step.op.price.phases(priced)
 
 
-def _rows(op: Op, load: Load, *, is_last: bool) -> int:
-    """Rows that a stage of a part computes."""
-    if op is Op.LOGITS:
-        return len(load.logit_rows)
-    return (load.ending if is_last and op is not Op.ATTENTION else load).num_tokens
+@dataclass(frozen=True, slots=True)
+class PricedStep:
+    """A step whose time on the core is known, for the price of its operation to make phases of."""
+
+    costs: CostModel
+    load: Load
+    rest: Load  # in the last layer, behind its keys: the rows that are wanted; elsewhere `load`
+    core_s: float
+    is_woven: bool
+    selects_residual: bool  # it ends with the exchange of the residual of the rows that are wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 
 from emucxl.closing import WithBlock
 from tokenweave.execute import Handler, Observer, check_handlers
-from tokenweave.plan import Lane, Op, Plan
+from tokenweave.plan import Lane, Operation, Plan
 from tokenweave.threads import staying_on, wake_promptly
 
 Bell = SimpleQueue[None]  # what a lane sleeps on: rung by putting something in
@@ -59,7 +59,7 @@ class LaneExecutor(WithBlock):
         for thread in self._threads:
             thread.start()
 
-    def run(self, plan: Plan, handlers: Mapping[Op, Handler], observe: Observer | None = None) -> None:
+    def run(self, plan: Plan, handlers: Mapping[Operation, Handler], observe: Observer | None = None) -> None:
         """Run every step of `plan`; the steps of different lanes at the same time where their edges allow it.
 
         `observe` is told of each step by the thread that ran it.
@@ -112,7 +112,7 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        handlers: Mapping[Op, Handler],
+        handlers: Mapping[Operation, Handler],
         observe: Observer | None,
         bells: Mapping[Lane, Bell],
         on_failure: Callable[[BaseException], None] | None,

@@ -12,39 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property, lru_cache
 
 from tokenweave.errors import PlanError
+from tokenweave.ops import Lane, Op, Operation
 
-
-class Lane(StrEnum):
-    """Where a step runs. Steps on different lanes may run at the same time."""
-
-    COMPUTE = "compute"  # GEMMs and attention
-    TRANSFER = "transfer"  # between ranks
-    MEMORY = "memory"  # between tiers of memory
-
-
-class Op(StrEnum):
-    """What a step does."""
-
-    EMBED = "embed"  # rows of this rank's part of the vocabulary
-    ATTENTION = "attention"  # this rank's heads, up to the partial sum of the output projection
-    MLP = "mlp"  # this rank's part of the MLP or of the experts, up to the partial sum
-    REDUCE_NORM = "reduce_norm"  # all-reduce + residual add + RMSNorm of what the step before it left
-    LOGITS = "logits"  # this rank's part of the vocabulary
-    GATHER = "gather"  # the ranks' logits, joined on rank 0
-
-
-LANE_OF: dict[Op, Lane] = {
-    Op.EMBED: Lane.COMPUTE,
-    Op.ATTENTION: Lane.COMPUTE,
-    Op.MLP: Lane.COMPUTE,
-    Op.REDUCE_NORM: Lane.TRANSFER,
-    Op.LOGITS: Lane.COMPUTE,
-    Op.GATHER: Lane.TRANSFER,
-}
+__all__ = ["Lane", "Op", "Operation", "Plan", "Step", "narrows", "plan_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +30,7 @@ class Step:
     `waits_for` holds positions in the plan.
     """
 
-    op: Op
+    op: Operation
     waits_for: tuple[int, ...] = ()
     layer: int | None = None
     norm: int | None = None
@@ -65,7 +38,7 @@ class Step:
 
     @property
     def lane(self) -> Lane:
-        return LANE_OF[self.op]
+        return self.op.lane
 
     @property
     def name(self) -> str:
@@ -73,8 +46,8 @@ class Step:
 
         The second part of a split batch is primed: `attention[3]'`.
         """
-        index = self.norm if self.op is Op.REDUCE_NORM else self.layer
-        return self.op.value + ("" if index is None else f"[{index}]") + ("'" if self.part == 1 else "")
+        index = self.layer if self.norm is None else self.norm
+        return self.op.label + ("" if index is None else f"[{index}]") + ("'" if self.part == 1 else "")
 
 
 @dataclass(frozen=True)
@@ -118,14 +91,19 @@ class Plan:
         return {lane: tuple(at for at, step in enumerate(self.steps) if step.lane is lane) for lane in lanes}
 
     @cached_property
-    def ops(self) -> frozenset[Op]:
-        """What the steps do."""
+    def ops(self) -> frozenset[Operation]:
+        """The operations of its steps."""
         return frozenset(step.op for step in self.steps)
 
     @cached_property
     def num_layers(self) -> int:
         """How many layers its steps belong to."""
         return len({step.layer for step in self.steps} - {None})
+
+    @cached_property
+    def first_in_layers(self) -> int:
+        """The position of the first step that belongs to a layer; 0 where none does."""
+        return next((at for at, step in enumerate(self.steps) if step.layer is not None), 0)
 
     def on(self, lane: Lane) -> list[Step]:
         """The steps of one lane, in the order in which that lane runs them."""
@@ -180,7 +158,7 @@ def plan_forward(num_layers: int, num_tokens: int, split: int | None = None) -> 
     return Plan(num_tokens, tuple(weaver.steps), split)
 
 
-def _stages(num_layers: int) -> Iterator[tuple[Op, int | None, int | None]]:
+def _stages(num_layers: int) -> Iterator[tuple[Operation, int | None, int | None]]:
     """The computing stages of a forward pass: operation, layer, and the norm of the reduction that follows."""
     yield Op.EMBED, None, 0
     for layer in range(num_layers):
@@ -201,7 +179,7 @@ class _Weaver:
         self.last[part] = len(self.steps)
         self.steps.append(step)
 
-    def compute(self, op: Op, layer: int | None, part: int) -> None:
+    def compute(self, op: Operation, layer: int | None, part: int) -> None:
         waits_for = {self.last[part]} - {-1}
         if op is Op.ATTENTION and part == 1:
             waits_for.add(

@@ -12,22 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 
+from tokenweave.phases import Phase, Resource
 from tokenweave.plan import Lane, Plan, Step
 
-
-class Resource(StrEnum):
-    CORE = "core"
-    LINK = "link"
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """`seconds` on one resource."""
-
-    resource: Resource
-    seconds: float
+__all__ = ["Cost", "Interval", "Phase", "Resource", "Timeline", "simulate"]
 
 
 Cost = Callable[[Step], tuple[Phase, ...]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tokenweave.errors import PlanError
-from tokenweave.plan import Op, Plan
+from tokenweave.plan import Lane, Plan
 from tokenweave.simulate import Cost, Timeline, simulate
 
 GUARD = 0.03  # the gain below which a batch is left whole: what a prediction may be wrong by (docs/weaving/split.md)
@@ -102,8 +102,8 @@ def extrapolate(timeline: Timeline, num_layers: int) -> float:
     """
     ends: dict[int, float] = {}
     for interval in timeline.intervals:
-        if interval.step.op is Op.MLP and interval.step.layer is not None:
-            ends[interval.step.layer] = interval.end_s
+        if interval.step.lane is Lane.COMPUTE and interval.step.layer is not None:
+            ends[interval.step.layer] = interval.end_s  # a lane runs its steps in order: the last one ends it
     known = len(ends)
     if known == num_layers:
         return timeline.total_s

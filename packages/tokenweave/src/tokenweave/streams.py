@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tokenweave.execute import Handler, check_handlers
-from tokenweave.plan import Lane, Op, Plan
+from tokenweave.plan import Lane, Operation, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,7 @@ class StreamExecutor(Generic[Stream, Event]):
     def __init__(self, backend: StreamBackend[Stream, Event]) -> None:
         self._backend = backend
 
-    def run(self, plan: Plan, handlers: Mapping[Op, Handler]) -> None:
+    def run(self, plan: Plan, handlers: Mapping[Operation, Handler]) -> None:
         """Issue every step of `plan` to its lane's stream. Returns when all is queued, not when it is done.
 
         Raises:

@@ -277,7 +277,7 @@ def _event(rank: int, done: Pass, span: Span, zero_s: float) -> dict[str, Any]:
         "args": {
             "pass": done.number,
             "step": span.position,
-            "op": step.op.value,
+            "op": step.op.label,
             "layer": step.layer,
             "norm": step.norm,
             "part": step.part,
@@ -319,4 +319,4 @@ def _pass(number: int, events: list[dict[str, Any]], known: dict[tuple[object, .
 
 
 def _step(args: dict[str, Any]) -> Step:
-    return Step(Op(args["op"]), tuple(args["waits_for"]), args["layer"], args["norm"], args["part"])
+    return Step(Op.named(args["op"]), tuple(args["waits_for"]), args["layer"], args["norm"], args["part"])

@@ -16,11 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 
-from tokenweave.plan import Lane, Op, Plan, Step
+from tokenweave.plan import Lane, Plan, Step
 from tokenweave.simulate import Cost, Phase, Resource, simulate
 from tokenweave.trace import Pass, Span, Trace
-
-OUTSIDE = {Op.EMBED: "embedding", Op.REDUCE_NORM: "embedding", Op.LOGITS: "output", Op.GATHER: "output"}
 
 
 @dataclass
@@ -121,7 +119,7 @@ def measure(done: Pass, layers: dict[str, Figures] | None = None, share: float =
             own = Figures(communication_s=seconds, hidden_s=overlap.within(span))
         figures.add(own)
         if layers is not None:
-            layers.setdefault(layer_of(span.step), Figures()).add(own, share)
+            layers.setdefault(layer_of(span.position, done.plan), Figures()).add(own, share)
     figures.blocked_s = figures.total_s - figures.compute_s
     # Each lane has a core: what they take from each other is in the times already.
     taken, typical = costs_of(done)
@@ -145,9 +143,12 @@ def costs_of(done: Pass) -> tuple[Cost, Cost]:
     )
 
 
-def layer_of(step: Step) -> str:
-    """Where the figures of `step` are counted."""
-    return OUTSIDE.get(step.op, "output") if step.layer is None else str(step.layer)
+def layer_of(position: int, plan: Plan) -> str:
+    """Where the figures of a step of `plan` are counted: its layer, or what comes before or after all layers."""
+    layer = plan.steps[position].layer
+    if layer is not None:
+        return str(layer)
+    return "embedding" if position < plan.first_in_layers else "output"
 
 
 def _kind_of(step: Step, plan: Plan) -> object:

@@ -20,7 +20,7 @@ from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
 from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import Lane, Op, plan_forward
+from tokenweave.plan import Lane, Operation, plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.wave_table import CURVES, AttentionTimes, Curve, Pace, TableKey, WaveTable
 
@@ -206,7 +206,7 @@ def _table(
 def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:
     """Seconds that the lane executor adds to each transfer of a woven plan: a plan whose steps do nothing."""
     plan = plan_forward(num_layers, 2, 1)
-    nothing: dict[Op, Handler] = {op: lambda step: None for op in Op}
+    nothing: dict[Operation, Handler] = {op: lambda step: None for op in plan.ops}
     best_s = float("inf")
     with LaneExecutor() as executor:
         for _ in range(rounds):

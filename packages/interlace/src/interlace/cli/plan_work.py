@@ -6,11 +6,12 @@ FLOPs; norms, activations and softmax are not counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from interlace.models.config import ModelConfig
 from interlace.models.shard import Shard
-from tokenweave.plan import Op, Step, narrows
+from tokenweave.plan import Step, narrows
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 LOGIT_BYTES = 4  # logits are float32
@@ -74,24 +75,54 @@ class Workload:
         return range(self.split) if step.part == 0 else range(self.split, self.num_tokens)
 
     def of(self, step: Step) -> Work:
-        """What `step` asks of this rank."""
-        rows = self.rows(step)
-        match step.op:
-            case Op.EMBED:
-                return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(rows)}")
-            case Op.ATTENTION:
-                return self._attention(rows, self._kept(step, rows))
-            case Op.MLP:
-                kept = self._kept(step, rows)
-                if not kept:
-                    return NOTHING_WANTED
-                return self._experts(len(kept)) if self.config.num_experts else self._mlp(len(kept))
-            case Op.REDUCE_NORM:
-                return self._reduce_norm(self._kept(step, rows))
-            case Op.LOGITS:
-                return self._logits(rows)
-            case Op.GATHER:
-                return self._gather()
+        """The work that `step` asks of this rank: from the method named as its handler; unknown where there is none."""
+        describe: Callable[[Step], Work] | None = getattr(self, step.op.handler, None)
+        return Work() if describe is None else describe(step)
+
+    def embed(self, step: Step) -> Work:
+        return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(self.rows(step))}")
+
+    def attention(self, step: Step) -> Work:
+        """Keys of all rows, and what those that are kept see."""
+        config, d, rows, kept = self.config, self.config.head_dim, self.rows(step), self._kept(step)
+        heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
+        qkv = Gemm("qkv", len(rows), config.hidden_size, (heads + 2 * kv_heads) * d)
+        if not kept:
+            return Work((qkv,), "keys and values only")
+        window = min(kept.stop, config.sliding_window or kept.stop)
+        seen = _seen(kept.stop, window) - _seen(kept.start, window)  # keys, summed over the queries
+        return Work(
+            gemms=(qkv, Gemm("o", len(kept), heads * d, config.hidden_size)),
+            note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
+            other_flops=4 * heads * d * seen,
+        )
+
+    def mlp(self, step: Step) -> Work:
+        num_tokens = len(self._kept(step))
+        if not num_tokens:
+            return NOTHING_WANTED
+        return self._experts(num_tokens) if self.config.num_experts else Work(self._gemms_of_mlp(num_tokens))
+
+    def reduce_norm(self, step: Step) -> Work:
+        rows = self._kept(step)
+        if not rows:
+            return NOTHING_WANTED
+        if self.shard.size == 1:
+            return Work(note=f"add + norm {self._shape(rows)}; one rank: nothing to reduce")
+        size_bytes = len(rows) * self.config.hidden_size * DTYPE_BYTES[self.dtype]
+        return Work(note=f"all-reduce + add + norm {self._shape(rows)}", bytes_given=size_bytes)
+
+    def output_head(self, step: Step) -> Work:
+        if self.rows(step).stop < self.num_tokens:
+            return NOTHING_WANTED
+        return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
+
+    def gather(self, step: Step) -> Work:
+        if self.shard.size == 1:
+            return Work(note="one rank: nothing to gather")
+        columns = len(self.shard.vocab)
+        given = 0 if self.shard.rank == 0 else columns * LOGIT_BYTES
+        return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
     @property
     def weights_bytes(self) -> int:
@@ -108,29 +139,12 @@ class Workload:
         per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
         return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
 
-    def _kept(self, step: Step, rows: range) -> range:
-        """Which of `rows` the step works on: in the last layer, those whose logits are wanted, if they are few."""
+    def _kept(self, step: Step) -> range:
+        """Which of its rows the step works on: in the last layer, those whose logits are wanted, if they are few."""
+        rows = self.rows(step)
         wanted = range(max(rows.start, self.num_tokens - 1), rows.stop)
         is_last = step.layer == self.config.num_layers - 1
         return wanted if is_last and narrows(len(rows), len(wanted)) else rows
-
-    def _attention(self, rows: range, kept: range) -> Work:
-        """Keys of `rows`, and what `kept` of them see."""
-        config, d = self.config, self.config.head_dim
-        heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
-        qkv = Gemm("qkv", len(rows), config.hidden_size, (heads + 2 * kv_heads) * d)
-        if not kept:
-            return Work((qkv,), "keys and values only")
-        window = min(kept.stop, config.sliding_window or kept.stop)
-        seen = _seen(kept.stop, window) - _seen(kept.start, window)  # keys, summed over the queries
-        return Work(
-            gemms=(qkv, Gemm("o", len(kept), heads * d, config.hidden_size)),
-            note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
-            other_flops=4 * heads * d * seen,
-        )
-
-    def _mlp(self, t: int) -> Work:
-        return Work(self._gemms_of_mlp(t))
 
     def _experts(self, t: int) -> Work:
         """Every expert is on every rank in part; tokens are counted as spread evenly over the experts."""
@@ -147,26 +161,6 @@ class Workload:
             Gemm("gate,up", rows, hidden, 2 * columns, times),
             Gemm("down", rows, columns, hidden, times),
         )
-
-    def _reduce_norm(self, rows: range) -> Work:
-        if not rows:
-            return NOTHING_WANTED
-        if self.shard.size == 1:
-            return Work(note=f"add + norm {self._shape(rows)}; one rank: nothing to reduce")
-        size_bytes = len(rows) * self.config.hidden_size * DTYPE_BYTES[self.dtype]
-        return Work(note=f"all-reduce + add + norm {self._shape(rows)}", bytes_given=size_bytes)
-
-    def _logits(self, rows: range) -> Work:
-        if rows.stop < self.num_tokens:
-            return NOTHING_WANTED
-        return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
-
-    def _gather(self) -> Work:
-        if self.shard.size == 1:
-            return Work(note="one rank: nothing to gather")
-        columns = len(self.shard.vocab)
-        given = 0 if self.shard.rank == 0 else columns * LOGIT_BYTES
-        return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
     def _shape(self, rows: range) -> str:
         return f"({len(rows)}, {self.config.hidden_size})"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tokenweave.plan import Lane, Op
+from tokenweave.plan import Lane
 
 if TYPE_CHECKING:
     from tokenweave.plan import Step
@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 
 COLUMNS = 104  # of bars; a lane's name comes before them
 FILL = {0: "░", 1: "▓", None: "▒"}  # of each part; of what both left
-SHORT = {
-    Op.EMBED: "emb",
-    Op.ATTENTION: "attn",
-    Op.MLP: "mlp",
-    Op.REDUCE_NORM: "rn",
-    Op.LOGITS: "log",
-    Op.GATHER: "gat",
-}
 
 
 def draw(timeline: Timeline, every_layer: bool) -> Iterator[str]:
@@ -72,7 +64,7 @@ def _bar(step: Step, width: int) -> str:
     """The step's name on its part's shade, if there is room for it."""
     fill = FILL[step.part]
     prime = "'" if step.part == 1 else ""
-    for text in (step.name, SHORT[step.op] + prime):
+    for text in (step.name, step.op.short + prime):
         if len(text) < width:
             return (fill + text).ljust(width, fill)
     return fill * width

@@ -19,7 +19,7 @@ from interlace.models.rope import Rotations
 from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
-from tokenweave.execute import Handler
+from tokenweave.execute import Handler, check_methods, handlers_of
 from tokenweave.kernels import (
     AttentionBatch,
     AttentionLayer,
@@ -28,7 +28,7 @@ from tokenweave.kernels import (
     PackedLinear,
     ResidualNorms,
 )
-from tokenweave.plan import Op, Plan, Step, narrows
+from tokenweave.plan import Operation, Plan, Step, narrows, plan_forward
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,13 @@ class Decoder:
         dtype: torch.dtype,
         max_model_len: int,
     ) -> None:
-        """Read the rank's own part of the weights out of `source`, and nothing else of it."""
+        """Read the rank's own part of the weights out of `source`, and nothing else of it.
+
+        Raises:
+            PlanError: the plan has an operation that `Forward` has no method for.
+        """
         config = source.config
+        check_methods(Forward, plan_forward(config.num_layers, 1).ops)
         self.config, self.shard, self.kernels, self.communicator, self.dtype = (
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
@@ -377,7 +382,7 @@ class Forward:
     """
 
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
-        self.decoder, self.cache = decoder, cache
+        self.decoder, self.cache, self._ops = decoder, cache, plan.ops
         kinds = [rotations.of(batch) for rotations in decoder.rotations]
         self.parts = tuple(
             Part(batch.part(rows), [(table, places[rows.start : rows.stop]) for table, places in kinds])
@@ -386,15 +391,9 @@ class Forward:
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
-    def handlers(self) -> Mapping[Op, Handler]:
-        return {
-            Op.EMBED: self.embed,
-            Op.ATTENTION: self.attention,
-            Op.MLP: self.mlp,
-            Op.REDUCE_NORM: self.reduce_norm,
-            Op.LOGITS: self.output_head,
-            Op.GATHER: self.gather,
-        }
+    def handlers(self) -> Mapping[Operation, Handler]:
+        """The methods below, by the operations that name them."""
+        return handlers_of(self, self._ops)
 
     def embed(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)

@@ -1,0 +1,141 @@
+"""Operations: the kinds of step that a plan has, one record each.
+
+To add a kind of step: its record here, its place in `tokenweave.plan.plan_forward`, and a method of that name where the
+plan is run (`interlace.models.decoder.Forward`). Nothing else lists operations: executors, the simulator, traces and
+drawings read the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from tokenweave.phases import Phase, Resource
+
+if TYPE_CHECKING:
+    from tokenweave.cost import Load, PricedStep
+    from tokenweave.wave_table import WaveTable
+
+
+class Lane(StrEnum):
+    """Where a step runs. Steps on different lanes may run at the same time."""
+
+    COMPUTE = "compute"  # GEMMs and attention
+    TRANSFER = "transfer"  # between ranks
+    MEMORY = "memory"  # between tiers of memory
+
+
+def _nothing(table: WaveTable, begun: Load, rest: Load) -> float:
+    return 0.0
+
+
+def _rows_of_rest(begun: Load, rest: Load) -> int:
+    return rest.num_tokens
+
+
+def _on_core(step: PricedStep) -> tuple[Phase, ...]:
+    return (Phase(Resource.CORE, step.core_s),)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """How long a step takes: seconds on the core, and how these and others follow one another.
+
+    A step begins with some rows and goes on with the rest of them: in the last layer, with those whose logits are
+    wanted. `rows` counts those that it computes.
+    """
+
+    core_s: Callable[[WaveTable, Load, Load], float] = _nothing
+    rows: Callable[[Load, Load], int] = _rows_of_rest
+    phases: Callable[[PricedStep], tuple[Phase, ...]] = _on_core
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """A kind of step: all that there is to know of it. Two are the same only if they are one object."""
+
+    label: str  # in the names of steps, in tables and in traces
+    lane: Lane
+    handler: str  # the method that runs it
+    short: str  # the label where there is little room, in drawings
+    price: Price
+
+    def __str__(self) -> str:
+        return self.label
+
+    def __repr__(self) -> str:
+        return f"<{self.label}>"
+
+
+def _projected_and_attended_s(table: WaveTable, begun: Load, rest: Load) -> float:
+    """Keys and values of all rows; queries' attention and the output projection of the rest."""
+    projected_s = table.projections(begun.num_tokens)
+    if rest is not begun:
+        share = table.key.qkv_share
+        projected_s = share * projected_s + (1 - share) * table.projections(rest.num_tokens)
+    return projected_s + table.attention(rest.num_new, rest.pairs_seen(table.key.sliding_window))
+
+
+def _reduction(step: PricedStep) -> tuple[Phase, ...]:
+    """The core hands over the partial sum, the link carries what the reduce-scatter sends, the core adds and
+    normalises, the link carries the all-gather."""
+    costs, num_rows = step.costs, step.rest.num_tokens
+    if not num_rows:
+        return ()
+    link = Phase(Resource.LINK, costs.link_s(num_rows))
+    handed_over = Phase(Resource.CORE, costs.table.switch_s if step.is_woven else 0.0)
+    phases = (handed_over, link, Phase(Resource.CORE, step.core_s), link)
+    if not step.selects_residual:
+        return phases
+    return (*phases, Phase(Resource.LINK, costs.keep_s(step.load.ending.num_tokens)))
+
+
+class _Records(type):
+    """Makes a class that holds operations iterable, in the order in which they were added."""
+
+    def __iter__(cls) -> Iterator[Operation]:
+        return (each for each in vars(cls).values() if isinstance(each, Operation))
+
+
+class Op(metaclass=_Records):
+    """The operations of a decoder's forward pass."""
+
+    # Rows of this rank's part of the vocabulary.
+    EMBED = Operation(
+        "embed", Lane.COMPUTE, "embed", "emb",
+        Price(lambda table, begun, rest: table.embed(begun.num_tokens), lambda begun, rest: begun.num_tokens),
+    )  # fmt: skip
+    # This rank's heads, up to the partial sum of the output projection.
+    ATTENTION = Operation(
+        "attention", Lane.COMPUTE, "attention", "attn",
+        Price(_projected_and_attended_s, lambda begun, rest: begun.num_tokens),
+    )  # fmt: skip
+    # This rank's part of the MLP or of the experts, up to the partial sum.
+    MLP = Operation(
+        "mlp", Lane.COMPUTE, "mlp", "mlp", Price(lambda table, begun, rest: table.mlp(rest.num_tokens))
+    )
+    # All-reduce, residual add and RMSNorm of what the step before it left.
+    REDUCE_NORM = Operation(
+        "reduce_norm", Lane.TRANSFER, "reduce_norm", "rn",
+        Price(lambda table, begun, rest: table.reduce(rest.num_tokens), phases=_reduction),
+    )  # fmt: skip
+    # This rank's part of the vocabulary.
+    LOGITS = Operation(
+        "logits", Lane.COMPUTE, "output_head", "log",
+        Price(
+            lambda table, begun, rest: table.logits(len(begun.logit_rows)),
+            lambda begun, rest: len(begun.logit_rows),
+        ),
+    )  # fmt: skip
+    # The ranks' logits, joined on rank 0: too little to price.
+    GATHER = Operation("gather", Lane.TRANSFER, "gather", "gat", Price())
+
+    @classmethod
+    def named(cls, label: str) -> Operation:
+        """Raises ValueError where no operation has that label."""
+        for op in cls:
+            if op.label == label:
+                return op
+        raise ValueError(f"no operation is called {label!r}")

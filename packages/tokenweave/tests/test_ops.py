@@ -1,0 +1,118 @@
+"""Operations are records: one that a test adds is planned, priced, run and traced like those that are there."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from support.fetch import FETCH, FETCH_S, fetch_is_added, plan_with_fetch
+from support.patience import PATIENCE_S
+from tokenweave.cost import CostModel, Load
+from tokenweave.errors import PlanError
+from tokenweave.execute import check_methods, handlers_of, run_sequential
+from tokenweave.lanes import LaneExecutor
+from tokenweave.ops import Lane, Op
+from tokenweave.plan import Step, plan_forward
+from tokenweave.simulate import simulate
+from tokenweave.trace import Recorder, Trace
+from tokenweave.trace_summary import summarise
+
+
+class Everything:
+    """A method for each operation of a forward pass; each writes down that it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+
+    def embed(self, step: Step) -> None:
+        self.ran.append(step.name)
+
+    attention = mlp = reduce_norm = output_head = gather = embed
+
+
+class EverythingAndFetch(Everything):
+    """Meets whoever runs attention: neither goes on before both are inside their step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meeting = threading.Barrier(2, timeout=PATIENCE_S)
+        self.thread_of: dict[str, str] = {}
+
+    def fetch(self, step: Step) -> None:
+        self.thread_of[step.name] = threading.current_thread().name
+        if step.layer == 1:
+            self.meeting.wait()
+
+    def attention(self, step: Step) -> None:
+        if step.layer == 0:
+            self.meeting.wait()
+
+
+def test_labels_short_names_and_handlers_are_distinct() -> None:
+    for names in ([op.label for op in Op], [op.short for op in Op], [op.handler for op in Op]):
+        assert len(set(names)) == len(names) == 6
+
+
+def test_an_operation_is_found_by_its_label() -> None:
+    assert all(Op.named(op.label) is op for op in Op)
+    with pytest.raises(ValueError, match="no operation is called 'dance'"):
+        Op.named("dance")
+
+
+def test_the_methods_that_operations_name_are_their_handlers() -> None:
+    owner, plan = Everything(), plan_forward(2, 4)
+    run_sequential(plan, handlers_of(owner, plan.ops))
+    assert owner.ran == [step.name for step in plan.steps]
+
+
+def test_a_missing_method_is_named() -> None:
+    expected = r"no handler for fetch: expected a method Everything\.fetch\(step\)"
+    plan = plan_with_fetch(1, 4)
+    for owner in (Everything, Everything()):
+        with pytest.raises(PlanError, match=expected):
+            check_methods(owner, plan.ops)
+    with pytest.raises(PlanError, match=expected):
+        handlers_of(Everything(), plan.ops)
+    check_methods(EverythingAndFetch, plan.ops)
+
+
+def test_an_added_step_is_in_the_plan_on_its_lane() -> None:
+    plan = plan_with_fetch(2, 4)
+    assert [step.name for step in plan.on(Lane.MEMORY)] == ["fetch[0]", "fetch[1]"]
+    assert plan.places.keys() == set(Lane)
+    assert "memory    fetch[1]" in str(plan)
+
+
+@pytest.mark.parametrize("split", [None, 16])
+@pytest.mark.parametrize("shared_core", [False, True])
+def test_an_added_step_is_priced_and_simulated(
+    costs: CostModel, split: int | None, shared_core: bool
+) -> None:
+    plan, before = plan_with_fetch(2, 32, split), plan_forward(2, 32, split)
+    load = Load.prefill(32)
+    timeline = simulate(plan, costs.cost_of(plan, load), shared_core=shared_core)
+    assert timeline.busy_s[Lane.MEMORY] == pytest.approx(2 * FETCH_S)
+    without = simulate(before, costs.cost_of(before, load), shared_core=shared_core)
+    for lane in (Lane.COMPUTE, Lane.TRANSFER):
+        assert timeline.busy_s[lane] == pytest.approx(without.busy_s[lane])
+
+
+def test_an_added_step_runs_on_its_lane_while_an_unsplit_pass_computes() -> None:
+    owner, plan = EverythingAndFetch(), plan_with_fetch(2, 4)
+    with LaneExecutor() as executor:
+        executor.run(plan, handlers_of(owner, plan.ops))
+    assert owner.thread_of == dict.fromkeys(("fetch[0]", "fetch[1]"), "lane-memory")
+
+
+def test_an_added_step_is_recorded_written_and_read_back(tmp_path: Path) -> None:
+    plan, recorder = plan_with_fetch(2, 4), Recorder()
+    run_sequential(plan, dict.fromkeys(plan.ops, lambda step: None), recorder.observe(plan))
+    Trace.join(recorder, [recorder.to_bytes()]).write(tmp_path / "trace.json")
+    with fetch_is_added():
+        trace = Trace.read(tmp_path / "trace.json")
+    (done,) = trace.recordings[0].passes
+    assert done.plan == plan
+    assert sum(step.op is FETCH for step in done.plan.steps) == 2
+    assert [*summarise(trace).layers] == ["embedding", "0", "1", "output"]

@@ -1,0 +1,42 @@
+"""FETCH: an operation that the product does not have, on the lane that nothing there uses yet.
+
+It is added as CONTRIBUTING tells: its record, its place in the plan, and a method `fetch` of whoever runs the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tokenweave.ops import Lane, Op, Operation, Price
+from tokenweave.phases import Phase, Resource
+from tokenweave.plan import Plan, Step, plan_forward
+
+FETCH_S = 1e-3
+FETCH = Operation(
+    "fetch", Lane.MEMORY, "fetch", "fet", Price(phases=lambda step: (Phase(Resource.LINK, FETCH_S),))
+)
+
+
+def plan_with_fetch(num_layers: int, num_tokens: int, split: int | None = None) -> Plan:
+    """A forward pass in which each layer's first attention waits for a fetch, and a fetch for nothing."""
+    steps: list[Step] = []
+    moved: dict[int, int] = {}
+    for position, step in enumerate(plan_forward(num_layers, num_tokens, split).steps):
+        waits_for = tuple(moved[other] for other in step.waits_for)
+        if step.op is Op.ATTENTION and step.part == 0:
+            waits_for = (*waits_for, len(steps))
+            steps.append(Step(FETCH, layer=step.layer))
+        moved[position] = len(steps)
+        steps.append(Step(step.op, waits_for, step.layer, step.norm, step.part))
+    return Plan(num_tokens, tuple(steps), split)
+
+
+@contextmanager
+def fetch_is_added() -> Iterator[None]:
+    """Among the operations there are is FETCH."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Op, "FETCH", FETCH, raising=False)
+        yield
