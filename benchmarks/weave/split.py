@@ -17,7 +17,7 @@ import torch
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 from interlace.errors import BenchError
 from interlace.models.batch import ForwardBatch
-from tokenweave.cost import Load
+from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import BLOCK_SIZE
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
@@ -128,7 +128,7 @@ def _sweep(
 
     def predict(split: int | None) -> float:
         plan = plan_forward(group.model_config.num_layers, num_tokens, split)
-        cost = costs.cost_of(plan, Load.prefill(num_tokens))
+        cost = costs.cost_of(plan, BatchGeometry.prefill(num_tokens))
         return simulate(plan, cost, shared_core=weaver.shared_core).total_s
 
     swept = run(splits, rounds)

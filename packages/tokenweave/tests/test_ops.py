@@ -9,12 +9,15 @@ import pytest
 
 from support.fetch import FETCH, FETCH_S, fetch_is_added, plan_with_fetch
 from support.patience import PATIENCE_S
-from tokenweave.cost import CostModel, Load
+from support.wave_tables import linear_table
+from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.errors import PlanError
 from tokenweave.execute import check_methods, handlers_of, run_sequential
+from tokenweave.geometry import BatchGeometry
 from tokenweave.lanes import LaneExecutor
 from tokenweave.ops import Lane, Op
-from tokenweave.plan import Step, plan_forward
+from tokenweave.phases import Phase, Resource
+from tokenweave.plan import Plan, Step, plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.trace import Recorder, Trace
 from tokenweave.trace_summary import summarise
@@ -87,16 +90,23 @@ def test_an_added_step_is_in_the_plan_on_its_lane() -> None:
 
 @pytest.mark.parametrize("split", [None, 16])
 @pytest.mark.parametrize("shared_core", [False, True])
-def test_an_added_step_is_priced_and_simulated(
-    costs: CostModel, split: int | None, shared_core: bool
-) -> None:
+def test_an_added_step_is_priced_and_simulated(split: int | None, shared_core: bool) -> None:
+    costs = CostModel(linear_table(), LinkSpeed(1e9, 1e-6))
     plan, before = plan_with_fetch(2, 32, split), plan_forward(2, 32, split)
-    load = Load.prefill(32)
+    load = BatchGeometry.prefill(32)
     timeline = simulate(plan, costs.cost_of(plan, load), shared_core=shared_core)
     assert timeline.busy_s[Lane.MEMORY] == pytest.approx(2 * FETCH_S)
     without = simulate(before, costs.cost_of(before, load), shared_core=shared_core)
     for lane in (Lane.COMPUTE, Lane.TRANSFER):
         assert timeline.busy_s[lane] == pytest.approx(without.busy_s[lane])
+
+
+def test_one_core_runs_one_lane_at_a_time() -> None:
+    plan = Plan(1, tuple(Step(op) for op in (Op.MLP, Op.GATHER, FETCH)))
+    timeline = simulate(plan, lambda step: (Phase(Resource.CORE, 1.0),), shared_core=True)
+    assert timeline.total_s == pytest.approx(3.0)
+    ends_s = {each.step.op: each.end_s for each in timeline.intervals}
+    assert ends_s == {Op.GATHER: 1.0, FETCH: 2.0, Op.MLP: 3.0}
 
 
 def test_an_added_step_runs_on_its_lane_while_an_unsplit_pass_computes() -> None:

@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.wave_tables import linear_table, tables
-from tokenweave.cost import CostModel, LinkSpeed, Load
+from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.errors import PlanError
+from tokenweave.geometry import BatchGeometry
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.split import Choice, alignment_of, candidates, choose_split, extrapolate, middle
@@ -21,7 +22,7 @@ SLOW = LinkSpeed(2e8, 5e-6)
 
 
 def choose(table: WaveTable, num_tokens: int, link: LinkSpeed | None, **options: float) -> Choice:
-    costs, load = CostModel(table, link), Load.prefill(num_tokens)
+    costs, load = CostModel(table, link), BatchGeometry.prefill(num_tokens)
 
     def plan_of(split: int | None):  # type: ignore[no-untyped-def]
         return plan_forward(LAYERS, num_tokens, split)
@@ -123,7 +124,7 @@ def test_the_guard_holds_back_what_gains_too_little() -> None:
 def test_a_plan_of_a_few_layers_tells_what_the_whole_one_takes(
     layers: int, known: int, tokens: int, bandwidth: float, woven: bool
 ) -> None:
-    costs, load = CostModel(linear_table(), LinkSpeed(bandwidth)), Load.prefill(tokens)
+    costs, load = CostModel(linear_table(), LinkSpeed(bandwidth)), BatchGeometry.prefill(tokens)
     split = tokens // 2 if woven else None
 
     def run(count: int):  # type: ignore[no-untyped-def]

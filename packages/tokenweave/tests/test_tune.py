@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from support.wave_tables import key_of
 from tokenweave import tune
-from tokenweave.cost import CostModel, Load
+from tokenweave.cost import CostModel
 from tokenweave.errors import TuneError
+from tokenweave.geometry import BatchGeometry, pairs_seen
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.tune import MIN_ROUNDS, measure_exchange, measure_switch_s, measure_table, token_grid
-from tokenweave.wave_table import pairs_seen
 
 PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
 
@@ -77,7 +77,7 @@ def test_a_whole_pass_is_predicted_to_take_what_it_took(num_tokens: int) -> None
     stages = FakeStages()
     table = measure_table(stages, key_of(), max_tokens=1000, row_tile=12, budget_s=0.0)
     plan = plan_forward(stages.num_layers, num_tokens)
-    costs = CostModel(table).cost_of(plan, Load.prefill(num_tokens))
+    costs = CostModel(table).cost_of(plan, BatchGeometry.prefill(num_tokens))
     predicted_s = simulate(plan, costs, shared_core=True).total_s
     assert predicted_s == pytest.approx(PASS_TOKEN_S * num_tokens, rel=1e-9 if num_tokens != 300 else 0.1)
     assert table.pace(1) == table.pace(256) > 1  # level outside of what was measured

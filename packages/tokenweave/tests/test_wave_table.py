@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from support.wave_tables import curves, key_of, linear_table, tables
 from tokenweave.errors import TuneError
-from tokenweave.wave_table import FORMAT, AttentionTimes, Curve, WaveTable, load_table, pairs_seen
+from tokenweave.geometry import pairs_seen
+from tokenweave.wave_table import FORMAT, AttentionTimes, Curve, WaveTable, load_table
 
 
 @given(curve=curves(), num_tokens=st.integers(0, 10_000))

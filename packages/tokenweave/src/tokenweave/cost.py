@@ -1,6 +1,6 @@
 """Prices: what the steps of a plan take, from a wave table and a link. The simulator's and the split policy's input.
 
-Each operation's record (`tokenweave.ops`) says how its steps are priced. Without a link only the core's phases are left.
+Each operation's record (`tokenweave.ops`) says how its steps are priced. Without a link only the core's phases count.
 """
 
 from __future__ import annotations
@@ -8,27 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
+from tokenweave.geometry import BatchGeometry
 from tokenweave.ops import Operation
-from tokenweave.phases import Phase
-from tokenweave.plan import Plan, Step, narrows
+from tokenweave.phases import Phase, PricedStep
+from tokenweave.plan import Plan, Step
 from tokenweave.simulate import Cost
 from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import (
     AttentionTimes,
     Curve,
-    Floats,
     RankShape,
     TableKey,
     WaveTable,
-    pairs_seen,
 )
 
-Ints = npt.NDArray[np.int32]
+Load = BatchGeometry  # under this name it is priced
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # What the analytic default assumes where nothing was measured. Efficiencies are shares of the peak: ours on Zen 4.
@@ -52,66 +47,13 @@ class LinkSpeed:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a batch, or a part of one, asks for. Sequence `s` owns the rows `query_start[s]:query_start[s + 1]`, the
-    last of its `seq_lens[s]` tokens."""
-
-    query_start: Ints  # (num_seqs + 1,)
-    seq_lens: Ints  # (num_seqs,)
-    logit_rows: Ints  # (num_logits,) ascending
-
-    @classmethod
-    def prefill(cls, num_tokens: int) -> Load:
-        """One sequence from position 0, with the logits of its last token."""
-        ends = np.array([0, num_tokens], dtype=np.int32)
-        return cls(ends, ends[1:], ends[1:] - 1)
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.query_start[-1])
-
-    def part(self, rows: range) -> Load:
-        """The load of these rows alone. A sequence that goes on behind them has fewer keys there."""
-        starts, ends = self.query_start[:-1], self.query_start[1:]
-        inside = (ends > rows.start) & (starts < rows.stop)
-        first, last = np.maximum(starts[inside], rows.start), np.minimum(ends[inside], rows.stop)
-        wanted = (self.logit_rows >= rows.start) & (self.logit_rows < rows.stop)
-        return Load(
-            np.concatenate([first, last[-1:]]) - rows.start,
-            self.seq_lens[inside] - (ends[inside] - last),
-            self.logit_rows[wanted] - rows.start,
-        )
-
-    @cached_property
-    def ending(self) -> Load:
-        """What is left of this part in the last layer, behind its keys: each wanted row as a sequence of its own, where
-        these are few (`narrows`); otherwise the whole part."""
-        rows = self.logit_rows
-        if not narrows(self.num_tokens, len(rows)):
-            return self
-        ends = self.query_start[1:]
-        owner = np.searchsorted(ends, rows, side="right")
-        count = np.arange(len(rows) + 1, dtype=np.int32)
-        return Load(count, self.seq_lens[owner] - (ends[owner] - 1 - rows), count[:-1])
-
-    def pairs_seen(self, window: int) -> Floats:
-        """(num_seqs,)  pairs of a new token and a key that it sees, of at most `window` keys (0: all)."""
-        return pairs_seen(self.num_new, self.seq_lens.astype(np.float64), window)
-
-    @cached_property
-    def num_new(self) -> Floats:
-        """(num_seqs,)"""
-        return np.diff(self.query_start).astype(np.float64)
-
-
-@dataclass(frozen=True)
 class CostModel:
     """Prices the steps of the slowest rank: its stages set the pace of all."""
 
     table: WaveTable
     link: LinkSpeed | None = None
 
-    def cost_of(self, plan: Plan, load: Load) -> Cost:
+    def cost_of(self, plan: Plan, load: BatchGeometry) -> Cost:
         """The price of each step of `plan` over the batch that `load` describes."""
         loads = [load.part(rows) for rows in plan.parts]
         last = plan.num_layers - 1
@@ -125,7 +67,9 @@ class CostModel:
 
         return cost
 
-    def _part_s(self, op: Operation, part: int, whole: Load, parts: list[Load], *, is_last: bool) -> float:
+    def _part_s(
+        self, op: Operation, part: int, whole: BatchGeometry, parts: list[BatchGeometry], *, is_last: bool
+    ) -> float:
         """Seconds on the core of one part's stage. Cutting a stage in two never makes it cheaper: where the table says
         so, that is noise in it, and the parts share what the whole takes."""
         each_s = [self.stage_s(op, load, is_last=is_last) for load in parts]
@@ -137,7 +81,7 @@ class CostModel:
         rows = [op.price.rows(load, load.ending if is_last else load) for load in parts]
         return whole_s * rows[part] / max(1, sum(rows))
 
-    def stage_s(self, op: Operation, load: Load, *, is_last: bool = False) -> float:
+    def stage_s(self, op: Operation, load: BatchGeometry, *, is_last: bool = False) -> float:
         """Seconds on the core of one stage; `is_last`: in the last layer, which ends with the rows that are wanted."""
         return op.price.core_s(self.table, load, load.ending if is_last else load)
 
@@ -161,7 +105,9 @@ class CostModel:
         """Seconds of one reduction that another part's computation could hide."""
         return 2 * self.link_s(num_tokens) + (0.0 if shared_core else self.table.reduce(num_tokens))
 
-    def _phases(self, step: Step, whole: Load, parts: list[Load], last: int) -> tuple[Phase, ...]:
+    def _phases(
+        self, step: Step, whole: BatchGeometry, parts: list[BatchGeometry], last: int
+    ) -> tuple[Phase, ...]:
         """`last` is the plan's last layer. A step of no part works on what all parts left."""
         load = whole if step.part is None else parts[step.part]
         is_last = step.layer == last
@@ -169,27 +115,16 @@ class CostModel:
             core_s = self.stage_s(step.op, whole, is_last=is_last)
         else:
             core_s = self._part_s(step.op, step.part, whole, parts, is_last=is_last)
+        rest = load.ending if is_last else load
+        selects_residual = step.norm == 2 * last and load.ending is not load
         priced = PricedStep(
-            costs=self,
-            load=load,
-            rest=load.ending if is_last else load,
+            num_rows=rest.num_tokens,
             core_s=self.table.pace(whole.num_tokens) * core_s,
-            is_woven=len(parts) > 1,
-            selects_residual=step.norm == 2 * last and load.ending is not load,
+            link_s=self.link_s(rest.num_tokens),
+            handed_over_s=self.table.switch_s if len(parts) > 1 else 0.0,
+            select_s=self.keep_s(load.ending.num_tokens) if selects_residual else None,
         )
         return step.op.price.phases(priced)
-
-
-@dataclass(frozen=True, slots=True)
-class PricedStep:
-    """A step whose time on the core is known, for the price of its operation to make phases of."""
-
-    costs: CostModel
-    load: Load
-    rest: Load  # in the last layer, behind its keys: the rows that are wanted; elsewhere `load`
-    core_s: float
-    is_woven: bool
-    selects_residual: bool  # it ends with the exchange of the residual of the rows that are wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tokenweave.phases import Phase, Resource
+from tokenweave.geometry import BatchGeometry
+from tokenweave.phases import Phase, PricedStep, Resource
 
 if TYPE_CHECKING:
-    from tokenweave.cost import Load, PricedStep
     from tokenweave.wave_table import WaveTable
 
 
@@ -27,11 +27,11 @@ class Lane(StrEnum):
     MEMORY = "memory"  # between tiers of memory
 
 
-def _nothing(table: WaveTable, begun: Load, rest: Load) -> float:
+def _nothing(table: WaveTable, begun: BatchGeometry, rest: BatchGeometry) -> float:
     return 0.0
 
 
-def _rows_of_rest(begun: Load, rest: Load) -> int:
+def _rows_of_rest(begun: BatchGeometry, rest: BatchGeometry) -> int:
     return rest.num_tokens
 
 
@@ -47,8 +47,8 @@ class Price:
     wanted. `rows` counts those that it computes.
     """
 
-    core_s: Callable[[WaveTable, Load, Load], float] = _nothing
-    rows: Callable[[Load, Load], int] = _rows_of_rest
+    core_s: Callable[[WaveTable, BatchGeometry, BatchGeometry], float] = _nothing
+    rows: Callable[[BatchGeometry, BatchGeometry], int] = _rows_of_rest
     phases: Callable[[PricedStep], tuple[Phase, ...]] = _on_core
 
 
@@ -69,7 +69,7 @@ class Operation:
         return f"<{self.label}>"
 
 
-def _projected_and_attended_s(table: WaveTable, begun: Load, rest: Load) -> float:
+def _projected_and_attended_s(table: WaveTable, begun: BatchGeometry, rest: BatchGeometry) -> float:
     """Keys and values of all rows; queries' attention and the output projection of the rest."""
     projected_s = table.projections(begun.num_tokens)
     if rest is not begun:
@@ -81,15 +81,11 @@ def _projected_and_attended_s(table: WaveTable, begun: Load, rest: Load) -> floa
 def _reduction(step: PricedStep) -> tuple[Phase, ...]:
     """The core hands over the partial sum, the link carries what the reduce-scatter sends, the core adds and
     normalises, the link carries the all-gather."""
-    costs, num_rows = step.costs, step.rest.num_tokens
-    if not num_rows:
+    if not step.num_rows:
         return ()
-    link = Phase(Resource.LINK, costs.link_s(num_rows))
-    handed_over = Phase(Resource.CORE, costs.table.switch_s if step.is_woven else 0.0)
-    phases = (handed_over, link, Phase(Resource.CORE, step.core_s), link)
-    if not step.selects_residual:
-        return phases
-    return (*phases, Phase(Resource.LINK, costs.keep_s(step.load.ending.num_tokens)))
+    link = Phase(Resource.LINK, step.link_s)
+    phases = (Phase(Resource.CORE, step.handed_over_s), link, Phase(Resource.CORE, step.core_s), link)
+    return phases if step.select_s is None else (*phases, Phase(Resource.LINK, step.select_s))
 
 
 class _Records(type):

@@ -19,3 +19,16 @@ class Phase:
 
     resource: Resource
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PricedStep:
+    """A step whose times are known one by one, for its operation's price to make phases of."""
+
+    num_rows: int  # that it goes on with
+    core_s: float
+    link_s: float  # of a reduce-scatter of its rows, or of an all-gather
+    handed_over_s: float  # of handing it from lane to lane
+    select_s: (
+        float | None
+    )  # of the exchange of the residual of the rows that are wanted, if it ends with that

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from tokenweave.errors import PlanError
+from tokenweave.geometry import parts_of
 from tokenweave.ops import Lane, Op, Operation
 
-__all__ = ["Lane", "Op", "Operation", "Plan", "Step", "narrows", "plan_forward"]
+__all__ = ["Lane", "Op", "Operation", "Plan", "Step", "plan_forward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,7 @@ class Plan:
     @property
     def parts(self) -> tuple[range, ...]:
         """The token rows of each part."""
-        if self.split is None:
-            return (range(self.num_tokens),)
-        return (range(self.split), range(self.split, self.num_tokens))
+        return parts_of(self.num_tokens, self.split)
 
     @cached_property
     def places(self) -> dict[Lane, tuple[int, ...]]:
@@ -119,15 +118,6 @@ class Plan:
             + (", ".join(f"{other} {self.steps[other].name}" for other in step.waits_for) or "-")
             for position, step in enumerate(self.steps)
         ]
-
-
-def narrows(num_tokens: int, num_wanted: int) -> bool:
-    """Whether a part of `num_tokens` rows, of which `num_wanted` have their logits wanted, ends with those alone.
-
-    Behind the last layer's keys and values nobody sees the other rows: its attention, its MLP and the last two
-    reductions then run on the wanted ones only, or not at all. That costs an exchange of their residual.
-    """
-    return 2 * num_wanted <= num_tokens
 
 
 @lru_cache(maxsize=256)

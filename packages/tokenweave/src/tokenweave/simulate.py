@@ -19,6 +19,8 @@ from tokenweave.plan import Lane, Plan, Step
 __all__ = ["Cost", "Interval", "Phase", "Resource", "Timeline", "simulate"]
 
 
+CORE_ORDER = (Lane.TRANSFER, Lane.MEMORY, Lane.COMPUTE)  # who gets a core that lanes share
+
 Cost = Callable[[Step], tuple[Phase, ...]]
 
 
@@ -114,7 +116,8 @@ class _Simulation:
         running = [lane for lane, worker in self.workers.items() if worker.phases]
         on_core = [lane for lane in running if self.workers[lane].resource is Resource.CORE]
         if self.shared_core and len(on_core) > 1:
-            running.remove(Lane.COMPUTE)
+            first = min(on_core, key=CORE_ORDER.index)
+            return [lane for lane in running if lane is first or lane not in on_core]
         return running
 
     def _advance(self, lane: Lane, elapsed_s: float) -> None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tokenweave.cost import CostModel, LinkSpeed, Load
+from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
+from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Operation, plan_forward
@@ -136,7 +137,7 @@ def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
     factors = []
     for count in counts:
         plan = plan_forward(stages.num_layers, count)
-        costs = CostModel(table).cost_of(plan, Load.prefill(count))
+        costs = CostModel(table).cost_of(plan, BatchGeometry.prefill(count))
         alone_s = simulate(plan, costs, shared_core=True).total_s
         factors.append(min(MOST_PACE, max(1 / MOST_PACE, statistics.median(taken[count]) / alone_s)))
     return Pace(counts, tuple(factors))

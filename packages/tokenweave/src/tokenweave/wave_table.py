@@ -160,18 +160,6 @@ def _line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, f
     return (floor, slope) if floor >= 0 else (0.0, many[1] / many[0])
 
 
-def pairs_seen(num_new: Floats, num_keys: Floats, window: int = 0) -> Floats:
-    """Keys seen, summed over the `num_new` last of `num_keys` tokens, of which each sees at most `window` (0: all)."""
-    whole: Floats = num_new * num_keys - num_new * (num_new - 1) / 2
-    if not window:
-        return whole
-    # The i-th token from the end sees num_keys - i keys: what is above the window is a triangle cut at both ends.
-    above = np.maximum(num_keys - window, 0)
-    below = np.maximum(num_keys - num_new - window, 0)
-    unseen: Floats = (above * (above + 1) - below * (below + 1)) / 2
-    return whole - unseen
-
-
 @dataclass(frozen=True)
 class WaveTable:
     """Times of one layer's stages. `is_measured` is False where they were worked out from FLOPs and bytes."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from emucxl import resources
 from interlace.errors import EngineError
-from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
+from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
+from tokenweave.geometry import BatchGeometry
 from tokenweave.link import LinkSpec
 from tokenweave.simulate import Timeline, simulate
 from tokenweave.wave_table import RankShape, TableKey
@@ -31,7 +32,7 @@ class PlanCosts:
 
     def timeline(self, plan: Plan) -> Timeline:
         """`plan` over one sequence from position 0, simulated."""
-        load = Load.prefill(plan.num_tokens)
+        load = BatchGeometry.prefill(plan.num_tokens)
         return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core)
 
 

@@ -1,4 +1,4 @@
-"""What each step of a plan costs one rank, from the model's configuration alone: matrix shapes, FLOPs, bytes moved.
+"""The work of each step of a plan on one rank, from the model's configuration alone: matrix shapes, FLOPs, bytes moved.
 
 Counted for one sequence that starts at position 0, with the logits of its last token. A multiply and an add are two
 FLOPs; norms, activations and softmax are not counted.
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from interlace.models.config import ModelConfig
 from interlace.models.shard import Shard
-from tokenweave.plan import Step, narrows
+from tokenweave.geometry import BatchGeometry, parts_of
+from tokenweave.plan import Step
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 LOGIT_BYTES = 4  # logits are float32
@@ -70,9 +71,9 @@ class Workload:
 
     def rows(self, step: Step) -> range:
         """The token rows that `step` works on."""
-        if self.split is None or step.part is None:
-            return range(self.num_tokens)
-        return range(self.split) if step.part == 0 else range(self.split, self.num_tokens)
+        return (
+            range(self.num_tokens) if step.part is None else parts_of(self.num_tokens, self.split)[step.part]
+        )
 
     def of(self, step: Step) -> Work:
         """The work that `step` asks of this rank: from the method named as its handler; unknown where there is none."""
@@ -80,40 +81,41 @@ class Workload:
         return Work() if describe is None else describe(step)
 
     def embed(self, step: Step) -> Work:
-        return Work(note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(self.rows(step))}")
+        return Work(
+            note=f"rows {span(self.shard.vocab)} of the vocabulary, {self._shape(len(self.rows(step)))}"
+        )
 
     def attention(self, step: Step) -> Work:
         """Keys of all rows, and what those that are kept see."""
         config, d, rows, kept = self.config, self.config.head_dim, self.rows(step), self._kept(step)
         heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
         qkv = Gemm("qkv", len(rows), config.hidden_size, (heads + 2 * kv_heads) * d)
-        if not kept:
+        if not kept.num_tokens:
             return Work((qkv,), "keys and values only")
-        window = min(kept.stop, config.sliding_window or kept.stop)
-        seen = _seen(kept.stop, window) - _seen(kept.start, window)  # keys, summed over the queries
+        window = min(rows.stop, config.sliding_window or rows.stop)
         return Work(
-            gemms=(qkv, Gemm("o", len(kept), heads * d, config.hidden_size)),
+            gemms=(qkv, Gemm("o", kept.num_tokens, heads * d, config.hidden_size)),
             note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
-            other_flops=4 * heads * d * seen,
+            other_flops=4 * heads * d * int(kept.pairs_seen(window).sum()),
         )
 
     def mlp(self, step: Step) -> Work:
-        num_tokens = len(self._kept(step))
+        num_tokens = self._kept(step).num_tokens
         if not num_tokens:
             return NOTHING_WANTED
         return self._experts(num_tokens) if self.config.num_experts else Work(self._gemms_of_mlp(num_tokens))
 
     def reduce_norm(self, step: Step) -> Work:
-        rows = self._kept(step)
-        if not rows:
+        num_tokens = self._kept(step).num_tokens
+        if not num_tokens:
             return NOTHING_WANTED
         if self.shard.size == 1:
-            return Work(note=f"add + norm {self._shape(rows)}; one rank: nothing to reduce")
-        size_bytes = len(rows) * self.config.hidden_size * DTYPE_BYTES[self.dtype]
-        return Work(note=f"all-reduce + add + norm {self._shape(rows)}", bytes_given=size_bytes)
+            return Work(note=f"add + norm {self._shape(num_tokens)}; one rank: nothing to reduce")
+        size_bytes = num_tokens * self.config.hidden_size * DTYPE_BYTES[self.dtype]
+        return Work(note=f"all-reduce + add + norm {self._shape(num_tokens)}", bytes_given=size_bytes)
 
     def output_head(self, step: Step) -> Work:
-        if self.rows(step).stop < self.num_tokens:
+        if not len(self._part(step).logit_rows):
             return NOTHING_WANTED
         return Work((Gemm("head", 1, self.config.hidden_size, len(self.shard.vocab)),))
 
@@ -139,12 +141,13 @@ class Workload:
         per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
         return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
 
-    def _kept(self, step: Step) -> range:
-        """Which of its rows the step works on: in the last layer, those whose logits are wanted, if they are few."""
-        rows = self.rows(step)
-        wanted = range(max(rows.start, self.num_tokens - 1), rows.stop)
-        is_last = step.layer == self.config.num_layers - 1
-        return wanted if is_last and narrows(len(rows), len(wanted)) else rows
+    def _part(self, step: Step) -> BatchGeometry:
+        return BatchGeometry.prefill(self.num_tokens).part(self.rows(step))
+
+    def _kept(self, step: Step) -> BatchGeometry:
+        """The rows that the step works on: in the last layer, those whose logits are wanted, if they are few."""
+        part = self._part(step)
+        return part.ending if step.layer == self.config.num_layers - 1 else part
 
     def _experts(self, t: int) -> Work:
         """Every expert is on every rank in part; tokens are counted as spread evenly over the experts."""
@@ -162,14 +165,8 @@ class Workload:
             Gemm("down", rows, columns, hidden, times),
         )
 
-    def _shape(self, rows: range) -> str:
-        return f"({len(rows)}, {self.config.hidden_size})"
-
-
-def _seen(num_queries: int, window: int) -> int:
-    """Keys that the first queries of a sequence see, all together."""
-    short = min(num_queries, window)
-    return short * (short + 1) // 2 + (num_queries - short) * window
+    def _shape(self, num_tokens: int) -> str:
+        return f"({num_tokens}, {self.config.hidden_size})"
 
 
 def span(units: range) -> str:

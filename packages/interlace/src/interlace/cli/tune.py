@@ -130,11 +130,12 @@ def _charts(table: WaveTable) -> Iterator[str]:
 
 
 def _row(table: WaveTable, tokens: int) -> str:
-    from tokenweave.cost import CostModel, Load
+    from tokenweave.cost import CostModel
+    from tokenweave.geometry import BatchGeometry
     from tokenweave.plan import Op
 
     projections = table.projections(tokens)
-    attention = CostModel(table).stage_s(Op.ATTENTION, Load.prefill(tokens)) - projections
+    attention = CostModel(table).stage_s(Op.ATTENTION, BatchGeometry.prefill(tokens)) - projections
     cells = (projections, attention, table.mlp(tokens), table.reduce(tokens))
     return f"{tokens:>8,}" + "".join(
         f"{1e3 * cell:>{width}.3f}" for cell, width in zip(cells, (13, 11, 9, 11), strict=True)

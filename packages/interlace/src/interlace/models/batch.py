@@ -6,11 +6,13 @@ Built by the scheduler on rank 0 and sent as bytes to the other ranks, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import blocks_for
 
 
@@ -56,6 +58,11 @@ class ForwardBatch:
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
 
+    @cached_property
+    def geometry(self) -> BatchGeometry:
+        """Whose the rows are, in memory that the tensors share."""
+        return BatchGeometry(self.query_start.numpy(), self.seq_lens.numpy(), self.logit_rows.numpy())
+
     def text_lengths(self) -> Tensor:
         """(num_tokens,)  how much text had been read for each token: its whole prompt, or all up to itself."""
         prompts = self.prompt_lens.repeat_interleave(self.query_start.diff())
@@ -68,35 +75,26 @@ class ForwardBatch:
         """
         if rows == range(self.num_tokens):
             return self
-        starts, ends = self.query_start[:-1], self.query_start[1:]
-        inside = (ends > rows.start) & (starts < rows.stop)
-        first, last = starts[inside].clamp(min=rows.start), ends[inside].clamp(max=rows.stop)
-        wanted = (self.logit_rows >= rows.start) & (self.logit_rows < rows.stop)
-        return ForwardBatch(
-            token_ids=self.token_ids[rows.start : rows.stop],
-            positions=self.positions[rows.start : rows.stop],
-            slots=self.slots[rows.start : rows.stop],
-            query_start=torch.cat([first, last[-1:]]) - rows.start,
-            seq_lens=self.seq_lens[inside] - (ends[inside] - last),
-            block_tables=self.block_tables[inside],
-            logit_rows=self.logit_rows[wanted] - rows.start,
-            prompt_lens=self.prompt_lens[inside],
-        )
+        return self._cut(slice(rows.start, rows.stop), self.geometry.part(rows))
 
-    def single_tokens(self, rows: Tensor) -> ForwardBatch:
-        """The tokens of `rows`, ascending, each as a sequence of its own that ends with it. All logits are wanted."""
-        owner = torch.searchsorted(self.query_start[1:], rows, right=True)
-        behind = self.query_start[1:][owner] - 1 - rows  # tokens of the same sequence that come after the row
-        count = torch.arange(len(rows) + 1, dtype=torch.int32)
+    @cached_property
+    def ending(self) -> ForwardBatch:
+        """The tokens that are left in the last layer, behind its keys; `BatchGeometry.ending` says which."""
+        ending = self.geometry.ending
+        return self if ending is self.geometry else self._cut(self.logit_rows, ending)
+
+    def _cut(self, rows: slice | Tensor, geometry: BatchGeometry) -> ForwardBatch:
+        """The tokens of `rows`, of which `geometry` tells the rest."""
+        origin = torch.from_numpy(geometry.origin)
         return ForwardBatch(
             token_ids=self.token_ids[rows],
             positions=self.positions[rows],
             slots=self.slots[rows],
-            query_start=count,
-            seq_lens=self.seq_lens[owner] - behind,
-            block_tables=self.block_tables[owner],
-            logit_rows=count[:-1],
-            prompt_lens=self.prompt_lens[owner],
+            query_start=torch.from_numpy(geometry.query_start),
+            seq_lens=torch.from_numpy(geometry.seq_lens),
+            block_tables=self.block_tables[origin],
+            logit_rows=torch.from_numpy(geometry.logit_rows),
+            prompt_lens=self.prompt_lens[origin],
         )
 
     def to_bytes(self) -> bytes:

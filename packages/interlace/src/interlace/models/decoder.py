@@ -28,7 +28,7 @@ from tokenweave.kernels import (
     PackedLinear,
     ResidualNorms,
 )
-from tokenweave.plan import Operation, Plan, Step, narrows, plan_forward
+from tokenweave.plan import Operation, Plan, Step, plan_forward
 
 
 @dataclass(frozen=True)
@@ -345,19 +345,18 @@ class Part:
     """One part of the tokens of a forward pass, and the tensors that its steps hand on to each other.
 
     In the last layer, once its keys are stored, a part goes on with the rows whose logits are wanted, if those are few
-    (`narrows`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
+    (`ForwardBatch.ending`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
     """
 
     def __init__(self, batch: ForwardBatch, rotations: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Each kind of layers has its rotations: those of the pass, and this part's rows of them, (num_tokens,)."""
         self.batch = batch
-        self.wanted = batch.logit_rows if narrows(batch.num_tokens, len(batch.logit_rows)) else None
+        self.wanted = None if batch.ending is batch else batch.logit_rows
         self.attention = tuple(_attention_batch(batch, table, rows) for table, rows in rotations)
         self.wanted_attention = self.attention  # of the rows that go on in the last layer
         if self.wanted is not None and not self.is_done:
-            alone = batch.single_tokens(self.wanted)
             self.wanted_attention = tuple(
-                _attention_batch(alone, table, rows[self.wanted]) for table, rows in rotations
+                _attention_batch(batch.ending, table, rows[self.wanted]) for table, rows in rotations
             )
         self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
         self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls

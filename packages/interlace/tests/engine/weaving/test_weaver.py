@@ -14,11 +14,12 @@ from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.group import RankGroup
 from interlace.engine.ranks.launch import start
 from interlace.engine.weaving.stages import table_key
-from interlace.engine.weaving.weaver import Weaver, load_of, table_directory
+from interlace.engine.weaving.weaver import Weaver, table_directory
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model
 from support.wave_tables import linear_table
-from tokenweave.cost import CostModel, LinkSpeed, Load
+from tokenweave.cost import CostModel, LinkSpeed
+from tokenweave.geometry import BatchGeometry
 from tokenweave.split import middle
 
 PROMPTS = [list(range(5, 5 + n)) for n in (1, 23, 60)]
@@ -172,8 +173,8 @@ def test_the_same_batches_get_the_same_splits() -> None:
 def test_a_mixed_batch_is_balanced_by_its_attention_not_by_its_rows() -> None:
     """64 decodes with long contexts first, then a prompt: the first part needs fewer rows for as much time."""
     weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
-    plain = weaver.choose(Load.prefill(1000))
-    mixed = weaver.choose(load_of(batch_of([(1, 60_000)] * 64 + [(936, 936)])))
+    plain = weaver.choose(BatchGeometry.prefill(1000))
+    mixed = weaver.choose(batch_of([(1, 60_000)] * 64 + [(936, 936)]).geometry)
     assert plain.split is not None
     assert mixed.split is not None
     assert mixed.split < plain.split

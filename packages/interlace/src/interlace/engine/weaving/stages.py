@@ -30,10 +30,11 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
+from tokenweave.geometry import pairs_seen
 from tokenweave.kernels import BLOCK_SIZE, AttentionBatch, Kernels, NativeKernels, blocks_for, make_kernels
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
-from tokenweave.wave_table import RankShape, TableKey, pairs_seen
+from tokenweave.wave_table import RankShape, TableKey
 
 if TYPE_CHECKING:
     from interlace.models.config import ModelConfig

@@ -17,7 +17,8 @@ from emucxl import resources
 from interlace.engine.weaving.stages import row_tile, table_key
 from interlace.environment import cache_directory
 from tokenweave import native
-from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
+from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
+from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import NativeKernels
 from tokenweave.plan import plan_forward
 from tokenweave.split import GUARD, Choice, alignment_of, candidates, choose_split, middle
@@ -81,7 +82,7 @@ class Weaver:
             return None
         if self.mode == "always":
             return middle(batch.num_tokens, self.alignment)
-        load = load_of(batch)
+        load = batch.geometry
         kind = self._kind(load)
         if kind not in self._decisions:
             if len(self._decisions) >= MAX_DECISIONS:
@@ -90,7 +91,7 @@ class Weaver:
         split = self._decisions[kind]
         return split if split is None or split < batch.num_tokens else None
 
-    def choose(self, load: Load, guard: float = GUARD) -> Choice:
+    def choose(self, load: BatchGeometry, guard: float = GUARD) -> Choice:
         """The predicted best split, priced anew."""
         num_tokens, costs = load.num_tokens, self.costs
         assert costs is not None
@@ -109,7 +110,7 @@ class Weaver:
             num_layers=self._num_layers,
         )
 
-    def _kind(self, load: Load) -> tuple[int, ...]:
+    def _kind(self, load: BatchGeometry) -> tuple[int, ...]:
         """Returns a batch's kind: token count, attention, and where that lies. Batches of a kind share a decision."""
         num_tokens = load.num_tokens
         starts, lengths = load.query_start, load.seq_lens.astype(np.int64)
@@ -119,11 +120,6 @@ class Weaver:
         place = 8 * int(pairs @ starts[:-1]) // (total * num_tokens)
         width = self.alignment * max(1, num_tokens // (64 * self.alignment))
         return width, num_tokens // width, int(4 * math.log2(total)), place, len(load.logit_rows).bit_length()
-
-
-def load_of(batch: ForwardBatch) -> Load:
-    """Returns the load of `batch`."""
-    return Load(batch.query_start.numpy(), batch.seq_lens.numpy(), batch.logit_rows.numpy())
 
 
 def costs_of(runner: Runner) -> CostModel:
