@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweave import plan as plan_module
+from support.fetch import FETCH
 from tokenweave.errors import PlanError
-from tokenweave.plan import LANE_OF, Lane, Op, Plan, Step, plan_forward
+from tokenweave.plan import Lane, Op, Operation, Plan, Step, plan_forward
 from tokenweave.streams import CudaStreams, StreamExecutor
 
 
@@ -71,26 +71,18 @@ def run(plan: Plan) -> tuple[RecordingStreams, int, int]:
     """Returns the queued work, and the nodes of the caller's stream before and after the run."""
     streams = RecordingStreams()
     start = streams.record(Lane.COMPUTE)
-    StreamExecutor(streams).run(plan, dict.fromkeys(Op, streams.handle))
+    StreamExecutor(streams).run(plan, dict.fromkeys([*Op, FETCH], streams.handle))
     return streams, start, streams.record(Lane.COMPUTE)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """Any steps, with any edges."""
+    """Any steps on three lanes, so that a lane can know of another through a third, with any edges."""
     steps: list[Step] = []
     for position in range(draw(st.integers(0, 14))):
         edges = draw(st.sets(st.integers(0, position - 1), max_size=4)) if position else set()
-        steps.append(Step(draw(st.sampled_from(list(Op))), tuple(sorted(edges))))
+        steps.append(Step(draw(st.sampled_from([*Op, FETCH])), tuple(sorted(edges))))
     return Plan(1, tuple(steps))
-
-
-@pytest.fixture
-def three_lanes() -> Iterator[None]:
-    """One operation moved to the lane that none is on yet, so that a lane can know of another through a third."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "LANE_OF", {**LANE_OF, Op.GATHER: Lane.MEMORY, Op.LOGITS: Lane.MEMORY})
-        yield
 
 
 def check(plan: Plan) -> None:
@@ -109,7 +101,6 @@ def check(plan: Plan) -> None:
     assert recorded == set(streams.waits.values()) - {start}, "an event is recorded where one is waited for"
 
 
-@pytest.mark.usefixtures("three_lanes")
 @given(plans())
 def test_every_edge_is_implied_and_no_wait_is_needless(plan: Plan) -> None:
     check(plan)

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.cli.plan_work import Gemm, Workload
+from interlace.cli.plan_work import Gemm, Work, Workload
+from interlace.cli.timeline import _bar, draw
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
 from support.configs import SMOLLM2
-from tokenweave.plan import Op, Step, plan_forward
+from support.fetch import plan_with_fetch
+from tokenweave.plan import Lane, Op, Step, plan_forward
+from tokenweave.simulate import Phase, Resource, simulate
 
 MIXTRAL = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2, tie_word_embeddings=False)
 
@@ -93,6 +96,17 @@ def test_json_holds_every_step_of_the_plan(invoke: Any, tiny_model: Path) -> Non
     assert (
         found["totals"]["reduced_bytes"] == (3 * 64 + 2) * 144 * 2
     )  # the last layer's: of the last token alone
+
+
+def test_a_step_that_no_method_describes_is_shown_and_drawn() -> None:
+    plan = plan_with_fetch(3, 512)
+    step = plan.on(Lane.MEMORY)[0]
+    assert workload(SMOLLM2, 0, 1).of(step) == Work()
+    cost = lambda step: (Phase(Resource.CORE, 1e-3),)  # noqa: E731
+    drawn = list(draw(simulate(plan, cost, shared_core=False), every_layer=True))
+    lanes = [line for line in drawn if line.startswith("memory ")]
+    assert "fet" in lanes[0]
+    assert _bar(step, 5) == "░fet░"
 
 
 def test_uneven_heads_show_in_the_table(invoke: Any, tiny_model: Path) -> None:
