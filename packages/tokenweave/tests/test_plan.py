@@ -100,3 +100,12 @@ def test_a_printed_plan_names_lane_operation_and_what_it_waits_for() -> None:
     assert lines[0].split() == ["step", "lane", "operation", "waits", "for"]
     assert lines[1].split() == ["0", "compute", "embed", "-"]
     assert lines[4].split() == ["3", "transfer", "reduce_norm[1]", "2", "attention[0]"]
+
+
+def test_a_plan_overlaps_where_neighbours_on_two_lanes_do_not_wait() -> None:
+    assert not plan_forward(2, 8).overlaps
+    assert plan_forward(2, 8, 4).overlaps
+    first = Step(Op.EMBED)
+    chain = (first, Step(Op.REDUCE_NORM, (0,), norm=0), Step(Op.ATTENTION, (1,), 0), Step(Op.MLP, (), 0))
+    assert not Plan(8, chain).overlaps  # the last two are on one lane
+    assert Plan(8, (*chain, Step(Op.GATHER, (2,), part=None))).overlaps

@@ -1,15 +1,21 @@
-"""A step that a test adds: the engine tells at loading that nobody handles it."""
+"""A step that a test adds: the engine tells at loading that nobody handles it, and runs it beside the others."""
 
 from __future__ import annotations
+
+import threading
+from contextlib import closing
 
 import pytest
 
 from interlace.engine.config import EngineConfig
+from interlace.engine.ranks import runner
 from interlace.engine.ranks.launch import start
 from interlace.models import decoder
+from interlace.models.batch import ForwardBatch
 from support.fetch import plan_with_fetch
 from support.tiny_models import make_model
 from tokenweave.errors import PlanError
+from tokenweave.plan import Step
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +32,23 @@ def test_a_step_without_a_handler_is_named_before_the_first_pass(
     monkeypatch.setattr(decoder, "plan_forward", plan_with_fetch)
     with pytest.raises(PlanError, match=r"no handler for fetch: expected a method Forward\.fetch\(step\)"):
         start(config)
+
+
+def test_a_step_on_another_lane_runs_beside_a_pass_that_is_not_split(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, str] = {}
+
+    def fetch(forward: decoder.Forward, step: Step) -> None:
+        threads[step.name] = threading.current_thread().name
+
+    monkeypatch.setattr(decoder.Forward, "fetch", fetch, raising=False)
+    for module in (decoder, runner):
+        monkeypatch.setattr(module, "plan_forward", plan_with_fetch)
+    with closing(start(config)) as ranks:
+        batch = ForwardBatch.prefill(3, vocab_size=16)
+        assert batch.split is None
+        logits = ranks.runner.execute(batch)
+        layers = ranks.runner.model_config.num_layers
+    assert len(logits) == 1
+    assert threads == {f"fetch[{layer}]": "lane-memory" for layer in range(layers)}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 from tokenweave.errors import PlanError
 from tokenweave.geometry import parts_of
@@ -88,6 +89,17 @@ class Plan:
         """The positions of each lane's steps, in the order in which it runs them; only of lanes that have any."""
         lanes = dict.fromkeys(step.lane for step in self.steps)
         return {lane: tuple(at for at, step in enumerate(self.steps) if step.lane is lane) for lane in lanes}
+
+    @cached_property
+    def overlaps(self) -> bool:
+        """Whether two of its steps may run at the same time: on different lanes, neither waiting for the other.
+
+        Where there are any, two neighbours in the list are such. A plan without is a chain, which lanes cannot shorten.
+        """
+        return any(
+            one.lane is not other.lane and at not in other.waits_for
+            for at, (one, other) in enumerate(pairwise(self.steps))
+        )
 
     @cached_property
     def ops(self) -> frozenset[Operation]:

@@ -107,7 +107,7 @@ class Runner:
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
         observe = self.observe if self.recorder is None else self.recorder.observe(plan)
-        if self.lanes is None or plan.split is None:
+        if self.lanes is None or not plan.overlaps:
             run_sequential(plan, forward.handlers, observe)
         else:
             self.communicator.share_core(True)
