@@ -19,6 +19,10 @@ from tokenweave.plan import Lane, Op, Step, plan_forward
 from tokenweave.simulate import Phase, Resource, simulate
 
 MIXTRAL = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2, tie_word_embeddings=False)
+QWEN2_MOE = replace(
+    MIXTRAL, family="qwen2_moe", shared_intermediate_size=320, dense_layers=(1,), dense_intermediate_size=640
+)
+OLMO2 = replace(SMOLLM2, family="olmo2", norms="after", qk_norm=True, qk_norm_over_heads=True)
 
 
 def workload(config: ModelConfig, rank: int, size: int, num_tokens: int = 512) -> Workload:
@@ -41,7 +45,7 @@ def test_mlp_flops_of_all_ranks_are_those_of_one(size: int, num_tokens: int) -> 
         assert sum(parts) == workload(config, 0, 1, num_tokens).of(step).flops
 
 
-@pytest.mark.parametrize("config", [SMOLLM2, MIXTRAL])
+@pytest.mark.parametrize("config", [SMOLLM2, MIXTRAL, QWEN2_MOE, OLMO2])
 def test_weight_bytes_are_those_of_the_matrices(config: ModelConfig) -> None:
     matrices = [shape for shape in weight_shapes(config).values() if len(shape) == 2]
     assert workload(config, 0, 1).weights_bytes == 2 * sum(rows * columns for rows, columns in matrices)
@@ -53,6 +57,25 @@ def test_attention_counts_each_key_that_a_query_sees() -> None:
         config = replace(SMOLLM2, sliding_window=window)
         seen = sum(min(position + 1, window or 7) for position in range(7))
         assert workload(config, 0, 1, 7).of(step).other_flops == 4 * 9 * 64 * seen
+
+
+def test_a_layer_without_the_window_of_the_others_sees_all_keys() -> None:
+    of = workload(replace(SMOLLM2, sliding_window=3, full_layers=(1,)), 0, 1, 7).of
+    notes = [of(Step(Op.ATTENTION, layer=layer)).note for layer in (0, 1)]
+    assert [note.partition("up to ")[2] for note in notes] == ["3 keys", "7 keys"]
+
+
+def test_layers_may_be_dense_between_experts_and_all_tokens_share_one() -> None:
+    of = workload(QWEN2_MOE, 0, 1).of
+    sparse, dense = (of(Step(Op.MLP, layer=layer)).gemms for layer in (0, 1))
+    assert dense == (Gemm("gate,up", 512, 576, 1280), Gemm("down", 512, 640, 576))
+    assert sparse[-3:] == (
+        Gemm("gate of shared", 512, 576, 1), Gemm("gate,up", 512, 576, 640), Gemm("down", 512, 320, 576),
+    )  # fmt: skip
+
+
+def test_a_rank_computes_all_of_q_and_k_where_they_are_normed_as_wholes() -> None:
+    assert workload(OLMO2, 1, 2).of(Step(Op.ATTENTION, layer=0)).gemms[0].n == (9 + 3 + 2) * 64
 
 
 def test_experts_are_counted_by_the_tokens_they_get() -> None:

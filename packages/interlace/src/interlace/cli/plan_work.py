@@ -89,10 +89,11 @@ class Workload:
         """Keys of all rows, and what those that are kept see."""
         config, d, rows, kept = self.config, self.config.head_dim, self.rows(step), self._kept(step)
         heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
-        qkv = Gemm("qkv", len(rows), config.hidden_size, (heads + 2 * kv_heads) * d)
+        qkv = Gemm("qkv", len(rows), config.hidden_size, self._qkv_heads * d)
         if not kept.num_tokens:
             return Work((qkv,), "keys and values only")
-        window = min(rows.stop, config.sliding_window or rows.stop)
+        assert step.layer is not None
+        window = min(rows.stop, config.window_of(step.layer) or rows.stop)
         return Work(
             gemms=(qkv, Gemm("o", kept.num_tokens, heads * d, config.hidden_size)),
             note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
@@ -103,7 +104,10 @@ class Workload:
         num_tokens = self._kept(step).num_tokens
         if not num_tokens:
             return NOTHING_WANTED
-        return self._experts(num_tokens) if self.config.num_experts else Work(self._gemms_of_mlp(num_tokens))
+        assert step.layer is not None
+        if self.config.has_experts(step.layer):
+            return self._experts(num_tokens)
+        return Work(self._gemms_of_mlp(num_tokens, self.config.mlp_size(step.layer)))
 
     def reduce_norm(self, step: Step) -> Work:
         num_tokens = self._kept(step).num_tokens
@@ -129,12 +133,27 @@ class Workload:
     @property
     def weights_bytes(self) -> int:
         """This rank's share of the weights; norms, a few thousand numbers on every rank, are left out."""
-        config, heads = self.config, len(self.shard.heads) + 2 * len(self.shard.kv_heads)
-        attention = config.hidden_size * config.head_dim * (heads + len(self.shard.heads))
-        mlp = 3 * config.hidden_size * len(self.shard.intermediate)
-        experts = max(1, config.num_experts) * mlp + config.num_experts * config.hidden_size
-        vocabulary = config.hidden_size * len(self.shard.vocab) * (1 if config.tie_word_embeddings else 2)
-        return (config.num_layers * (attention + experts) + vocabulary) * DTYPE_BYTES[self.dtype]
+        config = self.config
+        attention = config.num_layers * config.head_dim * (self._qkv_heads + len(self.shard.heads))
+        mlps = sum(map(self._mlp_columns, range(config.num_layers)))
+        vocabulary = len(self.shard.vocab) * (1 if config.tie_word_embeddings else 2)
+        return config.hidden_size * (attention + mlps + vocabulary) * DTYPE_BYTES[self.dtype]
+
+    def _mlp_columns(self, layer: int) -> int:
+        """The weights of a layer's MLP, experts and gates included, over the hidden size."""
+        config, columns = self.config, 3 * len(self.shard.columns(self.config.mlp_size(layer)))
+        if not config.has_experts(layer):
+            return columns
+        shared = config.shared_intermediate_size
+        return config.num_experts * (columns + 1) + 3 * len(self.shard.columns(shared)) + bool(shared)
+
+    @property
+    def _qkv_heads(self) -> int:
+        """Heads of q, k and v that the rank computes: its own, or where q and k are normed as wholes, all of these."""
+        config, own_kv = self.config, len(self.shard.kv_heads)
+        if config.qk_norm_over_heads:
+            return config.num_heads + config.num_kv_heads + own_kv
+        return len(self.shard.heads) + 2 * own_kv
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -156,10 +175,15 @@ class Workload:
         busy = min(config.num_experts, t * config.experts_per_token)
         router = Gemm("router", t, config.hidden_size, config.num_experts)
         note = f"{config.experts_per_token} of {config.num_experts} experts per token"
-        return Work((router, *self._gemms_of_mlp(rows, busy)), note)
+        experts = self._gemms_of_mlp(rows, config.intermediate_size, busy)
+        if not config.shared_intermediate_size:
+            return Work((router, *experts), note)
+        shared = self._gemms_of_mlp(t, config.shared_intermediate_size)
+        gate = Gemm("gate of shared", t, config.hidden_size, 1)
+        return Work((router, *experts, gate, *shared), f"{note}, and one that all share")
 
-    def _gemms_of_mlp(self, rows: int, times: int = 1) -> tuple[Gemm, Gemm]:
-        hidden, columns = self.config.hidden_size, len(self.shard.intermediate)
+    def _gemms_of_mlp(self, rows: int, size: int, times: int = 1) -> tuple[Gemm, Gemm]:
+        hidden, columns = self.config.hidden_size, len(self.shard.columns(size))
         return (
             Gemm("gate,up", rows, hidden, 2 * columns, times),
             Gemm("down", rows, columns, hidden, times),
