@@ -225,7 +225,7 @@ def docstrings(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "folder", ["tests", "packages/*/tests", "examples", "benchmarks", "packaging", "docs"]
+    "folder", ["packages/*/src", "packages/*/tests", "tests", "examples", "benchmarks", "packaging", "docs"]
 )
 def test_a_docstring_says_what_its_subject_is_or_does(folder: str) -> None:
     """So it begins with a subject or a verb, not with "What"."""

@@ -129,7 +129,7 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What one rank's threads reach at most."""
+    """The peak speeds of one rank's threads."""
 
     flops_per_s: float  # in products of the table's dtype
     bytes_per_s: float  # read

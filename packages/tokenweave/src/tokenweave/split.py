@@ -93,7 +93,7 @@ def choose_split(
 
 
 def extrapolate(timeline: Timeline, num_layers: int) -> float:
-    """What a plan like `timeline`'s, but of `num_layers` layers, would take: each more is like the last but one.
+    """Returns the time of a plan like `timeline`'s with `num_layers` layers: each further one is like the last but one.
 
     (The first layer finds an empty pipeline, and the last has less to do.)
 

@@ -71,7 +71,7 @@ class Pass:
 
 
 class Recorder:
-    """What one rank records: the last runs of plans, up to `max_steps` steps in all.
+    """The recording of one rank: the last runs of plans, up to `max_steps` steps in all.
 
     Thread safety: `observe` by one thread at a time; the observers it gives by any.
     """

@@ -1,4 +1,4 @@
-"""What a trace amounts to: computing, communication hidden and exposed, how long compute lanes stood still.
+"""Summarises a trace: computing, communication hidden and exposed, how long compute lanes stood still.
 
 Communication is *hidden* while the same rank's compute lane is inside a step, *exposed* otherwise. A compute lane is
 *blocked* from its pass's first step to its last, of any lane, whenever it is inside none. Where lanes share a core, a

@@ -229,7 +229,7 @@ def measure_wake_s(rounds: int = 50) -> float:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a group's reductions take where nobody said what joins the ranks: a core's part, and a link's."""
+    """The measured time of a group's reductions, where the link is not known: the core's part, and the link's."""
 
     reduce: Curve
     link: LinkSpeed

@@ -167,7 +167,7 @@ class Decoder:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What whoever runs the model should be told."""
+        """Messages for whoever runs the model."""
         if not self.padding.is_needed:
             return ()
         size, width = self.padding.head_dim, self.padding.width

@@ -148,7 +148,7 @@ class ShmCommunicator(Communicator):
 
     @property
     def symmetric_memory(self) -> ActivationRing:
-        """What `reserve_activations` made.
+        """The memory that `reserve_activations` made.
 
         Raises:
             CommunicatorError: there is none.
@@ -243,7 +243,7 @@ class ShmCommunicator(Communicator):
     def _fused(
         self, num_tokens: int, hidden_size: int, dtype: torch.dtype
     ) -> tuple[ActivationRing, NativeKernels] | None:
-        """What the fused operation needs, if this rank has it for such tensors. All ranks find alike."""
+        """Returns what the fused operation needs, if this rank has it for such tensors. All ranks find the same."""
         memory, kernels = self._symmetric, self.kernels
         if memory is None or dtype not in DTYPE_CODE or not isinstance(kernels, NativeKernels):
             return None
