@@ -82,7 +82,6 @@ def test_parts_are_one_model_whichever_is_named(whole: Path, parts: list[Path], 
     model.weights.release_pages()
     assert torch.equal(model.weights.load("norm"), expected.load("norm"))
     assert model.tokenizer.decode(model.tokenizer.encode("Paris")) == "Paris"
-    assert len(model.fingerprint) == 32
 
 
 def test_every_missing_part_is_named(parts: list[Path]) -> None:

@@ -69,7 +69,7 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
 
     from interlace.engine.config import EngineConfig
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.weaving.stages import table_key
+    from interlace.engine.weaving.stage_timing import table_key
     from interlace.engine.weaving.weaver import table_directory
     from tokenweave.wave_table import load_table
 

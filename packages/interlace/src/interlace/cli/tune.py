@@ -83,7 +83,7 @@ def _measure(
     from interlace.engine.config import EngineConfig
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.ranks.runner import resolve_dtype
-    from interlace.engine.weaving.stages import HostStages, row_tile, table_key
+    from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
     from tokenweave.tune import measure_table
 
     checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels)

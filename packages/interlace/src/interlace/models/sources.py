@@ -66,13 +66,6 @@ class LoadedModel:
             return defaults_from_gguf(self.weights.file.fields)
         return defaults_from_directory(self.path)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names these weights under this configuration: see `interlace.models.fingerprint`."""
-        from interlace.models.fingerprint import model_fingerprint
-
-        return model_fingerprint(self.config, self.weights.files)
-
 
 def resolve(name: str, quiet: bool = False) -> Path:
     """The directory or GGUF file that `name` means, fetched if it is not on this machine yet.

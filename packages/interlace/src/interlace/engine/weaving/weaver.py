@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emucxl import resources
-from interlace.engine.weaving.stages import row_tile, table_key
+from interlace.engine.weaving.stage_timing import row_tile, table_key
 from interlace.environment import cache_directory
 from tokenweave import native
 from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table

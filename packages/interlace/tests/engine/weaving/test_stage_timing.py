@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interlace.engine.weaving.stages import HostStages, row_tile, table_key
+from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
 from interlace.models.config import ModelConfig
 from support.configs import SMOLLM2
 from tokenweave.errors import TuneError
