@@ -1,4 +1,4 @@
-"""Timing of stages: all ranks of a model in this process, a thread each, to time the stages of its layers for a wave table.
+"""Timing of stages: all ranks of a model in this process, a thread each, to fill a wave table.
 
 The weights are random and only as many layers are made as keep them from lying in a cache; everything else is what the
 engine runs: the decoder's shards and kernels, and shared memory between the ranks. So a model need not be loaded to be
