@@ -7,124 +7,22 @@ the plan does, and an executor runs it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.families import Activation
 from interlace.models.head_padding import HeadPadding
+from interlace.models.layer_loader import LayerLoader
+from interlace.models.layers import Mlp
 from interlace.models.rope import Rotations
-from interlace.models.shard import Shard, scale
+from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler, check_methods, handlers_of
-from tokenweave.kernels import (
-    AttentionBatch,
-    AttentionLayer,
-    HeadLayout,
-    Kernels,
-    PackedLinear,
-    ResidualNorms,
-)
+from tokenweave.kernels import AttentionBatch, Kernels, PackedLinear
 from tokenweave.plan import Operation, Plan, Step, plan_forward
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """A gated MLP: the rank's columns of gate and up, and the rows of down that read them."""
-
-    gate_up: PackedLinear  # (2 * local intermediate, hidden)
-    down: PackedLinear  # (hidden, local intermediate)
-    activation: Activation = "silu"
-
-    def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
-        gate_and_mul = kernels.silu_and_mul if self.activation == "silu" else kernels.gelu_tanh_and_mul
-        return kernels.linear(gate_and_mul(kernels.linear(x, self.gate_up)), self.down, out=out)
-
-
-@dataclass(frozen=True)
-class MixtureOfExperts:
-    """A sparse MLP (Mixtral, arXiv 2401.04088, section 2.1): each token runs through its best few experts.
-
-    Every token also runs through the shared expert, if there is one, whose part a gate weighs (Qwen2-MoE, arXiv
-    2407.10671, section 2.2.2). The router and that gate are whole on every rank; each expert is split like a dense MLP,
-    so the ranks' loads are equal whatever the router chooses.
-    """
-
-    router: PackedLinear  # (num_experts, hidden)
-    experts: tuple[Mlp, ...]
-    experts_per_token: int
-    norm_topk: bool = True  # the chosen experts' weights sum to 1
-    shared: Mlp | None = None
-    shared_gate: PackedLinear | None = None  # (1, hidden)
-
-    def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
-        scores = kernels.linear(
-            x, self.router, out=x.new_empty(x.shape[0], self.router.n, dtype=torch.float32)
-        )
-        weights, chosen = scores.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
-        if self.norm_topk:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
-        total = x.new_zeros(x.shape, dtype=torch.float32)
-        for index, expert in enumerate(
-            self.experts
-        ):  # in the same order for every token: sums do not depend on the batch
-            rows, place = (chosen == index).nonzero(as_tuple=True)
-            if rows.numel():
-                total[rows] += expert(kernels, x[rows]).float() * weights[rows, place, None]
-        if self.shared is not None and self.shared_gate is not None:
-            total += self.shared(kernels, x).float() * self._shared_weight(kernels, x, self.shared_gate)
-        return total.to(x.dtype) if out is None else out.copy_(total)
-
-    def _shared_weight(self, kernels: Kernels, x: Tensor, gate: PackedLinear) -> Tensor:
-        """The sigmoid of x times the gate, (num_tokens, 1)."""
-        # As a softmax over each row: the bits of torch's sigmoid depend on where in the tensor a value is.
-        logits = x.new_zeros(x.shape[0], 2, dtype=torch.float32)
-        logits[:, :1] = kernels.linear(x, gate, out=x.new_empty(x.shape[0], 1, dtype=torch.float32))
-        return logits.softmax(dim=-1)[:, :1]
-
-    @property
-    def mlps(self) -> tuple[Mlp, ...]:
-        """All experts, the shared one included."""
-        return self.experts if self.shared is None else (*self.experts, self.shared)
-
-
-@dataclass(frozen=True)
-class WholeNorms:
-    """Norms of q and of k over all heads together (OLMo 2, arXiv 2501.00656, section 3.1).
-
-    The mean is over the heads of all ranks. So every rank computes all of q and k, and keeps its own heads.
-    """
-
-    q: Tensor  # (num_heads * head_dim,)
-    k: Tensor  # (num_kv_heads * head_dim,)
-    own_q: range  # columns of q
-    own_k: range
-    eps: float
-
-    def __call__(self, kernels: Kernels, qkv: Tensor) -> Tensor:
-        """[all of q | all of k | the rank's v] -> [q | k | v] of the rank's heads, normed."""
-        end_q, end_k = len(self.q), len(self.q) + len(self.k)
-        q = kernels.rms_norm(qkv[:, :end_q], self.q, self.eps)
-        k = kernels.rms_norm(qkv[:, end_q:end_k], self.k, self.eps)
-        own_q, own_k = q[:, self.own_q.start : self.own_q.stop], k[:, self.own_k.start : self.own_k.stop]
-        return torch.cat([own_q, own_k, qkv[:, end_k:]], dim=1)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer of one rank."""
-
-    qkv: PackedLinear  # ((heads + 2 * kv_heads) * head_dim, hidden)
-    attention: AttentionLayer
-    o: PackedLinear  # (hidden, heads * head_dim)
-    mlp: Mlp | MixtureOfExperts
-    whole_norms: WholeNorms | None
-    rotation: int  # which of the decoder's
 
 
 class Decoder:
@@ -160,7 +58,7 @@ class Decoder:
         )
         # Of the dtype's precision, as in transformers.
         self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
-        loader = _Loader(source, shard, kernels, dtype, self.padding, self.heads)
+        loader = LayerLoader(source, shard, kernels, dtype, self.padding, self.heads)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
@@ -193,152 +91,6 @@ class Decoder:
     def forward(self, plan: Plan, batch: ForwardBatch, cache: Tensor) -> Forward:
         """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave."""
         return Forward(self, plan, batch, cache)
-
-
-class _Loader:
-    """Reads and packs one rank's weights."""
-
-    def __init__(
-        self,
-        source: WeightSource,
-        shard: Shard,
-        kernels: Kernels,
-        dtype: torch.dtype,
-        padding: HeadPadding,
-        heads: HeadLayout,
-    ) -> None:
-        self.source, self.shard, self.kernels, self.dtype, self.padding, self.heads = (
-            source, shard, kernels, dtype, padding, heads,
-        )  # fmt: skip
-        self.config = source.config
-        self.q_rows = scale(shard.heads, self.config.head_dim)
-        self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
-
-    def vocabulary(self) -> tuple[PackedLinear, PackedLinear]:
-        """The embedding and the output head; one matrix where the model ties them."""
-        embed = self._pack(self.source.load("embed", rows=self.shard.vocab))
-        if self.config.tie_word_embeddings:
-            return embed, embed
-        return embed, self._pack(self.source.load("lm_head", rows=self.shard.vocab))
-
-    def _layer(self, index: int) -> Layer:
-        name = f"layers.{index}"
-        return Layer(
-            qkv=self._qkv(name),
-            whole_norms=self._whole_norms(name) if self.config.qk_norm_over_heads else None,
-            rotation=int(self.config.local_rope is not None and self.config.window_of(index) is not None),
-            attention=self._attention(index),
-            o=self._summed(f"{name}.o", self.q_rows, self.padding),
-            mlp=self._experts(index) if self.config.has_experts(index) else self._dense_mlp(index),
-        )
-
-    def _qkv(self, name: str) -> PackedLinear:
-        config, q, k = self.config, self.q_rows, self.kv_rows
-        if config.qk_norm_over_heads:
-            q = scale(range(config.num_heads), config.head_dim)
-            k = scale(range(config.num_kv_heads), config.head_dim)
-        return self._joined(name, {"q": q, "k": k, "v": self.kv_rows}, self.padding)
-
-    def _whole_norms(self, name: str) -> WholeNorms:
-        width = self.padding.width
-        return WholeNorms(
-            self._head_norm(f"{name}.q_norm"),
-            self._head_norm(f"{name}.k_norm"),
-            scale(self.shard.heads, width),
-            scale(self.shard.kv_heads, width),
-            self.padding.eps(self.config.rms_norm_eps),
-        )
-
-    def _attention(self, index: int) -> AttentionLayer:
-        config, name = self.config, f"layers.{index}"
-        has_head_norms = config.qk_norm and not config.qk_norm_over_heads
-        return AttentionLayer(
-            self.heads,
-            scale=config.attention_scale,
-            softcap=config.attention_softcap,
-            sliding_window=config.window_of(index),
-            q_norm=self._head_norm(f"{name}.q_norm") if has_head_norms else None,
-            k_norm=self._head_norm(f"{name}.k_norm") if has_head_norms else None,
-            norm_eps=self.padding.eps(config.rms_norm_eps),
-        )
-
-    def layers(self) -> Iterator[Layer]:
-        """Every layer, giving the file's pages back after each: the peak is one layer above the packed weights."""
-        for index in range(self.config.num_layers):
-            yield self._layer(index)
-            self.source.release_pages()
-
-    def norms(self) -> tuple[ResidualNorms, ...]:
-        """The plan's norms: norm n of the plan is the n-th of these."""
-        config = self.config
-        before, after = config.norms != "after", config.norms != "before"
-        sublayers = [
-            f"layers.{i}.{which}" for i in range(config.num_layers) for which in ("attention", "mlp")
-        ]
-        next_norms = [f"{name}_norm" if before else None for name in sublayers] + ["norm"]
-        post_norms = [None] + [f"{name}_post_norm" if after else None for name in sublayers]
-        return tuple(
-            ResidualNorms(
-                self._vector(name) if name else None,
-                config.rms_norm_eps,
-                self._vector(post) if post else None,
-            )
-            for name, post in zip(next_norms, post_norms, strict=True)
-        )
-
-    def _experts(self, layer: int) -> MixtureOfExperts:
-        config, name = self.config, f"layers.{layer}"
-        columns, shared = self.shard.intermediate, self.shard.columns(config.shared_intermediate_size)
-        has_shared = config.shared_intermediate_size > 0
-        return MixtureOfExperts(
-            router=self._pack(self.source.load(f"{name}.router")),
-            experts=tuple(self._mlp(f"{name}.experts.{e}", columns) for e in range(config.num_experts)),
-            experts_per_token=config.experts_per_token,
-            norm_topk=config.norm_topk,
-            shared=self._mlp(f"{name}.shared", shared) if has_shared else None,
-            shared_gate=self._pack(self.source.load(f"{name}.shared_gate")) if has_shared else None,
-        )
-
-    def _dense_mlp(self, layer: int) -> Mlp:
-        return self._mlp(f"layers.{layer}", self.shard.columns(self.config.mlp_size(layer)))
-
-    def _mlp(self, name: str, columns: range) -> Mlp:
-        return Mlp(
-            self._joined(name, {"gate": columns, "up": columns}),
-            self._summed(f"{name}.down", columns),
-            self.config.activation,
-        )
-
-    def _joined(self, name: str, rows: Mapping[str, range], heads: HeadPadding | None = None) -> PackedLinear:
-        """The rank's rows of several matrices as one, those of `heads` widened.
-
-        Where only some of them have a bias, the others' is zero.
-        """
-        parts = [self.source.load(f"{name}.{part}", rows=own) for part, own in rows.items()]
-        weight = torch.cat([heads.rows(part) for part in parts] if heads else parts)
-        if not any(self.source.has(f"{name}.{part}_bias") for part in rows):
-            return self._pack(weight)
-        biases = [self._bias(f"{name}.{part}_bias", own) for part, own in rows.items()]
-        return self._pack(weight, torch.cat([heads.vector(bias) for bias in biases] if heads else biases))
-
-    def _bias(self, name: str, rows: range) -> Tensor:
-        return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
-
-    def _summed(self, name: str, columns: range, heads: HeadPadding | None = None) -> PackedLinear:
-        """The rank's columns of a matrix whose products are summed over the ranks: rank 0's adds the bias, once."""
-        has_bias = self.shard.rank == 0 and self.source.has(f"{name}_bias")
-        bias = self.source.load(f"{name}_bias").float() if has_bias else None
-        weight = self.source.load(name, columns=columns)
-        return self._pack(heads.columns(weight) if heads else weight, bias)
-
-    def _head_norm(self, name: str) -> Tensor:
-        return self.padding.norm(self.source.load(name)).to(self.dtype)
-
-    def _pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        return self.kernels.pack(weight, bias, dtype=self.dtype)
-
-    def _vector(self, name: str) -> Tensor:
-        return self.source.load(name).to(self.dtype)
 
 
 class Part:
