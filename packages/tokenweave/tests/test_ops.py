@@ -19,8 +19,7 @@ from tokenweave.ops import Lane, Op
 from tokenweave.phases import Phase, Resource
 from tokenweave.plan import Plan, Step, plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.trace import Recorder, Trace
-from tokenweave.trace_summary import summarise
+from tokenweave.trace import Recorder, Trace, summarise
 
 
 class Everything:

@@ -16,13 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweave import trace as trace_module
 from tokenweave.errors import TraceError
 from tokenweave.execute import run_sequential
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
-from tokenweave.trace import Recorder, Trace, check_writable
-from tokenweave.trace_summary import measure, summarise
+from tokenweave.trace import Recorder, Trace, check_writable, measure, summarise
+from tokenweave.trace import trace as trace_module
 
 PRINT_CLOCK = "from tokenweave.trace import clock_id; print(clock_id().hex())"
 NOTHING = dict.fromkeys(Op, lambda step: None)

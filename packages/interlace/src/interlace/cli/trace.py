@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from tokenweave.trace_summary import Figures, Kind, Summary
+    from tokenweave.trace import Figures, Kind, Summary
 
 app = typer.Typer(no_args_is_help=True, help="Look at a recorded trace.")
 NUM_KINDS = 6  # kinds of passes in the table, those that took longest
@@ -34,8 +34,7 @@ def summary(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print how long each rank computed, how much communication was hidden, and what the simulator says."""
-    from tokenweave.trace import Trace
-    from tokenweave.trace_summary import summarise
+    from tokenweave.trace import Trace, summarise
 
     found = summarise(Trace.read(file))
     if as_json:
@@ -67,7 +66,7 @@ def _kind_table(found: Summary, every_kind: bool) -> Table:
     for kind, (count, figures) in shown:
         table.add_row(str(count), f"{kind.num_tokens:,}", _split(kind), *_cells(figures))
     if len(shown) < len(kinds):
-        from tokenweave.trace_summary import Figures
+        from tokenweave.trace import Figures
 
         others = Figures()
         for _, (_, figures) in kinds[len(shown) :]:
@@ -88,7 +87,7 @@ def _layer_table(found: Summary, every_layer: bool) -> Table:
 
 def _folded(layers: dict[str, Figures], every_layer: bool) -> Iterator[tuple[str, Figures]]:
     """The first and the last layer, and those between as the mean of them."""
-    from tokenweave.trace_summary import mean
+    from tokenweave.trace import mean
 
     numbers = [name for name in layers if name.isdigit()]
     inner = [] if every_layer or len(numbers) <= 3 else numbers[1:-1]

@@ -16,8 +16,7 @@ from support.engine_fakes import FakeRanks
 from support.tiny_models import make_model
 from tokenweave.errors import TraceError
 from tokenweave.plan import Lane, plan_forward
-from tokenweave.trace import Trace
-from tokenweave.trace_summary import summarise
+from tokenweave.trace import Trace, summarise
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 PROMPT = list(range(40))

@@ -18,7 +18,7 @@ from statistics import median
 
 from tokenweave.plan import Lane, Plan, Step
 from tokenweave.simulate import Cost, Phase, Resource, simulate
-from tokenweave.trace import Pass, Span, Trace
+from tokenweave.trace.trace import Pass, Span, Trace
 
 
 @dataclass
