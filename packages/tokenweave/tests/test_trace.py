@@ -21,7 +21,7 @@ from tokenweave.execute import run_sequential
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
 from tokenweave.trace import Recorder, Trace, check_writable, measure, summarise
-from tokenweave.trace import trace as trace_module
+from tokenweave.trace import recorder as recorder_module
 
 PRINT_CLOCK = "from tokenweave.trace import clock_id; print(clock_id().hex())"
 NOTHING = dict.fromkeys(Op, lambda step: None)
@@ -80,7 +80,7 @@ def test_ranks_of_one_host_share_a_clock_and_those_of_others_are_moved_to_it(
     plan = plan_forward(1, 4)
     own, other = record(plan), record(plan)
     assert Trace.join(own, [own.to_bytes(), other.to_bytes()]).clock == Trace.clock
-    monkeypatch.setattr(trace_module, "clock_id", lambda: b"another machine's")
+    monkeypatch.setattr(recorder_module, "clock_id", lambda: b"another machine's")
     other.mark_s = own.mark_s + 1000
     joined = Trace.join(own, [_before(own, monkeypatch), other.to_bytes()])
     assert "aligned at a barrier" in joined.clock
@@ -104,13 +104,13 @@ def test_clock_of_another_time_namespace_is_another_clock() -> None:
     own = subprocess.run(
         [sys.executable, "-c", PRINT_CLOCK], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    assert own == trace_module.clock_id().hex() + "\n" != other
+    assert own == recorder_module.clock_id().hex() + "\n" != other
     assert len(other) == len(own)
 
 
 def _before(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> bytes:
     with monkeypatch.context() as patch:
-        patch.setattr(trace_module, "clock_id", lambda: b"this machine's 1")
+        patch.setattr(recorder_module, "clock_id", lambda: b"this machine's 1")
         return recorder.to_bytes()
 
 

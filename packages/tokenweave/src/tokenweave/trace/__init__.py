@@ -10,6 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenweave.trace.chrome import THREADS
+    from tokenweave.trace.file import check_writable
+    from tokenweave.trace.recorder import MAX_STEPS, Recorder, clock_id
+    from tokenweave.trace.recording import Pass, Recording, Span
     from tokenweave.trace.summary import (
         Figures,
         Kind,
@@ -20,33 +24,22 @@ if TYPE_CHECKING:
         measure,
         summarise,
     )
-    from tokenweave.trace.trace import (
-        MAX_STEPS,
-        THREADS,
-        VERSION,
-        Pass,
-        Recorder,
-        Recording,
-        Span,
-        Trace,
-        check_writable,
-        clock_id,
-    )
+    from tokenweave.trace.trace import VERSION, Trace
 
 _HOMES = {
-    "MAX_STEPS": "trace",
-    "THREADS": "trace",
+    "MAX_STEPS": "recorder",
+    "THREADS": "chrome",
     "VERSION": "trace",
     "Figures": "summary",
     "Kind": "summary",
-    "Pass": "trace",
-    "Recorder": "trace",
-    "Recording": "trace",
-    "Span": "trace",
+    "Pass": "recording",
+    "Recorder": "recorder",
+    "Recording": "recording",
+    "Span": "recording",
     "Summary": "summary",
     "Trace": "trace",
-    "check_writable": "trace",
-    "clock_id": "trace",
+    "check_writable": "file",
+    "clock_id": "recorder",
     "costs_of": "summary",
     "layer_of": "summary",
     "mean": "summary",

@@ -18,7 +18,8 @@ from statistics import median
 
 from tokenweave.plan import Lane, Plan, Step
 from tokenweave.simulate import Cost, Phase, Resource, simulate
-from tokenweave.trace.trace import Pass, Span, Trace
+from tokenweave.trace.recording import Pass, Span
+from tokenweave.trace.trace import Trace
 
 
 @dataclass
