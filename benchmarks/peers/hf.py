@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .protocol import Operation, Recorder
+from .protocol import Operation, TokenRecorder
 
 
 class HfSystem:
@@ -28,7 +28,7 @@ class HfSystem:
 
         Prompts must be of one length: a static batch pads nothing.
         """
-        recorder = Recorder(len(prompts))
+        recorder = TokenRecorder(len(prompts))
         ids, cache, gaps = torch.tensor(prompts), None, []
         for _ in range(max_tokens):
             out = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .protocol import Operation, Recorder
+from .protocol import Operation, TokenRecorder
 
 Entry = tuple[int, int, int, bool]  # token, position, sequence, wants logits
 BATCH = 2048
@@ -37,7 +37,7 @@ class LlamaCppSystem:
     def generate(self, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
         """Greedy tokens: all prompts first, then one token of every sequence per step."""
         self._make_context(len(prompts), max(map(len, prompts)) + max_tokens)
-        recorder = Recorder(len(prompts))
+        recorder = TokenRecorder(len(prompts))
         tokens = self._prefill(prompts)
         recorder.add_step(tokens)
         for step in range(max_tokens - 1):

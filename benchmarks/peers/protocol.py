@@ -18,7 +18,7 @@ from typing import Any, TextIO
 Operation = Callable[..., dict[str, Any]]
 
 
-class Recorder:
+class TokenRecorder:
     """Takes the tokens of a batch as they appear, and the two times that matter. The clock starts here."""
 
     def __init__(self, num_sequences: int) -> None:

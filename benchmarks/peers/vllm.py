@@ -9,7 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from .protocol import Operation, Recorder
+from .protocol import Operation, TokenRecorder
 
 
 class VllmSystem:
@@ -42,7 +42,7 @@ class VllmSystem:
         )
         names = {f"{self._count}-{index}": index for index in range(len(prompts))}
         self._count += 1
-        recorder = Recorder(len(prompts))
+        recorder = TokenRecorder(len(prompts))
         for name, index in names.items():
             self._engine.add_request(name, {"prompt_token_ids": prompts[index]}, params)
         while self._engine.has_unfinished_requests():

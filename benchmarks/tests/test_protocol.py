@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.protocol import Recorder, converse
+from benchmarks.peers.protocol import TokenRecorder, converse
 
 
 def replies_to(*requests: dict[str, Any]) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def test_quit_ends_the_conversation() -> None:
 
 
 def test_the_first_time_is_when_the_last_sequence_begins() -> None:
-    recorder = Recorder(2)
+    recorder = TokenRecorder(2)
     recorder.add(0, [1])
     recorder.add(0, [2])
     recorder.add(1, [3])

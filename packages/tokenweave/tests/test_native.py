@@ -65,7 +65,7 @@ def test_a_closed_pool_raises_instead_of_crashing():
 @pytest.mark.parametrize("threads", [0, -1, 5000])
 def test_impossible_thread_counts_are_refused(threads):
     with pytest.raises(Exception, match="tw_pool_create"):
-        native.Pool(threads)
+        native.ThreadPool(threads)
 
 
 def test_pools_of_different_threads_work_side_by_side():

@@ -107,7 +107,7 @@ def check_status(status: int, call: str) -> None:
         raise NativeError(f"{call}: {STATUS.get(status, f'unknown status {status}')}")
 
 
-class Pool:
+class ThreadPool:
     """A team of native worker threads, the caller being one of them.
 
     Thread safety: one call at a time; separate pools are independent.
@@ -146,7 +146,7 @@ def measure_limit(limit: str, threads: int = 1, seconds: float = 0.2) -> float:
     """
     if limit not in LIMITS:
         raise NativeError(f"limit is {limit!r}, expected one of {', '.join(LIMITS)}")
-    pool, value = Pool(threads), c_double()
+    pool, value = ThreadPool(threads), c_double()
     check_status(load().tw_measure_limit(pool.handle, LIMITS.index(limit), seconds, byref(value)), limit)
     pool.close()
     return value.value

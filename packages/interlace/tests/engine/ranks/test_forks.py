@@ -97,7 +97,7 @@ def test_an_async_engine_says_so_too() -> None:
 @pytest.mark.skipif(native.unavailable_reason() is not None, reason="the native library is not here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_kernels_are_let_go_in_a_child() -> None:
-    pool = native.Pool(2)
+    pool = native.ThreadPool(2)
     in_child(pool.close)
     assert pool.handle
     pool.close()

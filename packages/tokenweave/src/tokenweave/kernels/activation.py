@@ -8,7 +8,7 @@ from torch.nn.functional import gelu
 
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.values import Tolerance
-from tokenweave.native import Pool, check_status
+from tokenweave.native import ThreadPool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
 
@@ -23,15 +23,15 @@ def reference_gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
     return (gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
 
 
-def native_silu_and_mul(pool: Pool, gate_up: Tensor) -> Tensor:
+def native_silu_and_mul(pool: ThreadPool, gate_up: Tensor) -> Tensor:
     return _native(pool, "silu_and_mul", gate_up)
 
 
-def native_gelu_tanh_and_mul(pool: Pool, gate_up: Tensor) -> Tensor:
+def native_gelu_tanh_and_mul(pool: ThreadPool, gate_up: Tensor) -> Tensor:
     return _native(pool, "gelu_tanh_and_mul", gate_up)
 
 
-def _native(pool: Pool, name: str, gate_up: Tensor) -> Tensor:
+def _native(pool: ThreadPool, name: str, gate_up: Tensor) -> Tensor:
     m, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((m, width), dtype=gate_up.dtype)
     source, dtype = gate_up.data_ptr(), DTYPE_CODE[gate_up.dtype]

@@ -12,7 +12,7 @@ from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 from tokenweave.kernels.values import Tolerance
-from tokenweave.native import Pool, check_status
+from tokenweave.native import ThreadPool, check_status
 
 # bfloat16: the probabilities are rounded to bfloat16 before they weigh V.
 TOLERANCE = {torch.float32: Tolerance(1e-4, 2e-5), torch.bfloat16: Tolerance(2e-2, 1e-2)}
@@ -49,7 +49,7 @@ def reference_paged_attention(
 
 
 def native_paged_attention(
-    pool: Pool, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
+    pool: ThreadPool, q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
 ) -> Tensor:
     """The library checks every block and length before it reads; what was wrong is worked out only then."""
     heads = layer.heads

@@ -15,7 +15,7 @@ from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
 from tokenweave.kernels.values import HeadLayout, PackedLinear
-from tokenweave.native import Pool
+from tokenweave.native import ThreadPool
 
 
 class NativeKernels(Kernels):
@@ -26,14 +26,14 @@ class NativeKernels(Kernels):
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
         self.threads = threads
-        self._pool = Pool(threads, isa)
+        self._pool = ThreadPool(threads, isa)
         self._arena = Arena()
 
     def close(self) -> None:
         self._pool.close()
 
     @property
-    def pool(self) -> Pool:
+    def pool(self) -> ThreadPool:
         """The workers, for native code that shares its own rows out among them."""
         return self._pool
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.memory import Arena
 from tokenweave.kernels.values import PackedLinear, Tolerance
-from tokenweave.native import Pool, check_status
+from tokenweave.native import ThreadPool, check_status
 
 # x of variance 1, weights of variance 1/k: float32 differs by the order of sums, bfloat16 by a rounding of y.
 TOLERANCE = {torch.float32: Tolerance(1e-4, 2e-5), torch.bfloat16: Tolerance(1.6e-2, 4e-3)}
@@ -36,7 +36,7 @@ def reference_gather_rows(packed: PackedLinear, ids: Tensor, first_row: int) -> 
 
 
 def native_pack(
-    pool: Pool, arena: Arena, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
+    pool: ThreadPool, arena: Arena, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
 ) -> PackedLinear:
     n, k = weight.shape
     size_bytes = pool.library.tw_packed_size_bytes(n, k, DTYPE_CODE[dtype])
@@ -51,7 +51,7 @@ def native_pack(
     )
 
 
-def native_linear(pool: Pool, x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:
+def native_linear(pool: ThreadPool, x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:
     m, n, dtype = x.shape[0], packed.n, DTYPE_CODE[packed.dtype]
     if out is None:
         out = torch.empty((m, n), dtype=packed.dtype)
@@ -74,7 +74,7 @@ def native_linear(pool: Pool, x: Tensor, packed: PackedLinear, out: Tensor | Non
     return out
 
 
-def native_gather_rows(pool: Pool, packed: PackedLinear, ids: Tensor, first_row: int) -> Tensor:
+def native_gather_rows(pool: ThreadPool, packed: PackedLinear, ids: Tensor, first_row: int) -> Tensor:
     m, n, k = ids.shape[0], packed.n, packed.k
     out = torch.empty((m, k), dtype=packed.dtype)
     data, dtype = packed.data.data_ptr(), DTYPE_CODE[packed.dtype]

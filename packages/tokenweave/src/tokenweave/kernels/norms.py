@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.values import Tolerance
-from tokenweave.native import Pool, check_status
+from tokenweave.native import ThreadPool, check_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ def reference_reduce_rms_norm(parts: Sequence[Tensor], residual: Tensor, norms: 
 
 
 def native_rms_norm(
-    pool: Pool, x: Tensor, residual: Tensor | None, norms: ResidualNorms, out: Tensor | None
+    pool: ThreadPool, x: Tensor, residual: Tensor | None, norms: ResidualNorms, out: Tensor | None
 ) -> Tensor:
     """Both kernels: with a residual, x is added to it first."""
     m, h = x.shape

@@ -13,7 +13,7 @@ from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.norms import reference_rms_norm
 from tokenweave.kernels.paging import BLOCK_SIZE, place_of
 from tokenweave.kernels.values import Tolerance
-from tokenweave.native import Pool, check_status
+from tokenweave.native import ThreadPool, check_status
 
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
 
@@ -45,7 +45,7 @@ def reference_rope_and_store(
 
 
 def native_rope_and_store(
-    pool: Pool, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
+    pool: ThreadPool, qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer
 ) -> Tensor:
     """The library checks every row and slot before it writes; what was wrong is worked out only then."""
     heads = layer.heads
