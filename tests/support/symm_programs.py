@@ -159,7 +159,7 @@ def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
     raised = []
     for _ in range(3):
         raised.append(time_to_raise(comm, num_tokens)[1].partition(":")[0])
-        comm._failure = None
+        comm._waits.failure = None
         comm._mailbox.zero_()
     return raised
 

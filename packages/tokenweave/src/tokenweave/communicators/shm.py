@@ -79,12 +79,7 @@ class ShmCommunicator(Communicator):
     ) -> None:
         """`symmetric_fd`: an empty segment, the same on every rank, that `reserve_activations` fills; the caller's."""
         super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
-        needed = segment_bytes(size, slot_bytes)
-        if segment.size_bytes < needed:
-            raise CommunicatorError(
-                f"got a segment of {segment.size_bytes:,} bytes; {size} ranks with slots of {slot_bytes:,} bytes "
-                f"need {needed:,}: create it with segment_bytes({size}, {slot_bytes})"
-            )
+        _check_segment(segment, size, slot_bytes)
         self._library = shm_abi.library()
         self._closing = threading.Lock()  # so that no abort of another thread meets a handle that is gone
         self._view = segment.buffer  # keeps the segment mapped
@@ -92,11 +87,16 @@ class ShmCommunicator(Communicator):
         if spin_s is None:
             spin_s = SPIN_S if size <= resources.num_threads() else CROWDED_SPIN_S
         self._spin_ns = int(spin_s * 1e9)
+        self._join(segment, slot_bytes)
+        self._symmetric_fd = symmetric_fd
+        self._symmetric: ActivationRing | None = None
+
+    def _join(self, segment: SharedSegment, slot_bytes: int) -> None:
         options = shm_abi.Options(
-            rank=rank,
-            size=size,
+            rank=self.rank,
+            size=self.size,
             slot_bytes=slot_bytes,
-            timeout_ns=int(timeout_s * 1e9),
+            timeout_ns=int(self.timeout_s * 1e9),
             spin_ns=self._spin_ns,
         )
         group = ctypes.c_void_p()
@@ -106,12 +106,10 @@ class ShmCommunicator(Communicator):
         if status != shm_abi.OK:
             self._view.release()
             raise CommunicatorError(
-                f"rank {rank} of {size} cannot join the segment (status {status}): it has been used by this rank "
-                "already, or with other sizes; a segment serves one group, once"
+                f"rank {self.rank} of {self.size} cannot join the segment (status {status}): it has been used by "
+                "this rank already, or with other sizes; a segment serves one group, once"
             )
         self._group = group
-        self._symmetric_fd = symmetric_fd
-        self._symmetric: ActivationRing | None = None
 
     def barrier(self) -> None:
         self._check_status(self._library.tw_shm_barrier(self._open()))
@@ -323,6 +321,15 @@ class ShmCommunicator(Communicator):
         if status == shm_abi.ERROR_MISMATCH:
             raise CollectiveMismatch(f"{message}; every rank must make the same calls in order")
         raise CommunicatorError(f"the native collective refused its arguments (status {status})")
+
+
+def _check_segment(segment: SharedSegment, size: int, slot_bytes: int) -> None:
+    needed = segment_bytes(size, slot_bytes)
+    if segment.size_bytes < needed:
+        raise CommunicatorError(
+            f"got a segment of {segment.size_bytes:,} bytes; {size} ranks with slots of {slot_bytes:,} bytes "
+            f"need {needed:,}: create it with segment_bytes({size}, {slot_bytes})"
+        )
 
 
 def _check_dense(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: torch.Size) -> None:

@@ -275,32 +275,32 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def _raise_if_failed(self) -> None:
         """Looks at what this rank's kernels have said; costs a read of host memory."""
-        if self._failure is not None:
-            raise copy(self._failure)
+        if self._waits.failure is not None:
+            raise copy(self._waits.failure)
         said = int(self._letters[FAILED_RANK])
         if said == 0:
             return
         message = f"rank {self.rank} waited {self.timeout_s:g} s in all_reduce_rms_norm for rank {said - 1}"
-        self._failure = RankError(message, said - 1)
+        self._waits.failure = RankError(message, said - 1)
         self._tell(message, said - 1)
         raise CommunicatorTimeout(f"{message}; check that it is alive, or raise timeout_s")
 
     def _tell(self, message: str, rank: int) -> None:
         """The first reason that any rank gave for the end stays."""
         try:
-            self._bulletin.raise_if_aborted()
-            self._bulletin.abort(message, rank)
+            self._waits.bulletin.raise_if_aborted()
+            self._waits.bulletin.abort(message, rank)
         except RankError as error:
-            self._failure = error
+            self._waits.failure = error
             raise
         except RuntimeError:
             return  # the store is gone, and rank 0 with it
 
     def _release_if_aborted(self) -> None:
         try:
-            self._bulletin.raise_if_aborted()
+            self._waits.bulletin.raise_if_aborted()
         except RankError as error:
-            self._failure = self._failure or error
+            self._waits.failure = self._waits.failure or error
             self._release_kernels()
         except RuntimeError:
             return

@@ -7,7 +7,7 @@ Invariants:
      lies, so its bits depend on what else is in the batch. Each rank gathers all parts and sums them in rank order;
      from three ranks and `TWO_STEP_BYTES` on it sums only its share and gathers the shares. Cost: at two ranks
      nothing; at three, tensors smaller than that travel 1.5 times the bytes of a ring.
-  2. A wait looks at the bulletin every `SLICE_S`, so an abort or a dead peer ends it, also one without bound.
+  2. Every wait is one of `waits.Waits`: an abort or a dead peer ends it, also one without bound.
   3. `all_reduce_rms_norm` shares the rows of all but small tensors out: each rank is sent its rows of every rank's
      partial sum, adds and norms them (the residual stays where it is), and the normed rows are gathered. Its bits are
      those of an all-reduce and a norm. Waits let go of the core and of Python's lock, so another lane computes.
@@ -17,10 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
-import atexit
-import re
 import threading
-import time
 from contextlib import suppress
 from copy import copy
 from datetime import timedelta
@@ -31,12 +28,10 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import (
     AllToAllOptions,
     BroadcastOptions,
-    HashStore,
     PrefixStore,
     ProcessGroupGloo,
     ReduceScatterOptions,
     Store,
-    TCPStore,
 )
 
 from tokenweave.communicators.base import (
@@ -45,9 +40,18 @@ from tokenweave.communicators.base import (
     run_phases,
     sum_in_rank_order,
 )
-from tokenweave.communicators.bulletin import SLICE_S, Bulletin, meet
+from tokenweave.communicators.bulletin import Bulletin
+from tokenweave.communicators.rendezvous import (
+    default_group,
+    default_store,
+    end_later,
+    forgotten_on_failure,
+    join,
+    own_store,
+)
+from tokenweave.communicators.waits import Waits
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
-from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.errors import CollectiveMismatch, CommunicatorError, RankError
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
@@ -61,8 +65,6 @@ FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one t
 LENGTH_BYTES = 8
 UNBOUNDED = timedelta(days=1)
 GOODBYE_S = 2.0
-SLICE_ENDED = "Operation timed out!"  # Work.wait, by the slice it was given
-GROUP_GAVE_UP = "Timed out"  # gloo, by the group's own timeout
 
 
 class TorchCommunicator(Communicator):
@@ -95,21 +97,18 @@ class TorchCommunicator(Communicator):
             raise CommunicatorError(
                 "torch.distributed is not initialised; use TorchCommunicator.from_environment() or .connect()"
             )
-        data_group = group if group is not None else _default_group()
+        data_group = group if group is not None else default_group()
         super().__init__(data_group.rank(), data_group.size(), kernels=kernels, timeout_s=timeout_s)
         self._data = data_group
-        own = _own_store(store or _default_store(), data_group)
+        own = own_store(store or default_store(), data_group)
         # Not dist.new_group: it names a later group of the same ranks as it did an earlier one, and finds that one's
         # addresses in the store.
         self._control: Any = control_group or ProcessGroupGloo(
             PrefixStore("control", own), self.rank, self.size, timedelta(seconds=timeout_s)
         )
-        board = PrefixStore("bulletin", own)
-        self._bulletin = Bulletin(board, self.rank, self.size)
+        bulletin = Bulletin(PrefixStore("bulletin", own), self.rank, self.size)
+        self._waits = Waits(bulletin, self.rank, timeout_s)
         self._check_calls = check_calls
-        self._step = 0
-        self._failure: RankError | CollectiveMismatch | None = None
-        self._unfinished: list[dist.Work] = []  # those waited for, and those that a failure left
         self._aborted_here = False
         self._abort_lock = threading.Lock()
         self._owns_everything = False
@@ -166,36 +165,13 @@ class TorchCommunicator(Communicator):
     ) -> Self:
         if dist.is_initialized():
             raise CommunicatorError("torch.distributed is initialised already; use TorchCommunicator(group)")
-        timeout = timedelta(seconds=timeout_s)
-        try:
-            serves = where.rank == 0 and not where.store_is_hosted
-            store = TCPStore(
-                where.master_addr,
-                where.master_port,
-                is_master=serves,
-                timeout=timeout,
-                wait_for_workers=False,
-            )
-            groups = PrefixStore(f"tokenweave/{where.attempt}", store)
-            # Here and not in torch, which counts a group that failed to meet and would look for the next elsewhere.
-            meet(groups, where, timeout_s, watch)
-            dist.init_process_group(
-                backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=timeout
-            )
-            # A connection of its own: whoever aborts must not queue behind a rank that waits in the store.
-            board = TCPStore(where.master_addr, where.master_port, is_master=False, timeout=timeout)
+        with forgotten_on_failure(where, timeout_s):
             communicator = cls(
-                store=PrefixStore(f"tokenweave/{where.attempt}", board),
+                store=join(where, backend, timeout_s, watch),
                 kernels=kernels,
                 timeout_s=timeout_s,
                 check_calls=check_calls,
             )
-        except RuntimeError as error:
-            _forget_groups()
-            raise CommunicatorTimeout(
-                f"rank {where.rank} could not meet the other {where.world_size - 1} at "
-                f"{where.master_addr}:{where.master_port} within {timeout_s:g} s: {_first_line(error)}"
-            ) from error
         communicator._owns_everything = True
         return communicator
 
@@ -234,24 +210,18 @@ class TorchCommunicator(Communicator):
 
     def check(self) -> None:
         self._check_usable()
-        try:
-            self._bulletin.raise_if_aborted()
-        except RankError as error:
-            self._failure = error
-            raise
-        except RuntimeError as error:
-            self._fail_as_lost("a wait for the link", error)
+        self._waits.check()
 
     def abort(self, reason: str) -> None:
-        """As for every communicator; the others notice within `SLICE_S` of waiting, or at their next call."""
+        """As for every communicator; the others notice within `bulletin.SLICE_S` of waiting, or at their next call."""
         failure = RankError(f"rank {self.rank} aborted the job: {reason}", self.rank)
         with self._abort_lock:
             if self._closed:
                 return
-            self._aborted_here = self._aborted_here or self._failure is None
-            self._failure = self._failure or failure
+            self._aborted_here = self._aborted_here or self._waits.failure is None
+            self._waits.failure = self._waits.failure or failure
             with suppress(RuntimeError):  # the store may be gone with rank 0
-                self._bulletin.abort(str(failure), self.rank)
+                self._waits.bulletin.abort(str(failure), self.rank)
 
     def close(self) -> None:
         with self._abort_lock:
@@ -260,18 +230,17 @@ class TorchCommunicator(Communicator):
             self._closed = True
         patience_s = min(GOODBYE_S, self.timeout_s)
         with suppress(RuntimeError):
-            if self._failure is None:
-                self._bulletin.say_goodbye(self._step, patience_s)
+            if self._waits.failure is None:
+                self._waits.bulletin.say_goodbye(self._waits.step, patience_s)
             elif self._aborted_here:
-                self._bulletin.wait_until_heard(patience_s)
+                self._waits.bulletin.wait_until_heard(patience_s)
         if self._owns_everything:
             dist.destroy_process_group()
         # With the last reference to a group go its connections, however long this object lives.
         groups = [self._data, self._control]
-        del self._data, self._control, self._bulletin
-        if any(not work.is_completed() for work in self._unfinished):
-            _end_later(groups, self._unfinished)
-        self._unfinished = []
+        del self._data, self._control
+        if unfinished := self._waits.let_go():
+            end_later(groups, unfinished)
 
     def _all_reduce(self, tensor: torch.Tensor) -> None:
         self._start(f"all_reduce of {_describe(tensor)}", tensor)
@@ -292,7 +261,7 @@ class TorchCommunicator(Communicator):
         padded[: tensor.numel()] = tensor.view(-1)
         received = torch.empty_like(padded)
         work = self._data.alltoall_base(_as_bytes(received), _as_bytes(padded), [], [], AllToAllOptions())
-        self._finish(work, "all_reduce")
+        self._waits.finish(work, "all_reduce")
         summed = tensor.new_empty(share)
         sum_in_rank_order(list(received.view(self.size, share)), out=summed)
         gathered = self._gather_bytes(_as_bytes(summed), "all_reduce").view(tensor.dtype)
@@ -324,7 +293,7 @@ class TorchCommunicator(Communicator):
         work = self._data.alltoall_base(
             _as_bytes(parts), _as_bytes(hidden), received, sent, AllToAllOptions()
         )
-        self._finish(work, "all_reduce_rms_norm")
+        self._waits.finish(work, "all_reduce_rms_norm")
         sum_in_rank_order(list(parts), out=parts[0])
         return parts[0]
 
@@ -337,7 +306,7 @@ class TorchCommunicator(Communicator):
         if own.is_cuda:
             self._data._allgather_base(gathered, own).wait()
         else:
-            self._finish(
+            self._waits.finish(
                 self._data._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
             )
         return gathered[:num_tokens]
@@ -355,11 +324,11 @@ class TorchCommunicator(Communicator):
             content = tensor if tensor.is_cuda else _as_bytes(tensor)
             options = BroadcastOptions()
             options.rootRank = root
-            self._finish(self._data.broadcast([content], options), "broadcast")
+            self._waits.finish(self._data.broadcast([content], options), "broadcast")
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
         self._check_usable()
-        self._step += 1
+        self._waits.step += 1
         frame = torch.zeros(FRAME_BYTES, dtype=torch.uint8)
         in_frame = FRAME_BYTES - LENGTH_BYTES
         if data is not None:
@@ -378,17 +347,17 @@ class TorchCommunicator(Communicator):
         options = BroadcastOptions()
         options.rootRank = root
         options.timeout = UNBOUNDED
-        self._finish(self._control.broadcast([content], options), "broadcast_bytes", idle)
+        self._waits.finish(self._control.broadcast([content], options), "broadcast_bytes", idle)
 
     def _gather_bytes(self, content: torch.Tensor, call: str) -> torch.Tensor:
         """Every rank's `content` (n,), one after the other: (size * n,). All bytes are visible after it."""
         gathered = content.new_empty(self.size * content.numel())
-        self._finish(self._data._allgather_base(gathered, content), call)
+        self._waits.finish(self._data._allgather_base(gathered, content), call)
         return gathered
 
     def _count_call(self) -> None:
         self._check_usable()
-        self._step += 1
+        self._waits.step += 1
 
     def _start(self, call: str, tensor: torch.Tensor | None = None) -> None:
         self._count_call()
@@ -401,126 +370,17 @@ class TorchCommunicator(Communicator):
         calls = [bytes(row.tolist()).decode().rstrip() for row in texts]
         for rank, other in enumerate(calls):
             if other != calls[self.rank]:
-                self._failure = CollectiveMismatch(
+                self._waits.failure = CollectiveMismatch(
                     f"rank {self.rank} called {call} where rank {rank} called {other}; "
                     "every rank must make the same calls in order"
                 )
-                raise copy(self._failure)
-
-    def _finish(self, work: dist.Work, call: str, idle: bool = False) -> None:
-        """Waits for `work` in slices, looking at the bulletin after each."""
-        self._unfinished.append(work)
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            left_s = SLICE_S if idle else max(0.001, deadline - time.monotonic())
-            try:
-                work.wait(timedelta(seconds=min(SLICE_S, left_s)))
-                self._unfinished.remove(work)
-                return
-            except RuntimeError as error:
-                if SLICE_ENDED in str(error):  # the work may have ended since: then the next wait says how
-                    gave_up = False
-                else:
-                    gave_up = GROUP_GAVE_UP in str(error)
-                    if not gave_up:
-                        self._fail_as_lost(call, error)
-            timed_out = not idle and time.monotonic() >= deadline
-            self._look_at_bulletin(call, timed_out or gave_up)
-
-    def _look_at_bulletin(self, call: str, timed_out: bool) -> None:
-        try:
-            self._bulletin.raise_if_aborted()
-            self._bulletin.post_waiting(self._step)
-            if gone := self._bulletin.gone(self._step):
-                message = f"{_ranks(gone)} left the group; rank {self.rank} was waiting in {call}"
-                self._bulletin.abort(message, gone[0])
-                self._bulletin.raise_if_aborted()
-            if timed_out:
-                missing = self._bulletin.missing(self._step)
-                message = f"rank {self.rank} waited {self.timeout_s:g} s in {call} for {_ranks(missing)}"
-                self._failure = RankError(message)
-                self._bulletin.abort(message, None)
-                raise CommunicatorTimeout(f"{message}; check that they are alive, or raise timeout_s")
-        except RankError as error:
-            self._failure = error
-            raise
-        except RuntimeError as error:
-            self._fail_as_lost(call, error)
-
-    def _fail_as_lost(self, call: str, cause: RuntimeError) -> None:
-        """Raises `RankError` for a connection that broke, naming the rank that no longer answers."""
-        try:
-            silent = self._bulletin.roll_call(self._step)
-        except RankError as error:
-            self._failure = error
-            raise
-        except RuntimeError:
-            silent = [0]  # the store is gone, and rank 0 (or what started it) with it
-        rank = silent[0] if len(silent) == 1 else None
-        message = f"rank {self.rank} lost its connection to {_ranks(silent)} in {call}: {_first_line(cause)}"
-        self._failure = RankError(message, rank)
-        with suppress(RuntimeError):
-            self._bulletin.abort(message, rank)
-        raise self._failure from cause
+                raise copy(self._waits.failure)
 
     def _check_usable(self) -> None:
         if self._closed:
             raise CommunicatorError("the communicator is closed; make a new one")
-        if self._failure is not None:
-            raise copy(self._failure)
-
-
-def _end_later(groups: list[Any], unfinished: list[dist.Work]) -> None:
-    """Drops `groups` once their work has ended, which no peer answers: by their timeout, or by the peers' end.
-
-    gloo knows no abort, and its groups wait for their work when they go, so that nobody should wait for them.
-    """
-
-    def end() -> None:
-        while not all(work.is_completed() for work in unfinished):
-            time.sleep(SLICE_S)
-        with _ending:
-            groups.clear()
-
-    threading.Thread(target=end, name="end of a failed group", daemon=True).start()
-
-
-_ending = threading.Lock()  # not in the middle of the interpreter's exit, which ends threads that are in gloo
-atexit.register(_ending.acquire)
-
-
-def _forget_groups() -> None:
-    """Has torch forget its groups and the one that failed to form: the next has to get the same name everywhere.
-
-    torch counts groups in each process, and starts anew only when a default group that did form is destroyed.
-    """
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    dist.destroy_process_group()
-
-
-def _default_group() -> dist.ProcessGroup:
-    group = dist.group.WORLD
-    if group is None:
-        raise CommunicatorError("torch.distributed has no default group")
-    return group
-
-
-def _own_store(store: Store, group: dist.ProcessGroup) -> Store:
-    """The part of `store` that belongs to the communicator being made on `group`, the same on every rank.
-
-    Ranks make a group's communicators in the same order, so that each rank's count of them tells them apart.
-    """
-    of_group = PrefixStore(f"tokenweave/{group.group_name}", store)
-    return PrefixStore(str(of_group.add(f"made/{group.rank()}", 1)), of_group)
-
-
-def _default_store() -> Store:
-    """torch has no public name for it."""
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    store: Store = _get_default_store()
-    return store
+        if self._waits.failure is not None:
+            raise copy(self._waits.failure)
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -531,15 +391,3 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _describe(tensor: torch.Tensor) -> str:
     return f"{tensor.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _ranks(ranks: list[int]) -> str:
-    if not ranks:
-        return "another rank"
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _first_line(error: BaseException) -> str:
-    """The message without gloo's source position and advice."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return re.sub(r"^\[\S+\.cc:\d+\] ", "", line).partition(". This is")[0]
