@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from interlace.errors import ConfigError
 
@@ -164,6 +164,17 @@ class Family:
     qk_norm: bool = False  # the heads of q and k are normed before they are rotated
     qk_norm_over_heads: bool = False  # all heads of q as one vector, and all of k
     scales_embedding: bool = False  # by the square root of hidden_size
+
+    def config_fields(self, hidden_size: int) -> dict[str, Any]:
+        """The fields of a ModelConfig that no key of a file decides."""
+        return {
+            "family": self.name,
+            "activation": self.activation,
+            "norms": self.norms,
+            "qk_norm": self.qk_norm,
+            "qk_norm_over_heads": self.qk_norm_over_heads,
+            "embedding_scale": hidden_size**0.5 if self.scales_embedding and hidden_size > 0 else 1.0,
+        }
 
 
 _ATTENTION_BIAS, _MLP_BIAS = BiasFlag("attention_bias", ATTENTION), BiasFlag("mlp_bias", MLP)

@@ -29,15 +29,12 @@ def read_gguf_config(
     num_experts = values.integer("expert_count", 0)
     family, form = _family(values.architecture, num_experts)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
-    max_position = values.integer("context_length")
-    rope = with_divisors(
-        read_gguf_rope(values, max_position, _scaling_of(form, tensor_shapes)), tensor_shapes, read_vector
-    )
+    positions = _positions(values, form, tensor_shapes, read_vector)
     num_layers = values.integer("block_count")
     check_num_layers(num_layers)
     window, full_layers = _window(values, form, num_layers)
     config = ModelConfig(
-        family=family.name,
+        **family.config_fields(hidden_size),
         **_experts(values, form, num_experts),
         vocab_size=_vocab_size(values, tensor_shapes),
         hidden_size=hidden_size,
@@ -46,17 +43,10 @@ def read_gguf_config(
         num_kv_heads=values.integer("attention.head_count_kv", num_heads),
         head_dim=_head_dim(values, hidden_size, num_heads),
         rms_norm_eps=values.number("attention.layer_norm_rms_epsilon"),
-        max_position=context_length(rope, max_position) if form.local_rope_theta is None else max_position,
-        rope=rope,
-        local_rope=_local_rope(values, form),
-        activation=family.activation,
-        norms=family.norms,
-        qk_norm_over_heads=family.qk_norm_over_heads,
-        embedding_scale=hidden_size**0.5 if family.scales_embedding and hidden_size > 0 else 1.0,
+        **positions,
         **_scores(values, form, hidden_size, num_heads),
         tie_word_embeddings="output.weight" not in tensor_shapes,
         biases=_biases(tensor_shapes, form, num_experts),
-        qk_norm=family.qk_norm,
         sliding_window=window,
         full_layers=full_layers,
         eos_token_ids=gguf_end_ids(fields),
@@ -82,6 +72,22 @@ def _experts(values: _Values, form: GgufFormat, num_experts: int) -> dict[str, A
     return found
 
 
+def _positions(
+    values: _Values,
+    form: GgufFormat,
+    tensor_shapes: Mapping[str, tuple[int, ...]],
+    read_vector: Callable[[str], tuple[float, ...]],
+) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about positions and their rotation."""
+    max_position = values.integer("context_length")
+    rope = read_gguf_rope(values, max_position, _scaling_of(form, tensor_shapes))
+    rope = with_divisors(rope, tensor_shapes, read_vector)
+    if form.local_rope_theta is None:
+        return {"max_position": context_length(rope, max_position), "rope": rope}
+    local_rope = RopeConfig(values.number("rope.freq_base_swa", form.local_rope_theta))
+    return {"max_position": max_position, "rope": rope, "local_rope": local_rope}
+
+
 def _scaling_of(form: GgufFormat, tensor_shapes: Mapping[str, object]) -> str:
     """The kind of rotary scaling that holds where no key names one."""
     return "longrope" if form.longrope_by_tensors and SHORT_DIVISORS in tensor_shapes else "linear"
@@ -100,12 +106,6 @@ def _window(values: _Values, form: GgufFormat, num_layers: int) -> tuple[int | N
         raise ConfigError(f"GGUF metadata 'attention.sliding_window_pattern' must be at least 1, got {every}")
     full = tuple(layer for layer in range(num_layers) if (layer + 1) % every == 0)
     return (None, ()) if len(full) == num_layers else (size, full)
-
-
-def _local_rope(values: _Values, form: GgufFormat) -> RopeConfig | None:
-    if form.local_rope_theta is None:
-        return None
-    return RopeConfig(values.number("rope.freq_base_swa", form.local_rope_theta))
 
 
 def _scores(values: _Values, form: GgufFormat, hidden_size: int, num_heads: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from interlace.models.config import (
     FULL_ATTENTION,
     SLIDING_ATTENTION,
     ModelConfig,
-    RopeConfig,
     check_num_layers,
     context_length,
 )
@@ -34,13 +33,12 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
     _check_activation(config, family)
     _refuse_quantization(config)
     hidden_size, num_heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
-    max_position = integer(config, "max_position_embeddings", defaults.max_position)
-    rope, local_rope = _ropes(config, defaults, max_position)
+    positions = _positions(config, defaults)
     num_layers = integer(config, "num_hidden_layers")
     check_num_layers(num_layers)
     window, full_layers = _window(config, defaults.window, num_layers)
     found = ModelConfig(
-        family=family.name,
+        **family.config_fields(hidden_size),
         vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -48,17 +46,10 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
         num_kv_heads=_num_kv_heads(config, defaults, num_heads),
         head_dim=_head_dim(config, defaults, hidden_size, num_heads),
         rms_norm_eps=number(config, "rms_norm_eps", defaults.rms_norm_eps),
-        max_position=max_position if local_rope else context_length(rope, max_position),
-        rope=rope,
-        local_rope=local_rope,
-        activation=family.activation,
-        norms=family.norms,
-        qk_norm_over_heads=family.qk_norm_over_heads,
-        embedding_scale=hidden_size**0.5 if family.scales_embedding and hidden_size > 0 else 1.0,
+        **positions,
         **_scores(config, defaults),
         tie_word_embeddings=flag(config, "tie_word_embeddings", defaults.tie_word_embeddings),
         biases=_biases(config, defaults),
-        qk_norm=family.qk_norm,
         sliding_window=window,
         full_layers=full_layers,
         **_mlp(config, defaults.experts, num_layers),
@@ -119,13 +110,15 @@ def _refuse_quantization(config: Mapping[str, Any]) -> None:
         )
 
 
-def _ropes(
-    config: Mapping[str, Any], defaults: HfFormat, max_position: int
-) -> tuple[RopeConfig, RopeConfig | None]:
+def _positions(config: Mapping[str, Any], defaults: HfFormat) -> dict[str, Any]:
+    """The fields of a ModelConfig that are about positions and their rotation."""
+    max_position = integer(config, "max_position_embeddings", defaults.max_position)
     theta = defaults.rope_theta
     if defaults.local_rope_theta is not None:
-        return read_hf_ropes(config, theta, defaults.local_rope_theta, max_position)
-    return read_hf_rope(config, theta, max_position, defaults.original_max_position), None
+        rope, local_rope = read_hf_ropes(config, theta, defaults.local_rope_theta, max_position)
+        return {"max_position": max_position, "rope": rope, "local_rope": local_rope}
+    rope = read_hf_rope(config, theta, max_position, defaults.original_max_position)
+    return {"max_position": context_length(rope, max_position), "rope": rope}
 
 
 def _biases(config: Mapping[str, Any], defaults: HfFormat) -> tuple[str, ...]:
