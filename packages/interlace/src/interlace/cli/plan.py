@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at the plan of a forward pass.")
 NUMBER_OF_ENDS = 2  # the first and the last layer are shown, those between are folded
 
+# The options of the simulated timeline.
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to cut the tokens in two. Draws the simulated timeline too.", metavar="N|middle|none"
+    ),
+]
+LinkOption = Annotated[
+    str | None, typer.Option(help="The link between the ranks, for the timeline.", metavar="GB/s,us")
+]
+TunedOption = Annotated[
+    bool,
+    typer.Option(
+        "--tuned", help="Take the prices of steps from this machine's wave table, not round figures."
+    ),
+]
+
 
 @app.callback()
 def _group() -> None:
@@ -36,34 +53,19 @@ def show(
     dtype: Annotated[
         str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
     ] = "bfloat16",
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to cut the tokens in two. Draws the simulated timeline too.", metavar="N|middle|none"
-        ),
-    ] = None,
-    link: Annotated[
-        str | None, typer.Option(help="The link between the ranks, for the timeline.", metavar="GB/s,us")
-    ] = None,
-    tuned: Annotated[
-        bool,
-        typer.Option(
-            "--tuned", help="Take the prices of steps from this machine's wave table, not round figures."
-        ),
-    ] = False,
+    split: SplitOption = None,
+    link: LinkOption = None,
+    tuned: TunedOption = False,
     every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
 ) -> None:
     """Print the plan of a forward pass and the work of each step on one rank; with --split also when it would run."""
     from interlace.cli.plan_costs import round_costs, tuned_costs
-    from interlace.cli.plan_work import DTYPE_BYTES, Workload
+    from interlace.cli.plan_work import Workload
     from interlace.models.shard import Shard
     from tokenweave.plan import plan_forward
 
-    if dtype not in DTYPE_BYTES:
-        raise EngineError(f"dtype={dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
-    if tp < 1:
-        raise EngineError(f"tp={tp}: expected an integer of at least 1")
+    _check(dtype, tp)
     config = _config_of(model)
     at = _split_row(split, tokens, tp)
     shards = [Shard.of(config, each, tp) for each in range(tp)]
@@ -79,6 +81,16 @@ def show(
     _print_totals(plan, workloads[rank])
     if split is not None:
         _print_timeline(plan, plan_forward(config.num_layers, tokens), costs, every_step)
+
+
+def _check(dtype: str, tp: int) -> None:
+    """Refuses what no model could be planned with, before one is looked for."""
+    from interlace.cli.plan_work import DTYPE_BYTES
+
+    if dtype not in DTYPE_BYTES:
+        raise EngineError(f"dtype={dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
+    if tp < 1:
+        raise EngineError(f"tp={tp}: expected an integer of at least 1")
 
 
 def _split_row(split: str | None, tokens: int, tp: int) -> int | None:
