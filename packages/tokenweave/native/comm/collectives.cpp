@@ -1,4 +1,10 @@
 // The collectives, written as steps (group.h says what a step orders).
+//
+// No order of memory is written here: each step has the same three. begin_step acquires the others' last
+// arrivals, so that this rank may write its slot; arrive releases the slot; await_rank and await_all acquire
+// the others' slots, to be read until this rank's next arrive. A rank that awaits nobody (the root of a
+// broadcast, the others of gather_columns) is held by begin_step, at most one step ahead of whoever reads its
+// slot.
 #include <algorithm>
 #include <cstring>
 
@@ -47,6 +53,8 @@ tw_status reduce_in_one_step(tw_shm_group* group, const Tag& tag, SumFunction su
     copy(group->slot(group->rank, group->step), data, bytes);
     arrive(group, tag);
     if (tw_status status = await_all(group, tag)) return status;
+    // The slots are read here, and the next step's arrive tells the others that they are free: no second
+    // meeting.
     sum_ranks(group, sum, data, data, 0, count);
     return TW_OK;
 }
@@ -66,6 +74,7 @@ tw_status reduce_in_two_steps(tw_shm_group* group, const Tag& tag, SumFunction s
     if (tw_status status = await_all(group, tag)) return status;
     sum_ranks(group, sum, data + own_first, data + own_first, own_first, own.count);
 
+    // The slot of the other parity: the first step's may still be read by ranks that are summing.
     if (tw_status status = begin_step(group, tag.operation, false)) return status;
     copy(group->slot(group->rank, group->step) + own_first, data + own_first, own_bytes);
     arrive(group, tag);
@@ -242,6 +251,7 @@ extern "C" int tw_shm_receive_rest(tw_shm_group* group, int root, void* data) {
         return TW_ERROR_INVALID_ARGUMENT;
     }
     const Tag tag{Operation::kBroadcastBytes, 0, int16_t(root), 0};
+    // Still readable without another wait: this rank has not arrived since receive_begin acquired it.
     const size_t bytes = group->pending_bytes;
     auto* target = static_cast<char*>(data);
     size_t done = std::min(group->slot_bytes - sizeof(uint64_t), bytes);

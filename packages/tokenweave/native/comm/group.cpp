@@ -16,6 +16,7 @@ namespace tokenweave::shm {
 namespace {
 
 constexpr int64_t kSecond = 1000000000;
+// A sleeper looks for deaths and aborts this often: system calls for each rank, so not in every microsecond.
 constexpr int64_t kSleepSlice = kSecond / 20;
 
 int64_t now_ns() {
@@ -42,6 +43,8 @@ void futex_wake_all(std::atomic<uint32_t>& word) {
     syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
 }
 
+// Acquires what `arrive` of that rank released: its tag and slot are then ours to read, and its reads of the
+// step before lie behind us, so that our next writes cannot reach them (invariants 1 and 2 of group.h).
 bool reached(const RankState& state, uint32_t step, std::memory_order order = std::memory_order_acquire) {
     return static_cast<int32_t>(state.arrived.load(order) - step) >= 0;
 }
@@ -62,6 +65,8 @@ bool spin(tw_shm_group* group, const RankState& state, uint32_t step) {
     for (uint32_t turn = 1;; ++turn) {
         if (reached(state, step)) return true;
         relax();
+        // The clock costs more than the look above, so it is read less often. Relaxed: the abort only ends
+        // the spin; check_aborted reads it again, with acquire, before its text.
         if (turn % 16 == 0 &&
             (now_ns() > until || group->header->abort_word.load(std::memory_order_relaxed) != 0)) {
             return reached(state, step);
@@ -85,8 +90,10 @@ tw_status time_out(tw_shm_group* group, uint32_t step, Operation operation) {
 
 bool has_died(const tw_shm_group* group, int rank) {
     const RankState& state = group->ranks[rank];
-    // Two looks: it did not leave between them.
-    // Two looks: it did not leave between them.
+    // Two looks: it did not leave between them. A rank that leaves stores kLeft (release, tw_shm_detach)
+    // before it lets go of the lock, so whoever has found the lock free finds kLeft with the second acquire.
+    // The first is the partner of the exchange in tw_shm_attach: a rank that is seen as present has its lock
+    // already.
     return state.presence.load(std::memory_order_acquire) == kPresent && group->lock_fd >= 0 &&
            !presence_lock_is_held(group->lock_fd, rank) &&
            state.presence.load(std::memory_order_acquire) == kPresent;
@@ -100,6 +107,7 @@ tw_status check_alive(tw_shm_group* group, int awaited, uint32_t step, Operation
     for (int rank = 0; rank < group->size && lost < 0; ++rank) {
         if (rank != group->rank && has_died(group, rank)) lost = rank;
     }
+    // Acquires the kLeft of tw_shm_detach: `reached` below then sees every step that the rank came to before.
     if (lost < 0 && group->ranks[awaited].presence.load(std::memory_order_acquire) == kLeft) {
         lost = awaited;
         how = "has left the group";
@@ -116,14 +124,21 @@ tw_status wait_for(tw_shm_group* group, int rank, uint32_t step, Operation opera
     if (reached(state, step) || spin(group, state, step)) return TW_OK;
     const int64_t deadline = now_ns() + group->timeout_ns;
     for (;;) {
-        // Either the arriving rank sees this waiter counted, or this load sees it arrive: both are seq_cst.
+        // Partner: the store to `arrived` and the load of `sleepers` in `arrive`. Each side writes one word
+        // and then reads the other's; with all four in one order (seq_cst; acquire and release do not forbid
+        // that both read old values) either the arriving rank counts this waiter, and wakes it, or this load
+        // sees it arrive. If it arrives between the load and the sleep, the kernel finds that the word is no
+        // longer `seen`.
         state.sleepers.fetch_add(1, std::memory_order_seq_cst);
         const uint32_t seen = state.arrived.load(std::memory_order_seq_cst);
         const int64_t left = idle ? kSleepSlice : deadline - now_ns();
+        // An abort between this look and the sleep changes no futex word: the end of the slice is what ends
+        // that sleep. Later aborts wake it (abort_group).
         if (!reached(state, step) && left > 0 &&
             group->header->abort_word.load(std::memory_order_acquire) == 0) {
             futex_wait(state.arrived, seen, std::min(left, kSleepSlice));
         }
+        // Relaxed: it publishes nothing, and a count that is seen too high costs a wake-up of nobody.
         state.sleepers.fetch_sub(1, std::memory_order_relaxed);
         if (reached(state, step)) return TW_OK;
         if (tw_status status = check_aborted(group)) return status;
@@ -193,6 +208,8 @@ tw_status begin_step(tw_shm_group* group, Operation operation, bool idle) {
     if (tw_status status = check_process(group)) return status;
     if (tw_status status = check_aborted(group)) return status;
     const uint32_t previous = group->step;
+    // Acquires every rank's arrival at the step before: whatever they read from our slot of this parity, they
+    // read before what we are about to write there.
     for (int rank = 0; rank < group->size; ++rank) {
         if (tw_status status = wait_for(group, rank, previous, operation, idle)) return status;
     }
@@ -203,12 +220,16 @@ tw_status begin_step(tw_shm_group* group, Operation operation, bool idle) {
 void arrive(tw_shm_group* group, const Tag& tag) {
     RankState& own = group->ranks[group->rank];
     own.tags[group->step & 1] = tag;
-    own.arrived.store(group->step, std::memory_order_seq_cst);  // releases the tag and the slot; see wait_for
+    // Releases the tag and the slot, and ends our reads of the others' slots of the step before; partner: the
+    // acquire of `reached`. Sequentially consistent, and not only release, for the sleepers: see wait_for.
+    own.arrived.store(group->step, std::memory_order_seq_cst);
     if (own.sleepers.load(std::memory_order_seq_cst) != 0) futex_wake_all(own.arrived);
 }
 
 tw_status await_rank(tw_shm_group* group, int rank, const Tag& tag, bool idle) {
     if (tw_status status = wait_for(group, rank, group->step, tag.operation, idle)) return status;
+    // A plain read: `reached` has acquired it, and its rank writes it again only after we have arrived once
+    // more.
     const Tag& other = group->ranks[rank].tags[group->step & 1];
     return other == tag ? TW_OK : mismatch(group, tag, rank, other);
 }
@@ -223,17 +244,20 @@ tw_status await_all(tw_shm_group* group, const Tag& tag) {
 void abort_group(tw_shm_group* group, AbortKind kind, int failed_rank, const char* reason) {
     std::lock_guard<std::mutex> one_writer_of_our_text(group->abort_mutex);
     Header* header = group->header;
+    // Not only to save work: our text may have been told already, and then others read it.
     if (header->abort_word.load(std::memory_order_acquire) != 0) return;
     const int author = group->rank < 0 ? group->size : group->rank;
     snprintf(group->reason(author), kReasonBytes, "%s", reason);
     const uint32_t word = static_cast<uint32_t>(kind) | (author + 1) << 8 | (failed_rank + 1) << 16;
     uint32_t none = 0;
-    // Releases the text; of several that abort at once the first wins, and each writes a text of its own.
+    // Releases the text; partner: the acquire of check_aborted. Of several that abort at once the first wins,
+    // and each writes a text of its own, so nobody reads one that is being written.
     header->abort_word.compare_exchange_strong(none, word, std::memory_order_acq_rel);
     for (int rank = 0; rank < group->size; ++rank) futex_wake_all(group->ranks[rank].arrived);
 }
 
 tw_status check_aborted(tw_shm_group* group) {
+    // Acquires the text of the author that the word names; partner: the exchange of abort_group.
     const uint32_t word = group->header->abort_word.load(std::memory_order_acquire);
     if (word == 0) return TW_OK;
     const int author = static_cast<int>(word >> 8 & 0xff) - 1;
@@ -267,6 +291,8 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
     auto* header = reinterpret_cast<Header*>(start);
     uint64_t shape = 0;
     const uint64_t wanted = pack_shape(size, options->slot_bytes);
+    // Partner: the same exchange of the other ranks. It publishes nothing but itself, as a new segment is all
+    // zero and needs no other preparation: so any rank may be the first, and none waits for it.
     if (!header->shape.compare_exchange_strong(shape, wanted, std::memory_order_acq_rel) && shape != wanted) {
         return TW_ERROR_INVALID_ARGUMENT;
     }
@@ -286,6 +312,8 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
         group->lock_fd = lock_presence(segment_fd, rank);
         uint32_t expected = kNeverCame;
         const uint32_t presence = group->lock_fd >= 0 ? kPresent : kPresentUnwatched;
+        // With release, so that whoever sees this rank present finds its lock held; partner: the first look
+        // of has_died. A second rank of this number fails.
         if (!group->ranks[rank].presence.compare_exchange_strong(expected, presence,
                                                                  std::memory_order_acq_rel)) {
             unlock_presence(group->lock_fd);
@@ -300,7 +328,8 @@ extern "C" int tw_shm_attach(void* base, size_t segment_bytes, int segment_fd, c
 extern "C" void tw_shm_detach(tw_shm_group* group) {
     if (!group) return;
     if (group->rank >= 0 && group->generation == fork_generation()) {
-        // Left first, unlocked second, or a waiter could take the one for a death.
+        // Left first, unlocked second, or a waiter could take the one for a death. Releases the steps that
+        // this rank came to; partners: the acquires of has_died and check_alive.
         group->ranks[group->rank].presence.store(kLeft, std::memory_order_release);
         futex_wake_all(group->ranks[group->rank].arrived);
     }

@@ -33,10 +33,15 @@ struct Held {
     Held* next = nullptr;
 };
 std::atomic<Held*> all_held{nullptr};
+// Relaxed wherever it is used: only a child's first thread writes it, before any other of that process is
+// there.
 std::atomic<uint32_t> generation{0};
 
 void let_go_in_child() {
     generation.fetch_add(1, std::memory_order_relaxed);
+    // The parent's other threads are gone, in the middle of whatever they did; each change below is one
+    // atomic write, so that the list is whole. A lock that such a thread had taken and not yet remembered is
+    // not in it: the child keeps that one until it ends or runs another program.
     for (Held* held = all_held.load(); held; held = held->next) {
         const int fd = held->fd.exchange(-1);
         if (fd >= 0) close(fd);
@@ -48,11 +53,13 @@ bool remember(int fd) {
     if (registered != 0) return false;
     for (Held* held = all_held.load(); held; held = held->next) {
         int none = -1;
+        // Takes a free slot; partner: the exchange to -1 in unlock_presence of whoever had it before.
         if (held->fd.compare_exchange_strong(none, fd)) return true;
     }
     auto* held = new (std::nothrow) Held;
     if (!held) return false;
     held->fd.store(fd);
+    // The slot is filled first and linked last: the exchange releases it to the loads that begin each walk.
     held->next = all_held.load();
     while (!all_held.compare_exchange_weak(held->next, held)) {}
     return true;
@@ -66,6 +73,7 @@ void unlock_presence(int lock_fd) {
     if (lock_fd < 0) return;
     for (Held* held = all_held.load(); held; held = held->next) {
         int expected = lock_fd;
+        // Whoever makes it -1 closes it, so that it is closed once; the slot is then free for `remember`.
         if (held->fd.compare_exchange_strong(expected, -1)) {
             close(lock_fd);
             return;

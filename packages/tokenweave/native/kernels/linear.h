@@ -5,8 +5,14 @@
 
 namespace tokenweave::TW_ISA {
 
-// Rows of a tile: as many as keep every accumulator of a panel in registers.
+// Rows of a tile: as many as keep every accumulator of a panel in registers. A row has PANEL / WIDTH of them:
+// AVX-512 takes 12 x 2 of its 32 registers, which leaves room for two columns and the word of x, AVX2 3 x 4
+// of 16, the baseline 1 x 8 of 16. No full tile has fewer than 8, what two ports need to hide the 4 cycles
+// of a fused multiply-add.
 constexpr int TILE_ROWS = WIDTH == 16 ? 12 : WIDTH == 8 ? 3 : 1;
+// How far ahead of its use a panel is asked for: a page, since the processor's own prefetching ends with the
+// page. That is 32 steps of PANEL words. It runs on into the next panel, which is next in memory; past the
+// last one it does no harm, as a prefetch never faults.
 constexpr int PREFETCH_BYTES = 4096;
 static_assert(ROW_TILE % TILE_ROWS == 0);
 constexpr int PANEL_GROUPS = PANEL / LANES;

@@ -26,7 +26,9 @@ constexpr int WIDTH = 8;
 #else
 constexpr int WIDTH = 4;
 #endif
-constexpr int MAX_UNROLL = 16;
+constexpr int MAX_UNROLL = 16;  // the number in TW_UNROLL, where a macro cannot stand
+// One register of AVX-512, and as many on narrower ones: a sum falls into the same lanes on every instruction
+// set.
 constexpr int LANES = 16;
 constexpr int PARTS = LANES / WIDTH;
 
@@ -129,6 +131,9 @@ TW_INLINE HalfPart to_bfloat16(FloatPart value) {
 #if defined(__AVX512BF16__)
     return reinterpret_cast<HalfPart>(_mm512_cvtneps_pbh(value));
 #else
+    // Half of the last place that is kept, less one, and one more if that place is odd: a tie goes to even. A
+    // NaN would be carried into infinity or zero; it keeps its upper half, with the bit (0x40) that makes it
+    // quiet.
     const WordPart word = reinterpret_cast<WordPart>(value);
     const WordPart rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
     const WordPart quiet = (word >> 16) | 0x40;
@@ -140,7 +145,8 @@ TW_INLINE void store(BFloat16* p, Floats a) {
 }
 
 // As store, but past the caches: p is a multiple of 64 bytes, or of 32 for bfloat16. A fence has to come
-// before whatever tells other cores of it.
+// before whatever tells other cores of it: reduce_norm_rows (elementwise.h) has it, before the pool counts
+// the item as finished, and so before the rank arrives (comm/group.cpp).
 TW_INLINE void stream(float* p, Floats a) {
     TW_EACH_PART {
 #if defined(__AVX512F__)
@@ -229,6 +235,7 @@ TW_INLINE Floats exp2(Floats x) {
     p = fma(p, r, broadcast(6.931470036506653e-1f));
     p = fma(p, r, broadcast(1.0f));
     TW_EACH_PART {
+        // The integer, moved to where a float has its exponent; what `magic` put above it falls off.
         const WordPart exponent = reinterpret_cast<WordPart>(shifted.part[i]) << 23;
         const FloatPart scaled =
             reinterpret_cast<FloatPart>(reinterpret_cast<WordPart>(p.part[i]) + exponent);
@@ -245,7 +252,8 @@ TW_INLINE Words load_words(const char* p) {
 TW_INLINE void store_words(char* p, Words a) {
     TW_EACH_PART* reinterpret_cast<WordMemory*>(p + i * 4 * WIDTH) = a.part[i];
 }
-// Past the caches; p is a multiple of 64. Other cores see it in order only after a fence.
+// Past the caches; p is a multiple of 64. Other cores see it in order only after a fence: mix_bytes
+// (limits.h) has it.
 TW_INLINE void stream_words(char* p, Words a) {
     TW_EACH_PART {
 #if defined(__AVX512F__)
