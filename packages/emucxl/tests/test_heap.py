@@ -13,6 +13,8 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
 FACTS = re.findall(r"FACT\((\w+)\),", (PROGRAMS / "heap_facts.c").read_text())
 MIB = 1 << 20
+# It takes a TiB of addresses in a row; the thread sanitizer leaves fewer than two, at places that differ each time.
+TOO_LARGE_FOR_THE_THREAD_SANITIZER = "a_terabyte_costs_what_is_used"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_fact(programs: Path, fact: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fact", FACTS)
+@pytest.mark.parametrize("fact", [fact for fact in FACTS if fact != TOO_LARGE_FOR_THE_THREAD_SANITIZER])
 def test_fact_without_data_races(programs: Path, fact: str) -> None:
     run_program(compile_program(Path("heap_facts.c"), programs, "thread"), fact)
 

@@ -18,7 +18,7 @@ EXTENT = 4096
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["pool", *map(str, arguments)])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["pool", *map(str, arguments)])
 
 
 def answer(*arguments: object) -> dict[str, Any]:
