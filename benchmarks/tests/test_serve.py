@@ -18,22 +18,11 @@ def test_interlace_alone_is_measured_end_to_end(tmp_path: Path) -> None:
         resolve("smollm2", quiet=True)
     except ModelError as error:
         pytest.skip(f"smollm2 cannot be fetched here: {error}")
-    interlace = str(Path(sys.executable).with_name("interlace"))
     systems = "interlace-f32,interlace-f32-tp2"
+    options = ["--quick", "--rounds", "1", "--systems", systems, "--json", "--out", str(tmp_path)]
     done = subprocess.run(
-        [
-            interlace,
-            "bench",
-            "serve",
-            "--quick",
-            "--rounds",
-            "1",
-            "--systems",
-            systems,
-            "--json",
-            "--out",
-            str(tmp_path),
-        ],
+        [sys.executable, "-m", "benchmarks", "serve", *options],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
