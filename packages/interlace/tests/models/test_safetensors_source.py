@@ -28,7 +28,11 @@ HF_NAMES = {
     "lm_head": "lm_head.weight",
     "attention_norm": "input_layernorm.weight",
     "mlp_norm": "post_attention_layernorm.weight",
+    "attention_post_norm": "post_attention_layernorm.weight",
+    "mlp_post_norm": "post_feedforward_layernorm.weight",
+    "shared_gate": "mlp.shared_expert_gate.weight",
 }
+GEMMA = {"gemma2", "gemma3_text"}  # their norms multiply by one more than the weight in the file
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,20 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def oracle(model: Any, name: str) -> torch.Tensor:
     """The weight called `name` out of a transformers model."""
+    weight = stored(model, name)
+    return weight + 1 if model.config.model_type in GEMMA and name.endswith("norm") else weight
+
+
+def rows_of_qkv(model: Any, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """q, k and v out of one matrix that holds them one after the other."""
+    config = model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    return dict(zip("qkv", whole.split([head_dim * count for count in heads]), strict=True))
+
+
+def stored(model: Any, name: str) -> torch.Tensor:
+    """The weight called `name` as its file has it."""
     state = model.state_dict()
     match name.split("."):
         case [top]:
@@ -47,6 +65,17 @@ def oracle(model: Any, name: str) -> torch.Tensor:
                 int(e)
             ]
             return {"down": stacked, "gate": stacked.chunk(2)[0], "up": stacked.chunk(2)[-1]}[part]
+        case ["layers", i, "shared", part]:
+            return state[f"model.layers.{i}.mlp.shared_expert.{part}_proj.weight"]
+        case ["layers", i, ("q" | "k" | "v") as part] if (
+            f"model.layers.{i}.self_attn.qkv_proj.weight" in state
+        ):
+            return rows_of_qkv(model, state[f"model.layers.{i}.self_attn.qkv_proj.weight"])[part]
+        case ["layers", i, ("gate" | "up") as part] if f"model.layers.{i}.mlp.gate_up_proj.weight" in state:
+            gate, up = state[f"model.layers.{i}.mlp.gate_up_proj.weight"].chunk(2)
+            return {"gate": gate, "up": up}[part]
+        case ["layers", i, "mlp_norm"] if model.config.model_type in GEMMA:
+            return state[f"model.layers.{i}.pre_feedforward_layernorm.weight"]
         case ["layers", i, "router"]:
             return state[f"model.layers.{i}.mlp.gate.weight"]
         case ["layers", i, ("q_norm" | "k_norm") as part]:
