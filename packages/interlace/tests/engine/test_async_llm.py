@@ -105,8 +105,8 @@ def test_cancelling_the_task_aborts_the_request() -> None:
 def test_leaving_the_loop_over_a_stream_aborts_the_request() -> None:
     async def main(llm: AsyncLLM, ranks: HeldRanks) -> None:
         async for _ in llm.stream("hello", ENDLESS):
+            await ranks.until_held()  # before the request ends, or no step would be left to hold
             break
-        await ranks.until_held()
         await until_told(llm)
         ranks.may_go.set()
         await until_idle(llm)
