@@ -1,24 +1,22 @@
-/* The interface that was published with arXiv 2404.08311: fifteen calls over two nodes, local and remote
- * memory.
+/* The interface that was published with arXiv 2404.08311: fifteen calls over two nodes, local and remote memory.
  *
- * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel
- * module, no root; new programs may want emucxl.h, on which this one is built. Where it departs from the
- * published library, that one crashed, leaked, overran or went by chance; docs/memory/c.md lists each
- * difference.
+ * Programs written for it compile and run unmodified: `gcc program.c -lemucxl`. There is no device, no kernel module,
+ * no root; new programs may want emucxl.h, on which this one is built. Where it departs from the published library,
+ * that one crashed, leaked, overran or went by chance; docs/memory/c.md lists each difference.
  *
- * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1,
- * get_size and stats 0; calls without a result change nothing. emx_error_detail() says why. Nothing exits.
- * One call prints: an emucxl_init that fails says why on standard error, as programs written for this
- * interface cannot ask. EMUCXL_QUIET=1 keeps it silent.
+ * Failure: calls that return a pointer return NULL, calls that return a bool false, get_numa_node -1, get_size and
+ * stats 0; calls without a result change nothing. emx_error_detail() says why. Nothing exits. One call prints: an
+ * emucxl_init that fails says why on standard error, as programs written for this interface cannot ask. EMUCXL_QUIET=1
+ * keeps it silent.
  *
- * The nodes' sizes and timing come from the environment, so that no program needs to change. emucxl_init
- * reads it, and is the one call of the library that does. N is LOCAL or REMOTE: EMUCXL_N_BYTES capacity, with
- * an optional K, M, G or T. Default: 16G, or less on a smaller machine EMUCXL_N_LATENCY_NS      modelled
- * latency of an access through these calls. Default: the machine's own EMUCXL_N_BANDWIDTH_GBPS  modelled
- * bandwidth, in 1e9 bytes per second. Default: the machine's own EMUCXL_N_NUMA_NODE       take the memory
- * from this NUMA node EMUCXL_N_DAX             take the memory from this device (/dev/daxX.Y), or the file
- * that stands in for it A value that makes no sense, or a name of this form that is not listed, makes
- * emucxl_init fail.
+ * The nodes' sizes and timing come from the environment, so that no program needs to change. emucxl_init reads it, and
+ * is the one call of the library that does. N is LOCAL or REMOTE:
+ *     EMUCXL_N_BYTES           capacity, with an optional K, M, G or T. Default: 16G, or less on a smaller machine
+ *     EMUCXL_N_LATENCY_NS      modelled latency of an access through these calls. Default: the machine's own
+ *     EMUCXL_N_BANDWIDTH_GBPS  modelled bandwidth, in 1e9 bytes per second. Default: the machine's own
+ *     EMUCXL_N_NUMA_NODE       take the memory from this NUMA node
+ *     EMUCXL_N_DAX             take the memory from this device (/dev/daxX.Y), or the file that stands in for it
+ * A value that makes no sense, or a name of this form that is not listed, makes emucxl_init fail.
  *
  * Thread safety: every call may run in any number of threads, but for the emucxl_exit that balances the first
  * emucxl_init: it frees everything, and nothing may run beside it.

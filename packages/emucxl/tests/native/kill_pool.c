@@ -2,9 +2,9 @@
  * pool's tables is a step at which a host can be made to die.
  *
  *   kill_pool PATH steps            a host dies at each step of every operation; another one reclaims
- *   kill_pool PATH double STRIDE    so does the one that reclaims, at each of its steps, after every STRIDEth
- * death kill_pool PATH stop VARIANT     a host is stopped at each step while another one does what may
- * collide, and goes on kill_pool PATH random KILLS SEED   several hosts compete, and die at random instants
+ *   kill_pool PATH double STRIDE    so does the one that reclaims, at each of its steps, after every STRIDEth death
+ *   kill_pool PATH stop VARIANT     a host is stopped at each step while another one does what may collide, and goes on
+ *   kill_pool PATH random KILLS SEED   several hosts compete, and die at random instants
  *
  * Prints what it did; exits with 1 and a line on standard error at the first thing that is wrong.
  */

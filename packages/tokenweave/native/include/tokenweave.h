@@ -27,15 +27,13 @@ typedef enum tw_status {
 /* Version of this ABI; the Python loader refuses another. */
 TW_API int tw_abi_version(void);
 
-/* ---- CPU kernels
- * ----------------------------------------------------------------------------------------------
+/* ---- CPU kernels ----------------------------------------------------------------------------------------------
  *
  * Thread safety: a pool serves one caller at a time; separate pools are independent. No call keeps a pointer.
  *
  * Invariants:
- *  1. A row's result is the same bit for bit whatever rows surround it, however many threads work, and
- * however a prompt is cut into chunks: each output has one accumulator and takes its terms in ascending
- * order.
+ *  1. A row's result is the same bit for bit whatever rows surround it, however many threads work, and however a
+ *     prompt is cut into chunks: each output has one accumulator and takes its terms in ascending order.
  *  2. Indices into caches, tables and rows are checked before anything is read or written through them.
  *
  * Row strides (ld*) count elements. Rows are contiguous. dtypes are tw_dtype.
@@ -138,20 +136,16 @@ typedef enum tw_limit {
 } tw_limit;
 TW_API int tw_measure_limit(tw_pool* pool, int limit, double seconds, double* value);
 
-/* ---- Shared-memory collectives
- * ----------------------------------------------------------------------------------
+/* ---- Shared-memory collectives ----------------------------------------------------------------------------------
  *
- * Thread safety: a tw_shm_group is one rank's handle, used by one thread at a time; only tw_shm_abort may be
- * called by any thread at any time. The segment is zero-filled memory that every rank maps, for one group,
- * once.
+ * Thread safety: a tw_shm_group is one rank's handle, used by one thread at a time; only tw_shm_abort may be called
+ * by any thread at any time. The segment is zero-filled memory that every rank maps, for one group, once.
  *
  * Invariants:
  *  1. All ranks make the same calls in the same order; where they do not, all get TW_ERROR_MISMATCH.
- *  2. A sum is taken in rank order, in float32 (integers: wrapping), rounded once: the same bits on every
- * rank.
- *  3. Every wait ends: TW_OK, TW_ERROR_TIMEOUT, TW_ERROR_ABORTED (a rank died, left or aborted) or
- * TW_ERROR_MISMATCH. After any error but an invalid argument the group is aborted; tw_shm_last_error says
- * why.
+ *  2. A sum is taken in rank order, in float32 (integers: wrapping), rounded once: the same bits on every rank.
+ *  3. Every wait ends: TW_OK, TW_ERROR_TIMEOUT, TW_ERROR_ABORTED (a rank died, left or aborted) or TW_ERROR_MISMATCH.
+ *     After any error but an invalid argument the group is aborted; tw_shm_last_error says why.
  */
 typedef enum tw_shm_dtype {
     TW_SHM_FLOAT32 = 1,

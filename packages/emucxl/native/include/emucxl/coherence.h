@@ -1,30 +1,26 @@
 /* The coherence model: what a host sees of bytes that another host wrote.
  *
- * Memory that several hosts map (a region of a pool, a shm tier, a shared segment) is coherent by itself on
- * one machine. On CXL it need not be. A cache stands between one host and such a range, and makes of it what
- * the mode says:
+ * Memory that several hosts map (a region of a pool, a shm tier, a shared segment) is coherent by itself on one
+ * machine. On CXL it need not be. A cache stands between one host and such a range, and makes of it what the mode says:
  *
- *   hardware   every access sees the newest bytes, as with CXL 3 back-invalidation. Flushes and invalidates
- * do nothing. software   each host has lines of its own. What it writes stays there until it flushes (or the
- * line is evicted); what it has read once it reads again, however old, until it invalidates. A program that
- * lacks a flush or an invalidate gets stale bytes here, on any machine, every time. uncached   every access
- * goes to the memory, and pays for it.
+ *   hardware   every access sees the newest bytes, as with CXL 3 back-invalidation. Flushes and invalidates do nothing.
+ *   software   each host has lines of its own. What it writes stays there until it flushes (or the line is evicted);
+ *              what it has read once it reads again, however old, until it invalidates. A program that lacks a flush or
+ *              an invalidate gets stale bytes here, on any machine, every time.
+ *   uncached   every access goes to the memory, and pays for it.
  *
  * Only accesses through these calls are modelled. Loads and stores through a pointer see the memory itself.
  *
- * Flags, indices and locks that hosts share and never want stale go through emx_cache_load_u64 and
- * emx_cache_store_u64, which bypass the cache in every mode. Atomic read-modify-write operations are not
- * offered: between hosts they need hardware coherence; a lock must be made of loads and stores (Lamport's
- * bakery, a ring with one index for each side).
+ * Flags, indices and locks that hosts share and never want stale go through emx_cache_load_u64 and emx_cache_store_u64,
+ * which bypass the cache in every mode. Atomic read-modify-write operations are not offered: between hosts they need
+ * hardware coherence; a lock must be made of loads and stores (Lamport's bakery, a ring with one index for each side).
  *
- * Thread safety: every call but open and close may run in any number of threads. The threads of a host share
- * its cache.
+ * Thread safety: every call but open and close may run in any number of threads. The threads of a host share its cache.
  *
  * Invariants
- *   1. A write-back writes the bytes that this host wrote, and no others: hosts that share a line lose
- * nothing by it (unless whole_line_writes asks for what processors do).
- *   2. Naturally aligned 1, 2, 4 and 8 bytes that were written at once are never seen, or written back, in
- * part.
+ *   1. A write-back writes the bytes that this host wrote, and no others: hosts that share a line lose nothing by it
+ *      (unless whole_line_writes asks for what processors do).
+ *   2. Naturally aligned 1, 2, 4 and 8 bytes that were written at once are never seen, or written back, in part.
  *   3. What a host writes back (or stores uncached) is seen by the others in that order.
  *   4. The same calls with the same seed do the same.
  */
@@ -91,8 +87,9 @@ EMX_API emx_status emx_cache_write(emx_cache* cache, uint64_t offset, const void
 
 /* These work on every line that the range touches. When flush returns, the bytes are in the memory.
  *   flush             writes back what this host wrote; the lines stay
- *   invalidate        forgets the lines. Bytes of the range that were written and not flushed are lost; those
- * beside the range, in its first and last line, are kept flush_invalidate  writes back, then forgets */
+ *   invalidate        forgets the lines. Bytes of the range that were written and not flushed are lost; those beside
+ *                     the range, in its first and last line, are kept
+ *   flush_invalidate  writes back, then forgets */
 EMX_API emx_status emx_cache_flush(emx_cache* cache, uint64_t offset, uint64_t size_bytes);
 EMX_API emx_status emx_cache_invalidate(emx_cache* cache, uint64_t offset, uint64_t size_bytes);
 EMX_API emx_status emx_cache_flush_invalidate(emx_cache* cache, uint64_t offset, uint64_t size_bytes);

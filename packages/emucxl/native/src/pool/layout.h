@@ -2,19 +2,19 @@
  *
  *   header (4 KiB) | host records | region records | extent words | poison words | extents
  *
- * Everything that changes after creation is an atomic 64-bit word. A word of state packs all that has to
- * change at once:
+ * Everything that changes after creation is an atomic 64-bit word. A word of state packs all that has to change
+ * at once:
  *
- *   host word     state:3 epoch:32 pid:22 machine:7             state, and who joins while its record isn't
- * written yet region word   state:3 persistent:1 worker:6 epoch:16 gen:16 version:22   worker: the host at
- * work on it extent word   state:2 poisoned:1 whole:1 clean:1 region:10 index:20 gen:16 version:13 holder
- * word   mode:2 epoch:32 gen:16        one per host and region: that host, in that epoch, has it open owner
- * word    valid:1 slot:6 epoch:32 gen:16 poison word   first line:40 lines:24        lines of 64 bytes from
- * the first extent; 0: unused
+ *   host word     state:3 epoch:32 pid:22 machine:7             state, and who joins while its record isn't written yet
+ *   region word   state:3 persistent:1 worker:6 epoch:16 gen:16 version:22   worker: the host at work on it
+ *   extent word   state:2 poisoned:1 whole:1 clean:1 region:10 index:20 gen:16 version:13
+ *   holder word   mode:2 epoch:32 gen:16        one per host and region: that host, in that epoch, has it open
+ *   owner word    valid:1 slot:6 epoch:32 gen:16
+ *   poison word   first line:40 lines:24        lines of 64 bytes from the first extent; 0: unused
  *
- * `gen` counts a region slot's uses, so that what belonged to an earlier region is never taken for the
- * present one's. `version` counts openings (regions) and claims (extents), so that a compare-and-swap of a
- * host that slept for long fails even if all else is as it was.
+ * `gen` counts a region slot's uses, so that what belonged to an earlier region is never taken for the present one's.
+ * `version` counts openings (regions) and claims (extents), so that a compare-and-swap of a host that slept for long
+ * fails even if all else is as it was.
  */
 #ifndef EMX_POOL_LAYOUT_H
 #define EMX_POOL_LAYOUT_H

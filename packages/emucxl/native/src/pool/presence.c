@@ -1,15 +1,13 @@
-/* Whether a host's process is still there: a lock on one byte of the pool's file, which the kernel drops when
- * the last descriptor and mapping of that open file are gone. It says so in every PID and time namespace of
- * this running kernel, and no PID that is used again can be taken for it. Where there is no such lock
- * (another kernel, another node of the same device, a filesystem without) the PID is asked, and where that
- * means nothing, the lease.
+/* Whether a host's process is still there: a lock on one byte of the pool's file, which the kernel drops when the
+ * last descriptor and mapping of that open file are gone. It says so in every PID and time namespace of this running
+ * kernel, and no PID that is used again can be taken for it. Where there is no such lock (another kernel, another
+ * node of the same device, a filesystem without) the PID is asked, and where that means nothing, the lease.
  *
  * Thread safety: `own_slots` is atomic; the list of open pools has a lock of its own.
  *
  * Invariants
  *   1. A host has its slot's lock before its word leaves "free", and until it is drained.
- *   2. A child of fork() has no descriptor of its parent's pools, so that it does not keep the locks of a
- * dead parent.
+ *   2. A child of fork() has no descriptor of its parent's pools, so that it does not keep the locks of a dead parent.
  */
 #include <errno.h>
 
