@@ -19,16 +19,9 @@
 #include <unistd.h>
 
 #include "pool/layout.h"
+#include "require.h"
 
 enum { EXTENT = 4096, EXTENTS = 32, REGIONS = 8, WORK_SECONDS = 60 };
-
-#define REQUIRE(condition)                                                                           \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()); \
-            exit(1);                                                                                 \
-        }                                                                                            \
-    } while (0)
 
 static uint64_t random_state;
 

@@ -9,10 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#define REQUIRE(condition)                                                                                   \
-    ((condition) ? (void)0                                                                                   \
-                 : (fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()), \
-                    exit(1)))
+#include "require.h"
+
 #define REFUSED(call) REQUIRE((call) != EMX_OK && emx_error_detail()[0] != '\0')
 
 enum { MIB = 1 << 20 };

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "emucxl/pool.h"
+#include "require.h"
 
 enum { EXTENT = 4096, EXTENTS = 64, WORKERS = 3, TAGS = 6 };
 
@@ -28,14 +29,6 @@ static int kill_signal = SIGKILL;
 void pool_step(void) {
     if (++steps == kill_step) kill(getpid(), kill_signal);
 }
-
-#define REQUIRE(condition)                                                                           \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()); \
-            exit(1);                                                                                 \
-        }                                                                                            \
-    } while (0)
 
 static const emx_join_config QUIET = {.struct_bytes = sizeof QUIET,
                                       .flags = EMX_JOIN_NO_HEARTBEAT,
@@ -174,22 +167,25 @@ enum { NUM_OPERATIONS = sizeof OPERATIONS / sizeof *OPERATIONS };
 
 /* ---- death, and who comes after ------------------------------------------------------------------------ */
 
+/* Runs an operation as a new host, and ends the process; `kill_signal` comes at a step before, if it has so many. */
+_Noreturn static void run_until_signalled(const char* name, operation run, long at_step) {
+    emx_pool* pool;
+    emx_host* host;
+    REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
+    kill_step = at_step;
+    steps = 0;
+    REQUIRE(emx_pool_join(pool, name, &QUIET, &host) == EMX_OK);
+    run(pool, host);
+    emx_host_leave(host);
+    emx_pool_close(pool);
+    _exit(0);
+}
+
 /* Runs an operation in a process that dies at a step. True: it did; false: the operation has fewer steps. */
 static bool dies(operation run, long at_step) {
     const pid_t child = fork();
     REQUIRE(child >= 0);
-    if (child == 0) {
-        emx_pool* pool;
-        emx_host* host;
-        REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
-        kill_step = at_step;
-        steps = 0;
-        REQUIRE(emx_pool_join(pool, "victim", &QUIET, &host) == EMX_OK);
-        run(pool, host);
-        emx_host_leave(host);
-        emx_pool_close(pool);
-        _exit(0);
-    }
+    if (child == 0) run_until_signalled("victim", run, at_step);
     int status;
     REQUIRE(waitpid(child, &status, 0) == child);
     REQUIRE(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
@@ -339,27 +335,16 @@ static counterpart interfere(const survivor* self, long variant) {
     return held;
 }
 
-_Noreturn static void run_until_stopped(operation run, long at_step) {
-    emx_pool* pool;
-    emx_host* host;
-    kill_signal = SIGSTOP;
-    REQUIRE(emx_pool_open(path, 0, &pool) == EMX_OK);
-    kill_step = at_step;
-    steps = 0;
-    REQUIRE(emx_pool_join(pool, "slow", &QUIET, &host) == EMX_OK);
-    run(pool, host);
-    emx_host_leave(host);
-    emx_pool_close(pool);
-    _exit(0);
-}
-
 /* `death`: the step at which a host that adopts "orphan" and grows it died before; 0: none did. */
 static bool stops(operation run, long at_step, long variant, long death) {
     survivor self = make_survivor();
     if (death) REQUIRE(dies(do_adopt, death));
     const pid_t child = fork();
     REQUIRE(child >= 0);
-    if (child == 0) run_until_stopped(run, at_step);
+    if (child == 0) {
+        kill_signal = SIGSTOP;
+        run_until_signalled("slow", run, at_step);
+    }
     int status;
     REQUIRE(waitpid(child, &status, WUNTRACED) == child);
     const bool stopped = WIFSTOPPED(status);

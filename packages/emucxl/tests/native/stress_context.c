@@ -12,16 +12,9 @@
 
 #include "context/internal.h"
 #include "emucxl.h"
+#include "require.h"
 
 enum { NUM_WORKERS = 4, NUM_SLOTS = 24, MOST_BYTES = 40000, TIER_BYTES = 32 << 20, SHARED_LINES = 64 };
-
-#define REQUIRE(condition)                                                                           \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()); \
-            exit(1);                                                                                 \
-        }                                                                                            \
-    } while (0)
 
 static emx_context* context;
 static unsigned char* shared; /* a line for each thread */

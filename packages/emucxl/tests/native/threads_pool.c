@@ -11,16 +11,9 @@
 #include <unistd.h>
 
 #include "emucxl/pool.h"
+#include "require.h"
 
 enum { EXTENT = 4096, EXTENTS = 64, THREADS = 4 };
-
-#define REQUIRE(condition)                                                                           \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, emx_error_detail()); \
-            exit(1);                                                                                 \
-        }                                                                                            \
-    } while (0)
 
 static emx_host* host;
 static emx_region* shared;
