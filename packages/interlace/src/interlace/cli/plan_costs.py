@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emucxl import resources
+from interlace.engine.weaving.table_key import key_of_shards
 from interlace.errors import EngineError
 from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
 from tokenweave.geometry import BatchGeometry
 from tokenweave.link import LinkSpec
 from tokenweave.simulate import Timeline, simulate
-from tokenweave.wave_table import RankShape, TableKey
 
 if TYPE_CHECKING:
     from interlace.models.config import ModelConfig
@@ -38,21 +38,14 @@ class PlanCosts:
 
 def round_costs(config: ModelConfig, shards: list[Shard], dtype: str, link: str | None) -> PlanCosts:
     """The same on every machine: a rank of round figures, whose lanes have a core each."""
-    key = TableKey(
+    key = key_of_shards(
+        config,
+        shards,
         machine="round figures",
         kernels="any",
         library="",
         dtype=dtype,
         threads=1,
-        hidden_size=config.hidden_size,
-        head_dim=config.head_dim,
-        num_experts=config.num_experts,
-        experts_per_token=config.experts_per_token,
-        sliding_window=config.sliding_window or 0,
-        ranks=tuple(
-            RankShape(len(shard.heads), len(shard.kv_heads), len(shard.intermediate), len(shard.vocab))
-            for shard in shards
-        ),
     )
     table = analytic_table(key, ROUND, ROUND_TILE)
     text = f"ranks of {ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s, a core for each lane"

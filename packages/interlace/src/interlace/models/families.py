@@ -184,13 +184,15 @@ _QWEN_EXPERTS = {
     **{f"experts.{part}": f"mlp.experts.{{expert}}.{part}_proj.weight" for part in MLP},
 }
 
-_GEMMA_LAYER = {
-    **HF_LAYER,
+_HF_POST_NORMS = {
     "attention_post_norm": "post_attention_layernorm.weight",
-    "mlp_norm": "pre_feedforward_layernorm.weight",
     "mlp_post_norm": "post_feedforward_layernorm.weight",
 }
-_POST_NORMS = {"attention_post_norm": "post_attention_norm.weight", "mlp_post_norm": "post_ffw_norm.weight"}
+_GEMMA_LAYER = {**HF_LAYER, **_HF_POST_NORMS, "mlp_norm": "pre_feedforward_layernorm.weight"}
+_GGUF_POST_NORMS = {
+    "attention_post_norm": "post_attention_norm.weight",
+    "mlp_post_norm": "post_ffw_norm.weight",
+}
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -321,13 +323,9 @@ FAMILIES: Mapping[str, Family] = {
                 "olmo2",
                 rms_norm_eps=1e-5,
                 bias_flags=(_ATTENTION_BIAS,),
-                layer={
-                    **HF_LAYER,
-                    "attention_post_norm": "post_attention_layernorm.weight",
-                    "mlp_post_norm": "post_feedforward_layernorm.weight",
-                },
+                layer={**HF_LAYER, **_HF_POST_NORMS},
             ),
-            GgufFormat("olmo2", window=None, layer={**GGUF_LAYER, **_POST_NORMS}),
+            GgufFormat("olmo2", window=None, layer={**GGUF_LAYER, **_GGUF_POST_NORMS}),
             norms="after",
             qk_norm=True,
             qk_norm_over_heads=True,
@@ -353,7 +351,7 @@ FAMILIES: Mapping[str, Family] = {
                 softcaps=Softcaps(attention=50.0, logits=30.0),
                 window=Window("but_every", size=4096, every=2),
                 wide_scale_layers=46,
-                layer={**GGUF_LAYER, **_POST_NORMS},
+                layer={**GGUF_LAYER, **_GGUF_POST_NORMS},
             ),
             activation="gelu_tanh",
             norms="around",
@@ -383,7 +381,7 @@ FAMILIES: Mapping[str, Family] = {
                 softcaps=Softcaps(),
                 window=Window("but_every", every=6),
                 wide_scale_layers=62,
-                layer={**GGUF_LAYER, **_POST_NORMS},
+                layer={**GGUF_LAYER, **_GGUF_POST_NORMS},
             ),
             activation="gelu_tanh",
             norms="around",

@@ -23,6 +23,7 @@ from emucxl import resources
 from emucxl.bench import machine
 from emucxl.closing import WithBlock
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
+from interlace.engine.weaving.table_key import key_of_shards
 from interlace.models.batch import ForwardBatch
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
@@ -34,7 +35,7 @@ from tokenweave.geometry import pairs_seen
 from tokenweave.kernels import BLOCK_SIZE, AttentionBatch, Kernels, NativeKernels, blocks_for, make_kernels
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
-from tokenweave.wave_table import RankShape, TableKey
+from tokenweave.wave_table import TableKey
 
 if TYPE_CHECKING:
     from interlace.models.config import ModelConfig
@@ -49,21 +50,14 @@ def table_key(config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dty
     """Returns the key of the wave table for this model, on `size` ranks of this machine with such kernels."""
     shards = [Shard.of(config, rank, size) for rank in range(size)]
     isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
-    return TableKey(
+    return key_of_shards(
+        config,
+        shards,
         machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
         kernels=f"{kernels.name} {isa}",
         library=tokenweave.__version__,
         dtype=str(dtype).removeprefix("torch."),
         threads=kernels.threads,
-        hidden_size=config.hidden_size,
-        head_dim=config.head_dim,
-        num_experts=config.num_experts,
-        experts_per_token=config.experts_per_token,
-        sliding_window=config.sliding_window or 0,
-        ranks=tuple(
-            RankShape(len(shard.heads), len(shard.kv_heads), len(shard.intermediate), len(shard.vocab))
-            for shard in shards
-        ),
     )
 
 
