@@ -159,12 +159,18 @@ def test_make_run_gives_the_answer_that_is_shown() -> None:
     if not is_fetched(ALIASES["smollm2"], cache_directory() / "models" / "smollm2"):
         pytest.skip("smollm2 has not been fetched: `make run` does")
     recipe = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", "run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     words = shlex.split(recipe.stdout.replace("\\\n", " "))
     shown = shown_by_make_run(ROOT / "README.md").splitlines()
     _, dtype, _ = shown[2].removeprefix("model").strip().split(", ")
-    printed = CliRunner().invoke(app, [*words[1:], "--dtype", dtype]).stdout.splitlines()
+    answered = CliRunner().invoke(app, [*words[1:], "--dtype", dtype])
+    assert answered.exit_code == 0, answered.output
+    printed = answered.stdout.splitlines()
     assert printed[:1] + printed[2:4] == shown[:1] + shown[2:4]
 
 
