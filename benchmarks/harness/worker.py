@@ -70,7 +70,7 @@ class Worker:
             self._process.stdin.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise BenchError(f"the worker died before {op!r}: {self._last_words()}") from None
+            raise BenchError(self._death(f"before {op!r}")) from None
         reply: dict[str, Any] = json.loads(self._read_line(op))
         if not reply["ok"]:
             raise BenchError(f"{op!r} failed: {reply['error']}")
@@ -118,13 +118,19 @@ class Worker:
                 raise BenchError(f"no reply to {op!r} within {REPLY_TIMEOUT_S:.0f} s")
             chunk = os.read(stdout.fileno(), 1 << 16)
             if not chunk:
-                raise BenchError(f"the worker died during {op!r}: {self._last_words()}")
+                raise BenchError(self._death(f"during {op!r}"))
             line += chunk
         return line
 
-    def _last_words(self) -> str:
+    def _death(self, when: str) -> str:
+        """How the process ended, by which signal if it was one, and what it printed last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(QUIT_TIMEOUT_S)
+        code = self._process.returncode
+        how = f"died of {signal.Signals(-code).name}" if code is not None and code < 0 else "died"
         self._log.seek(0)
-        return " | ".join(self._log.read().strip().splitlines()[-6:]) or "it printed nothing"
+        words = " | ".join(self._log.read().strip().splitlines()[-6:]) or "it printed nothing"
+        return f"the worker {how} {when}: {words}"
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -27,6 +27,18 @@ def bandwidth(threads: int) -> dict[str, Any]:
     return {"read_bytes_per_s": READ_BYTES / read_s, "copy_bytes_per_s": 2 * READ_BYTES / copy_s}
 
 
+def peak(threads: int, seconds: float = 0.2) -> dict[str, Any]:
+    """Operations per second of loops that do nothing else, by what they multiply; none without the native library."""
+    try:
+        from tokenweave import native
+
+        loops = {name.removesuffix("_gflops"): name for name in native.LIMITS if name.endswith("_gflops")}
+        return {key: native.measure_limit(name, threads, seconds) * 1e9 for key, name in loops.items()}
+    except Exception as error:  # not built, or not for this processor
+        print(f"native library: {error}")
+        return {}
+
+
 @torch.inference_mode()
 def gemm(shapes: list[tuple[int, int, int]], dtype: str, num_tokens: int, threads: int) -> dict[str, Any]:
     """Seconds for one multiplication by each weight of the model, per backend that can be had.
@@ -93,4 +105,4 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def operations() -> dict[str, Operation]:
     """The requests that the worker answers, by name."""
-    return {"bandwidth": bandwidth, "gemm": gemm}
+    return {"bandwidth": bandwidth, "gemm": gemm, "peak": peak}

@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from .protocol import Operation, TokenRecorder
+
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")  # each release belongs to one release of torch
 
 
 class VllmSystem:
@@ -17,6 +20,7 @@ class VllmSystem:
 
     def load(self, model: str, dtype: str, max_model_len: int, max_num_seqs: int) -> dict[str, Any]:
         """Start the engine; compiled as it ships, eager where compiling fails (reported as `mode`)."""
+        refuse_foreign_packages()
         preload = _preload()
         self._vllm: Any = importlib.import_module("vllm")
         options = {
@@ -49,6 +53,26 @@ class VllmSystem:
             for output in self._engine.step():
                 recorder.add(names[output.request_id], list(output.outputs[0].token_ids))
         return recorder.result()
+
+
+def refuse_foreign_packages() -> None:
+    """Raises: RuntimeError naming the packages made for another torch, with which vLLM itself cannot be imported."""
+    broken = [name for name in COMPANIONS if find_spec(name) is not None and not _imports(name)]
+    if broken:
+        torch = importlib.import_module("torch").__version__
+        raise RuntimeError(
+            f"{', '.join(broken)} cannot be imported with torch {torch}, so vLLM cannot either; remove what vLLM does "
+            f"not need for text: {sys.executable} -m pip uninstall {' '.join(broken)}"
+        )
+
+
+def _imports(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # an operator or a symbol that this torch has not
+        print(f"{name}: {error}")
+        return False
+    return True
 
 
 def _preload() -> list[str]:

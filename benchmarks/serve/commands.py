@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.harness.command_line import Json, Model, Out, PeerPython, Quick, Rounds, Threads, write
+from benchmarks.harness.command_line import Json, Model, Out, Quick, Rounds, Threads, write
 from emucxl import resources
 from interlace.cli import console
 
@@ -22,26 +23,54 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     model: Model = "smollm2",
     systems: Annotated[str, typer.Option(help="Names, with commas; absent: all that can run.")] = "",
-    peer_python: PeerPython = None,
+    workloads: Annotated[
+        str, typer.Option(help='As the table heads them ("prefill 512"), with commas; absent: all.')
+    ] = "",
+    peer_python: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Python of an environment that has the peers, or NAME=PYTHON for one of them; may be repeated. "
+            "Absent: no peers."
+        ),
+    ] = None,
     rounds: Rounds = 5,
     threads: Threads = None,
     out: Out = None,
     quick: Quick = False,
+    machine_report: Annotated[
+        bool,
+        typer.Option(
+            "--machine-report", help="One table alone: speed, ratio to the best peer, % of the floor."
+        ),
+    ] = False,
+    recorded: Annotated[
+        Path | None,
+        typer.Option("--from", help="The machine report of a run that was recorded, and no new run."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prefill, decode, a job of many prompts and a cold start, beside peers; limits of the machine."""
     from benchmarks.serve import record, report
+    from benchmarks.serve import workloads as shapes
     from benchmarks.serve.drive import ServeOptions
     from benchmarks.serve.drive import serve as run_serve
+    from benchmarks.serve.interpreters import Interpreters
+    from benchmarks.serve.machine_report import machine_report as report_of_machine
+    from benchmarks.serve.machine_report import read_record
+    from benchmarks.serve.systems import KINDS, SYSTEMS
     from emucxl.bench import harness
 
+    if recorded is not None:
+        console.show(report_of_machine(read_record(recorded)))
+        return
     options = ServeOptions(
         model=model,
-        systems=tuple(name.strip() for name in systems.split(",") if name.strip()),
-        peer_python=peer_python,
+        systems=_names(systems),
+        pythons=Interpreters.parse(peer_python or (), [*KINDS, *(system.name for system in SYSTEMS)]),
         rounds=rounds,
         threads=threads or resources.num_threads(),
         is_quick=quick,
+        workloads=shapes.choose(_names(workloads), quick),
     )
     run = run_serve(options, lambda text: typer.echo(text, err=True))
     result = record.to_json(run)
@@ -49,8 +78,14 @@ def serve(
         write(result, harness.results_path("serve", quick, out, folder=""))
     if as_json:
         console.show_json(result)
+    elif machine_report:
+        console.show(report_of_machine(result))
     else:
         console.show(*report.tables(run))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def limits(

@@ -10,18 +10,20 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.worker import Worker
 from benchmarks.serve import correctness, systems
 from benchmarks.serve.cold_start import time_to_first_token
+from benchmarks.serve.interpreters import Interpreters
 from benchmarks.serve.limits import ITEM_BYTES, Limits, Shapes
 from benchmarks.serve.participant import Participant
 from benchmarks.serve.systems import KINDS, MODEL_FORM, Allowance, System
+from benchmarks.serve.workloads import all_workloads, fitted
 from emucxl.bench import machine
-from interlace.cli.bench.workload import FULL, QUICK, ServeWorkload, longest_sequence
+from interlace.cli.bench.workload import ServeWorkload, longest_sequence
 from interlace.errors import BenchError
 from interlace.models.sources import LoadedModel, load_model
 
@@ -33,23 +35,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The choices of one run. Without `peer_python` Interlace runs alone."""
+    """The choices of one run. Without Pythons for peers Interlace runs alone."""
 
     model: str = "smollm2"
     systems: tuple[str, ...] = ()  # names; none: the default ones that can run
-    peer_python: str | None = None
+    pythons: Interpreters = field(default_factory=Interpreters)
     rounds: int = 5
     threads: int = 2
     is_quick: bool = False
+    workloads: tuple[ServeWorkload, ...] = all_workloads(is_quick=False)
 
     def __post_init__(self) -> None:
         for name in ("rounds", "threads"):
             if getattr(self, name) < 1:
                 raise BenchError(f"got {name}={getattr(self, name)}; expected at least 1")
-
-    @property
-    def workloads(self) -> tuple[ServeWorkload, ...]:
-        return QUICK if self.is_quick else FULL
 
 
 @dataclass
@@ -78,7 +77,8 @@ def serve(options: ServeOptions, say: Say) -> ServeRun:
     Raises: BenchError when Interlace is wrong or fails. A peer that fails is left out, with its reason.
     """
     model = load_model(options.model)
-    chosen = systems.choose(options.systems, options.peer_python is not None)
+    chosen = systems.choose(options.systems, options.pythons)
+    options = replace(options, workloads=fitted(options.workloads, model.config.max_position))
     run = ServeRun(options, _model_facts(model))
     run.limits = Limits(Shapes.of(model.config), options.threads)
     with contextlib.ExitStack() as stack:
@@ -110,7 +110,7 @@ def _start_systems(
     may_use = Allowance(options.threads, max_model_len=-(-room // 16) * 16)
     for system in sorted(chosen, key=lambda system: KINDS.index(system.kind)):
         say(f"starting {system.name}")
-        python = (options.peer_python or "") if system.is_peer else sys.executable
+        python = options.pythons.of(system) or sys.executable
         with _peer_may_fail(run, system, say):
             path = _model_for(system, model, directory, python)
             run.participants.append(Participant.start(system, python, path, may_use, model.config.vocab_size))
@@ -214,8 +214,9 @@ def _peer_may_fail(run: ServeRun, system: System, say: Say) -> Iterator[None]:
     except BenchError as error:
         if not system.is_peer:
             raise
-        say(f"{system.name} is left out: {error}")
-        run.left_out[system.name] = str(error)
+        reason = f"{error}{systems.remedy(system, str(error))}"
+        say(f"{system.name} is left out: {reason}")
+        run.left_out[system.name] = reason
         if (participant := run.participant(system.name)) is not None:
             run.participants.remove(participant)
             participant.worker.close()
@@ -232,4 +233,7 @@ def _model_facts(model: LoadedModel) -> dict[str, Any]:
         "num_heads",
         "num_kv_heads",
     )
-    return {"name": model.name, "file": model.path.name, **{name: getattr(config, name) for name in names}}
+    facts = {name: getattr(config, name) for name in names}
+    if not model.path.is_dir():  # a GGUF file
+        facts["stored_bytes"] = sum(file.stat().st_size for file in model.weights.files)
+    return {"name": model.name, "file": model.path.name, **facts}

@@ -22,6 +22,9 @@ class Shapes:
     weights: tuple[tuple[int, int, int], ...]  # (n, k, count) of the matrices every token goes through
     head: tuple[int, int]  # (vocab, hidden), read once per step for the tokens that are sampled
     kv_elements_per_token: int  # of all layers
+    query_elements_per_token: int = (
+        0  # of all layers: every visible key is multiplied with them, and its value
+    )
 
     @classmethod
     def of(cls, config: ModelConfig) -> Shapes:
@@ -38,20 +41,31 @@ class Shapes:
             weights=tuple((n, k, count * config.num_layers) for n, k, count in per_layer),
             head=(config.vocab_size, config.hidden_size),
             kv_elements_per_token=2 * kv_heads * dim * config.num_layers,
+            query_elements_per_token=heads * dim * config.num_layers,
         )
 
     def flops(self, num_tokens: int) -> int:
         """Operations of one pass of `num_tokens` tokens through `weights`; a multiplication and an addition are two."""
         return sum(2 * num_tokens * n * k * count for n, k, count in self.weights)
 
+    def pass_flops(self, batch: int, tokens: int, first_position: int = 0) -> int:
+        """Operations of a pass of `tokens` tokens for each of `batch` sequences, with attention and a row of logits."""
+        keys = tokens * first_position + tokens * (tokens + 1) // 2
+        attention = 4 * self.query_elements_per_token * keys
+        return self.flops(batch * tokens) + batch * (attention + 2 * self.head[0] * self.head[1])
+
     def weight_bytes(self, dtype: str) -> int:
         """Bytes of the matrices that a decode step reads."""
         elements = sum(n * k * count for n, k, count in self.weights) + self.head[0] * self.head[1]
         return elements * ITEM_BYTES[dtype]
 
+    def kv_bytes(self, dtype: str, batch: int, context: int) -> int:
+        """Bytes of the keys and values of `batch` sequences with `context` tokens each."""
+        return batch * context * self.kv_elements_per_token * ITEM_BYTES[dtype]
+
     def step_bytes(self, dtype: str, batch: int, context: int) -> int:
         """Bytes that one decode step of `batch` sequences with `context` tokens each must read."""
-        return self.weight_bytes(dtype) + batch * context * self.kv_elements_per_token * ITEM_BYTES[dtype]
+        return self.weight_bytes(dtype) + self.kv_bytes(dtype, batch, context)
 
 
 def measure_limits(config: ModelConfig, threads: int, rounds: int, tokens: tuple[int, ...]) -> Limits:
@@ -74,6 +88,7 @@ class Limits:
     read_bytes_per_s: list[float] = field(default_factory=list)
     copy_bytes_per_s: list[float] = field(default_factory=list)
     gemm_s: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)  # backend, dtype, tokens
+    peak_flops_per_s: dict[str, list[float]] = field(default_factory=dict)  # "fma", "bf16", ...
 
     def sample(self, worker: Worker, dtypes: list[str], tokens: tuple[int, ...]) -> None:
         """Measure everything once, in the worker's own turn."""
@@ -81,6 +96,8 @@ class Limits:
             found = worker.ask("bandwidth", threads=self.threads)
             self.read_bytes_per_s.append(found["read_bytes_per_s"])
             self.copy_bytes_per_s.append(found["copy_bytes_per_s"])
+            for loop, rate in worker.ask("peak", threads=self.threads).items():
+                self.peak_flops_per_s.setdefault(loop, []).append(rate)
             for dtype in dtypes:
                 for num_tokens in tokens:
                     self._sample_gemm(worker, dtype, num_tokens)
@@ -112,6 +129,7 @@ class Limits:
             "weight_bytes": {dtype: self.shapes.weight_bytes(dtype) for dtype in ITEM_BYTES},
             "read_bytes_per_s": self.read_bytes_per_s,
             "copy_bytes_per_s": self.copy_bytes_per_s,
+            "peak_flops_per_s": self.peak_flops_per_s,
             "gemm": [
                 {
                     "backend": backend,

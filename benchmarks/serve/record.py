@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.serve.drive import ServeRun
+from benchmarks.serve.floor import floor_of
 from benchmarks.serve.participant import Participant
 from benchmarks.serve.targets import Target, targets
 from emucxl.bench import harness, machine
@@ -50,7 +51,16 @@ def _participant(run: ServeRun, participant: Participant) -> dict[str, Any]:
         "agreement": participant.agreement.to_json() if participant.agreement else None,
         "samples": participant.samples,
         "summary": {w.name: _summary(participant.rates(w)) for w in run.options.workloads},
+        "floors": _floors(run, participant.system.dtype),
     }
+
+
+def _floors(run: ServeRun, dtype: str) -> dict[str, dict[str, Any]]:
+    if run.limits is None or not run.limits.read_bytes_per_s:
+        return {}
+    stored_bytes = run.model.get("stored_bytes")
+    floors = {w.name: floor_of(run.limits, w, dtype, stored_bytes) for w in run.options.workloads}
+    return {name: asdict(floor) for name, floor in floors.items() if floor is not None}
 
 
 def _target(target: Target) -> dict[str, Any]:

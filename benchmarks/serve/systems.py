@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmarks.serve.interpreters import Interpreters
 from interlace.errors import BenchError
 
 Kind = Literal["interlace", "hf", "vllm", "llamacpp"]
@@ -27,6 +28,7 @@ class System:
     kind: Kind
     dtype: str  # of the weights as run: "bfloat16", "float32" or "as stored"
     ranks: int = 1
+    needs_own_python: bool = False  # another build of a peer: the Python that runs the others has not got it
 
     @property
     def is_peer(self) -> bool:
@@ -53,11 +55,12 @@ SYSTEMS = (
     System("vllm-bf16", "vllm", "bfloat16"),
     System("vllm-f32", "vllm", "float32"),
     System("llamacpp", "llamacpp", "as stored"),
+    System("llamacpp-no-amx", "llamacpp", "as stored", needs_own_python=True),
 )
 DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in ("interlace-f32-tp2", "vllm-f32"))
 
 
-def choose(names: tuple[str, ...], peers_available: bool) -> list[System]:
+def choose(names: tuple[str, ...], pythons: Interpreters) -> list[System]:
     """The systems asked for, in the order of the table; without names, the default ones that can run.
 
     Raises: BenchError for an unknown name, or a peer without a Python to run it.
@@ -67,12 +70,12 @@ def choose(names: tuple[str, ...], peers_available: bool) -> list[System]:
         raise BenchError(f"got systems {unknown}; expected some of {list(known)}")
     if names:
         chosen = [system for system in SYSTEMS if system.name in names]
-        if not peers_available and (peers := [system.name for system in chosen if system.is_peer]):
+        if lacking := [system.name for system in chosen if pythons.of(system) is None]:
             raise BenchError(
-                f"{peers} need --peer-python: the Python of an environment that has them installed"
+                f"{lacking} need --peer-python: the Python of an environment that has them installed"
             )
         return chosen
-    return [known[name] for name in DEFAULT if peers_available or not known[name].is_peer]
+    return [known[name] for name in DEFAULT if pythons.of(known[name]) is not None]
 
 
 def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, Any]:
@@ -97,3 +100,14 @@ def environment(system: System, machine: Allowance) -> dict[str, str]:
             "VLLM_NO_USAGE_STATS": "1",
         }
     return {}
+
+
+def remedy(system: System, error: str) -> str:
+    """Advice for a peer's known failure, to be said after it; empty for any other."""
+    if system.kind != "llamacpp" or "SIGILL" not in error:
+        return ""
+    return (
+        "; its own AMX kernels may be at fault: build llama-cpp-python in another environment with CMAKE_ARGS="
+        "'-DGGML_AMX_TILE=OFF -DGGML_AMX_INT8=OFF -DGGML_AMX_BF16=OFF' and name its Python by "
+        "--peer-python llamacpp-no-amx=PYTHON"
+    )

@@ -34,7 +34,7 @@ class FakeParticipant:
 
 
 def run_with(*participants: FakeParticipant) -> ServeRun:
-    options = ServeOptions(is_quick=True, rounds=2)
+    options = ServeOptions(is_quick=True, rounds=2, workloads=QUICK)
     return ServeRun(options, {}, cast(list[Participant], list(participants)))
 
 
@@ -71,6 +71,16 @@ def test_a_peer_that_fails_leaves_with_its_reason_and_the_others_go_on() -> None
     assert run.left_out == {"vllm-bf16": "out of memory"}
     assert [participant.system.name for participant in run.participants] == ["interlace-bf16"]
     assert len(ours.samples[QUICK[0].name]) == 2
+
+
+def test_a_llama_cpp_that_dies_of_its_own_instructions_is_told_how_to_build_it() -> None:
+    run, said = run_with(), list[str]()
+    with drive._peer_may_fail(run, BY_NAME["llamacpp"], said.append):
+        raise BenchError("the worker died of SIGILL during 'load': it printed nothing")
+    assert "-DGGML_AMX_INT8=OFF" in run.left_out["llamacpp"]
+    with drive._peer_may_fail(run, BY_NAME["hf-f32"], said.append):
+        raise BenchError("the worker died of SIGILL during 'load': it printed nothing")
+    assert "GGML" not in run.left_out["hf-f32"]
 
 
 def test_interlace_failing_ends_the_run() -> None:

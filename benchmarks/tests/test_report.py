@@ -2,20 +2,26 @@
 
 import io
 import json
+from pathlib import Path
 from typing import cast
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from benchmarks.command import app
 from benchmarks.harness.worker import Worker
-from benchmarks.serve import record, report
+from benchmarks.serve import machine_report, record, report
 from benchmarks.serve.correctness import Agreement
 from benchmarks.serve.drive import ServeOptions, ServeRun
+from benchmarks.serve.floor import floor_of
 from benchmarks.serve.limits import Limits, Shapes
 from benchmarks.serve.participant import Participant
 from benchmarks.serve.systems import SYSTEMS
 from benchmarks.serve.targets import best_peer, targets
+from emucxl.bench import machine
 from interlace.cli.bench.workload import FULL
+from interlace.errors import BenchError
 
 
 def participant(name: str, *rates: float) -> Participant:
@@ -35,9 +41,10 @@ def run() -> ServeRun:
     limits = Limits(Shapes(((8, 8, 1),), (16, 8), 4), threads=2)
     limits.read_bytes_per_s, limits.copy_bytes_per_s = [2e10], [3e10]
     limits.gemm_s = {("torch", "bfloat16", 512): [0.5]}
+    limits.peak_flops_per_s = {"fma": [1e3], "bf16": [4e3]}
     phases = {"prefill": {"wall_s": 2.0, "num_passes": 1, "steps_s": {"mlp": 1.0}}}
     return ServeRun(
-        ServeOptions(rounds=3),
+        ServeOptions(rounds=3, workloads=FULL),
         {"name": "tiny"},
         participants,
         {"llamacpp": "no such file"},
@@ -72,7 +79,7 @@ def test_targets_are_medians_of_paired_ratios(run: ServeRun) -> None:
 
 
 def test_a_quick_run_has_no_targets(run: ServeRun) -> None:
-    run.options = ServeOptions(is_quick=True)
+    run.options = ServeOptions(is_quick=True, workloads=FULL)
     assert targets(run) == []
 
 
@@ -99,3 +106,41 @@ def test_the_record_holds_every_sample_and_is_json(run: ServeRun) -> None:
     assert read["systems"][0]["summary"]["prefill 512"] == summary
     assert read["machine"]["cores"] >= 1
     assert read["left_out"] == {"llamacpp": "no such file"}
+
+
+def test_the_machine_report_compares_within_a_format_and_with_the_floor(run: ServeRun) -> None:
+    run.participants.append(participant("llamacpp", 110, 120, 130))
+    found = {row[:2]: row[2:] for row in machine_report.rows(json.loads(json.dumps(record.to_json(run))))}
+    assert {label for _, label in found} == {"bf16", "f32", "as stored"}
+    assert len(found) == 3 * len(FULL)
+    assert found[("prefill 512", "as stored")] == ("not run", "llamacpp", "120", "", "", "")
+    floor = floor_of(run.limits, FULL[0], "bfloat16", None) if run.limits else None
+    assert floor is not None
+    expected = (
+        "150",
+        "vllm-bf16",
+        "100",
+        "1.30 (1.30-1.50)",
+        f"{150 / floor.tokens_per_s:.0%}",
+        "arithmetic",
+    )
+    assert found[("prefill 512", "bf16")] == expected
+
+
+def test_the_machine_report_of_a_record_names_the_machine_and_the_commit(
+    run: ServeRun, tmp_path: Path
+) -> None:
+    path = tmp_path / "serve.json"
+    path.write_text(json.dumps(record.to_json(run)))
+    done = CliRunner().invoke(app, ["serve", "--from", str(path)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert machine.cpu_model() in done.stdout
+    assert "2 threads; tiny; commit" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"benchmark": "split"}'])
+def test_the_machine_report_reads_records_of_serve_only(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "any.json"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=r"any\.json"):
+        machine_report.read_record(path)

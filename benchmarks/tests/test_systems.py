@@ -1,30 +1,33 @@
 import pytest
 
 from benchmarks.serve import systems
+from benchmarks.serve.interpreters import Interpreters
 from benchmarks.serve.systems import DEFAULT, SYSTEMS, Allowance, choose, load_arguments
 from interlace.errors import BenchError
 
+NO_PEERS, PEERS = Interpreters(), Interpreters("peers/bin/python")
 MACHINE = Allowance(threads=2, max_model_len=2064)
 
 
 def test_without_peers_interlace_runs_alone() -> None:
-    chosen = choose((), peers_available=False)
+    chosen = choose((), NO_PEERS)
     assert chosen
     assert not any(system.is_peer for system in chosen)
 
 
 def test_with_peers_every_default_system_runs() -> None:
-    assert tuple(system.name for system in choose((), peers_available=True)) == DEFAULT
+    chosen = [system for system in SYSTEMS if system.name in DEFAULT and not system.needs_own_python]
+    assert choose((), PEERS) == chosen
 
 
 def test_an_unknown_system_is_named_with_the_known_ones() -> None:
     with pytest.raises(BenchError, match=r"got systems \['sglang'\]; expected some of .*vllm-bf16"):
-        choose(("sglang", "interlace-bf16"), peers_available=True)
+        choose(("sglang", "interlace-bf16"), PEERS)
 
 
 def test_a_peer_without_its_python_says_what_to_give() -> None:
     with pytest.raises(BenchError, match="--peer-python"):
-        choose(("hf-f32",), peers_available=False)
+        choose(("hf-f32",), NO_PEERS)
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
@@ -35,5 +38,34 @@ def test_ranks_times_threads_never_exceed_the_machine(system: systems.System) ->
 
 
 def test_vllm_is_bound_to_the_threads_it_may_use() -> None:
-    (vllm,) = choose(("vllm-bf16",), peers_available=True)
+    (vllm,) = choose(("vllm-bf16",), PEERS)
     assert systems.environment(vllm, MACHINE)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+
+
+def test_a_peer_may_have_a_python_of_its_own() -> None:
+    pythons = Interpreters.parse(["all", "llamacpp=its", "vllm-bf16=another"], ["llamacpp", "vllm-bf16"])
+    found = {system.name: pythons.of(system) for system in SYSTEMS if system.is_peer}
+    assert found["hf-f32"] == found["vllm-f32"] == "all"
+    assert (found["llamacpp"], found["vllm-bf16"]) == ("its", "another")
+
+
+def test_another_build_of_a_peer_runs_only_where_its_python_is_named() -> None:
+    assert "llamacpp-no-amx" not in [system.name for system in choose((), PEERS)]
+    pythons = Interpreters("peers", {"llamacpp-no-amx": "plain"})
+    (plain,) = choose(("llamacpp-no-amx",), pythons)
+    assert pythons.of(plain) == "plain"
+    with pytest.raises(BenchError, match=r"\['llamacpp-no-amx'\] need --peer-python"):
+        choose(("llamacpp-no-amx",), PEERS)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["gpt=python"], "NAME one of"),
+        (["a", "b"], "two --peer-python for all peers"),
+        (["hf=a", "hf=b"], "for hf"),
+    ],
+)
+def test_wrong_pythons_are_told(values: list[str], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        Interpreters.parse(values, ["hf"])

@@ -1,0 +1,72 @@
+"""The floor of a workload: the least time that this machine's arithmetic and memory leave possible (a roofline).
+
+A pass takes at least its operations over the measured rate of a loop of nothing but multiply-adds, and at least the
+bytes of weights, keys and values over the measured rate of reading. Williams, Waterman and Patterson, "Roofline", 2009.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.serve.limits import ITEM_BYTES, Limits
+from interlace.cli.bench.workload import ServeWorkload
+
+STORED = "as stored"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The rate that a workload cannot exceed, in its own unit, and what holds it there: "arithmetic" or "memory"."""
+
+    tokens_per_s: float
+    bound_by: str
+
+
+def floor_of(limits: Limits, workload: ServeWorkload, dtype: str, stored_bytes: int | None) -> Floor | None:
+    """The floor of a system that keeps its weights in `dtype`; `stored_bytes` are those of weights as stored.
+
+    None where there is none to tell: no loop was measured, or weights are multiplied as they are stored, at a rate of
+    integers that no loop here measures, in a workload that arithmetic bounds.
+    """
+    if dtype == STORED and (stored_bytes is None or workload.measure != "decode"):
+        return None
+    phases = []
+    if workload.measure != "decode":
+        phases.append(_phase_s(limits, dtype, stored_bytes, workload.batch, workload.prompt_tokens, 0))
+    if workload.measure != "prefill":
+        context = workload.prompt_tokens + workload.output_tokens // 2
+        step = _phase_s(limits, dtype, stored_bytes, workload.batch, 1, context)
+        steps = workload.output_tokens - 1
+        phases.append(None if step is None else (step[0] * steps, step[1]))
+    known = [phase for phase in phases if phase is not None]
+    if len(known) < len(phases):
+        return None
+    seconds, bound_by = sum(s for s, _ in known), max(known)[1]
+    tokens = workload.prompt_tokens if workload.measure == "prefill" else workload.output_tokens
+    tokens -= workload.measure == "decode"  # the first token is the prefill's
+    return Floor(workload.batch * tokens / seconds, bound_by)
+
+
+def _phase_s(
+    limits: Limits, dtype: str, stored_bytes: int | None, batch: int, tokens: int, first_position: int
+) -> tuple[float, str] | None:
+    """The least seconds of one pass, and what bounds it."""
+    shapes = limits.shapes
+    kept = "float32" if dtype == STORED else dtype  # keys and values, at least a float's
+    weights = stored_bytes if dtype == STORED and stored_bytes is not None else shapes.weight_bytes(kept)
+    size_bytes = weights + shapes.kv_bytes(kept, batch, first_position)
+    in_memory = (size_bytes / median(limits.read_bytes_per_s), "memory")
+    if dtype == STORED:
+        return in_memory
+    rate = _peak(limits, dtype)
+    if rate is None:
+        return None
+    return max(in_memory, (shapes.pass_flops(batch, tokens, first_position) / rate, "arithmetic"))
+
+
+def _peak(limits: Limits, dtype: str) -> float | None:
+    """Operations per second on `dtype`. Half-size floats can always be widened, so float32's rate is open to them."""
+    rates = {loop: median(samples) for loop, samples in limits.peak_flops_per_s.items()}
+    wanted = [rate for loop, rate in rates.items() if loop == "fma" or ITEM_BYTES[dtype] == 2]
+    return max(wanted, default=None)
