@@ -18,6 +18,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds this folder's subcommands."""
     app.command()(serve)
     app.command()(limits)
+    app.command("random-model")(random_model)
 
 
 def serve(
@@ -86,6 +87,25 @@ def serve(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def random_model(
+    shape: Annotated[str, typer.Argument(help="llama-1b, or llama-tiny.")],
+    directory: Annotated[Path, typer.Argument(help="A new directory.")],
+    quantization: Annotated[
+        str | None, typer.Option("--gguf", help="Write a GGUF file in this format, too: Q8_0, Q4_0, BF16.")
+    ] = None,
+) -> None:
+    """Write a model of random weights, for `make bench serve ARGS="--model DIR"`."""
+    from benchmarks.serve.random_model import SHAPES, write_model
+    from interlace.errors import BenchError
+
+    if shape not in SHAPES:
+        raise BenchError(f"got the shape {shape!r}; expected one of {list(SHAPES)}")
+    with console.progress(shape) as progress:
+        written = write_model(SHAPES[shape], directory, quantization, progress)
+    for path in written:
+        typer.echo(path)
 
 
 def limits(

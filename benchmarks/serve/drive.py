@@ -120,7 +120,7 @@ def _model_for(system: System, model: LoadedModel, directory: Path, python: str)
     """The model in the form the system reads; a GGUF file is exported once for those that need a directory."""
     form, is_directory = MODEL_FORM[system.kind], model.path.is_dir()
     if form == "gguf" and is_directory:
-        raise BenchError(f"{system.name} reads GGUF files; {model.path} is a directory")
+        return str(_gguf_within(model.path, system))
     if form != "directory" or is_directory:
         return str(model.path)
     exported = directory / "model"
@@ -131,6 +131,16 @@ def _model_for(system: System, model: LoadedModel, directory: Path, python: str)
         finally:
             worker.close()
     return str(exported)
+
+
+def _gguf_within(directory: Path, system: System) -> Path:
+    """The GGUF file of the same model that `make bench random-model` writes into its directory."""
+    found = sorted(directory.glob("gguf/*.gguf"))
+    if len(found) != 1:
+        raise BenchError(
+            f"{system.name} reads GGUF files; {directory} has {len(found)} in its folder gguf, expected one"
+        )
+    return found[0]
 
 
 def _check(run: ServeRun, model: LoadedModel, say: Say) -> None:

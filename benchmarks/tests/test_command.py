@@ -18,7 +18,7 @@ from interlace.cli.bench.workload import FULL
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 NAMES = [
-    *("serve", "limits", "weave", "split", "kernels", "collectives", "fused", "fused-cuda"),
+    *("serve", "limits", "random-model", "weave", "split", "kernels", "collectives", "fused", "fused-cuda"),
     *("alloc", "calls", "copy", "scaling"),
 ]
 
