@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
 from interlace.errors import TokenizerError
-from interlace.models.gguf_tokenizer import _chat_templates
+from interlace.models.gguf.tokenizer import _chat_templates
 from interlace.models.tokenization.directory import tokenizer_from_directory
 from interlace.models.tokenizer import Tokenizer
 from support.tiny_models import write_tokenizer

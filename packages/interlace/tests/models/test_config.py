@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, weight_shapes
 from interlace.models.families import FAMILIES
-from interlace.models.hf_config import read_hf_config
+from interlace.models.hf.config import read_hf_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

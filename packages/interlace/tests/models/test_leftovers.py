@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.launch import start
 from interlace.errors import ConfigError, CorruptFile
-from interlace.models.gguf_config import read_gguf_config
-from interlace.models.gguf_source import GgufSource
-from interlace.models.hf_config import read_hf_config
+from interlace.models.gguf.config import read_gguf_config
+from interlace.models.gguf.source import GgufSource
+from interlace.models.hf.config import read_hf_config
+from interlace.models.hf.source import SafetensorsSource
 from interlace.models.leftovers import GGUF_RULES, HF_RULES
-from interlace.models.safetensors_source import SafetensorsSource
 from interlace.models.settings import Settings
 from support.tiny_models import make_gguf, make_model
 

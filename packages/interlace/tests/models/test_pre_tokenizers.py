@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from interlace.errors import TokenizerError
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.gguf.tokenizer import tokenizer_from_gguf
 from interlace.models.tokenization.pre_tokenizers import PRE_TOKENIZERS
 from support.dense_vocabulary import dense_fields, digest
 

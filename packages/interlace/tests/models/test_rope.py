@@ -9,7 +9,7 @@ import torch
 
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import RopeConfig
-from interlace.models.hf_config import read_hf_config
+from interlace.models.hf.config import read_hf_config
 from interlace.models.rope import Rotations, cos_sin, frequencies
 
 LLAMA: dict[str, Any] = {

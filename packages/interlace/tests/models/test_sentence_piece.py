@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.gguf.tokenizer import tokenizer_from_gguf
 from interlace.models.tokenizer import Tokenizer
 from support.sentence_piece import BOS, CASES, EOS, fields
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.gguf.tokenizer import tokenizer_from_gguf
 from interlace.models.token_stream import TokenStream
 from interlace.models.tokenization.directory import tokenizer_from_directory
 from interlace.models.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from interlace.cli import console
-from interlace.models.gguf_names import names_of_parts
+from interlace.models.gguf.names import names_of_parts
 
 LICENSE_OF_ALIAS = {"smollm2": "Apache-2.0 (SmolLM2-135M-Instruct, Hugging Face)"}
 LICENSE_ELSEWHERE = "see the model's own page; a licence may limit what it is used for"

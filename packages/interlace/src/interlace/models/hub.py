@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interlace.errors import ModelError, ModelNotFound
-from interlace.models.gguf_names import names_of_parts, stem_of
+from interlace.models.gguf.names import names_of_parts, stem_of
 from interlace.models.progress import Progress
 
 FORMS = "organisation/model, organisation/model:QUANTISATION or organisation/model/FILE.gguf"

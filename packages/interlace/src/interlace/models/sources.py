@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.environment import cache_directory
 from interlace.errors import ModelNotFound, TokenizerError
-from interlace.models.gguf_names import is_gguf
+from interlace.models.gguf.names import is_gguf
 from interlace.models.hub import FORMS, HubName, fetch_from_hub, find_cached
 from interlace.models.progress import Progress
 from interlace.models.wheel import WheelModel, fetch_wheel_model
@@ -45,8 +45,8 @@ class LoadedModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError when it is missing, damaged, or of an unsupported kind."""
-        from interlace.models.gguf_source import GgufSource
-        from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+        from interlace.models.gguf.source import GgufSource
+        from interlace.models.gguf.tokenizer import tokenizer_from_gguf
         from interlace.models.tokenization.directory import tokenizer_from_directory
 
         if not isinstance(self.weights, GgufSource):
@@ -59,7 +59,7 @@ class LoadedModel:
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
         """The sampling that its files recommend: see `interlace.models.sampling_defaults`. Nothing is checked."""
-        from interlace.models.gguf_source import GgufSource
+        from interlace.models.gguf.source import GgufSource
         from interlace.models.sampling_defaults import defaults_from_directory, defaults_from_gguf
 
         if isinstance(self.weights, GgufSource):
@@ -115,10 +115,10 @@ def load_model(name: str, quiet: bool = False) -> LoadedModel:
     """
     path = resolve(name, quiet)
     if path.is_dir():
-        from interlace.models.safetensors_source import SafetensorsSource
+        from interlace.models.hf.source import SafetensorsSource
 
         return LoadedModel(name, path, SafetensorsSource(path))
-    from interlace.models.gguf_source import GgufSource
+    from interlace.models.gguf.source import GgufSource
 
     return LoadedModel(name, path, GgufSource(path))
 

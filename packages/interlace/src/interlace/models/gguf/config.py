@@ -9,7 +9,7 @@ from typing import Any
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, check_num_layers, context_length
 from interlace.models.families import FAMILIES, Family, GgufFormat
-from interlace.models.gguf_rope import SHORT_DIVISORS, read_gguf_rope, with_divisors
+from interlace.models.gguf.rope import SHORT_DIVISORS, read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
 from interlace.models.tokenization.ends import gguf_end_ids

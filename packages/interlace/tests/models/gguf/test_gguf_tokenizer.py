@@ -11,7 +11,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from interlace.errors import TokenizerError
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
+from interlace.models.gguf.tokenizer import tokenizer_from_gguf
 from interlace.models.sources import load_model
 from interlace.models.tokenization.directory import tokenizer_from_directory
 from support.tiny_models import make_gguf, write_tokenizer

@@ -12,8 +12,8 @@ import torch
 
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import weight_shapes
-from interlace.models.gguf_names import names_of_parts, stem_of
-from interlace.models.gguf_source import GgufSource
+from interlace.models.gguf.names import names_of_parts, stem_of
+from interlace.models.gguf.source import GgufSource
 from interlace.models.sources import load_model, resolve
 from support.tiny_models import make_gguf
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from interlace.errors import ConfigError, CorruptFile, ModelNotFound
 from interlace.models.config import ModelConfig
 from interlace.models.families import family_of
-from interlace.models.gguf_names import is_gguf
-from interlace.models.hf_config import read_hf_config
+from interlace.models.gguf.names import is_gguf
+from interlace.models.hf.config import read_hf_config
 from interlace.models.json_file import read_json, read_optional_json
 from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import Places, hf_places

@@ -14,8 +14,8 @@ from interlace.models.config import (
     context_length,
 )
 from interlace.models.families import FAMILIES, Family, HfExperts, HfFormat, Window
-from interlace.models.hf_rope import read_hf_rope, read_hf_ropes
-from interlace.models.hf_values import flag, integer, mapping, number
+from interlace.models.hf.rope import read_hf_rope, read_hf_ropes
+from interlace.models.hf.values import flag, integer, mapping, number
 from interlace.models.leftovers import refuse_unread_hf_settings
 from interlace.models.settings import Settings
 from interlace.models.token_ids import as_token_ids

@@ -13,9 +13,9 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from interlace.errors import ConfigError, ModelError
-from interlace.models.gguf_config import read_gguf_config
-from interlace.models.gguf_file import TensorInfo
-from interlace.models.gguf_parts import GgufModel
+from interlace.models.gguf.config import read_gguf_config
+from interlace.models.gguf.file import TensorInfo
+from interlace.models.gguf.parts import GgufModel
 from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import Place, gguf_format, gguf_places
 from interlace.models.weights import WeightSource, place_weights

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from interlace.errors import ConfigError
 from interlace.models.config import RopeConfig
-from interlace.models.hf_rope import yarn_magnitude
+from interlace.models.hf.rope import yarn_magnitude
 
 DIVISORS = "rope_freqs.weight"  # carries Llama 3.1's scaling
 SHORT_DIVISORS, LONG_DIVISORS = "rope_factors_short.weight", "rope_factors_long.weight"

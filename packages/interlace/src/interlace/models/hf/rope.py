@@ -12,7 +12,7 @@ from typing import Any
 
 from interlace.errors import ConfigError
 from interlace.models.config import FULL_ATTENTION, SLIDING_ATTENTION, RopeConfig
-from interlace.models.hf_values import integer, mapping, number, numbers
+from interlace.models.hf.values import integer, mapping, number, numbers
 
 _OF_ALL_KINDS = {
     "rope_type",

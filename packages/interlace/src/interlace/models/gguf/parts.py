@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from interlace.errors import CorruptFile
-from interlace.models.gguf_file import GgufFile, TensorInfo
-from interlace.models.gguf_names import names_of_parts
+from interlace.models.gguf.file import GgufFile, TensorInfo
+from interlace.models.gguf.names import names_of_parts
 
 
 class GgufModel:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, CorruptFile, ModelError
 from interlace.models.config import BIASABLE, weight_shapes
-from interlace.models.gguf_file import GgufFile
-from interlace.models.gguf_source import GgufSource
+from interlace.models.gguf.file import GgufFile
+from interlace.models.gguf.source import GgufSource
 from interlace.models.sources import load_model
 from support.tiny_models import make_gguf
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from interlace.errors import ConfigError, ModelError
 from interlace.models.config import ModelConfig, RopeConfig
-from interlace.models.gguf_config import read_gguf_config
-from interlace.models.gguf_tokenizer import tokenizer_from_gguf
-from interlace.models.hf_config import read_hf_config
+from interlace.models.gguf.config import read_gguf_config
+from interlace.models.gguf.tokenizer import tokenizer_from_gguf
+from interlace.models.hf.config import read_hf_config
 
 SHAPES = {"token_embd.weight": (331, 64)}
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from interlace.errors import ConfigError, CorruptFile, ModelError, ModelNotFound, ShapeMismatch
 from interlace.models.config import weight_shapes
-from interlace.models.safetensors_source import SafetensorsSource
+from interlace.models.hf.source import SafetensorsSource
 from support.tiny_models import FAMILIES, build, make_model
 
 HF_NAMES = {
@@ -287,8 +287,8 @@ def test_damage_anywhere_gives_a_model_error_or_a_load(
 _RESIDENT = """
 import sys
 from pathlib import Path
-from interlace.models.safetensors_source import SafetensorsSource
-from interlace.models.gguf_source import GgufSource
+from interlace.models.hf.source import SafetensorsSource
+from interlace.models.gguf.source import GgufSource
 
 def resident_kb():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,0 +1,1 @@
+"""GGUF models: the file and its parts, their metadata as a configuration, weights and tokenizer."""

@@ -1,0 +1,1 @@
+"""Hugging Face directories: config.json as a configuration, and weights in safetensors files."""
