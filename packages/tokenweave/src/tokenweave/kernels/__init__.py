@@ -10,20 +10,25 @@ from tokenweave.kernels.base import Kernels
 from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
 from tokenweave.kernels.reference import ReferenceKernels
+from tokenweave.kernels.stored import FORMATS, QuantFormat, StoredWeight, dequantise
 from tokenweave.kernels.values import HeadLayout, PackedLinear, Tolerance
 
 __all__ = [
     "BLOCK_SIZE",
+    "FORMATS",
     "AttentionBatch",
     "AttentionLayer",
     "HeadLayout",
     "Kernels",
     "NativeKernels",
     "PackedLinear",
+    "QuantFormat",
     "ReferenceKernels",
     "ResidualNorms",
+    "StoredWeight",
     "Tolerance",
     "blocks_for",
+    "dequantise",
     "make_kernels",
     "slots_of",
 ]

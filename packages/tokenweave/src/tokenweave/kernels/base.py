@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.stored import StoredWeight
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
 ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
@@ -33,6 +34,18 @@ class Kernels(ABC):
         self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
         """Copies weight (n, k) and bias (n,) into `linear`'s layout, as `dtype` (default: the weight's)."""
+
+    @abstractmethod
+    def pack_stored(
+        self,
+        weights: StoredWeight | Sequence[StoredWeight],
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> PackedLinear:
+        """Copies a stored weight, or several as one with their rows stacked, for activations of `dtype`.
+
+        The formats of a stack may differ. `linear` and `gather_rows` take the result as any other.
+        """
 
     @abstractmethod
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:

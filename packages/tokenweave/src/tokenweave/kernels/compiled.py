@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,8 @@ from tokenweave.kernels.linear import native_gather_rows, native_linear, native_
 from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
+from tokenweave.kernels.stored import StoredWeight, dequantise
+from tokenweave.kernels.stored.linear import as_sequence, check_pack_stored, format_names
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 from tokenweave.native import ThreadPool
 
@@ -47,6 +52,18 @@ class NativeKernels(Kernels):
         dtype = dtype or weight.dtype
         checks.check_pack(weight, bias, dtype)
         return native_pack(self._pool, self._arena, weight, bias, dtype, self.name)
+
+    def pack_stored(
+        self,
+        weights: StoredWeight | Sequence[StoredWeight],
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> PackedLinear:
+        weights = as_sequence(weights)
+        check_pack_stored(weights, bias, dtype)
+        dense = torch.cat([dequantise(weight) for weight in weights]).to(dtype)
+        packed = native_pack(self._pool, self._arena, dense, bias, dtype, self.name)
+        return replace(packed, format=format_names(weights))
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name)

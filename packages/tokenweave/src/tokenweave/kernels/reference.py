@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from tokenweave.kernels.linear import reference_gather_rows, reference_linear, r
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
 from tokenweave.kernels.rotary import reference_rope_and_store
+from tokenweave.kernels.stored import StoredWeight
+from tokenweave.kernels.stored.linear import as_sequence, check_pack_stored, reference_pack_stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
 
@@ -32,6 +36,16 @@ class ReferenceKernels(Kernels):
         dtype = dtype or weight.dtype
         checks.check_pack(weight, bias, dtype)
         return reference_pack(weight, bias, dtype, self.name)
+
+    def pack_stored(
+        self,
+        weights: StoredWeight | Sequence[StoredWeight],
+        bias: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> PackedLinear:
+        weights = as_sequence(weights)
+        check_pack_stored(weights, bias, dtype)
+        return reference_pack_stored(weights, bias, dtype, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name)

@@ -56,10 +56,11 @@ class PackedLinear:
 
     n: int
     k: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the activations, and of a dense weight
     layout: str
     data: Tensor
     bias: Tensor | None  # (n,) float32
+    format: str | None = None  # of a stored weight, "q4_1" or "q4_k+q6_k"; None: the weight is dense
 
     @property
     def size_bytes(self) -> int:
