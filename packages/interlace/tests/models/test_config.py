@@ -283,16 +283,23 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
     ("changes", "says"),
     [
         ({"model_type": "gpt2"}, "supported are llama, mistral, qwen2, qwen3, mixtral"),
-        ({"num_key_value_heads": 3}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        (
+            {"num_key_value_heads": 3},
+            r"json: num_attention_heads \(4\) must be a multiple of num_key_value_heads \(3\)",
+        ),
         ({"hidden_size": None}, "no 'hidden_size'"),
         ({"hidden_size": "64"}, "'hidden_size' must be a whole number of 64 bits, got '64'"),
-        ({"num_hidden_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
         ({"hidden_size": 66}, "not a multiple of num_attention_heads"),
         ({"head_dim": 15}, "head_dim must be even"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported, expected 'silu'"),
         ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' must be true or false, got 'false'"),
         ({"attention_bias": "yes"}, "'attention_bias' must be true or false, got 'yes'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (
+            {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0}},
+            "partial_rotary_factor 0.5",
+        ),
         ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported; supported are default, linear"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "no 'factor'"),
@@ -313,7 +320,10 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
         (longrope(short_factor=[1e-300] * 8), "divisors must be positive numbers"),
         (longrope(original_max_position_embeddings=10**400), "must be a whole number of 64 bits, got 1000"),
         (longrope(original_max_position_embeddings=2**63), "must be a whole number of 64 bits, got 9223372"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e20}}, "max_position must be at most 2147483647"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 1e20}},
+            "max_position_embeddings must be at most 2147483647",
+        ),
         (longrope(long_factor=[1.0] * 7 + ["x"]), "'long_factor' must be a number, got 'x'"),
         (
             longrope(original_max_position_embeddings=1),
@@ -331,7 +341,7 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
             "no layer_types, which must say which layers have the window",
         ),
         ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation 'relu' is not supported"),
-        ({"model_type": "gemma2", "attn_logit_softcapping": -1.0}, "attention_softcap must be positive"),
+        ({"model_type": "gemma2", "attn_logit_softcapping": -1.0}, "attn_logit_softcapping must be positive"),
         (
             {"model_type": "gemma3_text", "sliding_window_pattern": 0},
             "'sliding_window_pattern' must be at least 1",
@@ -340,8 +350,21 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
             {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}},
             "rope_parameters has 'rope_theta'",
         ),
-        ({"model_type": "gemma3"}, "unknown architecture: config.json has model_type 'gemma3'"),
-        ({"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3}, "experts_per_token"),
+        (
+            {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}},
+            "model_type 'gemma3' .* Its part for texts is 'gemma3_text', which is supported: use a checkpoint of that",
+        ),
+        ({"model_type": "llava", "text_config": {"model_type": "gpt2"}}, "gemma3_text$"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3},
+            r"num_experts_per_tok must be between 1 and num_local_experts \(2\), got 3",
+        ),
+        ({"model_type": "qwen3_moe", "num_experts": -1}, "num_experts must be between 0 and"),
+        ({"model_type": "qwen3_moe", "moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1"),
+        (
+            {"model_type": "qwen3_moe", "mlp_only_layers": [0], "intermediate_size": 0},
+            ", and intermediate_size must be at least 1 where layers are dense",
+        ),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["x", "y"]},
             "'x', which is not supp",

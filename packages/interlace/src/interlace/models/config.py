@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from interlace.errors import ConfigError
 from interlace.models.families import ATTENTION, MLP, Activation, NormPlacement
+from interlace.models.field_error import FieldError
 
 RopeScaling = Literal["linear", "llama3", "yarn", "dynamic", "longrope"]
 FULL_ATTENTION, SLIDING_ATTENTION = (
@@ -55,19 +55,19 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         if not self.theta > 1:
-            raise ConfigError(f"rope theta must be greater than 1, got {self.theta}")
+            raise FieldError(f"rope theta must be greater than 1, got {self.theta}")
         if not self.factor > 0:
-            raise ConfigError(f"rope scaling factor must be positive, got {self.factor}")
+            raise FieldError(f"rope scaling factor must be positive, got {self.factor}")
         if self.scaling not in (None, "linear") and self.original_max_position <= 0:
-            raise ConfigError(
+            raise FieldError(
                 f"rope scaling {self.scaling!r} needs the context length before scaling "
                 f"(original_max_position_embeddings), got {self.original_max_position}"
             )
         for divisors in (self.divisors, self.short_divisors, self.long_divisors):
             if not all(_LEAST_DIVISOR < divisor < math.inf for divisor in divisors):
-                raise ConfigError(f"rope divisors must be positive numbers, got {divisors}")
+                raise FieldError(f"rope divisors must be positive numbers, got {divisors}")
         if self.scaling == "llama3" and not 0 < self.low_freq_factor < self.high_freq_factor:
-            raise ConfigError(
+            raise FieldError(
                 "rope scaling 'llama3' needs 0 < low_freq_factor < high_freq_factor, "
                 f"got {self.low_freq_factor} and {self.high_freq_factor}"
             )
@@ -84,11 +84,11 @@ def context_length(rope: RopeConfig, max_position: int) -> int:
 
 
 def check_num_layers(num_layers: int) -> None:
-    """Raises ConfigError for a number of layers that no model has, before anything is listed by layer."""
+    """Raises FieldError for a number of layers that no model has, before anything is listed by layer."""
     if num_layers < 1:
-        raise ConfigError(f"num_layers must be at least 1, got {num_layers}")
+        raise FieldError(f"{{num_layers}} must be at least 1, got {num_layers}")
     if num_layers > _MAX_LAYERS:
-        raise ConfigError(f"num_layers must be at most {_MAX_LAYERS}, got {num_layers}")
+        raise FieldError(f"{{num_layers}} must be at most {_MAX_LAYERS}, got {num_layers}")
 
 
 @dataclass(frozen=True)
@@ -155,32 +155,34 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "max_position"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise FieldError(f"{{{name}}} must be at least 1, got {getattr(self, name)}")
         check_num_layers(self.num_layers)
         if self.max_position > _MAX_POSITION:
-            raise ConfigError(f"max_position must be at most {_MAX_POSITION}, got {self.max_position}")
+            raise FieldError(f"{{max_position}} must be at most {_MAX_POSITION}, got {self.max_position}")
         if not 0 <= self.rms_norm_eps < 1:
-            raise ConfigError(f"rms_norm_eps must be in [0, 1), got {self.rms_norm_eps}")
+            raise FieldError(f"{{rms_norm_eps}} must be in [0, 1), got {self.rms_norm_eps}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ConfigError(f"sliding_window must be at least 1 token or absent, got {self.sliding_window}")
+            raise FieldError(
+                f"{{sliding_window}} must be at least 1 token or absent, got {self.sliding_window}"
+            )
         for name in ("query_pre_attn_scalar", "attention_softcap", "logit_softcap"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"{name} must be positive or absent, got {value}")
+                raise FieldError(f"{{{name}}} must be positive or absent, got {value}")
 
     def _check_heads(self) -> None:
         if self.num_heads < 1 or self.num_kv_heads < 1:
-            raise ConfigError(
-                f"num_heads and num_kv_heads must be at least 1, got {self.num_heads} and {self.num_kv_heads}"
+            raise FieldError(
+                f"{{num_heads}} and {{num_kv_heads}} must be at least 1, got {self.num_heads} and {self.num_kv_heads}"
             )
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}): "
+            raise FieldError(
+                f"{{num_heads}} ({self.num_heads}) must be a multiple of {{num_kv_heads}} ({self.num_kv_heads}): "
                 "every KV head serves the same number of query heads"
             )
         if self.head_dim < 2 or self.head_dim % 2:
-            raise ConfigError(
-                f"head_dim must be even and at least 2 for rotary embedding, got {self.head_dim}"
+            raise FieldError(
+                f"{{head_dim}} must be even and at least 2 for rotary embedding, got {self.head_dim}"
             )
         self._check_divisors()
 
@@ -191,30 +193,30 @@ class ModelConfig:
         for name, is_needed in needed.items():
             count = len(getattr(rope, name))
             if is_needed and count != self.head_dim // 2:
-                raise ConfigError(
+                raise FieldError(
                     f"rope scaling has {count} {name.replace('_', ' ')}, expected one for each frequency: head_dim / 2 "
                     f"= {self.head_dim // 2}"
                 )
 
     def _check_experts(self) -> None:
         if not 0 <= self.num_experts <= _MAX_EXPERTS:
-            raise ConfigError(f"num_experts must be between 0 and {_MAX_EXPERTS}, got {self.num_experts}")
+            raise FieldError(f"{{num_experts}} must be between 0 and {_MAX_EXPERTS}, got {self.num_experts}")
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
-            raise ConfigError(
-                f"experts_per_token must be between 1 and num_experts ({self.num_experts}), "
+            raise FieldError(
+                f"{{experts_per_token}} must be between 1 and {{num_experts}} ({self.num_experts}), "
                 f"got {self.experts_per_token}"
             )
         if self.shared_intermediate_size < 0 or (self.dense_layers and self.dense_intermediate_size < 1):
-            raise ConfigError(
-                "the sizes of a shared expert and of dense layers must be at least 1, got "
-                f"{self.shared_intermediate_size} and {self.dense_intermediate_size}"
+            raise FieldError(
+                "{shared_intermediate_size} must not be negative, and {dense_intermediate_size} must be at least 1 "
+                f"where layers are dense, got {self.shared_intermediate_size} and {self.dense_intermediate_size}"
             )
 
     def _check_biases(self) -> None:
         if unknown := set(self.biases) - set(BIASABLE):
-            raise ConfigError(f"biases must be among {', '.join(BIASABLE)}, got {', '.join(sorted(unknown))}")
+            raise FieldError(f"biases must be among {', '.join(BIASABLE)}, got {', '.join(sorted(unknown))}")
         if self.num_experts and {"gate", "up", "down"} & set(self.biases):
-            raise ConfigError("biases of experts are not supported; only those of a dense MLP are")
+            raise FieldError("biases of experts are not supported; only those of a dense MLP are")
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

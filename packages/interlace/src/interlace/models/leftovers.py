@@ -206,11 +206,11 @@ def refuse_unread_tensors(
         if tensor not in read and not any(re.fullmatch(ignored, tensor) for ignored in TENSORS_IGNORED)
     )
     if unread:
-        hint = " (attention_bias and mlp_bias there say that there are biases)"
+        hint = " (attention_bias and mlp_bias say that there are biases)"
         raise ConfigError(
-            f"{file_of(unread[0])}: the configuration describes a model without {listed(unread, ', ')}; running it "
-            "without would give wrong answers. Correct the configuration"
-            f"{hint if any(name.endswith('_proj.bias') for name in unread) else ''}, or use files of that model alone"
+            f"{file_of(unread[0])}: got tensors that the configuration does not call for: {listed(unread, ', ')}. "
+            "Answers without them would be wrong: correct the configuration"
+            f"{hint if any(name.endswith('_proj.bias') for name in unread) else ''}, or use files without them"
         )
 
 

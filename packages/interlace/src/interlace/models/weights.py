@@ -102,8 +102,8 @@ def place_weights(
         place = next((p for p in candidates if p.tensor in shapes), None)
         if place is None:
             raise CorruptFile(
-                f"{missing_from}: tensor {candidates[0].tensor!r} ({name}) is missing, and the configuration "
-                f"calls for it{_others(config, places, shapes)}; fetch the model again, or correct its configuration"
+                f"{missing_from}: tensor {candidates[0].tensor!r} ({name}) is missing; the configuration calls for it. "
+                f"{_others(config, places, shapes)}Fetch the model again, or correct its configuration"
             )
         _check_shape(place, shapes[place.tensor], expected, config, file_of(place.tensor))
         found[name] = place
@@ -114,7 +114,7 @@ def _others(config: ModelConfig, places: Places, shapes: Mapping[str, tuple[int,
     """Names the tensors that the files hold in place of the missing ones: mostly those of another layout."""
     wanted = {place.tensor for name in weight_shapes(config) for place in places(name)}
     others = sorted(set(shapes) - wanted)
-    return f", while the files hold {listed(others, ', ')} instead" if others else ""
+    return f"The files hold {listed(others, ', ')}, which it does not call for. " if others else ""
 
 
 def _check_shape(

@@ -44,6 +44,38 @@ def test_architectures_become_families() -> None:
     assert read("qwen3").qk_norm
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"block_count": 0}, "GGUF metadata: llama.block_count must be at least 1, got 0"),
+        (
+            {"attention__head_count_kv": 3},
+            r"llama.attention.head_count \(4\) must be a multiple of .*head_count_kv",
+        ),
+        (
+            {"expert_count": 2, "expert_used_count": 3},
+            "llama.expert_used_count must be between 1 and llama.expert_count",
+        ),
+    ],
+)
+def test_a_value_that_no_model_has_is_told_by_its_key(changes: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(**changes)
+
+
+@pytest.mark.parametrize(("architecture", "num_layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_scores_of_the_largest_gemma_are_scaled_by_its_width(architecture: str, num_layers: int) -> None:
+    smaller, largest = (read(architecture, block_count=count) for count in (num_layers - 1, num_layers))
+    assert smaller.attention_scale == smaller.head_dim**-0.5
+    assert largest.query_pre_attn_scalar == largest.hidden_size / largest.num_heads
+
+
+def test_an_olmo_with_a_window_is_refused() -> None:
+    assert read("olmo2").sliding_window is None
+    with pytest.raises(ConfigError, match=r"'olmo2\.attention\.sliding_window' is 64"):
+        read("olmo2", attention__sliding_window=64)
+
+
 def test_an_output_tensor_unties_the_embedding() -> None:
     assert read().tie_word_embeddings
     assert not read_gguf_config(fields(), {**SHAPES, "output.weight": (331, 64)}).tie_word_embeddings

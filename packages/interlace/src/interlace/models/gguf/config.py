@@ -9,6 +9,7 @@ from typing import Any
 from interlace.errors import ConfigError
 from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, check_num_layers, context_length
 from interlace.models.families import FAMILIES, Family, GgufFormat
+from interlace.models.field_error import keys_of
 from interlace.models.gguf.rope import SHORT_DIVISORS, read_gguf_rope, with_divisors
 from interlace.models.leftovers import refuse_unread_gguf_settings
 from interlace.models.settings import Settings
@@ -26,6 +27,37 @@ def read_gguf_config(
     Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
     """
     values = _Values(fields, _architecture(fields))
+    keys = {name: f"{values.architecture}.{key}" for name, key in _KEYS.items()}
+    with keys_of("GGUF metadata", keys):
+        config = _model_config(values, tensor_shapes, read_vector)
+    refuse_unread_gguf_settings(values.fields, values.architecture, config)
+    return config
+
+
+_KEYS = {  # of the architecture, by the fields of a ModelConfig
+    "vocab_size": "vocab_size",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_layers": "block_count",
+    "num_heads": "attention.head_count",
+    "num_kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "max_position": "context_length",
+    "sliding_window": "attention.sliding_window",
+    "attention_softcap": "attn_logit_softcapping",
+    "logit_softcap": "final_logit_softcapping",
+    "num_experts": "expert_count",
+    "experts_per_token": "expert_used_count",
+    "shared_intermediate_size": "expert_shared_feed_forward_length",
+}
+
+
+def _model_config(
+    values: _Values,
+    tensor_shapes: Mapping[str, tuple[int, ...]],
+    read_vector: Callable[[str], tuple[float, ...]],
+) -> ModelConfig:
     num_experts = values.integer("expert_count", 0)
     family, form = _family(values.architecture, num_experts)
     hidden_size, num_heads = values.integer("embedding_length"), values.integer("attention.head_count")
@@ -33,7 +65,7 @@ def read_gguf_config(
     num_layers = values.integer("block_count")
     check_num_layers(num_layers)
     window, full_layers = _window(values, form, num_layers)
-    config = ModelConfig(
+    return ModelConfig(
         **family.config_fields(hidden_size),
         **_experts(values, form, num_experts),
         vocab_size=_vocab_size(values, tensor_shapes),
@@ -49,11 +81,9 @@ def read_gguf_config(
         biases=_biases(tensor_shapes, form, num_experts),
         sliding_window=window,
         full_layers=full_layers,
-        eos_token_ids=gguf_end_ids(fields),
-        bos_token_id=next(iter(special_token_ids(fields, "bos")), None),
+        eos_token_ids=gguf_end_ids(values.fields),
+        bos_token_id=next(iter(special_token_ids(values.fields, "bos")), None),
     )
-    refuse_unread_gguf_settings(values.fields, values.architecture, config)
-    return config
 
 
 def _experts(values: _Values, form: GgufFormat, num_experts: int) -> dict[str, Any]:

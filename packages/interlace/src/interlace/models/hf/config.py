@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from interlace.errors import ConfigError
@@ -14,6 +14,7 @@ from interlace.models.config import (
     context_length,
 )
 from interlace.models.families import FAMILIES, Family, HfExperts, HfFormat, Window
+from interlace.models.field_error import keys_of
 from interlace.models.hf.rope import read_hf_rope, read_hf_ropes
 from interlace.models.hf.values import flag, integer, mapping, number
 from interlace.models.leftovers import refuse_unread_hf_settings
@@ -26,9 +27,35 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
 
     Raises ConfigError for an unknown architecture, missing keys, or values the decoder does not have.
     """
-    config = settings = Settings(config)
-    generation = generation or {}
-    family = _family(config)
+    settings, generation = Settings(config), generation or {}
+    family = _family(settings)
+    with keys_of("config.json", _keys(settings, family.hf)):
+        found = _model_config(settings, generation, family)
+    refuse_unread_hf_settings(settings, found)
+    return found
+
+
+def _keys(config: Mapping[str, Any], defaults: HfFormat) -> dict[str, str]:
+    """The keys of config.json by the fields of a ModelConfig, where these are called otherwise."""
+    keys = {
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "max_position": "max_position_embeddings",
+        "experts_per_token": "num_experts_per_tok",
+        "shared_intermediate_size": "shared_expert_intermediate_size",
+        "dense_intermediate_size": "intermediate_size",
+        "attention_softcap": "attn_logit_softcapping",
+        "logit_softcap": "final_logit_softcapping",
+    }
+    if defaults.experts is not None:
+        keys["num_experts"] = "num_local_experts" if "num_local_experts" in config else "num_experts"
+        if defaults.experts.size is not None:
+            keys["intermediate_size"] = "moe_intermediate_size"
+    return keys
+
+
+def _model_config(config: Mapping[str, Any], generation: Mapping[str, Any], family: Family) -> ModelConfig:
     defaults = family.hf
     _check_activation(config, family)
     _refuse_quantization(config)
@@ -37,7 +64,7 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
     num_layers = integer(config, "num_hidden_layers")
     check_num_layers(num_layers)
     window, full_layers = _window(config, defaults.window, num_layers)
-    found = ModelConfig(
+    return ModelConfig(
         **family.config_fields(hidden_size),
         vocab_size=integer(config, "vocab_size"),
         hidden_size=hidden_size,
@@ -56,19 +83,26 @@ def read_hf_config(config: Mapping[str, Any], generation: Mapping[str, Any] | No
         eos_token_ids=tuple(dict.fromkeys(_token_ids(config, generation, "eos_token_id"))),
         bos_token_id=next(iter(_token_ids(config, generation, "bos_token_id")), None),
     )
-    refuse_unread_hf_settings(settings, found)
-    return found
 
 
 def _family(config: Mapping[str, Any]) -> Family:
     for family in FAMILIES.values():
         if config.get("model_type") == family.hf.model_type:
             return family
-    known = ", ".join(family.hf.model_type for family in FAMILIES.values())
+    known = [family.hf.model_type for family in FAMILIES.values()]
     raise ConfigError(
         f"unknown architecture: config.json has model_type {config.get('model_type')!r} and architectures "
-        f"{config.get('architectures')!r}; supported are {known}"
+        f"{config.get('architectures')!r}; supported are {', '.join(known)}{_text_part(config, known)}"
     )
+
+
+def _text_part(config: Mapping[str, Any], known: Collection[str]) -> str:
+    """Advice for a model of texts and images whose text model is of a known kind."""
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, Mapping) else None
+    if kind not in known:
+        return ""
+    return f". Its part for texts is {kind!r}, which is supported: use a checkpoint of that part alone"
 
 
 _ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # transformers' names

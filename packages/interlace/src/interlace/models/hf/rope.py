@@ -65,9 +65,10 @@ def read_hf_rope(
     old, new = mapping(config, "rope_scaling"), mapping(config, "rope_parameters")
     scaling = old or new
     theta = number(scaling, "rope_theta", number(config, "rope_theta", default_theta))
-    partial = number(scaling, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise ConfigError(f"partial_rotary_factor {partial} is not supported, expected 1.0")
+    for named in (scaling, config):
+        partial = number(named, "partial_rotary_factor", 1.0)
+        if partial != 1.0:
+            raise ConfigError(f"config.json: partial_rotary_factor {partial} is not supported, expected 1.0")
     kind = _kind(scaling)
     original = integer(scaling, "original_max_position_embeddings", max_position)
     if kind in ("llama3", "yarn", "longrope"):  # for these the same key outside wins

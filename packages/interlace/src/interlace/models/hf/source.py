@@ -138,9 +138,9 @@ def read_directory_config(directory: Path) -> ModelConfig:
         raise ModelNotFound(
             f"{directory} has no config.json; expected a Hugging Face model directory or a .gguf file{hint}"
         )
-    generation = directory / "generation_config.json"
+    config, generation = read_json(path), read_optional_json(directory / "generation_config.json")
     try:
-        return read_hf_config(read_json(path), read_optional_json(generation))
+        return read_hf_config(config, generation)
     except ConfigError as error:
         raise ConfigError(f"{directory}: {error}") from error
 
