@@ -13,8 +13,9 @@ numpy, typer and rich only inside what needs them. Names are imported when first
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from emucxl.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -91,12 +92,4 @@ __all__ = [
     "preset",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"emucxl.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

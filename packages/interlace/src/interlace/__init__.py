@@ -6,8 +6,9 @@ and the command line start without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from emucxl.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
     from interlace.engine.sampling_params import SamplingParams
 
 _HOMES = {
-    "AsyncLLM": "async_llm",
-    "CompletionOutput": "output",
-    "EngineConfig": "config",
-    "EngineStats": "output",
-    "LLM": "llm",
-    "Logprob": "output",
-    "RequestMetrics": "output",
-    "RequestOutput": "output",
-    "SamplingParams": "sampling_params",
-    "StreamChunk": "chunk",
+    "AsyncLLM": "engine.async_llm",
+    "CompletionOutput": "engine.output",
+    "EngineConfig": "engine.config",
+    "EngineStats": "engine.output",
+    "LLM": "engine.llm",
+    "Logprob": "engine.output",
+    "RequestMetrics": "engine.output",
+    "RequestOutput": "engine.output",
+    "SamplingParams": "engine.sampling_params",
+    "StreamChunk": "engine.chunk",
 }
 
 __all__ = [
@@ -45,12 +46,4 @@ __all__ = [
     "StreamChunk",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"interlace.engine.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

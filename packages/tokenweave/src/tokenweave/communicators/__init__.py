@@ -6,8 +6,9 @@ Names are loaded on first use, so that `shm_abi` can be had without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from emucxl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tokenweave.communicators.available import availability
@@ -46,8 +47,4 @@ _HOMES = {
     "thread_group": "thread",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,8 +6,9 @@ loads no simulator.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from emucxl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from tokenweave.trace.chrome import THREADS
@@ -68,8 +69,4 @@ __all__ = [
     "summarise",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
