@@ -23,7 +23,7 @@ from benchmarks.serve.participant import Participant
 from benchmarks.serve.systems import KINDS, MODEL_FORM, Allowance, System
 from benchmarks.serve.workloads import all_workloads, fitted
 from emucxl.bench import machine
-from interlace.cli.bench.workload import ServeWorkload, longest_sequence
+from interlace.cli.bench.workload import ServeWorkload, longest_sequence, whole_blocks
 from interlace.errors import BenchError
 from interlace.models.sources import LoadedModel, load_model
 
@@ -107,7 +107,7 @@ def _start_systems(
 ) -> None:
     options = run.options
     room = max(longest_sequence(options.workloads), CHAT_TOKENS + correctness.NUM_TOKENS)
-    may_use = Allowance(options.threads, max_model_len=-(-room // 16) * 16)
+    may_use = Allowance(options.threads, max_model_len=whole_blocks(room))
     for system in sorted(chosen, key=lambda system: KINDS.index(system.kind)):
         say(f"starting {system.name}")
         python = options.pythons.of(system) or sys.executable

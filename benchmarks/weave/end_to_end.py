@@ -24,7 +24,7 @@ from benchmarks.harness.namespaces import (
 )
 from benchmarks.harness.worker import Worker, turn
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
-from interlace.cli.bench.workload import WARM_UP, Generated, ServeWorkload, longest_sequence
+from interlace.cli.bench.workload import WARM_UP, Generated, ServeWorkload, longest_sequence, whole_blocks
 from interlace.environment import subprocess_environment
 from interlace.errors import BenchError
 from interlace.models.sources import load_model, resolve
@@ -167,7 +167,7 @@ def _engine(options: EndToEndOptions, mode: str, joined: _Joined) -> Iterator[Wo
         "threads": 1,
         "weave": MODES[mode],
         "max_num_batched_tokens": 4096,
-        "max_model_len": -(-longest_sequence(options.workloads) // 16) * 16,
+        "max_model_len": whole_blocks(longest_sequence(options.workloads)),
         "kv_cache_gb": 0.5,
     }
     with ExitStack() as stack:

@@ -1,6 +1,6 @@
 import pytest
 
-from interlace.cli.bench.workload import FULL, QUICK, Generated, ServeWorkload, longest_sequence
+from interlace.cli.bench.workload import FULL, QUICK, Generated, ServeWorkload, longest_sequence, whole_blocks
 from interlace.errors import BenchError
 
 DECODE = ServeWorkload("decode", 2, 16, 4)
@@ -48,3 +48,7 @@ def test_prompts_are_the_same_for_every_system_and_new_in_every_round() -> None:
 def test_names_tell_shapes_apart() -> None:
     assert len({workload.name for workload in FULL}) == len(FULL)
     assert longest_sequence(FULL) == 2049
+
+
+def test_tokens_are_rounded_up_to_whole_blocks() -> None:
+    assert [whole_blocks(num_tokens) for num_tokens in (1, 16, 17, 2049)] == [16, 16, 32, 2064]

@@ -44,13 +44,13 @@ def bench(
 ) -> None:
     """Measure prefill, decode and batches on this machine. Answers are checked before anything is timed."""
     from emucxl.bench import harness
-    from interlace.cli.bench.workload import FULL, QUICK, longest_sequence
+    from interlace.cli.bench.workload import FULL, QUICK, longest_sequence, whole_blocks
     from interlace.engine.config import EngineConfig
 
     if rounds < 1:
         raise BenchError(f"got rounds={rounds}; expected at least 1")
     workloads = QUICK if quick else FULL
-    room = -(-longest_sequence(workloads) // 16) * 16
+    room = whole_blocks(longest_sequence(workloads))
     config = EngineConfig(model, tp=tp, dtype=dtype, threads=threads, max_model_len=room)
     with console.progress("measuring") as progress:
         result = report(*measure(config, workloads, rounds, progress), rounds)

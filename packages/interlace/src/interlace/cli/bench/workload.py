@@ -97,3 +97,10 @@ WARM_UP = ServeWorkload("job", 1, 32, 2)
 def longest_sequence(workloads: tuple[ServeWorkload, ...]) -> int:
     """Tokens of the longest sequence, which a system's context must hold."""
     return max(w.prompt_tokens + w.output_tokens for w in workloads)
+
+
+def whole_blocks(num_tokens: int) -> int:
+    """`num_tokens`, rounded up to whole blocks of the KV cache."""
+    from tokenweave.kernels import BLOCK_SIZE, blocks_for
+
+    return blocks_for(num_tokens) * BLOCK_SIZE
