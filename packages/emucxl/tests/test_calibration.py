@@ -206,6 +206,20 @@ def test_figures_that_are_far_off_disagree_with_reads(measured: Calibration) -> 
     assert not calibration.agrees(replace(measured, read_latency_ns=1e12))
 
 
+@pytest.mark.parametrize(("read_latency_ns", "agrees"), [(190, True), (250, True), (2836, False)])
+def test_one_taken_while_the_machine_was_slowed_down_disagrees(
+    monkeypatch: pytest.MonkeyPatch, read_latency_ns: float, agrees: bool
+) -> None:
+    def reads_of_190_ns(
+        kept: Calibration, target_ns: float, num_samples: int, size_bytes: int = 0
+    ) -> calibration.Accuracy:
+        median_ns = max(target_ns, 190.0)
+        return calibration.Accuracy(target_ns, median_ns, median_ns, num_samples)
+
+    monkeypatch.setattr(calibration, "measure_latency", reads_of_190_ns)
+    assert calibration.agrees(replace(KEPT, read_latency_ns=read_latency_ns)) is agrees
+
+
 def test_one_that_misses_the_promise_is_measured_again_and_the_best_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
