@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
-from tokenweave.wave_table import AttentionTimes, Curve, Pace, RankShape, TableKey, WaveTable
+from tokenweave.wave_table import (
+    CURVES,
+    AttentionTimes,
+    Curve,
+    KindTimes,
+    LayerKind,
+    MlpShape,
+    Pace,
+    RankShape,
+    TableKey,
+    WaveTable,
+)
 
 
-def key_of(size: int = 2, hidden_size: int = 576, dtype: str = "bfloat16", threads: int = 1) -> TableKey:
+def key_of(
+    size: int = 2,
+    hidden_size: int = 576,
+    dtype: str = "bfloat16",
+    threads: int = 1,
+    kinds: tuple[LayerKind, ...] = (),
+) -> TableKey:
+    """`kinds`: of layers; (): dense ones that see all keys."""
     return TableKey(
         machine="a machine, 2 cores",
         kernels="native avx2",
@@ -16,10 +36,8 @@ def key_of(size: int = 2, hidden_size: int = 576, dtype: str = "bfloat16", threa
         threads=threads,
         hidden_size=hidden_size,
         head_dim=64,
-        num_experts=0,
-        experts_per_token=0,
-        sliding_window=0,
-        ranks=(RankShape(5, 2, 768, 24576),) * size,
+        kinds=kinds or (LayerKind(MlpShape((768,) * size)),),
+        ranks=(RankShape(5, 2, 24576),) * size,
     )
 
 
@@ -33,14 +51,26 @@ def linear_table(size: int = 2, token_s: float = 20e-6, reduce_s: float = 1e-6) 
     return WaveTable(
         key=key_of(size),
         projections=curve(0.3 * token_s),
-        attention=AttentionTimes((1,), (1e-6,), (5e-9,)),
-        mlp=curve(0.7 * token_s),
+        kinds=(KindTimes(AttentionTimes((1,), (1e-6,), (5e-9,)), curve(0.7 * token_s)),),
         embed=curve(1e-6),
         logits=curve(20e-6),
         reduce=curve(reduce_s),
         switch_s=10e-6,
         wake_s=0.0,
     )
+
+
+WINDOWED, FULL = LayerKind(MlpShape((768, 768)), window=128), LayerKind(MlpShape((768, 768)))
+SPARSE = LayerKind(MlpShape((96, 96), num_experts=8, experts_per_token=2))
+KINDS = (WINDOWED, FULL, SPARSE)
+
+
+def mixed_table() -> WaveTable:
+    """A `linear_table` of two ranks with three kinds of layers: with a window, without, and with experts."""
+    table = linear_table()
+    (times,) = table.kinds
+    sparse = KindTimes(times.attention, Curve((1, 4096), (10e-6, 4096 * 10e-6)))
+    return replace(table, key=key_of(kinds=KINDS), kinds=(times, times, sparse))
 
 
 def curves() -> st.SearchStrategy[Curve]:
@@ -57,11 +87,11 @@ def tables() -> st.SearchStrategy[WaveTable]:
         st.tuples(st.floats(0, 1e-3), st.floats(0, 1e-3)),
         st.tuples(st.floats(0, 1e-6), st.floats(0, 1e-6)),
     )
-    each = {name: curves() for name in ("projections", "mlp", "embed", "logits", "reduce")}
+    each = {name: curves() for name in CURVES}
     return st.builds(
         WaveTable,
         key=st.just(key_of()),
-        attention=attention,
+        kinds=st.tuples(st.builds(KindTimes, attention, curves())),
         switch_s=st.floats(0, 1e-3),
         wake_s=st.floats(0, 1e-3),
         pace=st.builds(Pace, st.just((1, 512)), st.tuples(st.floats(0.5, 2), st.floats(0.5, 2))),

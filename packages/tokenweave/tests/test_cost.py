@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from support.wave_tables import key_of, linear_table
 from tokenweave.cost import CostModel, LinkSpeed, Load, Peaks, analytic_table
 from tokenweave.plan import Op, plan_forward
 from tokenweave.simulate import Resource, simulate
+from tokenweave.wave_table import LayerKind, MlpShape, RankShape
 
 PEAKS = Peaks(40e9, 8e9)
 
@@ -89,10 +92,10 @@ def test_the_last_layer_ends_with_the_wanted_rows() -> None:
     """Of 100 tokens one is wanted: projecting the keys costs what it costs for all, the rest what it costs for one."""
     costs, load, table = CostModel(linear_table()), Load.prefill(100), linear_table()
     assert load.ending.seq_lens.tolist() == [100]
-    assert costs.stage_s(Op.MLP, load, is_last=True) == table.mlp(1)
+    assert costs.stage_s(Op.MLP, load, is_last=True) == table.kinds[0].mlp(1)
     share = 9 / 14  # 5 heads, 2 KV heads: (5 + 2 * 2) of (5 + 2 * 2 + 5) columns
     projected_s = share * table.projections(100) + (1 - share) * table.projections(1)
-    attended_s = table.attention(np.ones(1), np.full(1, 100.0))
+    attended_s = table.kinds[0].attention(np.ones(1), np.full(1, 100.0))
     assert costs.stage_s(Op.ATTENTION, load, is_last=True) == pytest.approx(projected_s + attended_s)
 
 
@@ -122,26 +125,28 @@ def test_the_ending_of_a_load_sees_the_keys_of_its_rows(chunks: list[tuple[int, 
 def test_the_default_grows_with_the_tokens(num_tokens: int, more: int, size: int) -> None:
     table = analytic_table(key_of(size), PEAKS, row_tile=12)
     assert not table.is_measured
-    for curve in (table.projections, table.mlp, table.embed, table.logits, table.reduce):
+    for curve in (table.projections, table.kinds[0].mlp, table.embed, table.logits, table.reduce):
         assert curve(num_tokens) <= curve(num_tokens + more) + 1e-12
 
 
 def test_the_default_shows_the_waves() -> None:
-    mlp = analytic_table(key_of(), PEAKS, row_tile=12).mlp
+    mlp = analytic_table(key_of(), PEAKS, row_tile=12).kinds[0].mlp
     assert mlp(37) == mlp(48) > mlp(36) == mlp(25)
 
 
 def test_the_slowest_rank_counts() -> None:
     even = key_of()
-    uneven = key_of()
-    wide = uneven.ranks[0].__class__(heads=7, kv_heads=3, columns=768, vocab_rows=24576)
-    uneven = uneven.__class__(**{**uneven.__dict__, "ranks": (uneven.ranks[0], wide)})
+    uneven = replace(even, ranks=(even.ranks[0], RankShape(heads=7, kv_heads=3, vocab_rows=24576)))
     few, more = (analytic_table(key, PEAKS) for key in (even, uneven))
     assert more.projections(100) > few.projections(100)
-    assert more.mlp(100) == few.mlp(100)
+    assert more.kinds[0].mlp(100) == few.kinds[0].mlp(100)
+    wider = analytic_table(key_of(kinds=(LayerKind(MlpShape((768, 1024))),)), PEAKS)
+    assert wider.kinds[0].mlp(100) > few.kinds[0].mlp(100)
 
 
 def test_experts_share_the_tokens() -> None:
-    dense = key_of()
-    sparse = dense.__class__(**{**dense.__dict__, "num_experts": 8, "experts_per_token": 2})
-    assert 1.5 < analytic_table(sparse, PEAKS).mlp(3072) / analytic_table(dense, PEAKS).mlp(3072) < 2.5
+    dense, sparse = (
+        analytic_table(key_of(kinds=(LayerKind(MlpShape((768, 768), *experts)),)), PEAKS).kinds[0].mlp(3072)
+        for experts in ((), (8, 2))
+    )
+    assert 1.5 < sparse / dense < 2.5

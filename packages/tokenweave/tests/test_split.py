@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.wave_tables import linear_table, tables
+from support.wave_tables import linear_table, mixed_table, tables
 from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.errors import PlanError
 from tokenweave.geometry import BatchGeometry
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.split import Choice, alignment_of, candidates, choose_split, extrapolate, middle
+from tokenweave.split import Choice, LayerSample, alignment_of, candidates, choose_split, extrapolate, middle
 from tokenweave.wave_table import Curve, WaveTable
 
 LAYERS = 3
@@ -115,28 +115,39 @@ def test_the_guard_holds_back_what_gains_too_little() -> None:
 
 
 @given(
-    layers=st.integers(4, 12),
-    known=st.integers(3, 4),
+    layers=st.lists(st.integers(0, 2), min_size=1, max_size=16),
     tokens=st.integers(100, 3000),
     bandwidth=st.floats(1e8, 1e10),
     woven=st.booleans(),
 )
 def test_a_plan_of_a_few_layers_tells_what_the_whole_one_takes(
-    layers: int, known: int, tokens: int, bandwidth: float, woven: bool
+    layers: list[int], tokens: int, bandwidth: float, woven: bool
 ) -> None:
-    costs, load = CostModel(linear_table(), LinkSpeed(bandwidth)), BatchGeometry.prefill(tokens)
+    """However the kinds of layers follow one another: a layer's predecessor matters little."""
+    load, sample = BatchGeometry.prefill(tokens), LayerSample.of(layers)
     split = tokens // 2 if woven else None
 
-    def run(count: int):  # type: ignore[no-untyped-def]
-        plan = plan_forward(count, tokens, split)
-        return simulate(plan, costs.cost_of(plan, load), shared_core=True)
+    def run(kinds: tuple[int, ...]):  # type: ignore[no-untyped-def]
+        plan = plan_forward(len(kinds), tokens, split)
+        cost = CostModel(mixed_table(), LinkSpeed(bandwidth), kinds).cost_of(plan, load)
+        return simulate(plan, cost, shared_core=True)
 
-    assert extrapolate(run(known), layers) == pytest.approx(run(layers).total_s, rel=0.02)
+    expected_s = run(tuple(layers)).total_s
+    assert extrapolate(run(sample.kinds), sample) == pytest.approx(expected_s, rel=0.02)
+    if not woven:  # one step after the other: nothing depends on what came before
+        assert extrapolate(run(sample.kinds), sample) == pytest.approx(expected_s, rel=1e-9)
+
+
+def test_a_sample_has_the_ends_and_one_of_each_kind_between_them() -> None:
+    assert LayerSample.of((0,) * 30) == LayerSample((0, 0, 0), (1, 28, 1))
+    assert LayerSample.of((1, 0, 0, 2, 0, 1)) == LayerSample((1, 0, 2, 1), (1, 3, 1, 1))
+    assert LayerSample.of((0, 1)) == LayerSample((0, 1), (1, 1))
+    assert LayerSample.of((2,)) == LayerSample((2,), (1,))
 
 
 @pytest.mark.parametrize("known", [1, 2])
-def test_the_first_and_the_last_layer_tell_nothing_of_those_between(known: int) -> None:
+def test_a_plan_of_all_layers_tells_its_own_time_and_one_of_others_is_refused(known: int) -> None:
     timeline = simulate(plan_forward(known, 8), lambda step: (), shared_core=True)
-    assert extrapolate(timeline, known) == timeline.total_s
+    assert extrapolate(timeline, LayerSample.of((0,) * known)) == timeline.total_s
     with pytest.raises(PlanError, match=f"a plan of {known} layers"):
-        extrapolate(timeline, 5)
+        extrapolate(timeline, LayerSample.of((0,) * 5))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.wave_tables import key_of
+from support.wave_tables import KINDS, key_of
 from tokenweave import tune
 from tokenweave.cost import CostModel
 from tokenweave.errors import TuneError
@@ -18,6 +18,7 @@ from tokenweave.geometry import BatchGeometry, pairs_seen
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.tune import MIN_ROUNDS, measure_exchange, measure_switch_s, measure_table, token_grid
+from tokenweave.wave_table import TableKey
 
 PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
 
@@ -25,8 +26,10 @@ PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
 class FakeStages:
     """Two ranks, the second slower. Every third sample is disturbed."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: TableKey | None = None, layers: tuple[int, ...] = (0, 0, 0)) -> None:
         self.calls = self.passes = 0
+        self.key, self.layers = key or key_of(), layers
+        self.timed: set[tuple[str, int]] = set()
 
     def seconds(self, num_tokens: int) -> float:
         return 1e-6 * -(-num_tokens // 12)
@@ -36,17 +39,23 @@ class FakeStages:
         noise = 1.0 if self.calls % 3 else 5.0
         return self.seconds(num_tokens) * noise, 2 * self.seconds(num_tokens) * noise
 
-    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
-        return (num_seqs * (1e-6 + 1e-9 * self.pairs(num_new, num_keys)),) * 2
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        self.timed.add(("mlp", kind))
+        return tuple((1 + kind) * seconds for seconds in self.time("mlp", num_tokens, repeats))
 
-    num_layers = 3
+    def time_attention(
+        self, kind: int, num_seqs: int, num_new: int, num_keys: int, repeats: int
+    ) -> tuple[float, ...]:
+        self.timed.add(("attention", kind))
+        seconds = 1e-6 + 1e-9 * self.pairs(num_new, num_keys, self.key.kinds[kind].window)
+        return (num_seqs * (1 + kind) * seconds,) * 2
 
     def time_pass(self, num_tokens: int) -> tuple[float, ...]:
         self.passes += 1
         return 0.0, PASS_TOKEN_S * num_tokens * (100.0 if self.passes % 5 == 0 else 1.0)
 
-    def pairs(self, num_new: int, num_keys: int) -> float:
-        return float(pairs_seen(np.array([float(num_new)]), np.array([float(num_keys)]))[0])
+    def pairs(self, num_new: int, num_keys: int, window: int = 0) -> float:
+        return float(pairs_seen(np.array([float(num_new)]), np.array([float(num_keys)]), window)[0])
 
 
 def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
@@ -59,11 +68,13 @@ def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
         budget_s=0.0,
         progress=lambda done, what: seen.append((done, what)),
     )
-    for tokens in table.mlp.tokens:
-        assert table.mlp(tokens) == pytest.approx(2 * stages.seconds(tokens))
-    assert table.mlp(12) < table.mlp(13)
+    for tokens in table.kinds[0].mlp.tokens:
+        assert table.kinds[0].mlp(tokens) == pytest.approx(2 * stages.seconds(tokens))
+    assert table.kinds[0].mlp(12) < table.kinds[0].mlp(13)
     new, keys = np.array([64.0]), np.array([700.0])
-    assert table.attention(new, pairs_seen(new, keys)) == pytest.approx(1e-6 + 1e-9 * stages.pairs(64, 700))
+    assert table.kinds[0].attention(new, pairs_seen(new, keys)) == pytest.approx(
+        1e-6 + 1e-9 * stages.pairs(64, 700)
+    )
     assert table.is_measured
     assert table.switch_s > 0
     assert table.wake_s >= 0
@@ -76,12 +87,32 @@ def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
 def test_a_whole_pass_is_predicted_to_take_what_it_took(num_tokens: int) -> None:
     stages = FakeStages()
     table = measure_table(stages, key_of(), max_tokens=1000, row_tile=12, budget_s=0.0)
-    plan = plan_forward(stages.num_layers, num_tokens)
+    plan = plan_forward(len(stages.layers), num_tokens)
     costs = CostModel(table).cost_of(plan, BatchGeometry.prefill(num_tokens))
     predicted_s = simulate(plan, costs, shared_core=True).total_s
     assert predicted_s == pytest.approx(PASS_TOKEN_S * num_tokens, rel=1e-9 if num_tokens != 300 else 0.1)
     assert table.pace(1) == table.pace(256) > 1  # level outside of what was measured
     assert table.pace(5000) == table.pace(640)
+
+
+def test_each_kind_of_layer_is_measured_once_and_priced_as_itself() -> None:
+    """Two kinds have one MLP, and two see all keys: these are timed on the first of them."""
+    key = key_of(kinds=KINDS)
+    stages = FakeStages(key, layers=(0, 1, 2, 1))
+    table = measure_table(stages, key, max_tokens=300, row_tile=12, budget_s=0.0)
+    assert stages.timed == {("mlp", 0), ("mlp", 2), ("attention", 0), ("attention", 1)}
+    windowed, full, sparse = table.kinds
+    assert windowed.mlp == full.mlp
+    assert full.attention == sparse.attention
+    for tokens in sparse.mlp.tokens:
+        assert sparse.mlp(tokens) == pytest.approx(3 * windowed.mlp(tokens))
+    new = np.array([64.0])
+    for times, kind in ((windowed, 0), (full, 1)):
+        pairs = stages.pairs(64, 700, KINDS[kind].window)
+        assert times.attention(new, np.array([pairs])) == pytest.approx((1 + kind) * (1e-6 + 1e-9 * pairs))
+    plan = plan_forward(4, 256)
+    costs = CostModel(table, layers=stages.layers).cost_of(plan, BatchGeometry.prefill(256))
+    assert simulate(plan, costs, shared_core=True).total_s == pytest.approx(PASS_TOKEN_S * 256)
 
 
 def test_the_budget_ends_the_rounds() -> None:

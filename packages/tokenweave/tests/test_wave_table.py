@@ -7,13 +7,14 @@ import logging
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.wave_tables import curves, key_of, linear_table, tables
+from support.wave_tables import curves, key_of, linear_table, mixed_table, tables
 from tokenweave.errors import TuneError
 from tokenweave.geometry import pairs_seen
 from tokenweave.wave_table import FORMAT, AttentionTimes, Curve, WaveTable, load_table
@@ -68,6 +69,11 @@ def test_attention_goes_through_both_measured_points() -> None:
     assert times(np.array([64.0]), np.array([200.0])) == pytest.approx(3.0)  # through the floor's 0
 
 
+def test_a_window_of_one_key_has_a_time_and_no_slope() -> None:
+    times = AttentionTimes.fit([(4, (4.0, 3.0), (4.0, 2.5))])
+    assert (times.floor_s, times.pair_s) == ((2.5,), (0.0,))
+
+
 def test_noise_makes_no_attention_time_negative() -> None:
     times = AttentionTimes.fit([(4, (10.0, 3.0), (20.0, 2.0))])
     assert times.pair_s == (0.0,)
@@ -75,6 +81,7 @@ def test_noise_makes_no_attention_time_negative() -> None:
 
 
 @given(table=tables())
+@example(table=mixed_table())
 def test_a_table_survives_its_json(table: WaveTable) -> None:
     assert WaveTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
@@ -98,8 +105,9 @@ def test_a_table_is_found_by_its_key_and_by_no_other(tmp_path: Path) -> None:
         "{}",
         json.dumps({"format": FORMAT}),
         json.dumps({**linear_table().to_json(), "format": FORMAT + 1}),
-        json.dumps({**linear_table().to_json(), "mlp": {"tokens": [1], "seconds": ["fast"]}}),
-        json.dumps({**linear_table().to_json(), "mlp": {"tokens": [2, 1], "seconds": [1, 1]}}),
+        json.dumps({**linear_table().to_json(), "embed": {"tokens": [1], "seconds": ["fast"]}}),
+        json.dumps({**linear_table().to_json(), "embed": {"tokens": [2, 1], "seconds": [1, 1]}}),
+        json.dumps({**linear_table().to_json(), "kinds": []}),
         json.dumps(replace(linear_table(), key=key_of(threads=9)).to_json()),
     ],
 )
@@ -113,6 +121,31 @@ def test_a_damaged_stale_or_foreign_file_is_ignored_and_told(
     (record,) = caplog.records
     assert "ignoring the wave table" in record.getMessage()
     assert "interlace tune" in record.getMessage()
+
+
+def of_format_2(table: WaveTable) -> dict[str, Any]:
+    """As it was written when all layers of a model were taken to be alike."""
+    found = json.loads(json.dumps(table.to_json()))
+    (times,) = found.pop("kinds")
+    found["key"] |= {"num_experts": 0, "experts_per_token": 0, "sliding_window": 0}
+    del found["key"]["kinds"]
+    return {**found, **times, "format": 2}
+
+
+def test_a_table_of_an_older_format_is_told_and_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name is another, as its key was."""
+    key, old = linear_table().key, of_format_2(linear_table())
+    (tmp_path / f"{key.file_prefix}0123456789abcdef.json").write_text(json.dumps(old))
+    assert load_table(tmp_path, replace(key, machine="another")) is None
+    assert not caplog.records  # nobody promised it one
+    assert load_table(tmp_path, key) is None
+    (record,) = caplog.records
+    assert "has format 2, expected 3; `interlace tune` measures it again" in record.getMessage()
+    linear_table().save(tmp_path)
+    assert load_table(tmp_path, key) == linear_table()
+    assert len(caplog.records) == 1
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from interlace.cli.chart import chart
+from support.tiny_models import make_model
 
 Invoke = Callable[..., Any]
 
@@ -39,8 +40,22 @@ def test_json_is_the_table(invoke: Invoke, tiny_model: Path) -> None:
     found = json.loads(result.stdout)
     assert found["key"]["dtype"] == "float32"
     assert len(found["key"]["ranks"]) == 2
-    assert found["mlp"]["tokens"][-1] == 60
-    assert json.loads(Path(found["path"]).read_text())["mlp"] == found["mlp"]
+    (kind,) = found["kinds"]
+    assert kind["mlp"]["tokens"][-1] == 60
+    assert json.loads(Path(found["path"]).read_text())["kinds"] == found["kinds"]
+
+
+def test_layers_that_differ_are_shown_apart_and_their_plan_is_priced(invoke: Invoke, tmp_path: Path) -> None:
+    """Gemma 3 has a window in some layers, and the same MLP in all."""
+    model = make_model(tmp_path / "model", "gemma3")
+    shown = tune(invoke, model, "--dtype", "float32").stdout
+    assert "layers with a window of 24 keys, with an MLP of" in shown
+    assert "layers that see all keys, with an MLP of" in shown
+    assert shown.count("every step up is one more wave") == 1
+    assert shown.count("projections") == 2
+    plan = invoke("plan", "show", str(model), "--tp", "2", "--dtype", "float32", "--split", "none", "--tuned")
+    assert plan.exit_code == 0, plan.output
+    assert "this machine's wave table" in plan.stdout
 
 
 @pytest.mark.parametrize("arguments", [("--tp", "0"), ("--max-tokens", "0"), ("--seconds", "0")])

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry
 from tokenweave.ops import Operation
 from tokenweave.phases import Phase, PricedStep
@@ -18,6 +20,8 @@ from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import (
     AttentionTimes,
     Curve,
+    KindTimes,
+    MlpShape,
     RankShape,
     TableKey,
     WaveTable,
@@ -52,28 +56,51 @@ class CostModel:
 
     table: WaveTable
     link: LinkSpeed | None = None
+    layers: tuple[int, ...] = ()
+    """The kind of each layer: its place in the table's kinds. (): any number of layers of the only kind."""
+
+    def __post_init__(self) -> None:
+        known = len(self.table.kinds)
+        if (not self.layers and known > 1) or not all(0 <= kind < known for kind in self.layers):
+            raise TuneError(
+                f"got layers of the kinds {self.layers}; expected a number from 0 to {known - 1} for each layer, as "
+                f"the table has {known} kinds of layers"
+            )
 
     def cost_of(self, plan: Plan, load: BatchGeometry) -> Cost:
-        """The price of each step of `plan` over the batch that `load` describes."""
+        """The price of each step of `plan` over the batch that `load` describes.
+
+        Raises:
+            TuneError: the plan has other layers than this model.
+        """
+        if self.layers and plan.num_layers != len(self.layers):
+            raise TuneError(
+                f"got a plan of {plan.num_layers} layers; expected {len(self.layers)}, as many as have a kind"
+            )
         loads = [load.part(rows) for rows in plan.parts]
         last = plan.num_layers - 1
-        prices: dict[tuple[Operation, int | None, bool, bool], tuple[Phase, ...]] = {}
+        prices: dict[tuple[Operation, int, int | None, bool, bool], tuple[Phase, ...]] = {}
 
         def cost(step: Step) -> tuple[Phase, ...]:
-            key = (step.op, step.part, step.layer == last, step.norm == 2 * last)
+            key = (step.op, self._kind_of(step), step.part, step.layer == last, step.norm == 2 * last)
             if key not in prices:
                 prices[key] = self._phases(step, load, loads, last)
             return prices[key]
 
         return cost
 
+    def _kind_of(self, step: Step) -> int:
+        """The kind of the step's layer; outside of the layers all kinds are alike."""
+        return self.layers[step.layer] if self.layers and step.layer is not None else 0
+
     def _part_s(
-        self, op: Operation, part: int, whole: BatchGeometry, parts: list[BatchGeometry], *, is_last: bool
+        self, step: Step, part: int, whole: BatchGeometry, parts: list[BatchGeometry], *, is_last: bool
     ) -> float:
         """Seconds on the core of one part's stage. Cutting a stage in two never makes it cheaper: where the table says
         so, that is noise in it, and the parts share what the whole takes."""
-        each_s = [self.stage_s(op, load, is_last=is_last) for load in parts]
-        apart_s, whole_s = sum(each_s), self.stage_s(op, whole, is_last=is_last)
+        op, kind = step.op, self._kind_of(step)
+        each_s = [self.stage_s(op, load, kind, is_last=is_last) for load in parts]
+        apart_s, whole_s = sum(each_s), self.stage_s(op, whole, kind, is_last=is_last)
         if apart_s >= whole_s:
             return each_s[part]
         if apart_s > 0:
@@ -81,9 +108,10 @@ class CostModel:
         rows = [op.price.rows(load, load.ending if is_last else load) for load in parts]
         return whole_s * rows[part] / max(1, sum(rows))
 
-    def stage_s(self, op: Operation, load: BatchGeometry, *, is_last: bool = False) -> float:
-        """Seconds on the core of one stage; `is_last`: in the last layer, which ends with the rows that are wanted."""
-        return op.price.core_s(self.table, load, load.ending if is_last else load)
+    def stage_s(self, op: Operation, load: BatchGeometry, kind: int = 0, *, is_last: bool = False) -> float:
+        """Seconds on the core of one stage in a layer of `kind`; `is_last`: in the last layer, which ends with the rows
+        that are wanted."""
+        return op.price.core_s(self.table, kind, load, load.ending if is_last else load)
 
     def link_s(self, num_tokens: int) -> float:
         """Seconds on the link of a reduce-scatter, and of an all-gather, over `num_tokens` rows."""
@@ -112,9 +140,9 @@ class CostModel:
         load = whole if step.part is None else parts[step.part]
         is_last = step.layer == last
         if step.part is None:
-            core_s = self.stage_s(step.op, whole, is_last=is_last)
+            core_s = self.stage_s(step.op, whole, self._kind_of(step), is_last=is_last)
         else:
-            core_s = self._part_s(step.op, step.part, whole, parts, is_last=is_last)
+            core_s = self._part_s(step, step.part, whole, parts, is_last=is_last)
         rest = load.ending if is_last else load
         selects_residual = step.norm == 2 * last and load.ending is not load
         priced = PricedStep(
@@ -137,7 +165,7 @@ class Peaks:
 
 def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
     """A table from FLOPs and bytes, for when none was measured. Rows are counted in whole tiles of `row_tile`."""
-    stages = [_Stages(key, rank, peaks, row_tile) for rank in key.ranks]
+    stages = [_Stages(key, rank, peaks, row_tile) for rank in range(len(key.ranks))]
 
     def curve(stage: Callable[[_Stages, int], float]) -> Curve:
         return Curve(ANALYTIC_TOKENS, tuple(max(stage(rank, n) for rank in stages) for n in ANALYTIC_TOKENS))
@@ -146,13 +174,13 @@ def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
         ATTENTION_EFFICIENCY * peaks.flops_per_s
     )
     key_s = max(2 * rank.kv_heads * key.head_dim for rank in key.ranks) * DTYPE_BYTES[key.dtype]
+    attention = AttentionTimes(
+        (1, 16), (1e-6, 5e-6), (max(pair_s, key_s / peaks.bytes_per_s), pair_s)
+    )  # a single token reads every key for itself; with a window it sees fewer
     return WaveTable(
         key=key,
         projections=curve(_Stages.projections),
-        attention=AttentionTimes(
-            (1, 16), (1e-6, 5e-6), (max(pair_s, key_s / peaks.bytes_per_s), pair_s)
-        ),  # a single token reads every key for itself
-        mlp=curve(_Stages.mlp),
+        kinds=tuple(KindTimes(attention, curve(partial(_Stages.mlp, shape=kind.mlp))) for kind in key.kinds),
         embed=curve(_Stages.embed),
         logits=curve(_Stages.logits),
         reduce=curve(_Stages.reduce),
@@ -165,35 +193,40 @@ def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
 class _Stages:
     """One rank's stages, priced by the slower of arithmetic and memory."""
 
-    def __init__(self, key: TableKey, rank: RankShape, peaks: Peaks, row_tile: int) -> None:
+    def __init__(self, key: TableKey, rank: int, peaks: Peaks, row_tile: int) -> None:
         self.key, self.rank, self.peaks, self.row_tile = key, rank, peaks, row_tile
+        self.shape: RankShape = key.ranks[rank]
         self.item_bytes = DTYPE_BYTES[key.dtype]
 
     def projections(self, num_tokens: int) -> float:
-        key, query = self.key, self.rank.heads * self.key.head_dim
-        qkv = query + 2 * self.rank.kv_heads * key.head_dim
+        key, query = self.key, self.shape.heads * self.key.head_dim
+        qkv = query + 2 * self.shape.kv_heads * key.head_dim
         return self._gemms(num_tokens, [(key.hidden_size, qkv), (query, key.hidden_size)])
 
-    def mlp(self, num_tokens: int) -> float:
-        key, columns = self.key, self.rank.columns
-        gemms = [(key.hidden_size, 2 * columns), (columns, key.hidden_size)]
-        if not key.num_experts:
-            return self._gemms(num_tokens, gemms)
-        chosen = num_tokens * key.experts_per_token
-        busy = min(key.num_experts, chosen)
-        return busy * self._gemms(math.ceil(chosen / key.num_experts), gemms)
+    def mlp(self, num_tokens: int, shape: MlpShape) -> float:
+        if not shape.num_experts:
+            return self._gated(num_tokens, shape.columns[self.rank])
+        chosen = num_tokens * shape.experts_per_token
+        busy = min(shape.num_experts, chosen)
+        seconds = busy * self._gated(math.ceil(chosen / shape.num_experts), shape.columns[self.rank])
+        if shape.shared_columns:
+            seconds += self._gated(num_tokens, shape.shared_columns[self.rank])
+        return seconds
 
     def embed(self, num_tokens: int) -> float:
         return CALL_S + 3 * num_tokens * self.key.hidden_size * self.item_bytes / self.peaks.bytes_per_s
 
     def logits(self, num_tokens: int) -> float:
-        return self._gemms(num_tokens, [(self.key.hidden_size, self.rank.vocab_rows)])
+        return self._gemms(num_tokens, [(self.key.hidden_size, self.shape.vocab_rows)])
 
     def reduce(self, num_tokens: int) -> float:
         """Each rank reads every rank's part of its rows, updates its residual, and writes and is written all rows."""
         size, row_bytes = len(self.key.ranks), self.key.hidden_size * self.item_bytes
         own_bytes = num_tokens / size * (size * row_bytes + 2 * 4 * self.key.hidden_size + row_bytes)
         return CALL_S + (own_bytes + num_tokens * row_bytes) / self.peaks.bytes_per_s
+
+    def _gated(self, num_tokens: int, columns: int) -> float:
+        return self._gemms(num_tokens, [(self.key.hidden_size, 2 * columns), (columns, self.key.hidden_size)])
 
     def _gemms(self, num_tokens: int, shapes: list[tuple[int, int]]) -> float:
         rows = math.ceil(num_tokens / self.row_tile) * self.row_tile

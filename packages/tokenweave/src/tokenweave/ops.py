@@ -27,7 +27,7 @@ class Lane(StrEnum):
     MEMORY = "memory"  # between tiers of memory
 
 
-def _nothing(table: WaveTable, begun: BatchGeometry, rest: BatchGeometry) -> float:
+def _nothing(table: WaveTable, kind: int, begun: BatchGeometry, rest: BatchGeometry) -> float:
     return 0.0
 
 
@@ -44,10 +44,10 @@ class Price:
     """How long a step takes: seconds on the core, and how these and others follow one another.
 
     A step begins with some rows and goes on with the rest of them: in the last layer, with those whose logits are
-    wanted. `rows` counts those that it computes.
+    wanted. `rows` counts those that it computes. Which of the table's kinds its layer is of comes with the table.
     """
 
-    core_s: Callable[[WaveTable, BatchGeometry, BatchGeometry], float] = _nothing
+    core_s: Callable[[WaveTable, int, BatchGeometry, BatchGeometry], float] = _nothing
     rows: Callable[[BatchGeometry, BatchGeometry], int] = _rows_of_rest
     phases: Callable[[PricedStep], tuple[Phase, ...]] = _on_core
 
@@ -69,13 +69,16 @@ class Operation:
         return f"<{self.label}>"
 
 
-def _projected_and_attended_s(table: WaveTable, begun: BatchGeometry, rest: BatchGeometry) -> float:
+def _projected_and_attended_s(
+    table: WaveTable, kind: int, begun: BatchGeometry, rest: BatchGeometry
+) -> float:
     """Keys and values of all rows; queries' attention and the output projection of the rest."""
     projected_s = table.projections(begun.num_tokens)
     if rest is not begun:
         share = table.key.qkv_share
         projected_s = share * projected_s + (1 - share) * table.projections(rest.num_tokens)
-    return projected_s + table.attention(rest.num_new, rest.pairs_seen(table.key.sliding_window))
+    pairs = rest.pairs_seen(table.key.kinds[kind].window)
+    return projected_s + table.kinds[kind].attention(rest.num_new, pairs)
 
 
 def _reduction(step: PricedStep) -> tuple[Phase, ...]:
@@ -101,7 +104,7 @@ class Op(metaclass=_Records):
     # Rows of this rank's part of the vocabulary.
     EMBED = Operation(
         "embed", Lane.COMPUTE, "embed", "emb",
-        Price(lambda table, begun, rest: table.embed(begun.num_tokens), lambda begun, rest: begun.num_tokens),
+        Price(lambda table, kind, begun, rest: table.embed(begun.num_tokens), lambda begun, rest: begun.num_tokens),
     )  # fmt: skip
     # This rank's heads, up to the partial sum of the output projection.
     ATTENTION = Operation(
@@ -110,18 +113,19 @@ class Op(metaclass=_Records):
     )  # fmt: skip
     # This rank's part of the MLP or of the experts, up to the partial sum.
     MLP = Operation(
-        "mlp", Lane.COMPUTE, "mlp", "mlp", Price(lambda table, begun, rest: table.mlp(rest.num_tokens))
-    )
+        "mlp", Lane.COMPUTE, "mlp", "mlp",
+        Price(lambda table, kind, begun, rest: table.kinds[kind].mlp(rest.num_tokens)),
+    )  # fmt: skip
     # All-reduce, residual add and RMSNorm of what the step before it left.
     REDUCE_NORM = Operation(
         "reduce_norm", Lane.TRANSFER, "reduce_norm", "rn",
-        Price(lambda table, begun, rest: table.reduce(rest.num_tokens), phases=_reduction),
+        Price(lambda table, kind, begun, rest: table.reduce(rest.num_tokens), phases=_reduction),
     )  # fmt: skip
     # This rank's part of the vocabulary.
     LOGITS = Operation(
         "logits", Lane.COMPUTE, "output_head", "log",
         Price(
-            lambda table, begun, rest: table.logits(len(begun.logit_rows)),
+            lambda table, kind, begun, rest: table.logits(len(begun.logit_rows)),
             lambda begun, rest: len(begun.logit_rows),
         ),
     )  # fmt: skip

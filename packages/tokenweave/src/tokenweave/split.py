@@ -7,7 +7,8 @@ predicted to pay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenweave.errors import PlanError
@@ -31,6 +32,21 @@ class Choice:
     def gain(self) -> float:
         """The share of the time that weaving saves."""
         return 0.0 if self.unsplit_s <= 0 else 1 - self.predicted_s / self.unsplit_s
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSample:
+    """A few of a model's layers, which stand for all of them."""
+
+    kinds: tuple[int, ...]  # of each layer of the sample
+    counts: tuple[int, ...]  # how many of the model's layers each stands for
+
+    @classmethod
+    def of(cls, layers: Sequence[int]) -> LayerSample:
+        """The first layer, the last, and of each kind between them one: `layers` has the kind of each of all."""
+        between = Counter(layers[1:-1])  # in the order in which they first come
+        first, last = layers[:1], layers[1:][-1:]  # a single layer is the first
+        return cls((*first, *between, *last), (*(1 for _ in first), *between.values(), *(1 for _ in last)))
 
 
 def alignment_of(row_tile: int, size: int) -> int:
@@ -70,17 +86,17 @@ def choose_split(
     *,
     shared_core: bool,
     guard: float = GUARD,
-    num_layers: int | None = None,
+    sample: LayerSample | None = None,
 ) -> Choice:
     """The candidate whose plan is predicted to end first, if that gains more than `guard`; otherwise no split.
 
-    `guard` is a share of the time without a split. With `num_layers`, the plans may have fewer layers than that: see
-    `extrapolate`. Of candidates that are equally good the first wins.
+    `guard` is a share of the time without a split. With a `sample`, the plans have its layers only: see `extrapolate`.
+    Of candidates that are equally good the first wins.
     """
 
     def price(split: int | None) -> float:
         timeline = simulate(plan_of(split), cost_of(split), shared_core=shared_core)
-        return timeline.total_s if num_layers is None else extrapolate(timeline, num_layers)
+        return timeline.total_s if sample is None else extrapolate(timeline, sample)
 
     unsplit_s = price(None)
     best: int | None = None
@@ -92,26 +108,23 @@ def choose_split(
     return Choice(best, best_s, unsplit_s)
 
 
-def extrapolate(timeline: Timeline, num_layers: int) -> float:
-    """Returns the time of a plan like `timeline`'s with `num_layers` layers: each further one is like the last but one.
+def extrapolate(timeline: Timeline, sample: LayerSample) -> float:
+    """Returns the time of the whole plan, of which `timeline`'s has the layers of `sample`.
 
-    (The first layer finds an empty pipeline, and the last has less to do.)
+    Each layer that was left out takes as long as the one that stands for it, from the end of the layer before that.
+    (The first layer finds an empty pipeline, and the last has less to do: these stand for themselves.)
 
     Raises:
-        PlanError: it has fewer than three layers and not all of them, so that none is in the middle, or too many.
+        PlanError: the plan of `timeline` has another number of layers.
     """
     ends: dict[int, float] = {}
     for interval in timeline.intervals:
         if interval.step.lane is Lane.COMPUTE and interval.step.layer is not None:
             ends[interval.step.layer] = interval.end_s  # a lane runs its steps in order: the last one ends it
-    known = len(ends)
-    if known == num_layers:
-        return timeline.total_s
-    if not 3 <= known <= num_layers:
-        raise PlanError(
-            f"got a plan of {known} layers to stand for {num_layers}; expected 3 to {num_layers}, or all of them"
-        )
-    return timeline.total_s + (num_layers - known) * (ends[known - 2] - ends[known - 3])
+    if len(ends) != len(sample.kinds):
+        raise PlanError(f"got a plan of {len(ends)} layers; expected the {len(sample.kinds)} of the sample")
+    left_out = ((layer, count - 1) for layer, count in enumerate(sample.counts) if count > 1)
+    return timeline.total_s + sum(count * (ends[layer] - ends[layer - 1]) for layer, count in left_out)
 
 
 def _check(num_tokens: int, alignment: int) -> None:

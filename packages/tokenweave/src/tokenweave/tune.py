@@ -11,19 +11,29 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.errors import TuneError
 from tokenweave.execute import Handler
-from tokenweave.geometry import BatchGeometry
+from tokenweave.geometry import BatchGeometry, pairs_seen
 from tokenweave.kernels import ResidualNorms
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Operation, plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.wave_table import CURVES, AttentionTimes, Curve, Pace, TableKey, WaveTable
+from tokenweave.wave_table import (
+    CURVES,
+    AttentionTimes,
+    Curve,
+    KindTimes,
+    MlpShape,
+    Pace,
+    TableKey,
+    WaveTable,
+)
 
 if TYPE_CHECKING:
     from tokenweave.communicators import Communicator
@@ -48,23 +58,28 @@ NAP_S = 5e-4  # about what one waits for a link
 
 
 class Stages(Protocol):
-    """All ranks of a model on this host, each ready to run any stage of a layer at any number of tokens."""
+    """All ranks of a model on this host, each ready to run any stage of a layer at any number of tokens.
+
+    `kind` is a place in the kinds of the table's key; a layer of that kind is timed.
+    """
 
     def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
         """Seconds that each rank took on average, all of them beginning together. `stage` is one of CURVES."""
 
-    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        """The same of the MLP, or of the experts."""
+
+    def time_attention(
+        self, kind: int, num_seqs: int, num_new: int, num_keys: int, repeats: int
+    ) -> tuple[float, ...]:
         """The same of attention alone: the last `num_new` of the `num_keys` tokens of each sequence."""
 
     def time_pass(self, num_tokens: int) -> tuple[float, ...]:
         """Seconds by the wall clock that each rank took for a pass, not woven, over one sequence from its start."""
 
     @property
-    def num_layers(self) -> int:
-        """Of that pass."""
-
-    def pairs(self, num_new: int, num_keys: int) -> float:
-        """Pairs of a new token and a key that it sees, in one sequence."""
+    def layers(self) -> tuple[int, ...]:
+        """The kind of each layer of that pass."""
 
 
 def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
@@ -79,6 +94,15 @@ def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
         count = round(at / row_tile) * row_tile
         found |= {count} if count > 8 * dense else {count, count + 1}
     return tuple(sorted(count for count in found if count <= max_tokens))
+
+
+class _Place(NamedTuple):
+    """Where in the table a cell is."""
+
+    stage: str
+    num_tokens: int
+    kind: int = 0  # the first one with this MLP or this window: what is alike is measured once
+    num_keys: int = 0
 
 
 @dataclass
@@ -111,18 +135,32 @@ def measure_table(
     progress: Progress | None = None,
 ) -> WaveTable:
     """Measure every cell, round after round, for about `budget_s` seconds or at least three rounds."""
-    grid = token_grid(max_tokens, row_tile)
-    cells: dict[tuple[str, int, int], _Sample] = {}
+    cells = _cells(stages, key, token_grid(max_tokens, row_tile))
+    _run_rounds(cells, budget_s, progress)
+    table = _table(key, cells)
+    return replace(table, pace=_measure_pace(stages, table, max_tokens))
+
+
+def _cells(stages: Stages, key: TableKey, grid: tuple[int, ...]) -> dict[_Place, _Sample]:
+    """The cells that are to be measured, and how each is."""
+    cells: dict[_Place, _Sample] = {}
     for stage in CURVES:
         for count in _counts(stage, grid):
-            cells[stage, count, 0] = _Sample(partial(stages.time, stage, count))
-    queries = [count for count in QUERIES if count <= max_tokens]
-    for count in queries:
-        for keys in (count, count + CONTEXT):
-            cells["attention", count, keys] = _Sample(partial(_time_attention, stages, count, keys))
-    _run_rounds(cells, budget_s, progress)
-    table = _table(stages, key, cells, queries)
-    return replace(table, pace=_measure_pace(stages, table, max_tokens))
+            cells[_Place(stage, count)] = _Sample(partial(stages.time, stage, count))
+    for kind in sorted({_first_with(kind.mlp, key) for kind in key.kinds}):
+        for count in grid:
+            cells[_Place("mlp", count, kind)] = _Sample(partial(stages.time_mlp, kind, count))
+    for kind in sorted({_first_with(kind.window, key) for kind in key.kinds}):
+        for count in (count for count in QUERIES if count <= grid[-1]):
+            for keys in (count, count + CONTEXT):
+                sample = _Sample(partial(_time_attention, stages, kind, count, keys))
+                cells[_Place("attention", count, kind, keys)] = sample
+    return cells
+
+
+def _first_with(what: MlpShape | int, key: TableKey) -> int:
+    """The place of the first kind that has this MLP, or this window."""
+    return next(place for place, kind in enumerate(key.kinds) if what in (kind.mlp, kind.window))
 
 
 def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
@@ -136,17 +174,19 @@ def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
                 taken[count].append(seconds)
     factors = []
     for count in counts:
-        plan = plan_forward(stages.num_layers, count)
-        costs = CostModel(table).cost_of(plan, BatchGeometry.prefill(count))
+        plan = plan_forward(len(stages.layers), count)
+        costs = CostModel(table, layers=stages.layers).cost_of(plan, BatchGeometry.prefill(count))
         alone_s = simulate(plan, costs, shared_core=True).total_s
         factors.append(min(MOST_PACE, max(1 / MOST_PACE, statistics.median(taken[count]) / alone_s)))
     return Pace(counts, tuple(factors))
 
 
-def _time_attention(stages: Stages, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
+def _time_attention(
+    stages: Stages, kind: int, num_new: int, num_keys: int, repeats: int
+) -> tuple[float, ...]:
     """One sequence's share: few new tokens are timed in many sequences, as decodes come."""
     num_seqs = MANY if num_new <= FEW_QUERIES else 1
-    times = stages.time_attention(num_seqs, num_new, num_keys, repeats)
+    times = stages.time_attention(kind, num_seqs, num_new, num_keys, repeats)
     return tuple(seconds / num_seqs for seconds in times)
 
 
@@ -163,45 +203,54 @@ def _counts(stage: str, grid: tuple[int, ...]) -> tuple[int, ...]:
     return grid
 
 
-def _run_rounds(
-    cells: Mapping[tuple[str, int, int], _Sample], budget_s: float, progress: Progress | None
-) -> None:
+def _run_rounds(cells: Mapping[_Place, _Sample], budget_s: float, progress: Progress | None) -> None:
     start, rounds, longest_s = time.monotonic(), 0, 0.0
     while rounds < MAX_ROUNDS:
         began = time.monotonic()
         if rounds >= MIN_ROUNDS and began - start + longest_s > budget_s:
             break
-        for place, ((stage, count, _), cell) in enumerate(cells.items()):
+        for done, (place, cell) in enumerate(cells.items()):
             cell.take()
-            if progress is not None and place % 8 == 0:
-                by_rounds = (rounds + place / len(cells)) / MAX_ROUNDS
+            if progress is not None and done % 8 == 0:
+                by_rounds = (rounds + done / len(cells)) / MAX_ROUNDS
                 by_time = (time.monotonic() - start) / budget_s if rounds >= MIN_ROUNDS else 0.0
-                progress(min(1.0, max(by_rounds, by_time)), f"{stage}, {count:,} tokens")
+                progress(min(1.0, max(by_rounds, by_time)), f"{place.stage}, {place.num_tokens:,} tokens")
         rounds += 1
         longest_s = max(longest_s, time.monotonic() - began)
     if progress is not None:
         progress(1.0, "")
 
 
-def _table(
-    stages: Stages, key: TableKey, cells: Mapping[tuple[str, int, int], _Sample], queries: list[int]
-) -> WaveTable:
-    curves: dict[str, Curve] = {}
-    for name in CURVES:
-        points = sorted((count, cell.seconds) for (stage, count, _), cell in cells.items() if stage == name)
-        curves[name] = Curve(*(tuple(axis) for axis in zip(*points, strict=True)))
-    attention = AttentionTimes.fit(
-        (
-            count,
-            (stages.pairs(count, count), cells["attention", count, count].seconds),
-            (stages.pairs(count, count + CONTEXT), cells["attention", count, count + CONTEXT].seconds),
+def _table(key: TableKey, cells: Mapping[_Place, _Sample]) -> WaveTable:
+    projections, embed, logits, reduce = (_curve(cells, name, 0) for name in CURVES)
+    kinds = tuple(
+        KindTimes(
+            _attention_times(cells, _first_with(kind.window, key), kind.window),
+            _curve(cells, "mlp", _first_with(kind.mlp, key)),
         )
-        for count in queries
+        for kind in key.kinds
     )
-    projections, mlp, embed, logits, reduce = (curves[name] for name in CURVES)
-    return WaveTable(
-        key, projections, attention, mlp, embed, logits, reduce, measure_switch_s(), measure_wake_s()
+    return WaveTable(key, projections, kinds, embed, logits, reduce, measure_switch_s(), measure_wake_s())
+
+
+def _curve(cells: Mapping[_Place, _Sample], stage: str, kind: int) -> Curve:
+    points = sorted(
+        (place.num_tokens, cell.seconds)
+        for place, cell in cells.items()
+        if (place.stage, place.kind) == (stage, kind)
     )
+    return Curve(*(tuple(axis) for axis in zip(*points, strict=True)))
+
+
+def _attention_times(cells: Mapping[_Place, _Sample], kind: int, window: int) -> AttentionTimes:
+    """The line through the two measurements of each number of new tokens, of which they see `window` keys at most."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for place, cell in cells.items():
+        if (place.stage, place.kind) == ("attention", kind):
+            new, keys = (np.array([float(count)]) for count in (place.num_tokens, place.num_keys))
+            pairs = float(pairs_seen(new, keys, window)[0])
+            found.setdefault(place.num_tokens, []).append((pairs, cell.seconds))
+    return AttentionTimes.fit((count, few, many) for count, (few, many) in found.items())
 
 
 def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:

@@ -4,7 +4,8 @@ A matrix product works through its rows in tiles, so its time grows in steps ("w
 side of a step where steps matter. It is kept as JSON, one file for each machine and shape, and is read again silently.
 
 Times are those of the slowest rank, measured while all ranks of the host computed. What one attention takes depends on
-its context too: see `AttentionTimes`.
+its context too: see `AttentionTimes`. Where layers differ (a window in some, experts in some), each kind of layer has
+its own times of the stages that differ.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ import numpy.typing as npt
 
 from tokenweave.errors import TuneError
 
-FORMAT = 2
-CURVES = ("projections", "mlp", "embed", "logits", "reduce")
+FORMAT = 3
+CURVES = ("projections", "embed", "logits", "reduce")  # of all layers alike, or of none
 _log = logging.getLogger("tokenweave")
 
 Floats = npt.NDArray[np.float64]
@@ -39,8 +40,27 @@ class RankShape:
 
     heads: int
     kv_heads: int
-    columns: int  # of the MLP, of each expert alike
     vocab_rows: int
+
+
+@dataclass(frozen=True)
+class MlpShape:
+    """A layer's MLP, or its experts, on all ranks."""
+
+    columns: tuple[int, ...]  # of each rank; of each expert alike
+    num_experts: int = 0  # 0: a dense MLP
+    experts_per_token: int = 0
+    shared_columns: tuple[
+        int, ...
+    ] = ()  # of each rank, of an expert that all tokens run through; (): there is none
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """The sizes that a layer's times depend on, where the layers of one model differ."""
+
+    mlp: MlpShape
+    window: int = 0  # keys a token sees; 0: all
 
 
 @dataclass(frozen=True)
@@ -54,16 +74,27 @@ class TableKey:
     threads: int  # of each rank
     hidden_size: int
     head_dim: int
-    num_experts: int
-    experts_per_token: int
-    sliding_window: int
-    """Keys a token sees; 0: all."""
+    kinds: tuple[LayerKind, ...]  # that the model's layers are of, each once
     ranks: tuple[RankShape, ...]
+
+    def __post_init__(self) -> None:
+        if not self.kinds or len(set(self.kinds)) != len(self.kinds):
+            raise TuneError(f"got kinds of layers {self.kinds}; expected at least one, and each once")
+        for kind in self.kinds:
+            if len(kind.mlp.columns) != len(self.ranks):
+                raise TuneError(
+                    f"got MLP columns {kind.mlp.columns} of {len(self.ranks)} ranks; expected one of each"
+                )
 
     @property
     def file_name(self) -> str:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{len(self.ranks)}-ranks-{self.hidden_size}-{self.dtype}-{digest[:16]}.json"
+        return f"{self.file_prefix}{digest[:16]}.json"
+
+    @property
+    def file_prefix(self) -> str:
+        """The beginning of the names of tables of such sizes."""
+        return f"{len(self.ranks)}-ranks-{self.hidden_size}-{self.dtype}-"
 
     @property
     def qkv_share(self) -> float:
@@ -153,11 +184,19 @@ class Pace:
 
 def _line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
     """Floor and slope, neither negative: where noise would have it so, the other alone passes through a point."""
+    if many[1] <= few[1] or many[0] <= few[0]:  # the latter with a window of one key
+        return min(few[1], many[1]), 0.0  # noise only adds: the smaller time is the better
     slope = (many[1] - few[1]) / (many[0] - few[0])
-    if slope <= 0:
-        return many[1], 0.0  # noise only adds: the smaller time is the better
     floor = few[1] - slope * few[0]
     return (floor, slope) if floor >= 0 else (0.0, many[1] / many[0])
+
+
+@dataclass(frozen=True)
+class KindTimes:
+    """Times of the stages that differ between kinds of layers."""
+
+    attention: AttentionTimes
+    mlp: Curve
 
 
 @dataclass(frozen=True)
@@ -168,8 +207,7 @@ class WaveTable:
     projections: (
         Curve  # query, key, value, rotary embedding and output projection: attention but for the keys
     )
-    attention: AttentionTimes
-    mlp: Curve
+    kinds: tuple[KindTimes, ...]  # of each of the key's kinds
     embed: Curve
     logits: Curve  # against the number of rows whose logits are wanted
     reduce: Curve  # all-reduce, residual add and norm, without a link
@@ -177,6 +215,12 @@ class WaveTable:
     wake_s: float  # what waking up adds to a wait for a link
     pace: Pace = Pace()
     is_measured: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.kinds) != len(self.key.kinds):
+            raise TuneError(
+                f"got times of {len(self.kinds)} kinds of layers; expected {len(self.key.kinds)}, as in the key"
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -187,19 +231,17 @@ class WaveTable:
         if found.get("format") != FORMAT:
             raise TuneError(f"it has format {found.get('format')!r}; expected {FORMAT}")
         try:
-            key = {**found["key"], "ranks": tuple(RankShape(**rank) for rank in found["key"]["ranks"])}
-            curves = {
-                name: Curve(*(tuple(found[name][axis]) for axis in ("tokens", "seconds"))) for name in CURVES
-            }
-            attention = {name: tuple(values) for name, values in found["attention"].items()}
             return cls(
-                key=TableKey(**key),
-                attention=AttentionTimes(**attention),
+                key=_key_from_json(found["key"]),
+                kinds=tuple(
+                    KindTimes(AttentionTimes(**_tuples(kind["attention"])), _curve_from_json(kind["mlp"]))
+                    for kind in found["kinds"]
+                ),
                 switch_s=float(found["switch_s"]),
                 wake_s=float(found["wake_s"]),
                 is_measured=bool(found["is_measured"]),
                 pace=Pace(*(tuple(found["pace"][axis]) for axis in ("tokens", "factors"))),
-                **curves,
+                **{name: _curve_from_json(found[name]) for name in CURVES},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TuneError(f"it is damaged ({type(error).__name__}: {error})") from error
@@ -219,6 +261,20 @@ class WaveTable:
         return path
 
 
+def _key_from_json(found: Mapping[str, Any]) -> TableKey:
+    kinds = tuple(LayerKind(MlpShape(**_tuples(kind["mlp"])), kind["window"]) for kind in found["kinds"])
+    return TableKey(**{**found, "kinds": kinds, "ranks": tuple(RankShape(**rank) for rank in found["ranks"])})
+
+
+def _curve_from_json(found: Mapping[str, Any]) -> Curve:
+    return Curve(tuple(found["tokens"]), tuple(found["seconds"]))
+
+
+def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where values have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
 def load_table(directory: Path, key: TableKey) -> WaveTable | None:
     """The table of `key` below `directory`; None where there is none. One that cannot be used is ignored, and told."""
     path = directory / key.file_name
@@ -227,8 +283,26 @@ def load_table(directory: Path, key: TableKey) -> WaveTable | None:
         if table.key != key:
             raise TuneError("it is of another machine or model")
     except FileNotFoundError:
+        _tell_of_older(directory, key)
         return None
     except (OSError, ValueError, TuneError, AttributeError) as error:
         _log.warning("ignoring the wave table %s: %s; `interlace tune` measures it again", path.name, error)
         return None
     return table
+
+
+def _tell_of_older(directory: Path, key: TableKey) -> None:
+    """Tells of a table of an older format that may be of `key`: its file has another name, as its key was another."""
+    ours = {name: value for name, value in asdict(key).items() if not isinstance(value, tuple)}
+    for path in sorted(directory.glob(f"{key.file_prefix}*.json")):
+        try:
+            found = json.loads(path.read_text())
+            is_older, theirs = found["format"] < FORMAT, found["key"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if is_older and all(theirs.get(name) == value for name, value in ours.items()):
+            _log.warning(
+                "ignoring the wave table %s: it has format %s, expected %s; `interlace tune` measures it again",
+                path.name, found["format"], FORMAT,
+            )  # fmt: skip
+            return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from emucxl import resources
-from interlace.engine.weaving.table_key import key_of_shards
+from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.errors import EngineError
 from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
 from tokenweave.geometry import BatchGeometry
@@ -49,7 +49,8 @@ def round_costs(config: ModelConfig, shards: list[Shard], dtype: str, link: str 
     )
     table = analytic_table(key, ROUND, ROUND_TILE)
     text = f"ranks of {ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s, a core for each lane"
-    return PlanCosts(CostModel(table, _link(link, len(shards))), False, f"{text}, {_said(link)}")
+    costs = CostModel(table, _link(link, len(shards)), kinds_of_layers(config, shards))
+    return PlanCosts(costs, False, f"{text}, {_said(link)}")
 
 
 def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> PlanCosts:
@@ -64,6 +65,7 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.weaving.stage_timing import table_key
     from interlace.engine.weaving.weaver import table_directory
+    from interlace.models.shard import Shard
     from tokenweave.wave_table import load_table
 
     kernels = kernels_for(EngineConfig("model", tp=tp, dtype=dtype), tp)
@@ -77,7 +79,8 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
     text = (
         f"this machine's wave table, {'one core for both lanes' if shared_core else 'a core for each lane'}"
     )
-    return PlanCosts(CostModel(table, _link(link, tp)), shared_core, f"{text}, {_said(link)}")
+    layers = kinds_of_layers(config, [Shard.of(config, rank, tp) for rank in range(tp)])
+    return PlanCosts(CostModel(table, _link(link, tp), layers), shared_core, f"{text}, {_said(link)}")
 
 
 def _link(text: str | None, tp: int) -> LinkSpeed | None:

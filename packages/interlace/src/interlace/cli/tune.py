@@ -14,7 +14,7 @@ from interlace.errors import EngineError
 if TYPE_CHECKING:
     from interlace.models.config import ModelConfig
     from tokenweave.tune import Progress
-    from tokenweave.wave_table import WaveTable
+    from tokenweave.wave_table import Curve, LayerKind, MlpShape, WaveTable
 
 DENSE = 48  # tokens up to which the chart shows single waves
 
@@ -110,9 +110,35 @@ def _summary(table: WaveTable) -> str:
 
 
 def _charts(table: WaveTable) -> Iterator[str]:
+    """Of each kind of layer; two kinds with the same MLP have one chart of it."""
+    charted: set[MlpShape] = set()
+    for place, kind in enumerate(table.key.kinds):
+        if len(table.kinds) > 1:
+            yield f"{_name_of(kind)}\n"
+        if kind.mlp not in charted:
+            yield from _waves(table, table.kinds[place].mlp)
+        charted.add(kind.mlp)
+        yield f"{'tokens':>8}{'projections':>13}{'attention':>11}{'MLP':>9}{'reduction':>11}   ms"
+        for tokens in (1, 12, 16, 64, 256, 1024, 2048, 4096):
+            if tokens <= table.projections.tokens[-1]:
+                yield _row(table, place, tokens)
+        if place < len(table.kinds) - 1:
+            yield ""
+
+
+def _name_of(kind: LayerKind) -> str:
+    """A kind of layer in words."""
+    keys = f"with a window of {kind.window:,} keys" if kind.window else "that see all keys"
+    columns = f"{max(kind.mlp.columns):,} columns a rank"
+    if not kind.mlp.num_experts:
+        return f"layers {keys}, with an MLP of {columns}"
+    return f"layers {keys}, with {kind.mlp.num_experts} experts of {columns}"
+
+
+def _waves(table: WaveTable, mlp: Curve) -> Iterator[str]:
     from interlace.cli.chart import chart
 
-    points = list(zip(table.mlp.tokens, table.mlp.seconds, strict=True))
+    points = list(zip(mlp.tokens, mlp.seconds, strict=True))
     dense = [(float(tokens), 1e6 * seconds) for tokens, seconds in points if tokens <= DENSE]
     yield f"MLP of one layer, µs, against tokens up to {DENSE}: every step up is one more wave"
     yield from chart(dense)
@@ -123,20 +149,17 @@ def _charts(table: WaveTable) -> Iterator[str]:
     ]
     yield from chart([point for point in whole if point[0] >= 12], log_x=True)
     yield ""
-    yield f"{'tokens':>8}{'projections':>13}{'attention':>11}{'MLP':>9}{'reduction':>11}   ms"
-    for tokens in (1, 12, 16, 64, 256, 1024, 2048, 4096):
-        if tokens <= table.mlp.tokens[-1]:
-            yield _row(table, tokens)
 
 
-def _row(table: WaveTable, tokens: int) -> str:
+def _row(table: WaveTable, kind: int, tokens: int) -> str:
     from tokenweave.cost import CostModel
     from tokenweave.geometry import BatchGeometry
     from tokenweave.plan import Op
 
+    costs, load = CostModel(table, layers=(kind,)), BatchGeometry.prefill(tokens)
     projections = table.projections(tokens)
-    attention = CostModel(table).stage_s(Op.ATTENTION, BatchGeometry.prefill(tokens)) - projections
-    cells = (projections, attention, table.mlp(tokens), table.reduce(tokens))
+    attention = costs.stage_s(Op.ATTENTION, load, kind) - projections
+    cells = (projections, attention, table.kinds[kind].mlp(tokens), table.reduce(tokens))
     return f"{tokens:>8,}" + "".join(
         f"{1e3 * cell:>{width}.3f}" for cell, width in zip(cells, (13, 11, 9, 11), strict=True)
     )

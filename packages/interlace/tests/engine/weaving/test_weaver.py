@@ -17,14 +17,16 @@ from interlace.engine.weaving.stage_timing import table_key
 from interlace.engine.weaving.weaver import Weaver, table_directory
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model
-from support.wave_tables import linear_table
+from support.wave_tables import linear_table, mixed_table
 from tokenweave.cost import CostModel, LinkSpeed
 from tokenweave.geometry import BatchGeometry
-from tokenweave.split import middle
+from tokenweave.plan import plan_forward
+from tokenweave.simulate import simulate
+from tokenweave.split import Choice, middle
 
 PROMPTS = [list(range(5, 5 + n)) for n in (1, 23, 60)]
 SLOW_LINK = "100MB/s,5us"
-COSTS = CostModel(linear_table(), LinkSpeed(2e8, 5e-6))
+COSTS = CostModel(linear_table(), LinkSpeed(2e8, 5e-6), (0,) * 30)
 ALIGNMENT = 24
 
 
@@ -164,15 +166,36 @@ def test_where_transfers_need_the_core_that_computes_nothing_is_woven(
 
 def test_the_same_batches_get_the_same_splits() -> None:
     batches = [ForwardBatch.prefill(n, 100) for n in (640, 1100, 1101, 2048, 700, 640, 1100)]
-    one, other = (Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True) for _ in range(2))
+    one, other = (Weaver("auto", ALIGNMENT, COSTS, shared_core=True) for _ in range(2))
     splits = [one.split(batch) for batch in batches]
     assert splits == [other.split(batch) for batch in batches]
     assert all(split is not None for split in splits)
 
 
+def test_layers_alike_get_the_splits_that_they_always_got() -> None:
+    """Figures from before layers had kinds."""
+    weaver = Weaver("auto", ALIGNMENT, COSTS, shared_core=True)
+    assert [weaver.choose(BatchGeometry.prefill(n)) for n in (640, 1100, 2048)] == [
+        Choice(360, pytest.approx(0.4451971828571426), pytest.approx(0.6600179542857145)),
+        Choice(672, pytest.approx(0.80083449), pytest.approx(1.17058329)),
+        Choice(1224, pytest.approx(1.6304817085714283), pytest.approx(2.3195636914285718)),
+    ]
+
+
+def test_layers_that_differ_are_priced_each_as_it_is() -> None:
+    layers = (0, 1, 2) * 10
+    costs = CostModel(mixed_table(), LinkSpeed(2e8, 5e-6), layers)
+    choice = Weaver("auto", ALIGNMENT, costs, shared_core=True).choose(BatchGeometry.prefill(1100))
+    for split, expected_s in ((None, choice.unsplit_s), (choice.split, choice.predicted_s)):
+        plan = plan_forward(len(layers), 1100, split)
+        whole = simulate(plan, costs.cost_of(plan, BatchGeometry.prefill(1100)), shared_core=True)
+        assert expected_s == pytest.approx(whole.total_s, rel=0.02)
+    assert choice.split is not None
+
+
 def test_a_mixed_batch_is_balanced_by_its_attention_not_by_its_rows() -> None:
     """64 decodes with long contexts first, then a prompt: the first part needs fewer rows for as much time."""
-    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    weaver = Weaver("auto", ALIGNMENT, COSTS, shared_core=True)
     plain = weaver.choose(BatchGeometry.prefill(1000))
     mixed = weaver.choose(batch_of([(1, 60_000)] * 64 + [(936, 936)]).geometry)
     assert plain.split is not None
@@ -181,7 +204,7 @@ def test_a_mixed_batch_is_balanced_by_its_attention_not_by_its_rows() -> None:
 
 
 def test_a_known_kind_of_batch_is_priced_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    weaver = Weaver("auto", ALIGNMENT, COSTS, shared_core=True)
     priced = []
     choose = weaver.choose
     monkeypatch.setattr(weaver, "choose", lambda load: priced.append(load) or choose(load))
@@ -192,7 +215,7 @@ def test_a_known_kind_of_batch_is_priced_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_decisions_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interlace.engine.weaving.weaver.MAX_DECISIONS", 3)
-    weaver = Weaver("auto", ALIGNMENT, 30, COSTS, shared_core=True)
+    weaver = Weaver("auto", ALIGNMENT, COSTS, shared_core=True)
     for tokens in range(100, 2000, 150):
         weaver.split(ForwardBatch.prefill(tokens, 100))
     assert len(weaver._decisions) <= 3

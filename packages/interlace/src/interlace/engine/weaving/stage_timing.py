@@ -1,8 +1,8 @@
 """Timing of stages: all ranks of a model in this process, a thread each, to fill a wave table.
 
-The weights are random and only as many layers are made as keep them from lying in a cache; everything else is what the
-engine runs: the decoder's shards and kernels, and shared memory between the ranks. So a model need not be loaded to be
-measured, and all ranks compute at the same time, as they do in the engine.
+The weights are random, and of each kind of layer only as many are made as keep them from lying in a cache; everything
+else is what the engine runs: the decoder's shards and kernels, and shared memory between the ranks. So a model need not
+be loaded to be measured, and all ranks compute at the same time, as they do in the engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from emucxl import resources
 from emucxl.bench import machine
 from emucxl.closing import WithBlock
 from emucxl.shared_memory import SharedSegment, empty_segment_fd
-from interlace.engine.weaving.table_key import key_of_shards
+from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.models.batch import ForwardBatch
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
@@ -31,7 +30,6 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
-from tokenweave.geometry import pairs_seen
 from tokenweave.kernels import BLOCK_SIZE, AttentionBatch, Kernels, NativeKernels, blocks_for, make_kernels
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
@@ -85,10 +83,14 @@ class RandomWeights(WeightSource):
 
 
 class RankStages:
-    """The stages of one rank. Each call works on the next layer, so that its weights are not in a cache."""
+    """The stages of one rank. Each call works on the next layer of a kind, so that its weights are not in a cache."""
 
-    def __init__(self, decoder: Decoder, max_tokens: int) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder, layers: tuple[int, ...], max_tokens: int) -> None:
+        """`layers`: the kind of each of the decoder's layers."""
+        self.decoder, self._every_layer = decoder, tuple(range(len(layers)))
+        self._layers_of = {
+            kind: tuple(at for at in self._every_layer if layers[at] == kind) for kind in set(layers)
+        }
         config, layout, dtype = decoder.config, decoder.heads, decoder.dtype
         self._hidden = torch.randn(max_tokens, config.hidden_size).to(dtype)
         most_queries = max(max_tokens, MANY * FEW_QUERIES)
@@ -108,7 +110,6 @@ class RankStages:
         self._clock = time.thread_time if decoder.kernels.threads == 1 else time.perf_counter
         self._stages: dict[str, Callable[[int, int], object]] = {
             "projections": self._projections,
-            "mlp": self._mlp,
             "embed": self._embed,
             "logits": self._logits,
         }
@@ -117,9 +118,12 @@ class RankStages:
         """Seconds of one call on average."""
         if stage == "reduce":
             return self._time_reduce(num_tokens, repeats)
-        return self._time(lambda layer: self._stages[stage](layer, num_tokens), repeats)
+        return self._time(lambda layer: self._stages[stage](layer, num_tokens), repeats, self._every_layer)
 
-    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> float:
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> float:
+        return self._time(lambda layer: self._mlp(layer, num_tokens), repeats, self._layers_of[kind])
+
+    def time_attention(self, kind: int, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> float:
         per_seq = blocks_for(num_keys)
         tables = self._blocks[: num_seqs * per_seq].view(num_seqs, per_seq)
         starts = torch.arange(num_seqs + 1, dtype=torch.int32) * num_new
@@ -134,7 +138,7 @@ class RankStages:
             layer = decoder.layers[index].attention
             decoder.kernels.paged_attention(query, self._cache[index], batch, layer)
 
-        return self._time(attend, repeats)
+        return self._time(attend, repeats, self._layers_of[kind])
 
     def time_pass(self, num_tokens: int) -> float:
         decoder = self.decoder
@@ -146,11 +150,12 @@ class RankStages:
         run_sequential(plan, forward.handlers)
         return time.perf_counter() - start
 
-    def _time(self, call: Callable[[int], object], repeats: int) -> float:
+    def _time(self, call: Callable[[int], object], repeats: int, layers: tuple[int, ...]) -> float:
         self.decoder.communicator.barrier()
         start = self._clock()
         for _ in range(repeats):
-            call(self._next_layer())
+            self._calls += 1
+            call(layers[self._calls % len(layers)])
         return (self._clock() - start) / repeats
 
     def _time_reduce(self, num_tokens: int, repeats: int) -> float:
@@ -200,10 +205,6 @@ class RankStages:
         decoder = self.decoder
         return decoder.communicator.new_partial(num_tokens, decoder.config.hidden_size, decoder.dtype)
 
-    def _next_layer(self) -> int:
-        self._calls += 1
-        return self._calls % len(self.decoder.layers)
-
 
 class HostStages(WithBlock):
     """All ranks, each on a thread of its own: what `tokenweave.tune.measure_table` times. Close it when done."""
@@ -216,12 +217,14 @@ class HostStages(WithBlock):
                 f"got {size} ranks on {resources.num_threads()} cores; expected a core for each: "
                 "what ranks take that wait for one another's core says nothing"
             )
-        self._window = config.sliding_window or 0
+        kinds = kinds_of_layers(config, [Shard.of(config, rank, size) for rank in range(size)])
+        chosen = _cold_layers(config, kinds, dtype)
+        self._layers = tuple(kinds[layer] for layer in chosen)
         self._segment = SharedSegment.create("interlace-tune", segment_bytes(size))
         self._symmetric_fd = empty_segment_fd("interlace-tune-activations")
         self._communicators: list[Communicator] = []
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="stages")
-        self._arguments = (_few_layers(config, dtype), size, kernels, threads, dtype, max_tokens)
+        self._arguments = (_with_layers(config, chosen), size, kernels, threads, dtype, max_tokens)
         try:
             self._communicators = [self._join(rank) for rank in range(size)]
             made = [self._pool.submit(self._make, communicator) for communicator in self._communicators]
@@ -233,19 +236,20 @@ class HostStages(WithBlock):
     def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
         return self._on_all(lambda rank: rank.time(stage, num_tokens, repeats))
 
-    def time_attention(self, num_seqs: int, num_new: int, num_keys: int, repeats: int) -> tuple[float, ...]:
-        return self._on_all(lambda rank: rank.time_attention(num_seqs, num_new, num_keys, repeats))
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time_mlp(kind, num_tokens, repeats))
+
+    def time_attention(
+        self, kind: int, num_seqs: int, num_new: int, num_keys: int, repeats: int
+    ) -> tuple[float, ...]:
+        return self._on_all(lambda rank: rank.time_attention(kind, num_seqs, num_new, num_keys, repeats))
 
     def time_pass(self, num_tokens: int) -> tuple[float, ...]:
         return self._on_all(lambda rank: rank.time_pass(num_tokens))
 
     @property
-    def num_layers(self) -> int:
-        return self._arguments[0].num_layers
-
-    def pairs(self, num_new: int, num_keys: int) -> float:
-        new, keys = (np.array([float(count)]) for count in (num_new, num_keys))
-        return float(pairs_seen(new, keys, self._window)[0])
+    def layers(self) -> tuple[int, ...]:
+        return self._layers
 
     def close(self) -> None:
         self._ranks = []
@@ -277,12 +281,29 @@ class HostStages(WithBlock):
         communicator.reserve_activations(max_tokens, config.hidden_size, dtype)
         shard = Shard.of(config, communicator.rank, size)
         decoder = Decoder(RandomWeights(config, dtype), shard, kernels, communicator, dtype, max_tokens)
-        return RankStages(decoder, max_tokens)
+        return RankStages(decoder, self._layers, max_tokens)
 
 
-def _few_layers(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:
-    """As many layers as make the weights of all ranks too large for a cache."""
+def _cold_layers(config: ModelConfig, kinds: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """The first layers of each kind: as many as make the weights of all ranks too large for a cache."""
     attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    mlp = 3 * config.hidden_size * config.intermediate_size * max(1, config.num_experts)
-    layers = int(COLD_BYTES / ((attention + mlp) * dtype.itemsize)) + 1
-    return replace(config, num_layers=min(config.num_layers, layers))
+    chosen: dict[int, list[int]] = {}
+    for layer, kind in enumerate(kinds):
+        experts = config.num_experts if config.has_experts(layer) else 1
+        mlp = 3 * config.hidden_size * config.mlp_size(layer) * experts
+        enough = int(COLD_BYTES / ((attention + mlp) * dtype.itemsize)) + 1
+        layers = chosen.setdefault(kind, [])
+        if len(layers) < enough:
+            layers.append(layer)
+    return tuple(sorted(layer for layers in chosen.values() for layer in layers))
+
+
+def _with_layers(config: ModelConfig, layers: tuple[int, ...]) -> ModelConfig:
+    """The model that has these layers only."""
+    places = range(len(layers))
+    return replace(
+        config,
+        num_layers=len(layers),
+        full_layers=tuple(at for at in places if layers[at] in config.full_layers),
+        dense_layers=tuple(at for at in places if layers[at] in config.dense_layers),
+    )

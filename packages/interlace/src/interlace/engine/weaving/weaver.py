@@ -15,13 +15,15 @@ import numpy as np
 
 from emucxl import resources
 from interlace.engine.weaving.stage_timing import row_tile, table_key
+from interlace.engine.weaving.table_key import kinds_of_layers
 from interlace.environment import cache_directory
+from interlace.models.shard import Shard
 from tokenweave import native
 from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
 from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import NativeKernels
 from tokenweave.plan import plan_forward
-from tokenweave.split import GUARD, Choice, alignment_of, candidates, choose_split, middle
+from tokenweave.split import GUARD, Choice, LayerSample, alignment_of, candidates, choose_split, middle
 from tokenweave.wave_table import load_table
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tokenweave.plan import Plan
     from tokenweave.wave_table import TableKey, WaveTable
 
-PRICED_LAYERS = 3  # of a plan that is simulated: the first, the last, and one that stands for the others
 MAX_DECISIONS = 4096
 PEAK_S = 0.05  # how long each peak is measured where there is no table
 TORCH_PEAKS = Peaks(20e9, 5e9)  # for the reference kernels, which are for checking and not for speed
@@ -49,15 +50,14 @@ class Weaver:
         self,
         mode: str,
         alignment: int,
-        num_layers: int = 1,
         costs: CostModel | None = None,
         *,
         shared_core: bool,
     ) -> None:
-        """`mode`: never, always or auto, which is never without `costs`. `shared_core`: see `simulate`."""
+        """`mode`: never, always or auto, which is never without `costs`: of a model's layers. `shared_core`: see
+        `simulate`."""
         self.costs, self.alignment, self.shared_core = costs, alignment, shared_core
         self.mode = "never" if mode == "auto" and costs is None else mode
-        self._num_layers = num_layers
         self._decisions: dict[tuple[int, ...], int | None] = {}
 
     @classmethod
@@ -73,8 +73,7 @@ class Weaver:
             return cls(mode, alignment, shared_core=shared_core)
         if runner.lanes is None or (link_of(runner) is None and shared_core):
             return cls("never", alignment, shared_core=shared_core)  # there is nothing to hide
-        num_layers = runner.model_config.num_layers
-        return cls("auto", alignment, num_layers, costs_of(runner), shared_core=shared_core)
+        return cls("auto", alignment, costs_of(runner), shared_core=shared_core)
 
     def split(self, batch: ForwardBatch) -> int | None:
         """The row to split `batch` at; None: leave it whole. Costs microseconds but for the first batch of its kind."""
@@ -93,13 +92,14 @@ class Weaver:
 
     def choose(self, load: BatchGeometry, guard: float = GUARD) -> Choice:
         """The predicted best split, priced anew."""
-        num_tokens, costs = load.num_tokens, self.costs
-        assert costs is not None
-        layers = min(PRICED_LAYERS, self._num_layers)
+        num_tokens = load.num_tokens
+        assert self.costs is not None
+        sample = LayerSample.of(self.costs.layers)
+        costs = replace(self.costs, layers=sample.kinds)
         hideable_s = costs.hideable_s(num_tokens, shared_core=self.shared_core)
 
         def plan_of(split: int | None) -> Plan:
-            return plan_forward(layers, num_tokens, split)
+            return plan_forward(len(sample.kinds), num_tokens, split)
 
         return choose_split(
             plan_of,
@@ -107,7 +107,7 @@ class Weaver:
             candidates(num_tokens, self.alignment) if hideable_s > 0 else (),
             shared_core=self.shared_core,
             guard=guard,
-            num_layers=self._num_layers,
+            sample=sample,
         )
 
     def _kind(self, load: BatchGeometry) -> tuple[int, ...]:
@@ -128,7 +128,13 @@ def costs_of(runner: Runner) -> CostModel:
     table = load_table(table_directory(), key) or default_table(key, runner.kernels)
     if runner.exchange is not None:
         table = replace(table, reduce=runner.exchange.reduce)
-    return CostModel(table, link_of(runner))
+    return CostModel(table, link_of(runner), _layers_of(runner))
+
+
+def _layers_of(runner: Runner) -> tuple[int, ...]:
+    """The kind of each of the model's layers."""
+    config, size = runner.model_config, runner.communicator.size
+    return kinds_of_layers(config, [Shard.of(config, rank, size) for rank in range(size)])
 
 
 def link_of(runner: Runner) -> LinkSpeed | None:

@@ -1,0 +1,57 @@
+"""The round prices of `interlace plan show`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from interlace.cli.plan_costs import round_costs
+from interlace.models.config import ModelConfig
+from interlace.models.shard import Shard
+from support.configs import SMOLLM2
+from tokenweave.plan import plan_forward
+
+SPARSE = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2)
+WINDOWED = replace(SMOLLM2, family="mistral", sliding_window=128)
+
+
+def total_s(config: ModelConfig, size: int = 2, num_tokens: int = 512, split: int | None = None) -> float:
+    """The modelled time of a forward pass over a slow link."""
+    shards = [Shard.of(config, rank, size) for rank in range(size)]
+    costs = round_costs(config, shards, "bfloat16", "0.25GB/s,5us")
+    return costs.timeline(plan_forward(config.num_layers, num_tokens, split)).total_s
+
+
+@pytest.mark.parametrize(
+    ("config", "expected_s"),
+    [
+        (SMOLLM2, (1.4246960962823512, 0.8987515306425342, 1.5850314454648569)),
+        (SPARSE, (2.3557921169882317, 1.3658295409954753, 2.4970644748295703)),
+        (WINDOWED, (1.3423492930823513, 0.8530000298425344, 1.3495049430648545)),
+    ],
+    ids=["dense", "sparse", "windowed"],
+)
+def test_models_of_layers_alike_keep_their_figures(
+    config: ModelConfig, expected_s: tuple[float, ...]
+) -> None:
+    """From before layers had kinds."""
+    found_s = (total_s(config, 1), total_s(config), total_s(config, 2, 1000, 480))
+    assert found_s == pytest.approx(expected_s, rel=1e-12)
+
+
+def test_a_model_with_windows_in_some_layers_lies_between_those_with_all_and_with_none() -> None:
+    half = replace(WINDOWED, full_layers=tuple(range(0, 29, 2)))  # but the last: it has one token to attend
+    assert total_s(half) == pytest.approx((total_s(WINDOWED) + total_s(SMOLLM2)) / 2, rel=1e-3)
+
+
+def test_dense_layers_among_experts_have_a_dense_price() -> None:
+    """Without a link nothing but the MLP differs: each dense layer saves as much."""
+
+    def with_dense(count: int) -> float:
+        dense = {"dense_layers": tuple(range(count)), "dense_intermediate_size": 1536}
+        return total_s(replace(SPARSE, **(dense if count else {})), 1)
+
+    one, two, all_but_one = (with_dense(0) - with_dense(count) for count in (1, 2, 29))
+    assert one > 0
+    assert (two, all_but_one) == pytest.approx((2 * one, 29 * one))
