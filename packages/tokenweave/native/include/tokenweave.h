@@ -61,6 +61,45 @@ TW_API int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* pack
 TW_API int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_t m, int64_t first_row,
                           int64_t n, int64_t k, void* out, int dtype);
 
+/* ---- Stored weights: blocks of GGUF files, multiplied as they are; x is quantised to int8 in blocks of 32. ---- */
+typedef enum tw_stored_format {
+    TW_Q4_0 = 0,
+    TW_Q4_1 = 1,
+    TW_Q8_0 = 2,
+    TW_Q4_K = 3,
+    TW_Q5_K = 4,
+    TW_Q6_K = 5
+} tw_stored_format;
+
+#define TW_MAX_STORED_PARTS 8
+
+/* Rows of a stack in one format. */
+typedef struct tw_stored_part {
+    const void* packed;
+    int64_t n;
+    int32_t format;
+} tw_stored_part;
+
+/* Weights of as many columns, their rows one below the other. Column 0 is value `first_column` of a block. */
+typedef struct tw_stored_stack {
+    int64_t first_column, k;
+    int32_t num_parts;
+    tw_stored_part parts[TW_MAX_STORED_PARTS];
+} tw_stored_stack;
+
+/* Bytes of (n, k) values, packed; negative for sizes or a format that cannot be. */
+TW_API int64_t tw_stored_size_bytes(int format, int64_t first_column, int64_t n, int64_t k);
+/* Packs n rows of whole blocks, row_bytes apart, of which each has its values first_column to
+ * first_column + k. No number is rounded. */
+TW_API int tw_pack_stored(tw_pool* pool, const void* blocks, int64_t row_bytes, int format,
+                          int64_t first_column, int64_t n, int64_t k, void* packed);
+/* As tw_linear. */
+TW_API int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_stack* weights,
+                            const float* bias, void* y, int64_t ldy, int64_t m, int dtype, int out_dtype);
+/* As tw_gather_rows: the values that the blocks stand for, rounded once to `dtype`. */
+TW_API int tw_stored_gather_rows(tw_pool* pool, const tw_stored_stack* weights, const int32_t* ids, int64_t m,
+                                 int64_t first_row, void* out, int dtype);
+
 /* The norms where a sublayer's output joins the residual. */
 typedef struct tw_residual_norms {
     const void* weight; /* (h): of the residual's norm, which out gets; NULL: out gets the residual itself */

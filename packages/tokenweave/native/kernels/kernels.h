@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "quantized/stored.h"
+
 namespace tokenweave {
 
 constexpr int PANEL = 32;       // outputs of one packed panel
@@ -125,6 +127,7 @@ struct KernelTable {
     void (*silu_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
     void (*gelu_tanh_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
     void (*rope_and_store)(const RopeArgs&, int64_t first_row, int64_t last_row, char* scratch);
+    StoredTable stored;
     size_t (*attention_scratch_bytes)(const AttentionArgs&, int64_t num_rows);
     void (*attention)(const AttentionArgs&, const AttentionItem&, char* scratch);
     // Each runs for tens of microseconds and returns what it did: flops, or bytes read.

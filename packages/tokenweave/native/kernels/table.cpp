@@ -3,6 +3,7 @@
 #include "elementwise.h"
 #include "limits.h"
 #include "linear.h"
+#include "quantized/multiply.h"
 #include "rotary.h"
 
 namespace tokenweave::TW_ISA {
@@ -16,6 +17,7 @@ const KernelTable table = {
     silu_and_mul,
     gelu_tanh_and_mul,
     rope_and_store,
+    STORED,
     attention_scratch_bytes,
     attention,
     spin_fma,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +16,15 @@ from tokenweave.kernels.linear import native_gather_rows, native_linear, native_
 from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
-from tokenweave.kernels.stored import StoredWeight, dequantise
-from tokenweave.kernels.stored.linear import as_sequence, check_pack_stored, format_names
+from tokenweave.kernels.stored import StoredWeight
+from tokenweave.kernels.stored.linear import (
+    PackedStack,
+    as_sequence,
+    check_pack_stored,
+    native_pack_stored,
+    native_stored_gather_rows,
+    native_stored_linear,
+)
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 from tokenweave.native import ThreadPool
 
@@ -61,17 +67,19 @@ class NativeKernels(Kernels):
     ) -> PackedLinear:
         weights = as_sequence(weights)
         check_pack_stored(weights, bias, dtype)
-        dense = torch.cat([dequantise(weight) for weight in weights]).to(dtype)
-        packed = native_pack(self._pool, self._arena, dense, bias, dtype, self.name)
-        return replace(packed, format=format_names(weights))
+        return native_pack_stored(self._pool, self._arena, weights, bias, dtype, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name)
+        if isinstance(packed, PackedStack):
+            return native_stored_linear(self._pool, x, packed, out)
         return native_linear(self._pool, x, packed, out)
 
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)
         checks.check_ids(ids)
+        if isinstance(packed, PackedStack):
+            return native_stored_gather_rows(self._pool, packed, ids, first_row)
         return native_gather_rows(self._pool, packed, ids, first_row)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,17 +1,57 @@
-"""Linear layers and embeddings over stored weights."""
+"""Linear layers and embeddings over stored weights.
+
+The native kernels quantise a row of x to int8, each 32 values with one scale, multiply codes exactly in integers, and
+sum the products of blocks in float32.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from ctypes import byref, c_int32, c_int64, c_void_p
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tokenweave.errors import KernelError
 from tokenweave.kernels import checks
+from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.memory import Arena
 from tokenweave.kernels.stored.dequantise import dequantise
 from tokenweave.kernels.stored.weight import StoredWeight
-from tokenweave.kernels.values import PackedLinear
+from tokenweave.kernels.values import PackedLinear, Tolerance
+from tokenweave.native import ThreadPool, check_status
+
+MAX_PARTS = 8  # TW_MAX_STORED_PARTS
+
+# x of variance 1, weights of variance 1/k. The largest of 32 values of x is near 2.3, and a step is 1 / 127 of it; an
+# error of half a step at most has a deviation of 2.3 / 127 / sqrt(12) = 0.0052 of a value of y. Five times that.
+TOLERANCE = {torch.float32: Tolerance(0.0, 2.6e-2), torch.bfloat16: Tolerance(1e-2, 2.6e-2)}
+
+
+class _Part(ctypes.Structure):
+    """tw_stored_part."""
+
+    _fields_ = [("packed", c_void_p), ("n", c_int64), ("format", c_int32)]
+
+
+class _Stack(ctypes.Structure):
+    """tw_stored_stack."""
+
+    _fields_ = [
+        ("first_column", c_int64),
+        ("k", c_int64),
+        ("num_parts", c_int32),
+        ("parts", _Part * MAX_PARTS),
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStack(PackedLinear):
+    """Stored weights with their rows stacked, each in its own format, as the native kernels read them."""
+
+    stack: _Stack = field(default_factory=_Stack)  # names places in `data`
 
 
 def as_sequence(weights: StoredWeight | Sequence[StoredWeight]) -> tuple[StoredWeight, ...]:
@@ -25,6 +65,12 @@ def check_pack_stored(weights: Sequence[StoredWeight], bias: Tensor | None, dtyp
     if len(widths) != 1:
         raise KernelError(
             f"stored weights have {widths or 'no'} columns, expected all of a stack to have as many"
+        )
+    first_columns = sorted({weight.first_column for weight in weights})
+    if len(first_columns) != 1 or len(weights) > MAX_PARTS:
+        raise KernelError(
+            f"a stack of {len(weights)} stored weights begins at values {first_columns} of their blocks, expected one "
+            f"place and at most {MAX_PARTS} weights; dequantise them"
         )
     if bias is not None:
         checks.check_dtype("bias", bias.dtype)
@@ -44,3 +90,86 @@ def reference_pack_stored(
     n, k = data.shape
     bias = None if bias is None else bias.to(torch.float32, copy=True)
     return PackedLinear(n, k, dtype, layout, data, bias, format_names(weights))
+
+
+def _stacked(weights: Sequence[StoredWeight]) -> list[StoredWeight]:
+    """The same rows with neighbours of one format joined, so that fewer panels are ragged."""
+    joined: list[StoredWeight] = []
+    for weight in weights:
+        if joined and joined[-1].format is weight.format:
+            last = joined.pop()
+            blocks = torch.cat([last.blocks, weight.blocks])
+            joined.append(
+                StoredWeight(weight.format, last.n + weight.n, weight.k, blocks, weight.first_column)
+            )
+        else:
+            joined.append(weight)
+    return joined
+
+
+def native_pack_stored(
+    pool: ThreadPool,
+    arena: Arena,
+    weights: Sequence[StoredWeight],
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    layout: str,
+) -> PackedStack:
+    parts, k, first_column = _stacked(weights), weights[0].k, weights[0].first_column
+    sizes = [pool.library.tw_stored_size_bytes(part.format.code, first_column, part.n, k) for part in parts]
+    data = arena.take(sum(sizes))
+    stack, place = _Stack(first_column, k, len(parts)), data.data_ptr()
+    for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        status = pool.library.tw_pack_stored(
+            pool.handle,
+            part.blocks.data_ptr(),
+            row_stride(part.blocks),
+            part.format.code,
+            first_column,
+            part.n,
+            k,
+            place,
+        )
+        check_status(status, "pack_stored")
+        stack.parts[index] = _Part(place, part.n, part.format.code)
+        place += size
+    n = sum(part.n for part in parts)
+    bias = None if bias is None else bias.to(torch.float32, copy=True)
+    return PackedStack(n, k, dtype, layout, data, bias, format_names(parts), stack)
+
+
+def native_stored_linear(pool: ThreadPool, x: Tensor, packed: PackedStack, out: Tensor | None) -> Tensor:
+    if out is None:
+        out = torch.empty((x.shape[0], packed.n), dtype=packed.dtype)
+    status = pool.library.tw_stored_linear(
+        pool.handle,
+        x.data_ptr(),
+        row_stride(x),
+        byref(packed.stack),
+        None if packed.bias is None else packed.bias.data_ptr(),
+        out.data_ptr(),
+        row_stride(out),
+        x.shape[0],
+        DTYPE_CODE[packed.dtype],
+        DTYPE_CODE[out.dtype],
+    )
+    if status:
+        check_status(status, "linear")
+    return out
+
+
+def native_stored_gather_rows(pool: ThreadPool, packed: PackedStack, ids: Tensor, first_row: int) -> Tensor:
+    m = ids.shape[0]
+    out = torch.empty((m, packed.k), dtype=packed.dtype)
+    status = pool.library.tw_stored_gather_rows(
+        pool.handle,
+        byref(packed.stack),
+        ids.data_ptr(),
+        m,
+        first_row,
+        out.data_ptr(),
+        DTYPE_CODE[packed.dtype],
+    )
+    if status:
+        check_status(status, "gather_rows")
+    return out

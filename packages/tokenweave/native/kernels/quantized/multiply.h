@@ -1,0 +1,130 @@
+// Products of quantised rows with stored weights.
+#pragma once
+
+#include "../linear.h"
+#include "activations.h"
+#include "pack.h"
+
+namespace tokenweave::TW_ISA {
+
+// Sums of a tile: they stay in the nearest cache, a group at a time passes over them.
+struct TileSums {
+    alignas(64) float row[STORED_ROWS][PANEL];
+};
+
+// The scale and minimum of WIDTH columns in one group.
+struct ColumnScales {
+    FloatPart scale, minimum;
+    IntPart half[2];  // q6_k: of the first and the other 16 values
+};
+
+template <int FORMAT>
+TW_INLINE ColumnScales column_scales(const char* header, const char* group, int vector) {
+    using Layout = PanelLayout<FORMAT>;
+    ColumnScales out{};
+    const char* const sub = group + Layout::CODE_BYTES + vector * WIDTH;
+    out.scale = load_halves(header + vector * WIDTH * 2);
+    if constexpr (Layout::Format::HAS_MINIMUM)
+        out.minimum = load_halves(header + PANEL * 2 + vector * WIDTH * 2);
+    if constexpr (FORMAT == TW_Q6_K) {
+        out.half[0] = load_signed(sub);
+        out.half[1] = load_signed(sub + PANEL);
+    } else if constexpr (Layout::Format::HAS_SUB_SCALES) {
+        out.scale *= load_unsigned(sub);
+        out.minimum *= -load_unsigned(sub + PANEL);
+    }
+    return out;
+}
+
+// The exact sum of codes times x's codes, for q6_k times the scales of the halves too: below 2^24, so that a
+// float holds it.
+template <int FORMAT>
+TW_INLINE IntPart dot_group(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x,
+                            const ColumnScales& columns) {
+    constexpr int BITS = FormatOf<FORMAT>::CODE_BITS, OFFSET = FormatOf<FORMAT>::OFFSET;
+    if constexpr (FORMAT == TW_Q6_K) {
+        const IntPart first = dot_unsigned<BITS, 4>(codes, x.codes) - OFFSET * x.half_sum[0];
+        const IntPart other = dot_unsigned<BITS, 4>(codes + 4, x.codes + 16) - OFFSET * x.half_sum[1];
+        return first * columns.half[0] + other * columns.half[1];
+    } else if constexpr (FORMAT == TW_Q8_0) {
+        const IntPart sum = dot_signed(codes, x.codes);
+        return SIGNED_AS_OFFSET ? sum - 128 * (x.half_sum[0] + x.half_sum[1]) : sum;
+    } else {
+        const IntPart sum = dot_unsigned<BITS, GROUP_WORDS>(codes, x.codes);
+        return OFFSET ? sum - OFFSET * (x.half_sum[0] + x.half_sum[1]) : sum;
+    }
+}
+
+// Adds one group of WIDTH columns to the sums of the rows. Codes are unpacked once for all of them.
+template <int FORMAT>
+TW_INLINE void add_group(const char* header, const char* group, int vector, const ActivationBlock* x,
+                         int64_t rows, TileSums& sums) {
+    const ColumnScales columns = column_scales<FORMAT>(header, group, vector);
+    WordPart codes[GROUP_WORDS];
+    unpack<FORMAT>(group, vector, codes);
+    for (int64_t r = 0; r < rows; ++r) {
+        FloatPart* const sum = reinterpret_cast<FloatPart*>(sums.row[r] + vector * WIDTH);
+        const FloatPart product = to_floats(dot_group<FORMAT>(codes, x[r], columns));
+        FloatPart value = *sum + product * (columns.scale * x[r].scale);
+        if constexpr (FormatOf<FORMAT>::HAS_MINIMUM) value += columns.minimum * x[r].sum;
+        *sum = value;
+    }
+}
+
+template <int FORMAT>
+void stored_tile(const StoredLinearArgs& args, const char* panel, int64_t row, int64_t rows, TileSums& sums) {
+    const PanelLayout<FORMAT> layout(args.first_column, args.k);
+    memset(&sums, 0, sizeof(float) * PANEL * rows);
+    for (int64_t block = 0; block < layout.num_blocks(); ++block) {
+        const char* const header = panel + layout.header_at(block);
+        for (int64_t g = layout.first_group_of(block); g < layout.last_group_of(block); ++g) {
+            const char* const group = panel + layout.group_at(g);
+            for (int64_t ahead = 0; ahead < PanelLayout<FORMAT>::GROUP_BYTES; ahead += 64)
+                _mm_prefetch(group + PREFETCH_BYTES + ahead, _MM_HINT_T0);
+            TW_UNROLL for (int vector = 0; vector < PANEL_VECTORS; ++vector)
+                add_group<FORMAT>(header, group, vector, args.x + g * args.m + row, rows, sums);
+        }
+    }
+}
+
+template <typename Out>
+void store_tile(const StoredLinearArgs& args, const TileSums& sums, int64_t row, int64_t rows, int64_t first,
+                int64_t count) {
+    for (int64_t c = 0; c < count; c += LANES) {
+        const Floats bias = args.bias ? load_some(args.bias + first + c, count - c) : zeros();
+        for (int64_t r = 0; r < rows; ++r)
+            store_some(static_cast<Out*>(args.y) + (row + r) * args.ldy + first + c,
+                       load(sums.row[r] + c) + bias, count - c);
+    }
+}
+
+static void stored_panel(const StoredLinearArgs& args, const StoredPart& part, int64_t panel) {
+    const int64_t left = part.n - panel * PANEL, count = left < PANEL ? left : PANEL;
+    const char* const packed = static_cast<const char*>(part.packed) +
+                               panel * panel_bytes_of(part.format, args.first_column, args.k);
+    for (int64_t row = 0; row < args.m; row += STORED_ROWS) {
+        const int64_t rows = args.m - row < STORED_ROWS ? args.m - row : STORED_ROWS;
+        TileSums sums;
+        with_format(part.format, [&](auto format) {
+            stored_tile<decltype(format)::value>(args, packed, row, rows, sums);
+        });
+        with_dtype(args.out_dtype, [&](auto type) {
+            store_tile<decltype(type)>(args, sums, row, rows, part.first_row + panel * PANEL, count);
+        });
+    }
+}
+
+static void stored_linear(const StoredLinearArgs& args, int64_t first_panel, int64_t last_panel) {
+    int64_t before = 0;
+    for (int i = 0; i < args.num_parts; ++i) {
+        const int64_t panels = (args.parts[i].n + PANEL - 1) / PANEL;
+        const int64_t first = first_panel - before > 0 ? first_panel - before : 0;
+        const int64_t last = last_panel - before < panels ? last_panel - before : panels;
+        for (int64_t panel = first; panel < last; ++panel) stored_panel(args, args.parts[i], panel);
+        before += panels;
+    }
+}
+
+constexpr StoredTable STORED = {pack_stored, quantise, stored_linear, gather_stored_rows};
+
+}  // namespace tokenweave::TW_ISA
