@@ -29,7 +29,7 @@ def emucxl() -> str:
     script = Path(sys.executable).with_name("emucxl")
     refused = subprocess.run([script, "doctor"], capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "emucxl: the command needs typer: pip install 'emucxl[cli]'\n", refused.stderr
+    assert refused.stderr == "emucxl: the command needs typer: pip install typer rich\n", refused.stderr
     return f"emucxl {emucxl.__version__}: a buffer in a modelled CXL tier, with no other package"
 
 

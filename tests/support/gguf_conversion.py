@@ -38,6 +38,9 @@ def write_gguf(directory: Path, path: Path, architecture: str) -> None:
     """Converts the model in `directory` to a float32 GGUF file of `architecture` with the tiny models' tokenizer."""
     config = json.loads((directory / "config.json").read_text())
     config.setdefault("num_experts", config.get("num_local_experts"))
+    assert not config.get("mlp_only_layers"), (
+        "no GGUF architecture has dense layers among layers with experts"
+    )
     writer = gguf.GGUFWriter(path, architecture)
     for key, name in _KEYS.items():
         value = config.get(name)

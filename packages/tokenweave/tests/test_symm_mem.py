@@ -138,7 +138,7 @@ def test_the_communicator_can_be_imported_without_triton() -> None:
 
 def test_without_triton_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert availability()["symm_mem"] == "triton is not installed: pip install 'interlace[cuda]'"
+    assert availability()["symm_mem"] == "triton is not installed: pip install triton"
 
 
 def test_the_drivers_structures_have_the_sizes_that_cuda_h_gives_them() -> None:

@@ -14,6 +14,6 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in NEEDED:
             raise
-        print(f"emucxl: the command needs {error.name}: pip install 'emucxl[cli]'", file=sys.stderr)
+        print(f"emucxl: the command needs {error.name}: pip install {' '.join(NEEDED)}", file=sys.stderr)
         sys.exit(1)
     run()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_whether_a_calibration_is_kept_is_told_and_nothing_is_measured(
     calibration.of_this_machine()
     assert report(invoke)["timing"]["calibration"]["read_latency_ns"] > 0
     assert "ns read" in invoke("doctor").stdout
+
+
+def test_a_calibration_that_was_disturbed_is_told_with_what_to_do(
+    invoke: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = calibration.Calibration(90, 90, 9, 9, 20, 50, 10)
+    monkeypatch.setattr(calibration, "cached", lambda: quiet)
+    assert "disturbed" not in invoke("doctor").stdout
+    monkeypatch.setattr(
+        calibration, "cached", lambda: replace(quiet, latency_error=0.2, least_latency_ns=900.0)
+    )
+    text = invoke("doctor").stdout
+    assert "latencies below 900 ns are not modelled exactly; run `emucxl calibrate`" in text
 
 
 @pytest.fixture

@@ -86,6 +86,14 @@ def test_wrong_usage_is_status_2(invoke: Any, arguments: tuple[str, ...]) -> Non
     assert result.stdout == ""
 
 
+def test_an_unknown_command_is_told_which_there_are(invoke: Any) -> None:
+    def told(*arguments: str) -> str:
+        return " ".join(invoke(*arguments).stderr.replace("\u2502", " ").split())
+
+    assert "got the command 'nonesuch'; expected one of doctor, presets" in told("nonesuch")
+    assert "got the command 'nonesuch'; expected one of create, list" in told("pool", "nonesuch")
+
+
 def test_a_reader_that_stops_early_hears_nothing_more(shell: Any) -> None:
     done = shell("$EMUCXL bench --list | head -1")
     assert done.stdout.count("\n") == 1

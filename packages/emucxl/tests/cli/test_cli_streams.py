@@ -37,7 +37,7 @@ def test_a_reader_that_has_gone_is_status_141_and_silence(shell: Any) -> None:
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "<&- 2>&-"])
 def test_errors_that_cannot_be_told_keep_their_status(shell: Any, closed: str) -> None:
-    assert shell(f"$EMUCXL bench nonsense {closed}").returncode == 1
+    assert shell(f"$EMUCXL pool show nonesuch {closed}").returncode == 1
     assert shell(f"$EMUCXL nonsense {closed}").returncode == 2
 
 

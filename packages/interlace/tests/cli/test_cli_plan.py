@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def test_a_rank_without_heads_has_nothing_to_attend_with() -> None:
     idle = workload(replace(SMOLLM2, num_heads=2, num_kv_heads=1), 0, 3)
     assert idle.of(Step(Op.ATTENTION, layer=0)).flops == 0
     assert idle.kv_bytes_per_token == 0
+
+
+def test_a_rank_without_a_share_is_said_to_do_nothing() -> None:
+    idle = workload(replace(SMOLLM2, num_heads=2, num_kv_heads=1), 0, 3)
+    assert idle.of(Step(Op.ATTENTION, layer=0)).text.splitlines()[0] == "nothing: no share of the weights"
+
+
+def test_small_figures_are_shown_in_small_units(invoke: Any, tiny_model: Path) -> None:
+    shown = invoke("plan", "show", str(tiny_model), "--tokens", "1", "--tp", "4").stdout
+    assert " 0.0 " not in shown
+    assert re.search(r"in all: \d+ steps, [\d,]+ FLOP, \d+ reductions of [\d.]+ KB together", shown), shown
 
 
 def test_the_middle_layers_are_folded(invoke: Any, tiny_model: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from emucxl.cli import console
-from emucxl.errors import NotFoundError
 
 
 def bench(
@@ -38,7 +37,7 @@ def bench(
     if name is None:
         raise typer.BadParameter(f"name one of {', '.join(found)}", param_hint="NAME")
     if name not in found:
-        raise NotFoundError(f"got the benchmark {name!r}; expected one of {', '.join(found)}")
+        raise typer.BadParameter(f"got the benchmark {name!r}; expected one of {', '.join(found)}")
     from emucxl.bench import harness
 
     with console.progress(name) as progress:

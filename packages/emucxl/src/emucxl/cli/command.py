@@ -22,11 +22,20 @@ READER_GONE = 141  # 128 + SIGPIPE
 DIRECTORY_GONE = "the working directory is gone: cd to one that exists"
 
 
+class Group(TyperGroup):
+    """A group of commands that names them all where it is asked for another."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"got the command {args[0]!r}; expected one of {', '.join(self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
 def new_app(name: str, *reported: type[Exception]) -> typer.Typer:
     """A command without subcommands. An error of the kinds `reported` becomes one line on standard error."""
     told: tuple[type[Exception], ...] = (*reported, streams.InputError)
 
-    class Commands(TyperGroup):
+    class Commands(Group):
         def invoke(self, ctx: Any) -> Any:
             try:
                 return super().invoke(ctx)

@@ -68,7 +68,9 @@ def show_json(value: Any) -> None:
 
 
 def megabytes(size_bytes: float) -> str:
-    """Bytes in units of 1e6, or 1e9 from there on."""
+    """Bytes in units of 1e6; 1e9 from there on, and 1e3 for less than a tenth of the first."""
+    if 0 < size_bytes < 1e5:
+        return f"{size_bytes / 1e3:.1f} KB"
     return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 

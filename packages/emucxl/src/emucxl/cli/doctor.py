@@ -101,6 +101,12 @@ def _timing(facts: dict[str, Any]) -> Lines:
             f"{found['read_bandwidth_gbps']:.1f} GB/s read, {found['write_bandwidth_gbps']:.1f} GB/s written; "
             f"delays off by {found['latency_error']:+.1%} when tried out",
         )
+        if found["least_latency_ns"] > 0:
+            yield (
+                "disturbed",
+                f"something else ran while it was measured: latencies below {found['least_latency_ns']:.0f} ns are not "
+                "modelled exactly; run `emucxl calibrate` when the machine is quiet",
+            )
 
 
 def _library(facts: dict[str, Any]) -> Lines:

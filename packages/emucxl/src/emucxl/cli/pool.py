@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emucxl.cli import console
+from emucxl.cli.command import Group
 from emucxl.cli.text import cell, printable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 app = typer.Typer(
+    cls=Group,
     name="pool",
     no_args_is_help=True,
     help="Make pools of memory that hosts share, look into them, and put them right.",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emucxl.cli.command import Group
 from interlace.cli import console
 from interlace.errors import EngineError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tokenweave.plan import Plan, Step
     from tokenweave.simulate import Timeline
 
-app = typer.Typer(no_args_is_help=True, help="Look at the plan of a forward pass.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at the plan of a forward pass.")
 NUMBER_OF_ENDS = 2  # the first and the last layer are shown, those between are folded
 
 # The options of the simulated timeline.
@@ -164,11 +165,16 @@ def _steps_table(plan: Plan, workload: Workload, every_step: bool) -> Table:
             step.lane.value,
             step.name,
             work.text,
-            f"{work.flops / 1e6:,.1f}" if work.flops else "",
-            f"{work.bytes_given / 1e3:,.1f}" if work.bytes_given else "",
+            _cell(work.flops / 1e6),
+            _cell(work.bytes_given / 1e3),
             ", ".join(str(other) for other in step.waits_for),
         )
     return table
+
+
+def _cell(figure: float) -> str:
+    """A tenth is the last place; two figures of less than that, and nothing for nothing."""
+    return "" if not figure else f"{figure:,.1f}" if figure >= 0.1 else f"{figure:.2g}"
 
 
 def _middle(plan: Plan) -> range:
@@ -187,9 +193,17 @@ def _middle(plan: Plan) -> range:
 def _print_totals(plan: Plan, workload: Workload) -> None:
     totals = _totals(plan, workload)
     print(
-        f"\nrank {workload.shard.rank} in all: {len(plan.steps)} steps, {totals['flops'] / 1e9:,.2f} GFLOP, "
+        f"\nrank {workload.shard.rank} in all: {len(plan.steps)} steps, {_flops(totals['flops'])}, "
         f"{totals['reductions']} reductions of {console.megabytes(totals['reduced_bytes'])} together"
     )
+
+
+def _flops(count: float) -> str:
+    """Operations in the largest unit that has one before the point."""
+    for unit, size in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count:,.0f} FLOP"
 
 
 def _print_timeline(plan: Plan, whole: Plan, costs: PlanCosts, every_layer: bool) -> None:

@@ -52,8 +52,10 @@ class Work:
 
     @property
     def text(self) -> str:
-        """One line per matrix product, then the note."""
-        return "\n".join([*map(str, self.gemms), *([self.note] if self.note else [])])
+        """One line per matrix product, then the note; a share without rows or columns multiplies nothing."""
+        products = [str(gemm) for gemm in self.gemms if gemm.flops]
+        idle = ["nothing: no share of the weights"] if self.gemms and not products else []
+        return "\n".join([*products, *idle, *([self.note] if self.note else [])])
 
 
 NOTHING_WANTED = Work(note="the last token is not in this part")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emucxl.cli.command import Group
 from interlace.cli import console
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from tokenweave.trace import Figures, Kind, Summary
 
-app = typer.Typer(no_args_is_help=True, help="Look at a recorded trace.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at a recorded trace.")
 NUM_KINDS = 6  # kinds of passes in the table, those that took longest
 
 

@@ -9,7 +9,7 @@ import torch
 
 from emucxl import resources
 from interlace.engine.cache.layout import CacheLayout
-from interlace.engine.cache.sizing import affordable_blocks
+from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
 from interlace.errors import CacheTooSmall, EngineError
 from tokenweave.kernels import HeadLayout
@@ -53,6 +53,16 @@ def test_ranks_of_a_host_share_two_fifths_of_its_free_memory(
 def test_no_more_blocks_are_taken_than_all_sequences_can_fill(available: Any) -> None:
     available(2**60)
     assert blocks(max_num_seqs=3) == 3 * 4096 // 16
+
+
+def test_gigabytes_that_no_sequence_can_fill_are_told() -> None:
+    def notices(**options: Any) -> tuple[str, ...]:
+        return notices_of(EngineConfig("model", **options), 4096, LAYOUT)
+
+    most_gb = 3 * 256 * BLOCK_BYTES / 1e9
+    assert notices() == notices(num_kv_blocks=7) == notices(max_num_seqs=3, kv_cache_gb=most_gb) == ()
+    (notice,) = notices(max_num_seqs=3, kv_cache_gb=2.5)
+    assert "got kv_cache_gb=2.5; a rank takes 0.00 of it: max_num_seqs=3 sequences of 4096 tokens" in notice
 
 
 def test_a_rank_without_heads_takes_part_in_any_cache(available: Any) -> None:

@@ -324,3 +324,15 @@ def test_half_the_rows_touch_half_the_memory(tmp_path: Path) -> None:
     assert whole > 24_000
     assert half < 0.6 * whole
     assert left < 0.2 * whole
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "is not JSON"), ("[]", "holds a JSON list, expected an object")]
+)
+def test_a_configuration_that_is_no_object_is_told_with_its_path_once(
+    text: str, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=says) as error:
+        SafetensorsSource(tmp_path)
+    assert str(error.value).count(str(tmp_path)) == 1

@@ -49,7 +49,7 @@ def symm_mem_reason() -> str | None:
     from torch import distributed
 
     if find_spec("triton") is None:
-        return "triton is not installed: pip install 'interlace[cuda]'"
+        return "triton is not installed: pip install triton"
     if not distributed.is_available() or find_spec("torch.distributed._symmetric_memory") is None:
         return "this build of torch has no symmetric memory (2.6 or newer, built with torch.distributed, is needed)"
     if not torch.cuda.is_available():

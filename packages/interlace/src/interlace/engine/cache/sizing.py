@@ -17,7 +17,7 @@ def affordable_blocks(
 ) -> int:
     """Returns `num_kv_blocks` where it is set, else what `kv_cache_gb` or a share of the free memory holds.
 
-    That is never more than all sequences of a pass can fill.
+    That is never more than all sequences of a pass can fill: see `notices_of`.
 
     Raises:
         CacheTooSmall: not even one block fits.
@@ -38,6 +38,19 @@ def affordable_blocks(
             f"{layout.block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
         )
     return blocks
+
+
+def notices_of(config: EngineConfig, max_model_len: int, layout: CacheLayout) -> tuple[str, ...]:
+    """Says where `kv_cache_gb` is more than the sequences of a pass can fill, and is not taken."""
+    if config.num_kv_blocks is not None or config.kv_cache_gb is None:
+        return ()
+    most_gb = config.max_num_seqs * blocks_for(max_model_len) * layout.block_bytes / 1e9
+    if config.kv_cache_gb <= most_gb or not most_gb:
+        return ()
+    return (
+        f"got kv_cache_gb={config.kv_cache_gb:g}; a rank takes {most_gb:.2f} of it: max_num_seqs={config.max_num_seqs} "
+        f"sequences of {max_model_len} tokens fill no more. To use the rest, raise max_num_seqs",
+    )
 
 
 def available_memory_bytes() -> int:

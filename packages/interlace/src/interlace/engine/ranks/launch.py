@@ -165,10 +165,7 @@ def _load(
     try:
         model = load_model(config.model)
         runner = Runner(config, model, communicator, ranks_on_host or config.tp)
-        for notice in (
-            *model.weights.notices,
-            *runner.decoder.notices,
-        ):  # the other ranks have the same to say
+        for notice in (*model.weights.notices, *runner.notices):  # the other ranks have the same to say
             _log.warning(notice)
         return RankGroup(runner, model.tokenizer, others, model.sampling_defaults)
     except BaseException as error:

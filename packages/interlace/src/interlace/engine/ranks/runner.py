@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout
-from interlace.engine.cache.sizing import affordable_blocks
+from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
@@ -85,6 +85,7 @@ class Runner:
             model.weights, shard, self.kernels, communicator, self.dtype, self.max_model_len
         )
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
+        self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
         self.num_blocks = affordable_blocks(config, self.max_model_len, layout, ranks_on_host)
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
