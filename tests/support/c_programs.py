@@ -39,7 +39,7 @@ def compile_program(
     flags: Sequence[str] = (),
     core_flags: str = "",
 ) -> Path:
-    """The program of `source` (one file, or a name in packages/emucxl/tests/native), linked with the core.
+    """The program of `source` (a path, or a file or folder in packages/emucxl/tests/native), linked with the core.
 
     `sanitize` is what -fsanitize gets; "" compiles without. `flags` are for this program's own source alone,
     `core_flags` for the core's too.
@@ -47,8 +47,10 @@ def compile_program(
     source = source if source.exists() else PROGRAMS / source
     program = tmp_path / "-".join([source.stem, *(sanitize.split(",") if sanitize else ["plain"])])
     archive = core_archive(sanitize, core_flags)
-    if not program.exists() or program.stat().st_mtime < max(map(_modified, (source, archive))):
-        command = [*_command(sanitize), *flags, *core_flags.split(), str(source), str(archive), *LIBRARIES]
+    sources = sorted(source.glob("*.c")) if source.is_dir() else [source]
+    if not program.exists() or program.stat().st_mtime < max(map(_modified, (*sources, archive))):
+        own = (*flags, *core_flags.split(), *map(str, sources))
+        command = [*_command(sanitize), f"-I{PROGRAMS}", *own, str(archive), *LIBRARIES]
         _run([*command, "-o", str(program)])
     return program
 

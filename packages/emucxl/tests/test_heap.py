@@ -11,7 +11,7 @@ from support.c_programs import PROGRAMS, compile_program, compiler, run_program
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 
-FACTS = re.findall(r"FACT\((\w+)\),", (PROGRAMS / "heap_facts.c").read_text())
+FACTS = re.findall(r"FACT\((\w+)\),", (PROGRAMS / "heap_facts" / "main.c").read_text())
 MIB = 1 << 20
 # It takes a TiB of addresses in a row; the thread sanitizer leaves fewer than two, at places that differ each time.
 TOO_LARGE_FOR_THE_THREAD_SANITIZER = "a_terabyte_costs_what_is_used"
@@ -29,13 +29,13 @@ def fuzz(programs: Path, sanitize: str, **options: int) -> str:
 
 @pytest.mark.parametrize("fact", FACTS)
 def test_fact(programs: Path, fact: str) -> None:
-    run_program(compile_program(Path("heap_facts.c"), programs), fact)
+    run_program(compile_program(Path("heap_facts"), programs), fact)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fact", [fact for fact in FACTS if fact != TOO_LARGE_FOR_THE_THREAD_SANITIZER])
 def test_fact_without_data_races(programs: Path, fact: str) -> None:
-    run_program(compile_program(Path("heap_facts.c"), programs, "thread"), fact)
+    run_program(compile_program(Path("heap_facts"), programs, "thread"), fact)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")
 @pytest.fixture(scope="module")
 def kill_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_program(
-        Path("kill_pool.c"), tmp_path_factory.mktemp("kills"), "", core_flags="-DEMX_POOL_STEPS"
+        Path("kill_pool"), tmp_path_factory.mktemp("kills"), "", core_flags="-DEMX_POOL_STEPS"
     )
 
 

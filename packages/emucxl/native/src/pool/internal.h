@@ -132,15 +132,18 @@ void region_bury(emx_pool* pool, uint32_t slot); /* finishes a dying region */
 void region_drop_dead_owner(emx_pool* pool, uint32_t slot);
 void host_clean(emx_pool* pool, uint32_t slot, uint64_t epoch, emx_reclaim_report* report);
 
-/* pool/region.c */
+/* pool/handle.c */
 emx_status region_make(emx_host* host, uint32_t slot, uint32_t gen, const char* tag, uint64_t max_bytes,
                        emx_region** made);
+void region_unmap(emx_region* region);
 void region_destroy(emx_region* region);
 void region_list(emx_region* region); /* among its host's */
+void region_unlist(emx_region* region);
+
+/* pool/region.c */
 uint64_t holder_word(const emx_host* host, uint32_t gen, bool writable);
 uint64_t owner_word(const emx_host* host, uint32_t gen);
 bool owner_holds(const emx_pool* pool, uint64_t owner, uint64_t gen);
-void region_unmap(emx_region* region);
 emx_status region_follow(emx_region* region); /* maps what the owner added since */
 
 /* pool/poison.c */

@@ -14,12 +14,12 @@
 
 #include "prim/limits.h"
 #include "prim/memory.h"
-#include "prim/system_memory.h"
+#include "prim/text_file.h"
 
 static uint64_t device_figure(const struct stat* stat, const char* name, uint64_t missing) {
     char path[128], text[64];
     snprintf(path, sizeof path, "/sys/dev/char/%u:%u/%s", major(stat->st_rdev), minor(stat->st_rdev), name);
-    if (system_read_text(path, text, sizeof text) <= 0 || text[0] < '0' || text[0] > '9') return missing;
+    if (text_file_read(path, text, sizeof text) <= 0 || text[0] < '0' || text[0] > '9') return missing;
     return strtoull(text, NULL, 0);
 }
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "prim/system_memory.h"
+#include "prim/text_file.h"
 
 enum { STAT_BYTES = 8192, ROOM_BYTES = 64 };
 
@@ -24,7 +24,7 @@ static uint64_t less(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static bool read_in(const char* directory, const char* file, char* text, size_t capacity) {
     char path[CGROUP_PATH_BYTES + ROOM_BYTES];
     snprintf(path, sizeof path, "%s/%s", directory, file);
-    return system_read_text(path, text, capacity) > 0;
+    return text_file_read(path, text, capacity) > 0;
 }
 
 /* A number of bytes; `missing` where there is none, as in "max". */
@@ -59,9 +59,9 @@ static void visit_memory_1(cgroup_limits* limits, const char* directory) {
     (void)read_in(directory, "memory.stat", stat, sizeof stat);
     const uint64_t own = number_in(directory, "memory.limit_in_bytes", UINT64_MAX);
     /* Groups that are not to be seen, too. */
-    const uint64_t above = system_field(stat, "hierarchical_memory_limit ", UINT64_MAX);
+    const uint64_t above = text_file_field(stat, "hierarchical_memory_limit ", UINT64_MAX);
     const uint64_t cache =
-        system_field(stat, "total_inactive_file ", 0) + system_field(stat, "total_active_file ", 0);
+        text_file_field(stat, "total_inactive_file ", 0) + text_file_field(stat, "total_active_file ", 0);
     note_memory(limits, directory, less(own, above), number_in(directory, "memory.usage_in_bytes", 0), cache);
 }
 
@@ -75,9 +75,9 @@ static void visit_2(cgroup_limits* limits, const char* directory) {
     const uint64_t limit = /* above memory.high a group is not killed, but brought to a crawl */
         less(number_in(directory, "memory.max", UINT64_MAX), number_in(directory, "memory.high", UINT64_MAX));
     if (limit != UINT64_MAX) (void)read_in(directory, "memory.stat", stat, sizeof stat);
-    const uint64_t reclaimable = system_field(stat, "inactive_file ", 0) +
-                                 system_field(stat, "active_file ", 0) +
-                                 system_field(stat, "slab_reclaimable ", 0);
+    const uint64_t reclaimable = text_file_field(stat, "inactive_file ", 0) +
+                                 text_file_field(stat, "active_file ", 0) +
+                                 text_file_field(stat, "slab_reclaimable ", 0);
     note_memory(limits, directory, limit, number_in(directory, "memory.current", 0), reclaimable);
     double quota_us = 0, period_us = 0;
     /* The quota may be the word "max". */

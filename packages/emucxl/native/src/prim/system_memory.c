@@ -1,40 +1,20 @@
 #include "prim/system_memory.h"
 
-#include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "prim/cgroup.h"
+#include "prim/text_file.h"
 
 enum { TEXT_BYTES = 8192, PATH_BYTES = 1024 };
-
-long system_read_text(const char* path, char* text, size_t capacity) {
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return -1;
-    size_t length = 0;
-    for (ssize_t got; length < capacity - 1 && (got = read(fd, text + length, capacity - 1 - length)) > 0;)
-        length += (size_t)got;
-    close(fd);
-    text[length] = '\0';
-    return (long)length;
-}
-
-uint64_t system_field(const char* text, const char* key, uint64_t missing) {
-    const size_t length = strlen(key);
-    for (const char* line = text; line != NULL;
-         line = strchr(line, '\n'), line = line != NULL ? line + 1 : NULL)
-        if (strncmp(line, key, length) == 0) return strtoull(line + length, NULL, 10);
-    return missing;
-}
 
 uint64_t system_meminfo(const char* root, const char* key) {
     char path[PATH_BYTES], text[TEXT_BYTES];
     snprintf(path, sizeof path, "%s/proc/meminfo", root);
-    if (system_read_text(path, text, sizeof text) <= 0) return UINT64_MAX;
-    const uint64_t kibibytes = system_field(text, key, UINT64_MAX);
+    if (text_file_read(path, text, sizeof text) <= 0) return UINT64_MAX;
+    const uint64_t kibibytes = text_file_field(text, key, UINT64_MAX);
     return kibibytes < UINT64_MAX / 1024 ? kibibytes * 1024 : UINT64_MAX;
 }
 
@@ -63,16 +43,16 @@ uint64_t system_memory_available(void) { return system_memory_left("", cgroup_re
 uint64_t system_memory_of_node(int node) {
     char path[PATH_BYTES], text[TEXT_BYTES], key[64];
     snprintf(path, sizeof path, "/sys/devices/system/node/node%d/meminfo", node);
-    if (system_read_text(path, text, sizeof text) <= 0) return UINT64_MAX;
+    if (text_file_read(path, text, sizeof text) <= 0) return UINT64_MAX;
     snprintf(key, sizeof key, "Node %d MemFree:", node);
-    const uint64_t free_kib = system_field(text, key, UINT64_MAX);
+    const uint64_t free_kib = text_file_field(text, key, UINT64_MAX);
     snprintf(key, sizeof key, "Node %d Inactive(file):", node);
-    const uint64_t cache_kib = system_field(text, key, 0);
+    const uint64_t cache_kib = text_file_field(text, key, 0);
     return free_kib < UINT64_MAX / 2048 ? (free_kib + cache_kib) * 1024 : UINT64_MAX;
 }
 
 bool system_nodes_with_memory(char* text, size_t capacity) {
-    if (system_read_text("/sys/devices/system/node/has_memory", text, capacity) <= 0) return false;
+    if (text_file_read("/sys/devices/system/node/has_memory", text, capacity) <= 0) return false;
     text[strcspn(text, "\n")] = '\0';
     return true;
 }

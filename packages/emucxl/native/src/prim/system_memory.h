@@ -6,12 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A short text file, cut to `capacity` - 1 bytes and terminated; the number of bytes, or -1. */
-long system_read_text(const char* path, char* text, size_t capacity);
-
-/* The number after `key` at the start of a line; `missing` if there is none. */
-uint64_t system_field(const char* text, const char* key, uint64_t missing);
-
 /* A field of /proc/meminfo below `root` ("": the system's own) in bytes; UINT64_MAX where it is missing. */
 uint64_t system_meminfo(const char* root, const char* key);
 
