@@ -20,7 +20,7 @@ from tokenweave.kernels import (
 )
 
 DTYPES = [torch.float32, torch.bfloat16]
-AVAILABLE_ISAS = native.ISAS[: native.ISAS.index(native.features()["best_isa"]) + 1]
+AVAILABLE_ISAS = native.available_isas()
 
 
 @cache

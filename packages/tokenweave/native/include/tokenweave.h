@@ -40,10 +40,29 @@ TW_API int tw_abi_version(void);
  */
 typedef enum tw_dtype { TW_FLOAT32 = 0, TW_BFLOAT16 = 1 } tw_dtype;
 
-typedef enum tw_isa { TW_BASELINE = 0, TW_AVX2 = 1, TW_AVX512 = 2, TW_AVX512_BF16 = 3 } tw_isa;
+/* Each has all of the ones before it, TW_AMX_EMULATED excepted: the kernels of TW_AMX with its tiles in plain C++, to
+ * the same bits, which runs on any machine, slowly, to test them. */
+typedef enum tw_isa {
+    TW_BASELINE = 0,
+    TW_AVX2 = 1,
+    TW_AVX512 = 2,
+    TW_AVX512_BF16 = 3,
+    TW_AMX = 4,
+    TW_AMX_EMULATED = 5,
+} tw_isa;
 
-/* The best instruction set that both this CPU and its operating system support. */
+/* The best instruction set that both this CPU and its operating system support; never TW_AMX_EMULATED. */
 TW_API int tw_best_isa(void);
+
+/* Whether this process may use tiles. */
+typedef enum tw_amx_state_code {
+    TW_AMX_READY = 0,
+    TW_AMX_NO_PROCESSOR = 1, /* the processor has no tiles, or none for bfloat16 */
+    TW_AMX_NO_SYSTEM = 2,    /* the operating system, or the hypervisor, does not keep them */
+    TW_AMX_REFUSED = 3,      /* the kernel refused this process the permission that it asked for */
+} tw_amx_state_code;
+/* Asks the kernel for the permission at the first call; it then holds for all threads and for children. */
+TW_API int tw_amx_state(void);
 
 /* A team of `num_threads` workers, the caller being one, running the kernels compiled for `isa`. */
 typedef struct tw_pool tw_pool;

@@ -26,9 +26,9 @@ constexpr int64_t ALIAS_BYTES = 2048;
 constexpr int64_t MAX_ALIAS_ROWS = 4;
 
 const KernelTable* table_of(int isa) {
-    if (isa < 0 || isa > tw_best_isa()) return nullptr;
-    static const KernelTable* const tables[] = {&baseline::table, &avx2::table, &avx512::table,
-                                                &avx512bf16::table};
+    static const KernelTable* const tables[] = {&baseline::table,   &avx2::table, &avx512::table,
+                                                &avx512bf16::table, &amx::table,  &amx_emulated::table};
+    if (isa < 0 || (isa > tw_best_isa() && isa != TW_AMX_EMULATED)) return nullptr;
     return tables[isa];
 }
 
@@ -38,7 +38,8 @@ int64_t rows_of_grain(int64_t row_elements) {
 
 int64_t rows_of_block(int64_t row_bytes) {
     const int64_t rows = ROW_BLOCK_BYTES / std::max<int64_t>(1, row_bytes);
-    return std::max<int64_t>(ROW_TILE, rows / ROW_TILE * ROW_TILE);
+    const int64_t tile = rows < LARGE_ROW_TILE ? ROW_TILE : LARGE_ROW_TILE;
+    return std::max<int64_t>(ROW_TILE, rows / tile * tile);
 }
 
 // Copies x to rows that do not alias: with a cache line between them, each begins in the set after the last
@@ -81,7 +82,8 @@ int tw_best_isa(void) {
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512cd"))
         return TW_AVX2;
-    return __builtin_cpu_supports("avx512bf16") ? TW_AVX512_BF16 : TW_AVX512;
+    if (!__builtin_cpu_supports("avx512bf16")) return TW_AVX512;
+    return tw_amx_state() == TW_AMX_READY ? TW_AMX : TW_AVX512_BF16;
 }
 
 int tw_pool_create(int num_threads, int isa, tw_pool** pool) {

@@ -10,8 +10,10 @@
 
 namespace tokenweave {
 
-constexpr int PANEL = 32;       // outputs of one packed panel
-constexpr int ROW_TILE = 12;    // a multiple of every build's rows of a tile
+constexpr int PANEL = 32;     // outputs of one packed panel
+constexpr int ROW_TILE = 12;  // a multiple of every build's rows of a tile of registers
+// A multiple of ROW_TILE and of the rows that AMX multiplies together: what large blocks of rows are cut into.
+constexpr int LARGE_ROW_TILE = 96;
 constexpr int BLOCK_SIZE = 16;  // tokens of one KV block
 // Keys visited together, counted from key 0: part of what makes results reproducible.
 constexpr int KEY_TILE = 64;
@@ -149,6 +151,12 @@ namespace avx512 {
 extern const KernelTable table;
 }
 namespace avx512bf16 {
+extern const KernelTable table;
+}
+namespace amx {
+extern const KernelTable table;
+}
+namespace amx_emulated {
 extern const KernelTable table;
 }
 

@@ -1,4 +1,7 @@
 // Compiled once for each instruction set, with TW_ISA naming it.
+#if defined(TW_TILES)
+#include "amx/linear.h"
+#endif
 #include "attention.h"
 #include "elementwise.h"
 #include "limits.h"
@@ -10,7 +13,11 @@ namespace tokenweave::TW_ISA {
 
 const KernelTable table = {
     pack,
+#if defined(TW_TILES)
+    linear_through_tiles,
+#else
     linear,
+#endif
     gather_rows,
     rms_norm,
     reduce_norm,

@@ -1,7 +1,8 @@
 """The native library: finding it, loading it, and turning its status codes into exceptions.
 
-The environment variable TOKENWEAVE_ISA (baseline, avx2, avx512, avx512bf16) holds the kernels to an older instruction
-set than the best this CPU has. It is read here and nowhere else.
+The environment variable TOKENWEAVE_ISA (baseline, avx2, avx512, avx512bf16, amx) holds the kernels to an older
+instruction set than the best this CPU has; amx-emulated is amx with its tiles in plain C++, which runs anywhere,
+slowly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError, NativeError
 
 ABI_VERSION = 3
-ISAS = ("baseline", "avx2", "avx512", "avx512bf16")  # in the order of tw_isa
+EMULATED_ISA = "amx-emulated"  # to test the kernels of amx anywhere; never chosen by itself
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx", EMULATED_ISA)  # in the order of tw_isa
+AMX_STATES = (  # in the order of tw_amx_state_code
+    "ready",
+    "unavailable: this processor has no bfloat16 tiles",
+    "unavailable: the operating system or the hypervisor does not keep tiles (XCR0)",
+    "unavailable: Linux refused this process the permission for tiles (arch_prctl), as a sandbox may, or a signal "
+    "stack too small for them",
+)
 STATUS = {
     -1: "invalid argument",
     -2: "out of memory or threads",
@@ -37,6 +46,7 @@ LIMITS = (
 _p, _i, _l = c_void_p, c_int, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_best_isa": (_i, []),
+    "tw_amx_state": (_i, []),
     "tw_pool_create": (_i, [_i, _i, POINTER(_p)]),
     "tw_pool_destroy": (None, [_p]),
     "tw_packed_size_bytes": (_l, [_l, _l, _i]),
@@ -91,16 +101,31 @@ def unavailable_reason() -> str | None:
 
 def selected_isa() -> str:
     """The instruction set that new pools use: the best of this CPU, or TOKENWEAVE_ISA. Raises NativeError."""
-    best = load().tw_best_isa()
-    wanted = wanted_isa() or ISAS[best]
-    if wanted not in ISAS[: best + 1]:
-        raise NativeError(f"TOKENWEAVE_ISA is {wanted!r}, expected one of {', '.join(ISAS[: best + 1])}")
+    wanted = wanted_isa() or ISAS[load().tw_best_isa()]
+    if wanted not in available_isas():
+        why = f"; amx is {amx_state()}" if wanted == "amx" else ""
+        raise NativeError(f"TOKENWEAVE_ISA is {wanted!r}, expected one of {', '.join(available_isas())}{why}")
     return wanted
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that the kernels can run on here, the emulated one last."""
+    return (*ISAS[: load().tw_best_isa() + 1], EMULATED_ISA)
+
+
+def amx_state() -> str:
+    """Whether this process may use the processor's tiles, and why not."""
+    return AMX_STATES[load().tw_amx_state()]
 
 
 def features() -> dict[str, str]:
     """Returns the facts of the native library for a report on this machine."""
-    return {"library": str(library_path()), "isa": selected_isa(), "best_isa": ISAS[load().tw_best_isa()]}
+    return {
+        "library": str(library_path()),
+        "isa": selected_isa(),
+        "best_isa": ISAS[load().tw_best_isa()],
+        "amx": amx_state(),
+    }
 
 
 def check_status(status: int, call: str) -> None:

@@ -175,7 +175,7 @@ def own_cores(rank: int, ranks_on_host: int, threads: int) -> list[int]:
 def resolve_dtype(name: str, kernels: Kernels) -> torch.dtype:
     """`auto` is bfloat16 where the processor multiplies it natively, else float32."""
     if name == "auto":
-        multiplies = kernels.name == "native" and native.selected_isa() == "avx512bf16"
+        multiplies = kernels.name == "native" and native.selected_isa() in ("avx512bf16", "amx")
         return torch.bfloat16 if multiplies else torch.float32
     return DTYPES[name]
 
