@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from support.stored_cases import random_blocks
+from tokenweave.kernels import FORMATS
+
 VOCAB_SIZE = 331  # a prime: no number of ranks divides it
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -194,15 +197,16 @@ def make_gguf(
     extra: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     max_tensors: int = 0,
+    formats: Mapping[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
 
     `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts). `biases` are the
     matrices that get one, `extra` vectors to add (name: length), `settings` metadata to add, by whole keys. With
-    `max_tensors` it is split: `model.gguf` becomes model-00001-of-00003.gguf and so on.
+    `max_tensors` it is split: `model.gguf` becomes model-00001-of-00003.gguf and so on. `formats` are the quantisations
+    of some parts ("v": "Q6_K"), where they have another.
     """
     random = np.random.default_rng(seed)
-    kind = gguf.GGMLQuantizationType[quantization]
     writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family, split_max_tensors=max_tensors)
     hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, VOCAB_SIZE
     experts = 3 if family == "mixtral" else 0
@@ -215,8 +219,9 @@ def make_gguf(
         name: str, tensor: str, *shape: int, heads: int = 0, plain: bool = False, size: float = 1.0
     ) -> None:
         values = random.standard_normal(shape).astype(np.float32) * np.float32(size)
-        use = gguf.GGMLQuantizationType.F32 if plain or len(shape) == 1 else kind
-        stored = gguf.quants.quantize(values, use)
+        own = gguf.GGMLQuantizationType[(formats or {}).get(name.rpartition(".")[2], quantization)]
+        use = gguf.GGMLQuantizationType.F32 if plain or len(shape) == 1 else own
+        stored = _quantised(values, use)
         writer.add_tensor(tensor, stored, raw_dtype=use)
         kept = torch.from_numpy(gguf.quants.dequantize(stored, use).copy())
         if heads and family in ("llama", "mixtral"):
@@ -271,6 +276,17 @@ def make_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return expected
+
+
+def _quantised(values: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """The values in a format; random blocks of about their size where gguf has no quantisation for it."""
+    form = FORMATS.get(kind.name.lower())
+    if form is None or form.block_values < 256:
+        quantised: np.ndarray[Any, Any] = gguf.quants.quantize(values, kind)
+        return quantised
+    rows, columns = values.size // values.shape[-1], values.shape[-1]
+    blocks = random_blocks(rows, form, rows, columns // form.block_values).numpy()
+    return blocks.reshape(*values.shape[:-1], -1)
 
 
 def _write_gguf_settings(

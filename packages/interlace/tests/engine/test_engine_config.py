@@ -23,6 +23,7 @@ BAD: dict[str, list[Any]] = {
     "num_kv_blocks": [0, -3],
     "kv_cache_gb": [0, -1.0, 10**400, math.nan, math.inf, "4", True],
     "kernels": ["cuda", None],
+    "quantize": ["int3", None, "", 8],
     "generation_config": ["vllm", None, "", 1],
     "seed": [-1, 2**64, None, 1.0, 10**5000],
     "timeout_s": [0, -5, math.nan, None],

@@ -107,6 +107,13 @@ ENGINE: dict[str, Any] = {
     "dtype": _option(
         str, "auto", "Engine", help="Number format of weights and KV cache.", metavar="auto|float32|bfloat16"
     ),
+    "quantize": _option(
+        str,
+        "none",
+        "Engine",
+        help="Hold weights in blocks of small codes. stored: those of a GGUF file that are; int8, int4: all.",
+        metavar="none|stored|int8|int4",
+    ),
     "threads": _option(
         int | None, None, "Engine", help="Threads of each rank; absent: the cores, shared out."
     ),

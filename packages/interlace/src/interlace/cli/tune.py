@@ -25,6 +25,9 @@ def tune(
     dtype: Annotated[
         str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
     ] = "auto",
+    quantize: Annotated[
+        str, typer.Option(help="Weights, as in `generate`; not `stored`.", metavar="none|int8|int4")
+    ] = "none",
     threads: Annotated[
         int | None, typer.Option(help="Threads of each rank; absent: the cores, shared out.")
     ] = None,
@@ -43,10 +46,14 @@ def tune(
         raise EngineError(
             f"got tp={tp}, max_tokens={max_tokens}, seconds={seconds}; expected positive numbers"
         )
+    if quantize == "stored":
+        raise EngineError(
+            "quantize='stored': expected one of none, int8, int4; the formats of a file's weights are not measured"
+        )
     config = _config_of(model)
     start = time.perf_counter()
     with console.progress("measuring") as progress:
-        table = _measure(config, tp, dtype, threads, kernels, max_tokens, seconds, progress)
+        table = _measure(config, tp, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
     path = table.save(_directory())
     if as_json:
         console.show_json({**table.to_json(), "path": str(path)})
@@ -72,6 +79,7 @@ def _measure(
     config: ModelConfig,
     tp: int,
     dtype: str,
+    quantize: str,
     threads: int | None,
     kernels: str,
     max_tokens: int,
@@ -86,14 +94,14 @@ def _measure(
     from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
     from tokenweave.tune import measure_table
 
-    checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels)
+    checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize)
     own = kernels_for(checked, tp)
     found = resolve_dtype(checked.dtype, own)
     torch.set_num_threads(own.threads)
-    with HostStages(config, tp, own.name, own.threads, found, max_tokens) as stages:
+    with HostStages(config, tp, own.name, own.threads, found, max_tokens, quantize) as stages:
         return measure_table(
             stages,
-            table_key(config, tp, own, found),
+            table_key(config, tp, own, found, quantize),
             max_tokens=max_tokens,
             row_tile=row_tile(own),
             budget_s=seconds,

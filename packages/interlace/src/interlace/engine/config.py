@@ -20,6 +20,7 @@ KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
 GENERATION_CONFIGS = ("auto", "none")
+QUANTIZATIONS = ("none", "stored", "int8", "int4")
 SEED_LIMIT = 2**64
 
 
@@ -42,6 +43,7 @@ class EngineOptions(TypedDict, total=False):
     executor: str
     link: str | None
     generation_config: str
+    quantize: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class EngineConfig:
     executor: str = "lanes"  # sequential: the oracle, which overlaps nothing
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
+    quantize: str = "none"  # stored: quantised weights of a GGUF file as they are; int8, int4: the others too
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -92,6 +95,7 @@ class EngineConfig:
             ("weave", WEAVES),
             ("executor", EXECUTORS),
             ("generation_config", GENERATION_CONFIGS),
+            ("quantize", QUANTIZATIONS),
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")

@@ -39,8 +39,11 @@ class Decoder:
         communicator: Communicator,
         dtype: torch.dtype,
         max_model_len: int,
+        quantize: str = "none",
     ) -> None:
         """Read the rank's own part of the weights out of `source`, and nothing else of it.
+
+        `quantize` says which weights are held as blocks: see `MatrixReader`.
 
         Raises:
             PlanError: the plan has an operation that `Forward` has no method for.
@@ -58,20 +61,22 @@ class Decoder:
         )
         # Of the dtype's precision, as in transformers.
         self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
-        loader = LayerLoader(source, shard, kernels, dtype, self.padding, self.heads)
+        loader = LayerLoader(source, shard, kernels, dtype, self.padding, self.heads, quantize)
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
+        self._dense_notices = loader.matrices.notices
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Messages for whoever runs the model."""
         if not self.padding.is_needed:
-            return ()
+            return self._dense_notices
         size, width = self.padding.head_dim, self.padding.width
         return (
             f"the model's attention heads have {size} dimensions, which the {self.kernels.name} kernels compute as "
             f"{width}: the KV cache takes {width / size:.2g} times the memory",
+            *self._dense_notices,
         )
 
     @property

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokenweave.kernels import StoredWeight
+
 
 @dataclass(frozen=True)
 class HeadPadding:
@@ -46,6 +48,13 @@ class HeadPadding:
     def rows(self, weight: Tensor) -> Tensor:
         """(num_heads * head_dim, n) -> (num_heads * width, n)"""
         return self.columns(weight.T).T.contiguous() if self.is_needed else weight
+
+    def stored_rows(self, weight: StoredWeight) -> StoredWeight:
+        """`rows` of a stored weight: bytes of zero are values of zero."""
+        if not self.is_needed:
+            return weight
+        blocks = self.rows(weight.blocks)
+        return StoredWeight(weight.format, len(blocks), weight.k, blocks, weight.first_column)
 
     def norm(self, weight: Tensor) -> Tensor:
         """The weight of a norm over each head, (head_dim,) -> (width,): the mean is taken over more values there."""

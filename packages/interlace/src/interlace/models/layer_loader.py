@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interlace.models.head_padding import HeadPadding
 from interlace.models.layers import Layer, MixtureOfExperts, Mlp, WholeNorms
+from interlace.models.matrix_reader import MatrixReader
 from interlace.models.shard import Shard, scale
 from interlace.models.weights import WeightSource
 from tokenweave.kernels import (
@@ -31,20 +32,22 @@ class LayerLoader:
         dtype: torch.dtype,
         padding: HeadPadding,
         heads: HeadLayout,
+        quantize: str = "none",
     ) -> None:
         self.source, self.shard, self.kernels, self.dtype, self.padding, self.heads = (
             source, shard, kernels, dtype, padding, heads,
         )  # fmt: skip
         self.config = source.config
+        self.matrices = MatrixReader(source, quantize)
         self.q_rows = scale(shard.heads, self.config.head_dim)
         self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
 
     def vocabulary(self) -> tuple[PackedLinear, PackedLinear]:
         """The embedding and the output head; one matrix where the model ties them."""
-        embed = self._pack(self.source.load("embed", rows=self.shard.vocab))
+        embed = self._stacked({"embed": self.shard.vocab}, None, None)
         if self.config.tie_word_embeddings:
             return embed, embed
-        return embed, self._pack(self.source.load("lm_head", rows=self.shard.vocab))
+        return embed, self._stacked({"lm_head": self.shard.vocab}, None, None)
 
     def _layer(self, index: int) -> Layer:
         name = f"layers.{index}"
@@ -139,12 +142,25 @@ class LayerLoader:
 
         Where only some of them have a bias, the others' is zero.
         """
-        parts = [self.source.load(f"{name}.{part}", rows=own) for part, own in rows.items()]
-        weight = torch.cat([heads.rows(part) for part in parts] if heads else parts)
-        if not any(self.source.has(f"{name}.{part}_bias") for part in rows):
-            return self._pack(weight)
-        biases = [self._bias(f"{name}.{part}_bias", own) for part, own in rows.items()]
-        return self._pack(weight, torch.cat([heads.vector(bias) for bias in biases] if heads else biases))
+        own_rows = {f"{name}.{part}": own for part, own in rows.items()}
+        if not any(self.source.has(f"{each}_bias") for each in own_rows):
+            return self._stacked(own_rows, None, heads)
+        biases = [self._bias(f"{each}_bias", own) for each, own in own_rows.items()]
+        bias = torch.cat([heads.vector(each) for each in biases] if heads else biases)
+        return self._stacked(own_rows, bias, heads)
+
+    def _stacked(
+        self, rows: Mapping[str, range], bias: Tensor | None, heads: HeadPadding | None
+    ) -> PackedLinear:
+        """Rows of several matrices, one below the other, those of `heads` widened."""
+        stored = self.matrices.stack(rows)
+        if stored is not None:
+            widened = [heads.stored_rows(part) for part in stored] if heads else stored
+            return self.kernels.pack_stored(widened, bias, dtype=self.dtype)
+        parts = [self.source.load(name, rows=own) for name, own in rows.items()]
+        if heads:
+            parts = [heads.rows(part) for part in parts]
+        return self._pack(parts[0] if len(parts) == 1 else torch.cat(parts), bias)
 
     def _bias(self, name: str, rows: range) -> Tensor:
         return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
@@ -153,6 +169,9 @@ class LayerLoader:
         """The rank's columns of a matrix whose products are summed over the ranks: rank 0's adds the bias, once."""
         has_bias = self.shard.rank == 0 and self.source.has(f"{name}_bias")
         bias = self.source.load(f"{name}_bias").float() if has_bias else None
+        stored = self.matrices.columns(name, columns, is_widened=heads is not None and heads.is_needed)
+        if stored is not None:
+            return self.kernels.pack_stored(stored, bias, dtype=self.dtype)
         weight = self.source.load(name, columns=columns)
         return self._pack(heads.columns(weight) if heads else weight, bias)
 

@@ -18,6 +18,7 @@ from interlace.errors import CorruptFile, ModelError, ShapeMismatch
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.leftovers import listed
 from interlace.models.weight_map import Place, Places
+from tokenweave.kernels import StoredWeight
 
 
 class WeightSource(ABC):
@@ -61,6 +62,28 @@ class WeightSource(ABC):
                 )
             return self._read(name, row_range, range(1))
         return self._read(name, row_range, _checked(name, "columns", columns, shape[1]))
+
+    def stored(
+        self, name: str, rows: range | None = None, columns: range | None = None
+    ) -> StoredWeight | None:
+        """`load` of a matrix as the blocks of its file, copied, where it has blocks that kernels multiply.
+
+        None: `load` it. Raises as `load`.
+        """
+        shape = self.shape(name)
+        row_range = _checked(name, "rows", rows, shape[0])
+        column_range = _checked(name, "columns", columns, shape[1] if len(shape) > 1 else 1)
+        if len(shape) == 1 or not row_range or not column_range:
+            return None
+        return self._read_stored(name, row_range, column_range)
+
+    def quantised_as(self, name: str) -> str | None:
+        """The format of a quantised weight, "q5_0"; None: its numbers are whole floats."""
+        return None
+
+    def _read_stored(self, name: str, rows: range, columns: range) -> StoredWeight | None:
+        """`stored` of a matrix, with both ranges given, within bounds and not empty."""
+        return None
 
     @abstractmethod
     def release_pages(self) -> None:

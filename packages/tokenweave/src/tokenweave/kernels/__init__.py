@@ -10,7 +10,7 @@ from tokenweave.kernels.base import Kernels
 from tokenweave.kernels.compiled import NativeKernels
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
 from tokenweave.kernels.reference import ReferenceKernels
-from tokenweave.kernels.stored import FORMATS, QuantFormat, StoredWeight, dequantise
+from tokenweave.kernels.stored import FORMATS, QuantFormat, StoredWeight, dequantise, quantise
 from tokenweave.kernels.values import HeadLayout, PackedLinear, Tolerance
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "blocks_for",
     "dequantise",
     "make_kernels",
+    "quantise",
     "slots_of",
 ]
 

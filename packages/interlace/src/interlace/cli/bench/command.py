@@ -30,6 +30,9 @@ def bench(
     ] = "smollm2",
     tp: Annotated[int, typer.Option(help="Ranks to split the model over.")] = 1,
     dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
+    quantize: Annotated[
+        str, typer.Option(help="Weights, as in `generate`.", metavar="none|stored|int8|int4")
+    ] = "none",
     threads: Annotated[int | None, typer.Option(help="Per rank; absent: the cores, shared out.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up round comes before them.")] = 3,
     quick: Annotated[
@@ -51,7 +54,7 @@ def bench(
         raise BenchError(f"got rounds={rounds}; expected at least 1")
     workloads = QUICK if quick else FULL
     room = whole_blocks(longest_sequence(workloads))
-    config = EngineConfig(model, tp=tp, dtype=dtype, threads=threads, max_model_len=room)
+    config = EngineConfig(model, tp=tp, dtype=dtype, threads=threads, max_model_len=room, quantize=quantize)
     with console.progress("measuring") as progress:
         result = report(*measure(config, workloads, rounds, progress), rounds)
     if out is not None:

@@ -82,7 +82,13 @@ class Runner:
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
         self.decoder = Decoder(
-            model.weights, shard, self.kernels, communicator, self.dtype, self.max_model_len
+            model.weights,
+            shard,
+            self.kernels,
+            communicator,
+            self.dtype,
+            self.max_model_len,
+            config.quantize,
         )
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))

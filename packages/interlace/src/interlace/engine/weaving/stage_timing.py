@@ -25,6 +25,7 @@ from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.models.batch import ForwardBatch
 from interlace.models.decoder import Decoder
+from interlace.models.matrix_reader import MADE
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
@@ -44,15 +45,20 @@ COLD_BYTES = 128e6  # weights of all ranks together, so that none is found in a 
 JOIN_TIMEOUT_S = 60.0
 
 
-def table_key(config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype) -> TableKey:
-    """Returns the key of the wave table for this model, on `size` ranks of this machine with such kernels."""
+def table_key(
+    config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype, quantize: str = "none"
+) -> TableKey:
+    """Returns the key of the wave table for this model, on `size` ranks of this machine with such kernels.
+
+    `quantize` is the engine's: products with weights in blocks take other times.
+    """
     shards = [Shard.of(config, rank, size) for rank in range(size)]
     isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
     return key_of_shards(
         config,
         shards,
         machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
-        kernels=f"{kernels.name} {isa}",
+        kernels=f"{kernels.name} {isa}" + (f", {quantize} weights" if quantize != "none" else ""),
         library=tokenweave.__version__,
         dtype=str(dtype).removeprefix("torch."),
         threads=kernels.threads,
@@ -210,7 +216,14 @@ class HostStages(WithBlock):
     """All ranks, each on a thread of its own: what `tokenweave.tune.measure_table` times. Close it when done."""
 
     def __init__(
-        self, config: ModelConfig, size: int, kernels: str, threads: int, dtype: torch.dtype, max_tokens: int
+        self,
+        config: ModelConfig,
+        size: int,
+        kernels: str,
+        threads: int,
+        dtype: torch.dtype,
+        max_tokens: int,
+        quantize: str = "none",
     ) -> None:
         if size > 1 and resources.num_threads() < size:
             raise TuneError(
@@ -218,13 +231,16 @@ class HostStages(WithBlock):
                 "what ranks take that wait for one another's core says nothing"
             )
         kinds = kinds_of_layers(config, [Shard.of(config, rank, size) for rank in range(size)])
-        chosen = _cold_layers(config, kinds, dtype)
+        blocks = MADE.get(quantize)
+        value_bytes = dtype.itemsize if blocks is None else blocks.bits_per_value / 8
+        chosen = _cold_layers(config, kinds, value_bytes)
         self._layers = tuple(kinds[layer] for layer in chosen)
         self._segment = SharedSegment.create("interlace-tune", segment_bytes(size))
         self._symmetric_fd = empty_segment_fd("interlace-tune-activations")
         self._communicators: list[Communicator] = []
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="stages")
-        self._arguments = (_with_layers(config, chosen), size, kernels, threads, dtype, max_tokens)
+        layers = _with_layers(config, chosen)
+        self._arguments = (layers, size, kernels, threads, dtype, max_tokens, quantize)
         try:
             self._communicators = [self._join(rank) for rank in range(size)]
             made = [self._pool.submit(self._make, communicator) for communicator in self._communicators]
@@ -275,23 +291,24 @@ class HostStages(WithBlock):
 
     @torch.inference_mode()
     def _make(self, communicator: Communicator) -> RankStages:
-        config, size, name, threads, dtype, max_tokens = self._arguments
+        config, size, name, threads, dtype, max_tokens, quantize = self._arguments
         kernels = make_kernels(name, threads)
         communicator.kernels = make_kernels(name, 1)  # as beside a compute lane
         communicator.reserve_activations(max_tokens, config.hidden_size, dtype)
         shard = Shard.of(config, communicator.rank, size)
-        decoder = Decoder(RandomWeights(config, dtype), shard, kernels, communicator, dtype, max_tokens)
+        weights = RandomWeights(config, dtype)
+        decoder = Decoder(weights, shard, kernels, communicator, dtype, max_tokens, quantize)
         return RankStages(decoder, self._layers, max_tokens)
 
 
-def _cold_layers(config: ModelConfig, kinds: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+def _cold_layers(config: ModelConfig, kinds: tuple[int, ...], value_bytes: float) -> tuple[int, ...]:
     """The first layers of each kind: as many as make the weights of all ranks too large for a cache."""
     attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
     chosen: dict[int, list[int]] = {}
     for layer, kind in enumerate(kinds):
         experts = config.num_experts if config.has_experts(layer) else 1
         mlp = 3 * config.hidden_size * config.mlp_size(layer) * experts
-        enough = int(COLD_BYTES / ((attention + mlp) * dtype.itemsize)) + 1
+        enough = int(COLD_BYTES / ((attention + mlp) * value_bytes)) + 1
         layers = chosen.setdefault(kind, [])
         if len(layers) < enough:
             layers.append(layer)

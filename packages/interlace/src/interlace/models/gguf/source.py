@@ -1,4 +1,4 @@
-"""Weights from a GGUF model: memory-mapped, dequantised slice by slice."""
+"""Weights from a GGUF model: memory-mapped, read slice by slice, dequantised or as they are stored."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from interlace.models.gguf.parts import GgufModel
 from interlace.models.leftovers import refuse_unread_tensors
 from interlace.models.weight_map import Place, gguf_format, gguf_places
 from interlace.models.weights import WeightSource, place_weights
+from tokenweave.kernels import FORMATS, StoredWeight
 
 _CHUNK_VALUES = (
     1 << 16
@@ -27,10 +28,11 @@ _CHUNK_VALUES = (
 _PERMUTED = ("q", "k", "q_bias", "k_bias")
 
 _Floats = np.ndarray[Any, np.dtype[np.float32]]
+_Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class GgufSource(WeightSource):
-    """The weights of a GGUF file or of all parts of one, as float32 whatever their quantisation.
+    """The weights of a GGUF file or of all parts of one, as float32 whatever their quantisation, or as blocks.
 
     Raises:
         CorruptFile: no GGUF file, truncated, damaged, or a tensor or a part missing.
@@ -69,9 +71,34 @@ class GgufSource(WeightSource):
                 return self._values(tensor, range(1), rows).T
             return self._values(tensor, range(first + rows.start, first + rows.stop), columns)
 
-        is_permuted = name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1
-        values = torch.from_numpy(self._unpermuted(read, rows) if is_permuted else read(rows))
+        values = torch.from_numpy(self._unpermuted(read, rows) if self._is_permuted(name) else read(rows))
         return values.flatten() if is_vector else values
+
+    def quantised_as(self, name: str) -> str | None:
+        kind = self.file.tensors[self._places[name].tensor].type
+        return kind.name.lower() if GGML_QUANT_SIZES[kind][0] > 1 else None
+
+    def _read_stored(self, name: str, rows: range, columns: range) -> StoredWeight | None:
+        place = self._places[name]
+        tensor = self.file.tensors[place.tensor]
+        form = FORMATS.get(tensor.type.name.lower())
+        if form is None:
+            return None
+        first = self._first_row(place, tensor)
+        first_block = columns.start // form.block_values
+        last_block = -(-columns.stop // form.block_values)
+
+        def read(rows: range) -> _Bytes:
+            stored = self.file.bytes_of(tensor)[first + rows.start : first + rows.stop]
+            return stored[:, first_block * form.block_bytes : last_block * form.block_bytes]
+
+        # A row is whole blocks, so reordering rows reorders bytes.
+        blocks = self._unpermuted(read, rows) if self._is_permuted(name) else read(rows).copy()
+        skipped = columns.start - first_block * form.block_values
+        return StoredWeight(form, len(rows), len(columns), torch.from_numpy(blocks), skipped)
+
+    def _is_permuted(self, name: str) -> bool:
+        return name.rpartition(".")[2] in _PERMUTED and self._head_dim > 1
 
     def release_pages(self) -> None:
         self.file.release_pages()
@@ -79,7 +106,7 @@ class GgufSource(WeightSource):
     def _first_row(self, place: Place, tensor: TensorInfo) -> int:
         return place.first_row if place.expert is None else place.expert * tensor.shape[1]
 
-    def _unpermuted(self, read: Callable[[range], _Floats], rows: range) -> _Floats:
+    def _unpermuted(self, read: Callable[[range], np.ndarray[Any, Any]], rows: range) -> np.ndarray[Any, Any]:
         """Undoes the converter's reordering: in each head it stores row j and row d/2 + j side by side.
 
         Whole heads are read; the rows asked for are cut from them.
