@@ -1,6 +1,6 @@
 """`python -m emucxl`: the same as `emucxl`."""
 
-from emucxl.cli.main import main
+from emucxl.command import main
 
 if __name__ == "__main__":
     main()
