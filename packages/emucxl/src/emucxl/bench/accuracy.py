@@ -114,10 +114,14 @@ def median_latency(here: Calibration, target_ns: float, num_samples: int) -> flo
 
 
 def bandwidths(here: Calibration, quick: bool) -> dict[str, Measure]:
-    """One thread reading 32 MiB at a time, at each bandwidth that it reaches by itself in such reads."""
+    """One thread reading 32 MiB at a time, at each bandwidth that it reaches by itself and that `here` can play.
+
+    The two may differ on a busy machine, as they are measured one after the other.
+    """
     size = (4 if quick else 32) * MIB
     alone = max(read_bandwidth(here, 0, size) for _ in range(3))
-    reachable = [gbps for gbps in BANDWIDTHS_GBPS if gbps <= 0.9 * alone]
+    most_gbps = here.num_cores * min(here.read_bandwidth_gbps, here.write_bandwidth_gbps)
+    reachable = [gbps for gbps in BANDWIDTHS_GBPS if gbps <= min(0.9 * alone, most_gbps)]
     return {
         f"bandwidth {gbps:g} GB/s": Measure(gbps, "GB/s", partial(read_bandwidth, here, gbps, size), digits=3)
         for gbps in reachable
