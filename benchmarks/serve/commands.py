@@ -11,7 +11,7 @@ from benchmarks.harness.command_line import Json, Model, Out, Quick, Rounds, Thr
 from emucxl import resources
 from interlace.cli import console
 
-GEMM_TOKENS = (512, 2048)
+GEMM_TOKENS, QUICK_GEMM_TOKENS = (512, 2048), (64,)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -112,6 +112,7 @@ def limits(
     model: Model = "smollm2",
     rounds: Rounds = 5,
     threads: Threads = None,
+    quick: Quick = False,
     as_json: Json = False,
 ) -> None:
     """The rates that the machine would allow: GEMM alone at the model's shapes, and bytes from memory."""
@@ -121,7 +122,9 @@ def limits(
     from interlace.models.sources import load_model
 
     config = load_model(model).config
-    found = measure_limits(config, threads or resources.num_threads(), rounds, GEMM_TOKENS)
+    tokens = QUICK_GEMM_TOKENS if quick else GEMM_TOKENS
+    with console.progress("measuring") as progress:
+        found = measure_limits(config, threads or resources.num_threads(), rounds, tokens, progress)
     if as_json:
         console.show_json({"machine": machine.describe(), **found.to_json()})
     else:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.worker import Worker, turn
+from emucxl.bench.harness import part_of
 
 if TYPE_CHECKING:
+    from emucxl.bench.harness import Progress
     from interlace.models.config import ModelConfig
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
@@ -68,12 +71,18 @@ class Shapes:
         return self.weight_bytes(dtype) + self.kv_bytes(dtype, batch, context)
 
 
-def measure_limits(config: ModelConfig, threads: int, rounds: int, tokens: tuple[int, ...]) -> Limits:
+def measure_limits(
+    config: ModelConfig,
+    threads: int,
+    rounds: int,
+    tokens: tuple[int, ...],
+    progress: Progress | None = None,
+) -> Limits:
     """The limits alone, without any system beside them."""
     limits, worker = Limits(Shapes.of(config), threads), Worker(sys.executable, "limits")
     try:
-        for _ in range(rounds):
-            limits.sample(worker, sorted(ITEM_BYTES), tokens)
+        for number in range(rounds):
+            limits.sample(worker, sorted(ITEM_BYTES), tokens, part_of(progress, number, rounds))
     finally:
         worker.close()
     return limits
@@ -90,7 +99,13 @@ class Limits:
     gemm_s: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)  # backend, dtype, tokens
     peak_flops_per_s: dict[str, list[float]] = field(default_factory=dict)  # "fma", "bf16", ...
 
-    def sample(self, worker: Worker, dtypes: list[str], tokens: tuple[int, ...]) -> None:
+    def sample(
+        self,
+        worker: Worker,
+        dtypes: list[str],
+        tokens: tuple[int, ...],
+        progress: Progress | None = None,
+    ) -> None:
         """Measure everything once, in the worker's own turn."""
         with turn(worker):
             found = worker.ask("bandwidth", threads=self.threads)
@@ -98,9 +113,11 @@ class Limits:
             self.copy_bytes_per_s.append(found["copy_bytes_per_s"])
             for loop, rate in worker.ask("peak", threads=self.threads).items():
                 self.peak_flops_per_s.setdefault(loop, []).append(rate)
-            for dtype in dtypes:
-                for num_tokens in tokens:
-                    self._sample_gemm(worker, dtype, num_tokens)
+            products = list(product(dtypes, tokens))
+            for number, (dtype, num_tokens) in enumerate(products):
+                if progress is not None:
+                    progress(number / len(products), f"products of {num_tokens} tokens, {dtype}")
+                self._sample_gemm(worker, dtype, num_tokens)
 
     def _sample_gemm(self, worker: Worker, dtype: str, num_tokens: int) -> None:
         arguments = {"shapes": self.shapes.weights, "num_tokens": num_tokens, "threads": self.threads}

@@ -1,5 +1,8 @@
+from typing import Any, cast
+
 import pytest
 
+from benchmarks.harness.worker import Worker
 from benchmarks.serve.floor import Floor, floor_of
 from benchmarks.serve.limits import Limits, Shapes
 from interlace.cli.bench.workload import ServeWorkload
@@ -72,3 +75,33 @@ def test_there_is_no_floor_where_its_rate_was_not_measured() -> None:
     assert floor_of(limits, ServeWorkload("decode", 1, 64, 8), "as stored", None) is None
     limits.peak_flops_per_s = {}
     assert floor_of(limits, ServeWorkload("decode", 1, 64, 8), "float32", None) is None
+
+
+class AnsweringWorker:
+    """A worker for which everything takes a second."""
+
+    def resume(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def ask(self, op: str, **arguments: object) -> dict[str, Any]:
+        answers: dict[str, dict[str, Any]] = {
+            "bandwidth": {"read_bytes_per_s": 1.0, "copy_bytes_per_s": 1.0},
+            "peak": {"fma": 1.0},
+            "gemm": {"backends": {"torch": {"seconds": 1.0}}},
+        }
+        return answers[op]
+
+
+def test_each_product_is_named_before_it_is_measured() -> None:
+    limits = Limits(Shapes.of(SMOLLM2), threads=2)
+    told: list[tuple[float, str]] = []
+    worker = cast(Worker, AnsweringWorker())
+    limits.sample(worker, ["bfloat16", "float32"], (64, 512), lambda done, what: told.append((done, what)))
+    assert told == [
+        (0.0, "products of 64 tokens, bfloat16"),
+        (0.25, "products of 512 tokens, bfloat16"),
+        (0.5, "products of 64 tokens, float32"),
+        (0.75, "products of 512 tokens, float32"),
+    ]
+    assert len(limits.gemm_s) == 4
