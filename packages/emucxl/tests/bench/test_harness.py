@@ -82,3 +82,12 @@ def test_the_table_has_the_rows_and_the_notes() -> None:
         console.print(harness.table(REPORT))
     for text in ("A demonstration", "read", "80", "a note"):
         assert text in captured.get()
+
+
+def test_a_narrow_table_breaks_figures_and_cuts_none_off() -> None:
+    console = Console(width=24)
+    report = Report("demo", "A demonstration", ("what", "s"), (("a workload", "(3.685-3.687)"),), (), {})
+    with console.capture() as captured:
+        console.print(harness.table(report))
+    lines = [line.split("│") for line in captured.get().splitlines() if line.count("│") == 3]
+    assert "".join(cells[2].strip() for cells in lines) == "(3.685-3.687)"

@@ -135,7 +135,7 @@ def table(report: Report) -> RenderableType:
 
     grid = Table()
     for number, column in enumerate(report.columns):
-        grid.add_column(column, justify="right" if number else "left")
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in report.rows:
         grid.add_row(*row)
     return Group(Text(report.title, style="bold"), grid, *(Text(note) for note in report.notes))
