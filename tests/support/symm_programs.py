@@ -64,6 +64,26 @@ def prepare(comm: Any) -> None:
     comm.prepare(64, torch.float32, 9)
 
 
+def prepared_for(comm: Any, hidden_size: int, max_tokens: int) -> list[tuple[int, tuple[str, ...]]]:
+    """Rows and weights of the calls by which a rank prepares for a model with two combinations of norms."""
+    one, other = torch.ones(hidden_size), torch.ones(hidden_size)
+    examples = (ResidualNorms(one, 1e-5), ResidualNorms(other, 1e-5), ResidualNorms(one, 1e-5, other))
+    called: list[tuple[int, tuple[str, ...]]] = []
+    reduce = comm.all_reduce_rms_norm
+
+    def noted(hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms) -> torch.Tensor:
+        called.append((len(hidden), tuple(norms.weights)))
+        found: torch.Tensor = reduce(hidden, residual, norms)
+        return found
+
+    comm.all_reduce_rms_norm = noted
+    try:
+        comm.prepare(hidden_size, torch.float32, max_tokens, *examples)
+    finally:
+        del comm.all_reduce_rms_norm
+    return called
+
+
 def hurry(comm: Any, timeout_s: float) -> None:
     """From now on calls wait for `timeout_s` at most."""
     comm.hurry(timeout_s)

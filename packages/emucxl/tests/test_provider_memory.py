@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from emucxl import abi, errors
+from support.c_programs import compile_program, compiler, run_program
 from support.cgroups import real_cgroup
 from support.native_context import MIB, NativeContext, provider_unavailable
 from support.provider_cases import (
@@ -78,6 +79,11 @@ def test_tiers_are_not_promised_the_same_memory_twice(memory: dict[str, Any]) ->
     """In a group of its own, from whose memory nobody else takes."""
     done = run_in_group(PROMISES_PROGRAM, 400 * MIB, json.dumps(memory))
     assert (done.returncode, done.stdout) == (0, "promised once\n"), done.stderr
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_only_pages_that_were_reached_are_asked_about(tmp_path: Path) -> None:
+    assert run_program(compile_program(Path("resident_pages.c"), tmp_path)).endswith(" bytes\n")
 
 
 def run_in_group(program: str, limit_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -53,6 +53,14 @@ def test_another_abi_version_is_refused(monkeypatch, fresh_library):
     assert f"ABI version {native.ABI_VERSION - 1}, expected {native.ABI_VERSION}" in reason
 
 
+def test_a_library_without_a_newer_call_is_refused_by_the_name_of_the_call(monkeypatch, fresh_library):
+    monkeypatch.setitem(native.SIGNATURES, "tw_not_built_yet", (None, []))
+    reason = native.unavailable_reason()
+    assert reason is not None
+    assert "has no tw_not_built_yet" in reason
+    assert "make native" in reason
+
+
 def test_a_closed_pool_raises_instead_of_crashing():
     kernels = NativeKernels(2)
     packed = kernels.pack(randn(1, 32, 32))

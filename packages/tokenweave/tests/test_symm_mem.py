@@ -154,3 +154,11 @@ def test_without_a_device_it_says_why_it_cannot_be_had() -> None:
     made = object.__new__(SymmMemCommunicator)
     with pytest.raises(CommunicatorError, match=r"symm_mem cannot be had here: .*; use torch or shm"):
         made._default_memory()
+
+
+def test_preparing_runs_each_combination_of_norms_once_in_each_form(ranks: Ranks) -> None:
+    """Three examples of which two have the same weights; one shot, and by owners."""
+    for called in ranks.run("symm_programs.prepared_for", 64, 9):
+        assert called == [
+            (rows, names) for rows in (3, 9) for names in (("weight",), ("weight", "post_weight"))
+        ]

@@ -24,7 +24,8 @@ typedef enum tw_status {
     TW_ERROR_MISMATCH = -6,
 } tw_status;
 
-/* Version of this ABI; the Python loader refuses another. */
+/* Version of this ABI; the Python loader refuses another. Raise it when a call or a structure that is here changes. A
+ * new call needs no new version: the loader says which one a library lacks. */
 TW_API int tw_abi_version(void);
 
 /* ---- CPU kernels ----------------------------------------------------------------------------------------------

@@ -85,7 +85,11 @@ def load() -> ctypes.CDLL:
             f"{path} has ABI version {version}, expected {ABI_VERSION}; rebuild it with `make native`"
         )
     for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(loaded, name, None)
+        if function is None:  # added since the library was built
+            raise NativeError(
+                f"{path} has no {name}: it is older than this package; rebuild it with `make native`"
+            )
         function.restype, function.argtypes = result, arguments
     return loaded
 

@@ -144,19 +144,19 @@ class SymmMemCommunicator(TorchCommunicator):
         self._buffers.append(buffer)
         return buffer.local[: num_elements * dtype.itemsize].view(dtype).view(*shape)
 
-    def prepare(
-        self, hidden_size: int, dtype: torch.dtype, max_tokens: int, norms: ResidualNorms | None = None
-    ) -> None:
+    def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int, *norms: ResidualNorms) -> None:
         """Allocates and compiles what calls of up to `max_tokens` rows need: a collective, due before a capture.
 
-        `norms` is an example of those of the calls to come: a kernel is compiled for the weights that are there. With
-        none given they have a `weight` and no `post_weight`.
+        `norms` are examples of those of the calls to come, such as all of a model's: a kernel is compiled for each
+        combination of weights that are there. With none given they have a `weight` and no `post_weight`.
         """
-        norms = norms or ResidualNorms(torch.ones(hidden_size, dtype=dtype, device=self.device), 1.0)
+        norms = norms or (ResidualNorms(torch.ones(hidden_size, dtype=dtype, device=self.device), 1.0),)
+        each = {tuple(example.weights): example for example in norms}.values()
         for num_tokens in sorted({min(max_tokens, self.one_shot_tokens), max_tokens}):
-            hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self.device)
-            residual = torch.zeros(num_tokens, hidden_size, device=self.device)
-            self.all_reduce_rms_norm(hidden, residual, norms)
+            for example in each:
+                hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self.device)
+                residual = torch.zeros(num_tokens, hidden_size, device=self.device)
+                self.all_reduce_rms_norm(hidden, residual, example)
         self.synchronize()
 
     def synchronize(self) -> None:
