@@ -15,9 +15,9 @@ from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.engine import Engine
 from interlace.engine.output import RequestOutput
-from interlace.engine.sampler import mix64
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.batch import ForwardBatch
+from tokenweave.sampling import mix64
 from tokenweave.trace import Trace
 
 EOS = 256
@@ -104,6 +104,7 @@ class FakeRanks:
         self.tokenizer = ByteTokenizer()
         self.model_config = FakeModelFacts()
         self.sampling_defaults: dict[str, Any] = {}
+        self.pool = None
         self.cache: dict[int, tuple[int, int, int]] = {}
         self.batches: list[ForwardBatch] = []
         self.failure: Exception | None = None

@@ -35,7 +35,12 @@ def test_kernel_tests_pass_under_the_sanitizers() -> None:
     }
     tests = [
         str(Path(__file__).with_name(name))
-        for name in ("test_kernels.py", "test_kernels_invariance.py", "test_stored_linear.py")
+        for name in (
+            "test_kernels.py",
+            "test_kernels_invariance.py",
+            "test_sampling.py",
+            "test_stored_linear.py",
+        )
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "support.sanitized_library", *tests]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

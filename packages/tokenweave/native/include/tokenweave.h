@@ -182,6 +182,34 @@ TW_API int tw_paged_attention(tw_pool* pool, const void* q, int64_t ldq, const v
                               int64_t num_blocks, const tw_attention_batch* batch,
                               const tw_attention_layer* layer, void* out, int dtype);
 
+/* ---- Sampling: from logits to one token for each row ----
+ *
+ * Penalties, temperature, top-k, top-p, min-p and the draw, in this order; `temperature` 0 takes the largest, of
+ * equals the first. The rules, to the bit: tokenweave/sampling/reference.py. Every instruction set follows them. */
+typedef struct tw_sampling {
+    double top_p;          /* 1: off */
+    uint64_t seed, index;  /* they decide the random number: output `index` under `seed` */
+    const int32_t* tokens; /* (num_tokens,): the prompt, then the output. Read where there is a penalty */
+    int64_t num_tokens, num_prompt;
+    int64_t top_k; /* 0 or less: off */
+    float temperature, min_p;
+    float repetition_penalty; /* 1: off */
+    float frequency_penalty, presence_penalty;
+    int32_t logprobs; /* so many of the likeliest tokens are named; -1: none, and no rank either */
+} tw_sampling;
+
+typedef struct tw_sampled {
+    double total;  /* with logprobs: sum of exp(logit - largest) */
+    int64_t rank;  /* with logprobs: of `token` among the logits; 1 is the likeliest */
+    float largest; /* of the logits; a NaN where there is one */
+    int32_t token; /* -1 where `largest` is not finite: there is nothing to take one by */
+} tw_sampled;
+
+/* likeliest (m, max_logprobs): the ids of each row's `logprobs` likeliest tokens, of equals the first. */
+TW_API int tw_sample(tw_pool* pool, const float* logits, int64_t ldl, int64_t m, int64_t vocab_size,
+                     const tw_sampling* params, tw_sampled* sampled, int32_t* likeliest,
+                     int64_t max_logprobs);
+
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
 typedef enum tw_limit {
     TW_LIMIT_FMA_GFLOPS = 0,

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../sampling/table.h"
 #include "quantized/stored.h"
 
 namespace tokenweave {
@@ -132,6 +133,7 @@ struct KernelTable {
     StoredTable stored;
     size_t (*attention_scratch_bytes)(const AttentionArgs&, int64_t num_rows);
     void (*attention)(const AttentionArgs&, const AttentionItem&, char* scratch);
+    SamplingTable sampling;
     // Each runs for tens of microseconds and returns what it did: flops, or bytes read.
     double (*spin_fma)();
     double (*spin_bf16)();

@@ -2,6 +2,7 @@
 #if defined(TW_TILES)
 #include "amx/linear.h"
 #endif
+#include "../sampling/passes.h"
 #include "attention.h"
 #include "elementwise.h"
 #include "limits.h"
@@ -27,6 +28,7 @@ const KernelTable table = {
     STORED,
     attention_scratch_bytes,
     attention,
+    {largest, weigh, mass_above, keep_above, count_above, find_equal},
     spin_fma,
     spin_bf16,
     read_bytes,

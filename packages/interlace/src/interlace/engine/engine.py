@@ -22,13 +22,14 @@ from interlace.engine.meter import Meter
 from interlace.engine.output import EngineStats
 from interlace.engine.protocols import Ranks
 from interlace.engine.request import Request, as_request_id
-from interlace.engine.sampler import SampledToken, mix64, sample
+from interlace.engine.sampler import SampledToken, sample
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.scheduler import Scheduled, Scheduler
 from interlace.engine.sequence import Sequence, max_total_tokens
 from interlace.engine.text import TextAssembler
 from interlace.engine.values import as_int, shown
 from interlace.errors import EngineError, PromptTooLong, RequestError
+from tokenweave.sampling import mix64
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Engine:
                 return []
             logits = self.ranks.execute(build_batch(scheduled))
             yielding = [item.sequence for item in scheduled if item.yields_token]
-            sampled = sample(logits, yielding)
+            sampled = sample(logits, yielding, self.ranks.pool)
             self._count(scheduled, yielding)
             self.scheduler.commit(scheduled)
             return self._deliver(yielding, sampled)

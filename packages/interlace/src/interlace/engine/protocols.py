@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from interlace.models.batch import ForwardBatch
+    from tokenweave.native import ThreadPool
     from tokenweave.trace import Trace
 
 Message = Mapping[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
@@ -63,6 +64,10 @@ class Ranks(Protocol):
 
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on the CPU."""
+
+    @property
+    def pool(self) -> ThreadPool | None:
+        """The native workers here, which are idle between two batches; None where there are none."""
 
     @property
     def tokenizer(self) -> TokenizerLike: ...

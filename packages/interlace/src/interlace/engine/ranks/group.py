@@ -19,6 +19,8 @@ from interlace.errors import EngineError, InterlaceError, RankFailed
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from tokenweave.errors import CommunicatorTimeout, RankError, TraceError
+from tokenweave.kernels import NativeKernels
+from tokenweave.native import ThreadPool
 from tokenweave.trace import Trace
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class RankGroup:
     @property
     def num_blocks(self) -> int:
         return self.runner.num_blocks
+
+    @property
+    def pool(self) -> ThreadPool | None:
+        """The native workers of this process's rank, which are idle between two batches."""
+        kernels = self.runner.kernels
+        return kernels.pool if isinstance(kernels, NativeKernels) else None
 
     @property
     def max_model_len(self) -> int:
