@@ -58,6 +58,7 @@ def kernels() -> list[str]:
     return re.findall(r"^def native_(\w+)\(", sources, re.MULTILINE)
 
 
+REPLAYED = "packages/tokenweave/native/replay/functions.cpp"
 NOT_OF_THE_ENGINE = {"symm_mem": "the engine computes on CPUs"}
 ENDS_A_REQUEST = dict.fromkeys(
     ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"), "no token is chosen by it"
@@ -134,7 +135,9 @@ RECIPES = {
             "packages/tokenweave/native/kernels/": r"^int tw_{}\(",
             "tokenweave/native.py": r'^    "tw_{}": ',
             "packages/tokenweave/tests/test_kernels.py": r'\.{0}\(|"{0}"',
+            REPLAYED: r"TW_REPLAYED\(tw_{}\)",
         },
+        exempt={REPLAYED: {"pack": "no step packs"}},
     ),
     "Add a provider of memory": Recipe(
         providers,

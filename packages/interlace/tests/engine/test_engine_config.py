@@ -27,6 +27,7 @@ BAD: dict[str, list[Any]] = {
     "generation_config": ["vllm", None, "", 1],
     "seed": [-1, 2**64, None, 1.0, 10**5000],
     "timeout_s": [0, -5, math.nan, None],
+    "replay": [None, 1, "no"],
     "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 

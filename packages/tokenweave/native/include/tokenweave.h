@@ -210,6 +210,28 @@ TW_API int tw_sample(tw_pool* pool, const float* logits, int64_t ldl, int64_t m,
                      const tw_sampling* params, tw_sampled* sampled, int32_t* likeliest,
                      int64_t max_logprobs);
 
+/* ---- Captured passes ----------------------------------------------------------------------------------------
+ *
+ * The calls of a forward pass, written down once and made again in one call. Whatever a word points to must be
+ * alive and as it was; what those bytes hold may have changed.
+ */
+#define TW_RECORD_WORDS 16
+typedef struct tw_record {
+    int32_t function; /* tw_replay_function */
+    int32_t num_words;
+    uint64_t words[TW_RECORD_WORDS]; /* the arguments in order, each an integer or an address */
+} tw_record;
+
+/* The number of a function of this interface by its name; TW_ERROR_UNSUPPORTED where none can be replayed. */
+TW_API int tw_replay_function(const char* name);
+/* Makes the calls in order until one fails, and returns its status; num_done gets how many did not fail. times_s
+ * (count + 1), or NULL: seconds of CLOCK_MONOTONIC when each call began, and when the last ended. */
+TW_API int tw_replay(const tw_record* records, int64_t count, double* times_s, int64_t* num_done);
+/* What records have in place of torch's operations: zero_, copy_ (within one dtype), and mul_ by a number. */
+TW_API int tw_set_zero(void* data, int64_t bytes);
+TW_API int tw_copy(void* to, const void* from, int64_t bytes);
+TW_API int tw_scale(void* data, int64_t count, const float* factor, int dtype);
+
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
 typedef enum tw_limit {
     TW_LIMIT_FMA_GFLOPS = 0,

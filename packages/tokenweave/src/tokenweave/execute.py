@@ -28,11 +28,18 @@ def run_sequential(
         PlanError: the plan has a step whose operation has no handler; nothing has run then.
     """
     check_handlers(plan, handlers)
+    run_steps(plan.steps, handlers, observe)
+
+
+def run_steps(
+    steps: Iterable[Step], handlers: Mapping[Operation, Handler], observe: Observer | None = None
+) -> None:
+    """Run some steps of a plan whose handlers have been checked, in order."""
     if observe is None:
-        for step in plan.steps:
+        for step in steps:
             handlers[step.op](step)
         return
-    for step in plan.steps:
+    for step in steps:
         start = time.perf_counter()
         handlers[step.op](step)
         observe(step, start, time.perf_counter())

@@ -149,7 +149,7 @@ class ThreadPool:
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
         self._handle, self._pid = c_void_p(), os.getpid()
-        self.library = load()
+        self.library: Any = load()
         self.threads = threads
         self.isa = isa or selected_isa()
         if self.isa not in ISAS:
@@ -162,6 +162,10 @@ class ThreadPool:
         if self._handle.value is None:
             raise NativeError("the kernels' thread pool is closed")
         return self._handle.value
+
+    def raise_status(self, status: int, call: str) -> None:
+        """Raises what a call of the pool that returned `status` raises."""
+        check_status(status, call)
 
     def close(self) -> None:
         """Ends the workers. The pool takes no calls afterwards. In a fork there are none to wait for."""

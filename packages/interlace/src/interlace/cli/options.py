@@ -142,6 +142,13 @@ ENGINE: dict[str, Any] = {
         help="lanes: transfers beside compute; sequential: one step after the other.",
         metavar="lanes|sequential",
     ),
+    "replay": _option(
+        bool,
+        True,
+        "Engine",
+        "--replay/--no-replay",
+        help="Make the calls of decoding passes in one native call, with the same tokens.",
+    ),
     "generation_config": _option(
         str,
         "auto",

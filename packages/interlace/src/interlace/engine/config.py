@@ -41,6 +41,7 @@ class EngineOptions(TypedDict, total=False):
     timeout_s: float
     weave: str
     executor: str
+    replay: bool
     link: str | None
     generation_config: str
     quantize: str
@@ -67,6 +68,7 @@ class EngineConfig:
         "auto"  # auto: split a batch where that is predicted to be faster; always: in the middle; never
     )
     executor: str = "lanes"  # sequential: the oracle, which overlaps nothing
+    replay: bool = True  # passes that decode are captured, and replayed by native code in one call
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
     quantize: str = "none"  # stored: quantised weights of a GGUF file as they are; int8, int4: the others too
@@ -99,6 +101,8 @@ class EngineConfig:
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
+        if not isinstance(self.replay, bool):
+            _reject("replay", self.replay, "True or False")
         self._check_limits()
         self._check_link()
 

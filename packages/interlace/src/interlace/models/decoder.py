@@ -119,6 +119,12 @@ class Part:
         self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
         self.logits: Tensor  # (num_logits, local vocab) float32
 
+    def read(self, other: Part) -> None:
+        """Has the native calls on this part read the tokens of `other`, which is alike and lives while they run."""
+        self.batch.token_ids.copy_(other.batch.token_ids)
+        for own, others in zip(self.attention, other.attention, strict=True):
+            own.native.assign(others.native)
+
     @property
     def is_done(self) -> bool:
         """Nothing of this part is wanted behind the last layer's keys."""
@@ -138,7 +144,7 @@ class Forward:
     """
 
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
-        self.decoder, self.cache, self._ops = decoder, cache, plan.ops
+        self.decoder, self.plan, self.batch, self.cache = decoder, plan, batch, cache
         kinds = [rotations.of(batch) for rotations in decoder.rotations]
         self.parts = tuple(
             Part(batch.part(rows), [(table, places[rows.start : rows.stop]) for table, places in kinds])
@@ -147,9 +153,43 @@ class Forward:
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
+    def num_decoding(self) -> int | None:
+        """The rows of a pass in which each is a sequence's next token and has its logits wanted; None for others.
+
+        All that its steps call depends on this number, apart from what they read by the batch's addresses.
+        """
+        batch = self.batch
+        is_alone = len(self.parts) == 1 and self.parts[0].wanted is None
+        return batch.num_tokens if is_alone and batch.num_tokens == batch.num_seqs else None
+
+    def to_capture(self) -> Forward:
+        """The same pass with token ids of its own, which a capture reads from: see `read`."""
+        batch = replace(self.batch, token_ids=self.batch.token_ids.clone())
+        return Forward(self.decoder, self.plan, batch, self.cache)
+
+    def read(self, other: Forward) -> None:
+        """Has the native calls that were captured on this pass work on the batch of `other`, a pass alike.
+
+        `other` has to live while they run.
+        """
+        for own, others in zip(self.parts, other.parts, strict=True):
+            own.read(others)
+
+    def continue_from(self, captured: Forward) -> None:
+        """Goes on with what the steps of `captured` left, in its memory: until it runs again."""
+        for own, others in zip(self.parts, captured.parts, strict=True):
+            own.hidden, own.residual = others.hidden, others.residual
+
+    def check_indices(self) -> None:
+        """Raises KernelError for an index of the batch that lies outside its table or the cache, and says which."""
+        for part in self.parts:
+            for attention in part.attention:
+                attention.check_indices(self.cache.shape[1])
+
+    @property
     def handlers(self) -> Mapping[Operation, Handler]:
         """The methods below, by the operations that name them."""
-        return handlers_of(self, self._ops)
+        return handlers_of(self, self.plan.ops)
 
     def embed(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)

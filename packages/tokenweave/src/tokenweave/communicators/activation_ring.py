@@ -11,12 +11,15 @@ Invariants
 2. A buffer is taken again only after `NUM_BUFFERS - 1` others. A plan has two parts at most, and each part writes its
    next partial sum only after its last reduction; so when a buffer is taken again every rank has been through a later
    reduction of the same part, or of the other if that part has ended, and so is done reading it.
+3. A pass begins at an even count, so one buffer may be left out between two passes. At most the last partial sum of a
+   pass can still be read when the next begins, for that pass's last reduction ended the reading of all others; and
+   neither of the next two buffers is that one.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +40,22 @@ def symmetric_bytes(size: int, buffer_bytes: int) -> int:
     if size < 1 or buffer_bytes < 1:
         raise CommunicatorError(f"got size={size}, buffer_bytes={buffer_bytes}; expected at least 1 of each")
     return (size + 1) * NUM_BUFFERS * _rounded(buffer_bytes)
+
+
+class BuffersTaken(NamedTuple):
+    """How many of a ring's buffers passes took: for partial sums, and for answers."""
+
+    partials: int = 0
+    answers: int = 0
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """Where in the ring the next buffers lie: passes alike that begin at one phase take the same."""
+        return self.partials % NUM_BUFFERS, self.answers % NUM_BUFFERS
+
+    def since(self, before: BuffersTaken) -> BuffersTaken:
+        """How many were taken after `before`."""
+        return BuffersTaken(self.partials - before.partials, self.answers - before.answers)
 
 
 class ActivationRing:
@@ -60,6 +79,21 @@ class ActivationRing:
 
     def fits(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
         return num_tokens * hidden_size * dtype.itemsize <= self.buffer_bytes
+
+    def begin_pass(self) -> None:
+        """Goes on at an even count. Every rank does so, before each pass or before none."""
+        self._partials_taken += self._partials_taken % 2
+        self._answers_taken += self._answers_taken % 2
+
+    @property
+    def taken(self) -> BuffersTaken:
+        """How many buffers were taken so far."""
+        return BuffersTaken(self._partials_taken, self._answers_taken)
+
+    def take(self, num: BuffersTaken) -> None:
+        """Counts buffers that a captured pass takes by their addresses."""
+        self._partials_taken += num.partials
+        self._answers_taken += num.answers
 
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         """(num_tokens, hidden_size) in this rank's region. What is in it is what was there."""

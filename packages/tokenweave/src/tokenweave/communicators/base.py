@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenweave.communicators.activation_ring import BuffersTaken
 from tokenweave.errors import CommunicatorError
 from tokenweave.traffic import exchanges_of_sum
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tokenweave.kernels import Kernels, ResidualNorms
+    from tokenweave.replay.records import NativeCaller
     from tokenweave.traffic import Traffic
 
 DTYPES = frozenset(
@@ -227,6 +229,24 @@ class Communicator(ABC):
         selected[mine] = residual[rows[mine]]
         self.all_reduce(selected)
         return selected
+
+    def native_callers(self) -> tuple[NativeCaller, ...] | None:
+        """Returns what of this communicator calls the native library; None where it communicates in other ways as well.
+
+        A pass can be captured where there are no other ways (`tokenweave.replay`).
+        """
+        return None
+
+    def begin_pass(self) -> None:  # noqa: B027 - a backend may have no buffers
+        """Every rank calls it before a pass, all before each pass that may be captured or replayed."""
+
+    @property
+    def buffers_taken(self) -> BuffersTaken:
+        """How many buffers passes have taken so far."""
+        return BuffersTaken()
+
+    def take_buffers(self, num: BuffersTaken) -> None:  # noqa: B027 - a backend may have no buffers
+        """Counts the buffers of a pass that was replayed, which did not ask for them."""
 
     def share_core(self, is_shared: bool) -> None:  # noqa: B027 - a backend may never spin
         """Says whether another thread of this rank has use for the core while a call waits: then waits sleep at once.

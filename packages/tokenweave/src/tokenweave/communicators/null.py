@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenweave.kernels import Kernels
+    from tokenweave.replay.records import NativeCaller
 
 
 class NullCommunicator(Communicator):
@@ -22,6 +23,9 @@ class NullCommunicator(Communicator):
         super().__init__(0, 1, kernels=kernels, timeout_s=timeout_s)
         self._abort_reason: str | None = None
         self._closed = False
+
+    def native_callers(self) -> tuple[NativeCaller, ...] | None:
+        return ()
 
     def barrier(self) -> None:
         self._check_usable()

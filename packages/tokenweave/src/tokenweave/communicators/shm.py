@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from emucxl import resources
 from emucxl.shared_memory import SharedSegment
 from tokenweave.communicators import shm_abi
-from tokenweave.communicators.activation_ring import ActivationRing, symmetric_bytes
+from tokenweave.communicators.activation_ring import ActivationRing, BuffersTaken, symmetric_bytes
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.shm_abi import SLOT_BYTES, segment_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from tokenweave.kernels import Kernels, ResidualNorms
+    from tokenweave.replay.records import NativeCaller
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
 ONE_SHOT_TOKENS = 4  # up to here summing every row on every rank costs less than a second synchronisation
@@ -80,7 +81,7 @@ class ShmCommunicator(Communicator):
         """`symmetric_fd`: an empty segment, the same on every rank, that `reserve_activations` fills; the caller's."""
         super().__init__(rank, size, kernels=kernels, timeout_s=timeout_s)
         _check_segment(segment, size, slot_bytes)
-        self._library = shm_abi.library()
+        self.library: Any = shm_abi.library()
         self._closing = threading.Lock()  # so that no abort of another thread meets a handle that is gone
         self._view = segment.buffer  # keeps the segment mapped
         self._group: ctypes.c_void_p | None = None
@@ -100,7 +101,7 @@ class ShmCommunicator(Communicator):
             spin_ns=self._spin_ns,
         )
         group = ctypes.c_void_p()
-        status = self._library.tw_shm_attach(
+        status = self.library.tw_shm_attach(
             segment.address, segment.size_bytes, segment.fd, ctypes.byref(options), ctypes.byref(group)
         )
         if status != shm_abi.OK:
@@ -112,7 +113,7 @@ class ShmCommunicator(Communicator):
         self._group = group
 
     def barrier(self) -> None:
-        self._check_status(self._library.tw_shm_barrier(self._open()))
+        self._check_status(self.library.tw_shm_barrier(self._open()))
 
     def mark_failed(self, rank: int, reason: str) -> None:
         """Makes every rank's current and later call raise `RankError` naming `rank`. For its supervisor."""
@@ -125,7 +126,7 @@ class ShmCommunicator(Communicator):
     def close(self) -> None:
         with self._closing:
             if self._group is not None:
-                self._library.tw_shm_detach(self._group)
+                self.library.tw_shm_detach(self._group)
                 self._group = None
                 self._view.release()
                 if self._symmetric is not None:
@@ -168,7 +169,7 @@ class ShmCommunicator(Communicator):
         if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return range(num_tokens)
         first, last = ctypes.c_int64(), ctypes.c_int64()
-        self._library.tw_shm_owned_rows(
+        self.library.tw_shm_owned_rows(
             self.rank, self.size, num_tokens, ctypes.byref(first), ctypes.byref(last)
         )
         return range(first.value, last.value)
@@ -183,7 +184,7 @@ class ShmCommunicator(Communicator):
         call = self._fused_call(hidden, residual, norms)
         if call is None:
             return super().all_reduce_rms_norm(hidden, residual, norms)
-        self._check_status(self._library.tw_shm_all_reduce_rms_norm(self._open(), *call.arguments))
+        self._check_status(self.library.tw_shm_all_reduce_rms_norm(self._open(), *call.arguments))
         return call.out
 
     def reduce_norm_phases(
@@ -196,20 +197,35 @@ class ShmCommunicator(Communicator):
         own = len(self.owned_rows(num_tokens, hidden_size, hidden.dtype))
         row_bytes = hidden_size * hidden.itemsize
         scatter, gather = exchanges_of_rows(self.size, num_tokens, own, row_bytes)
-        self._check_status(self._library.tw_shm_reduce_norm_begin(self._open(), *call.meeting))
+        self._check_status(self.library.tw_shm_reduce_norm_begin(self._open(), *call.meeting))
         yield exchanges_of_sum(self.size, hidden.nbytes)[0] if call.is_one_shot else scatter
-        self._check_status(self._library.tw_shm_reduce_norm_rows(self._open(), *call.arguments))
+        self._check_status(self.library.tw_shm_reduce_norm_rows(self._open(), *call.arguments))
         if not call.is_one_shot:
             yield gather
-            self._check_status(self._library.tw_shm_reduce_norm_end(self._open(), *call.meeting))
+            self._check_status(self.library.tw_shm_reduce_norm_end(self._open(), *call.meeting))
         return call.out
+
+    def native_callers(self) -> tuple[NativeCaller, ...] | None:
+        return (self,)
+
+    def begin_pass(self) -> None:
+        if self._symmetric is not None:
+            self._symmetric.begin_pass()
+
+    @property
+    def buffers_taken(self) -> BuffersTaken:
+        return BuffersTaken() if self._symmetric is None else self._symmetric.taken
+
+    def take_buffers(self, num: BuffersTaken) -> None:
+        if self._symmetric is not None:
+            self._symmetric.take(num)
 
     def share_core(self, is_shared: bool) -> None:
         spin_ns = min(SHARED_SPIN_NS, self._spin_ns) if is_shared else self._spin_ns
-        self._check_status(self._library.tw_shm_set_spin(self._open(), spin_ns))
+        self._check_status(self.library.tw_shm_set_spin(self._open(), spin_ns))
 
     def check(self) -> None:
-        self._check_status(self._library.tw_shm_check(self._open()))
+        self._check_status(self.library.tw_shm_check(self._open()))
 
     def _fused_call(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
@@ -250,16 +266,16 @@ class ShmCommunicator(Communicator):
     def _abort(self, failed_rank: int, reason: str) -> None:
         with self._closing:
             if self._group is not None:
-                self._library.tw_shm_abort(self._group, failed_rank, reason.encode().replace(b"\0", b" "))
+                self.library.tw_shm_abort(self._group, failed_rank, reason.encode().replace(b"\0", b" "))
 
     def _all_reduce(self, tensor: torch.Tensor) -> None:
-        status = self._library.tw_shm_all_reduce(
+        status = self.library.tw_shm_all_reduce(
             self._open(), tensor.data_ptr(), tensor.numel(), _DTYPES[tensor.dtype]
         )
         self._check_status(status)
 
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
-        status = self._library.tw_shm_all_gather(
+        status = self.library.tw_shm_all_gather(
             self._open(), tensor.data_ptr(), gathered.data_ptr(), tensor.nbytes
         )
         self._check_status(status)
@@ -268,7 +284,7 @@ class ShmCommunicator(Communicator):
         self, tensor: torch.Tensor, widths: Sequence[int], root: int, gathered: torch.Tensor | None
     ) -> None:
         row_bytes = (ctypes.c_size_t * self.size)(*(width * tensor.itemsize for width in widths))
-        status = self._library.tw_shm_gather_columns(
+        status = self.library.tw_shm_gather_columns(
             self._open(),
             tensor.data_ptr(),
             None if gathered is None else gathered.data_ptr(),
@@ -280,18 +296,18 @@ class ShmCommunicator(Communicator):
 
     def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
         self._check_status(
-            self._library.tw_shm_broadcast(self._open(), tensor.data_ptr(), tensor.nbytes, root)
+            self.library.tw_shm_broadcast(self._open(), tensor.data_ptr(), tensor.nbytes, root)
         )
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
         group = self._open()
         if data is not None:
-            self._check_status(self._library.tw_shm_send_bytes(group, data, len(data), idle))
+            self._check_status(self.library.tw_shm_send_bytes(group, data, len(data), idle))
             return data
         length = ctypes.c_uint64()
-        self._check_status(self._library.tw_shm_receive_begin(group, root, idle, ctypes.byref(length)))
+        self._check_status(self.library.tw_shm_receive_begin(group, root, idle, ctypes.byref(length)))
         received = ctypes.create_string_buffer(length.value) if length.value else None
-        self._check_status(self._library.tw_shm_receive_rest(group, root, received))
+        self._check_status(self.library.tw_shm_receive_rest(group, root, received))
         return received.raw if received is not None else b""
 
     def _check(self, tensor: torch.Tensor) -> None:
@@ -308,11 +324,12 @@ class ShmCommunicator(Communicator):
 
     def _check_status(self, status: int) -> None:
         if status != shm_abi.OK:
-            self._raise(status)
+            self.raise_status(status)
 
-    def _raise(self, status: int) -> None:
+    def raise_status(self, status: int, call: str = "") -> None:
+        """Raises what a collective that returned `status` raises; the group knows which it was."""
         text = ctypes.create_string_buffer(512)
-        failed_rank = self._library.tw_shm_last_error(self._group, text, len(text))
+        failed_rank = self.library.tw_shm_last_error(self._group, text, len(text))
         message = text.value.decode(errors="replace")
         if status == shm_abi.ERROR_ABORTED:
             raise RankError(message, failed_rank if failed_rank >= 0 else None)

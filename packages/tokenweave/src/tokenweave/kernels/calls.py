@@ -33,6 +33,10 @@ class AttentionBatchStruct(ctypes.Structure):
         ("m", c_int64),
     ]
 
+    def assign(self, other: AttentionBatchStruct) -> None:
+        """Becomes a copy of `other`, where it is: for calls that read it by its address."""
+        ctypes.memmove(ctypes.byref(self), ctypes.byref(other), ctypes.sizeof(self))
+
 
 class AttentionLayerStruct(ctypes.Structure):
     """tw_attention_layer."""

@@ -20,6 +20,7 @@ from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
+from interlace.engine.ranks.replayer import Replayer
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -100,6 +101,7 @@ class Runner:
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
         self.observe: Observer | None = None  # told of every step of every batch, when set
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
+        self.replayer = Replayer(self.kernels, communicator) if config.replay else None
         self.exchange = self._measure_exchange()
         cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
         self.lanes = (
@@ -112,14 +114,17 @@ class Runner:
     def execute(self, batch: ForwardBatch) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
+        self.communicator.begin_pass()
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
         observe = self.observe if self.recorder is None else self.recorder.observe(plan)
-        if self.lanes is None or not plan.overlaps:
-            run_sequential(plan, forward.handlers, observe)
-        else:
+        if self.lanes is not None and plan.overlaps:
             self.communicator.share_core(True)
             self.lanes.run(plan, forward.handlers, observe)
             self.communicator.share_core(False)
+        elif self.replayer is not None:
+            self.replayer.run(forward, observe)
+        else:
+            run_sequential(plan, forward.handlers, observe)
         return forward.logits
 
     def _abort_after(self, failure: BaseException) -> None:
@@ -133,6 +138,8 @@ class Runner:
         """
         if self.lanes is not None:
             self.lanes.close()
+        if self.replayer is not None:
+            self.replayer.close()
         self.communicator.close()
         self.cache.close()
         del self.decoder, self.cache, self.kernels, self.communicator

@@ -1,0 +1,91 @@
+"""Records: the calls of a captured pass, as the native library makes them again."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from tokenweave.native import load
+
+RECORD_WORDS = 16  # TW_RECORD_WORDS
+_WORD = 2**64
+
+
+class NativeCaller(Protocol):
+    """An object that calls the native library, by its `library`, and knows what statuses mean."""
+
+    library: Any
+
+    def raise_status(self, status: int, call: str) -> None:
+        """Raises what a call that returned `status`, other than TW_OK, raises."""
+
+
+class Record(ctypes.Structure):
+    """tw_record."""
+
+    _fields_ = [("function", c_int32), ("num_words", c_int32), ("words", c_uint64 * RECORD_WORDS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A native call of a captured pass."""
+
+    caller: NativeCaller
+    number: int  # of the function
+    name: str
+    words: tuple[int, ...]
+    kept: tuple[object, ...]  # what the words point to, as far as it is the call's own
+
+
+def call_of(caller: NativeCaller, name: str, arguments: Sequence[object]) -> Call | None:
+    """The call of the function `name`; None if it cannot be replayed: not in the library's list, or no words."""
+    number = library().tw_replay_function(name.encode())
+    words = [_word_of(argument) for argument in arguments]
+    if number < 0 or len(words) > RECORD_WORDS:
+        return None
+    known = [word for word in words if word is not None]
+    return Call(caller, number, name, tuple(known), tuple(arguments)) if len(known) == len(words) else None
+
+
+def _word_of(argument: object) -> int | None:
+    """An integer or an address as a word; None for what is neither."""
+    if argument is None:
+        return 0
+    if isinstance(argument, int):
+        return argument % _WORD
+    if isinstance(argument, c_void_p):
+        return argument.value or 0
+    referred = getattr(argument, "_obj", None)  # of a byref
+    return (
+        ctypes.addressof(referred) if isinstance(referred, ctypes._SimpleCData | ctypes.Structure) else None
+    )
+
+
+def array_of(calls: Sequence[Call]) -> ctypes.Array[Record]:
+    """The calls as tw_replay reads them."""
+    records = (Record * len(calls))()
+    for record, call in zip(records, calls, strict=True):
+        record.function, record.num_words = call.number, len(call.words)
+        record.words[: len(call.words)] = call.words
+    return records
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The native library with the signatures of replay declared."""
+    native = load()
+    native.tw_replay_function.restype, native.tw_replay_function.argtypes = c_int, [c_char_p]
+    native.tw_replay.restype = c_int
+    native.tw_replay.argtypes = [POINTER(Record), c_int64, POINTER(c_double), POINTER(c_int64)]
+    for name, arguments in {
+        "tw_set_zero": [c_void_p, c_int64],
+        "tw_copy": [c_void_p, c_void_p, c_int64],
+        "tw_scale": [c_void_p, c_int64, c_void_p, c_int],
+    }.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = c_int, arguments
+    return native
