@@ -10,7 +10,6 @@ namespace tokenweave::TW_ISA {
 constexpr int PANEL_VECTORS = PANEL / WIDTH;
 constexpr int GROUP_WORDS = GROUP_VALUES / 4;
 
-typedef uint8_t BytePart __attribute__((vector_size(WIDTH)));
 typedef int8_t SignedBytePart __attribute__((vector_size(WIDTH)));
 
 #if defined(__AVX512VNNI__)
@@ -81,36 +80,39 @@ TW_INLINE IntPart dot_word(IntPart sum, WordPart codes, WordPart x) {
 }
 #endif
 
-// The dot product of WORDS words with x's, exact, for unsigned codes of CODE_BITS bits. x is -127 to 127, so
-// that so many sums of pairs fit into int16: 2 (2^4 - 1) 127 * 8 = 30,480, 2 (2^5 - 1) 127 * 4 = 31,496,
-// 2 (2^6 - 1) 127 * 2 = 32,004.
-template <int CODE_BITS, int WORDS>
-TW_INLINE IntPart dot_unsigned(const WordPart* codes, const int8_t* x) {
+TW_INLINE WordPart word_of(const ActivationBlock& x, int word) {
+    return WordPart{} + load_word(reinterpret_cast<const char*>(x.codes) + 4 * word);
+}
+
+// The dot product of words FIRST to LAST of the codes with x's, exact, for unsigned codes of CODE_BITS bits. x
+// is -127 to 127, so that so many sums of pairs fit into int16:
+// 2 (2^4 - 1) 127 * 8 = 30,480, 2 (2^5 - 1) 127 * 4 = 31,496, 2 (2^6 - 1) 127 * 2 = 32,004. They are summed
+// as a tree: a chain of additions would leave the processor waiting.
+template <int CODE_BITS, int FIRST, int LAST>
+TW_INLINE IntPart dot_unsigned(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x) {
     IntPart sum = {};
 #if defined(__AVX512VNNI__)
-    TW_UNROLL for (int j = 0; j < WORDS; ++j) sum =
-        dot_word(sum, codes[j], WordPart{} + load_word(reinterpret_cast<const char*>(x) + 4 * j));
+    TW_UNROLL for (int j = FIRST; j < LAST; ++j) sum = dot_word(sum, codes[j], word_of(x, j));
 #else
     constexpr int FIT = CODE_BITS == 4 ? 8 : CODE_BITS == 5 ? 4 : 2;
-    TW_UNROLL for (int first = 0; first < WORDS; first += FIT) {
-        IntPart pairs;
-        TW_UNROLL for (int j = first; j < first + FIT && j < WORDS; ++j) {
-            const WordPart word = WordPart{} + load_word(reinterpret_cast<const char*>(x) + 4 * j);
-            const IntPart product = multiply_pairs(codes[j], word);
-            pairs = j == first ? product : add_pairs(pairs, product);
-        }
-        sum = first == 0 ? widen_pairs(pairs) : sum + widen_pairs(pairs);
+    TW_UNROLL for (int first = FIRST; first < LAST; first += FIT) {
+        IntPart pairs[FIT];
+        TW_UNROLL for (int j = 0; j < FIT; ++j) pairs[j] =
+            multiply_pairs(codes[first + j], word_of(x, first + j));
+        TW_UNROLL for (int half = FIT / 2; half > 0; half /= 2) TW_UNROLL for (int j = 0; j < half; ++j)
+            pairs[j] = add_pairs(pairs[j], pairs[j + half]);
+        sum = first == FIRST ? widen_pairs(pairs[0]) : sum + widen_pairs(pairs[0]);
     }
 #endif
     return sum;
 }
 
-// The same for codes of -128 to 127: |code| times x with the code's sign; one sum of pairs, 2 * 128 * 127 =
-// 32,512, fits into int16.
-TW_INLINE IntPart dot_signed(const WordPart* codes, const int8_t* x) {
+// The same for all words and codes of -128 to 127: |code| times x with the code's sign; one sum of pairs,
+// 2 * 128 * 127 = 32,512, fits into int16.
+TW_INLINE IntPart dot_signed(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x) {
     IntPart sum = {};
     TW_UNROLL for (int j = 0; j < GROUP_WORDS; ++j) {
-        const WordPart word = WordPart{} + load_word(reinterpret_cast<const char*>(x) + 4 * j);
+        const WordPart word = word_of(x, j);
 #if defined(__AVX512VNNI__)
         sum = dot_word(sum, codes[j], word);  // 128 too large each: SIGNED_AS_OFFSET
 #else
@@ -121,16 +123,20 @@ TW_INLINE IntPart dot_signed(const WordPart* codes, const int8_t* x) {
 }
 
 TW_INLINE FloatPart to_floats(IntPart values) { return __builtin_convertvector(values, FloatPart); }
-TW_INLINE FloatPart load_unsigned(const char* p) {
-    BytePart bytes;
-    memcpy(&bytes, p, sizeof(bytes));
-    return to_floats(__builtin_convertvector(bytes, IntPart));
-}
+// WIDTH bytes as integers. By hand: the compiler takes them apart one by one.
 TW_INLINE IntPart load_signed(const char* p) {
-    SignedBytePart bytes;
-    memcpy(&bytes, p, sizeof(bytes));
-    return __builtin_convertvector(bytes, IntPart);
+#if defined(__AVX512F__)
+    return reinterpret_cast<IntPart>(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<IntPart>(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    return reinterpret_cast<IntPart>(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(static_cast<int>(load_word(p)))));
+#endif
 }
+// The same for bytes below 128, as floats.
+TW_INLINE FloatPart load_small(const char* p) { return to_floats(load_signed(p)); }
 
 // float16 to float32, exact.
 TW_INLINE FloatPart load_halves(const char* p) {

@@ -30,59 +30,65 @@ TW_INLINE ColumnScales column_scales(const char* header, const char* group, int 
         out.half[0] = load_signed(sub);
         out.half[1] = load_signed(sub + PANEL);
     } else if constexpr (Layout::Format::HAS_SUB_SCALES) {
-        out.scale *= load_unsigned(sub);
-        out.minimum *= -load_unsigned(sub + PANEL);
+        out.scale *= load_small(sub);
+        out.minimum *= -load_small(sub + PANEL);
     }
     return out;
 }
 
-// The exact sum of codes times x's codes, for q6_k times the scales of the halves too: below 2^24, so that a
-// float holds it.
+// The exact sums of codes times x's codes, for q6_k times the scales of the halves too: below 2^24, so that a
+// float holds them.
 template <int FORMAT>
-TW_INLINE IntPart dot_group(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x,
-                            const ColumnScales& columns) {
-    constexpr int BITS = FormatOf<FORMAT>::CODE_BITS, OFFSET = FormatOf<FORMAT>::OFFSET;
+TW_INLINE IntPart dot_group(const WordPart (&codes)[GROUP_WORDS], const ColumnScales& columns,
+                            const ActivationBlock& x) {
+    constexpr int BITS = FormatOf<FORMAT>::CODE_BITS;
+    constexpr int OFFSET = FORMAT == TW_Q8_0 && SIGNED_AS_OFFSET ? 128 : FormatOf<FORMAT>::OFFSET;
     if constexpr (FORMAT == TW_Q6_K) {
-        const IntPart first = dot_unsigned<BITS, 4>(codes, x.codes) - OFFSET * x.half_sum[0];
-        const IntPart other = dot_unsigned<BITS, 4>(codes + 4, x.codes + 16) - OFFSET * x.half_sum[1];
+        const IntPart first = dot_unsigned<BITS, 0, GROUP_WORDS / 2>(codes, x) - OFFSET * x.half_sum[0];
+        const IntPart other =
+            dot_unsigned<BITS, GROUP_WORDS / 2, GROUP_WORDS>(codes, x) - OFFSET * x.half_sum[1];
         return first * columns.half[0] + other * columns.half[1];
-    } else if constexpr (FORMAT == TW_Q8_0) {
-        const IntPart sum = dot_signed(codes, x.codes);
-        return SIGNED_AS_OFFSET ? sum - 128 * (x.half_sum[0] + x.half_sum[1]) : sum;
     } else {
-        const IntPart sum = dot_unsigned<BITS, GROUP_WORDS>(codes, x.codes);
+        const IntPart sum = [&] {
+            if constexpr (BITS == 8) return dot_signed(codes, x);
+            else return dot_unsigned<BITS, 0, GROUP_WORDS>(codes, x);
+        }();
         return OFFSET ? sum - OFFSET * (x.half_sum[0] + x.half_sum[1]) : sum;
     }
 }
 
-// Adds one group of WIDTH columns to the sums of the rows. Codes are unpacked once for all of them.
+// Adds one group of the panel to the sums of the rows. The codes of a vector of columns are unpacked once, into
+// 8 registers, and all rows pass over them.
 template <int FORMAT>
-TW_INLINE void add_group(const char* header, const char* group, int vector, const ActivationBlock* x,
-                         int64_t rows, TileSums& sums) {
-    const ColumnScales columns = column_scales<FORMAT>(header, group, vector);
-    WordPart codes[GROUP_WORDS];
-    unpack<FORMAT>(group, vector, codes);
-    for (int64_t r = 0; r < rows; ++r) {
-        FloatPart* const sum = reinterpret_cast<FloatPart*>(sums.row[r] + vector * WIDTH);
-        const FloatPart product = to_floats(dot_group<FORMAT>(codes, x[r], columns));
-        FloatPart value = *sum + product * (columns.scale * x[r].scale);
-        if constexpr (FormatOf<FORMAT>::HAS_MINIMUM) value += columns.minimum * x[r].sum;
-        *sum = value;
+TW_INLINE void add_group(const char* header, const char* group, const ActivationBlock* x, int64_t rows,
+                         TileSums& sums) {
+    TW_UNROLL for (int vector = 0; vector < PANEL_VECTORS; ++vector) {
+        const ColumnScales columns = column_scales<FORMAT>(header, group, vector);
+        WordPart codes[GROUP_WORDS];
+        unpack<FORMAT>(group, vector, codes);
+        for (int64_t r = 0; r < rows; ++r) {
+            FloatPart* const sum = reinterpret_cast<FloatPart*>(sums.row[r] + vector * WIDTH);
+            const FloatPart product = to_floats(dot_group<FORMAT>(codes, columns, x[r]));
+            FloatPart value = *sum + product * (columns.scale * x[r].scale);
+            if constexpr (FormatOf<FORMAT>::HAS_MINIMUM) value += columns.minimum * x[r].sum;
+            *sum = value;
+        }
     }
 }
 
 template <int FORMAT>
 void stored_tile(const StoredLinearArgs& args, const char* panel, int64_t row, int64_t rows, TileSums& sums) {
-    const PanelLayout<FORMAT> layout(args.first_column, args.k);
+    using Layout = PanelLayout<FORMAT>;
+    const Layout layout(args.first_column, args.k);
     memset(&sums, 0, sizeof(float) * PANEL * rows);
     for (int64_t block = 0; block < layout.num_blocks(); ++block) {
         const char* const header = panel + layout.header_at(block);
         for (int64_t g = layout.first_group_of(block); g < layout.last_group_of(block); ++g) {
             const char* const group = panel + layout.group_at(g);
-            for (int64_t ahead = 0; ahead < PanelLayout<FORMAT>::GROUP_BYTES; ahead += 64)
+            for (int64_t ahead = 0; ahead < Layout::GROUP_BYTES; ahead += 64)
                 _mm_prefetch(group + PREFETCH_BYTES + ahead, _MM_HINT_T0);
-            TW_UNROLL for (int vector = 0; vector < PANEL_VECTORS; ++vector)
-                add_group<FORMAT>(header, group, vector, args.x + g * args.m + row, rows, sums);
+            const ActivationBlock* const x = args.x + g * args.m + row;
+            add_group<FORMAT>(header, group, x, rows, sums);
         }
     }
 }

@@ -118,7 +118,7 @@ template <int FORMAT>
 TW_INLINE void group_values(const char* header, const char* group, int column, float (&out)[GROUP_VALUES]) {
     using Layout = PanelLayout<FORMAT>;
     using Format = typename Layout::Format;
-    alignas(64) WordPart words[GROUP_WORDS];
+    WordPart words[GROUP_WORDS];
     unpack<FORMAT>(group, column / WIDTH, words);
     float scale[2] = {load_half(header + column * 2), 0};
     float minimum = Format::HAS_MINIMUM ? load_half(header + PANEL * 2 + column * 2) : 0;
