@@ -180,7 +180,8 @@ class ThreadPool:
 def measure_limit(limit: str, threads: int = 1, seconds: float = 0.2) -> float:
     """Measures the most that `threads` threads reach on this machine, by a loop that does nothing else.
 
-    `limit`: "fma_gflops" (float32), "bf16_gflops" (bfloat16 products), or "read_gbps", in 1e9 per second.
+    `limit`: "fma_gflops" (float32), "bf16_gflops" (bfloat16 products, of tiles where AMX is used), or "read_gbps", in
+    1e9 per second.
     """
     if limit not in LIMITS:
         raise NativeError(f"limit is {limit!r}, expected one of {', '.join(LIMITS)}")
