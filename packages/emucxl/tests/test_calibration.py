@@ -198,12 +198,23 @@ def test_one_that_agreed_is_not_tried_out_twice(cache: Path, monkeypatch: pytest
     assert asked == [KEPT]
 
 
-def test_figures_that_are_far_off_disagree_with_reads(measured: Calibration) -> None:
-    early = replace(
-        measured, exit_overhead_ns=0.9 * calibration.PROMISED_MARGIN_NS + measured.exit_overhead_ns
-    )
-    assert not calibration.agrees(early)
+def test_a_latency_that_no_machine_has_disagrees_with_reads(measured: Calibration) -> None:
     assert not calibration.agrees(replace(measured, read_latency_ns=1e12))
+
+
+@pytest.mark.parametrize(("early_ns", "agrees"), [(0.0, True), (10.0, True), (100.0, False)])
+def test_delays_that_end_early_disagree_with_reads(
+    monkeypatch: pytest.MonkeyPatch, early_ns: float, agrees: bool
+) -> None:
+    def reads_that_end_early(
+        kept: Calibration, target_ns: float, num_samples: int, size_bytes: int = 0
+    ) -> calibration.Accuracy:
+        early = kept.exit_overhead_ns - KEPT.exit_overhead_ns
+        median_ns = max(target_ns, KEPT.read_latency_ns) - early
+        return calibration.Accuracy(target_ns, median_ns, median_ns, num_samples)
+
+    monkeypatch.setattr(calibration, "measure_latency", reads_that_end_early)
+    assert calibration.agrees(replace(KEPT, exit_overhead_ns=KEPT.exit_overhead_ns + early_ns)) is agrees
 
 
 @pytest.mark.parametrize(("read_latency_ns", "agrees"), [(190, True), (250, True), (2836, False)])

@@ -5,45 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from interlace.errors import ConfigError
-from interlace.models.config import BIASABLE, ModelConfig, RopeConfig, weight_shapes
-from interlace.models.families import FAMILIES
+from interlace.models.config import BIASABLE, RopeConfig, weight_shapes
 from interlace.models.hf.config import read_hf_config
-
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 331,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
-}
-
-
-def read(**changes: Any) -> ModelConfig:
-    return read_hf_config({**LLAMA, **changes})
-
-
-def longrope(**changes: Any) -> dict[str, Any]:
-    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    return {
-        "rope_scaling": {
-            "rope_type": "longrope",
-            "original_max_position_embeddings": 64,
-            **factors,
-            **changes,
-        }
-    }
+from support.hf_configs import LLAMA, longrope, read
 
 
 def test_absent_keys_take_transformers_defaults() -> None:
@@ -384,80 +353,6 @@ def test_biases_are_those_that_transformers_adds(changes: dict[str, Any], biases
 def test_what_the_decoder_cannot_follow_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read(**changes)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
-    ),
-    max_leaves=4,
-)
-FULL = {
-    **LLAMA,
-    "rope_theta": 10_000.0,
-    "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 32, "mscale": 1.0},
-    "original_max_position_embeddings": 128,
-    "sliding_window": 8,
-    "use_sliding_window": True,
-    "max_window_layers": 0,
-    "layer_types": ["sliding_attention"] * 2,
-    "head_dim": 16,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "eos_token_id": [2],
-}
-
-
-def full(family: str) -> dict[str, Any]:
-    """A configuration with every key that the family has."""
-    absent = {
-        "llama": ("window", "layer_types", "experts"),
-        "mistral": ("window_layers", "experts"),
-        "mixtral": ("window_layers",),
-        "phi3": ("window_layers", "experts"),
-        "qwen2_moe": ("window_layers",),
-        "qwen3_moe": ("window_layers",),
-        "olmo2": ("window", "layer_types", "experts"),
-    }
-    return {
-        key: value
-        for key, value in {**FULL, "model_type": FAMILIES[family].hf.model_type}.items()
-        if not any(part in key for part in absent.get(family, ("experts",)))
-    }
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_key_of_a_family_together_gives_a_configuration(family: str) -> None:
-    assert weight_shapes(read_hf_config(full(family)))
-
-
-KNOWN = ["logit_scale", "layer_types", "is_causal", "num_experts", "attention_multiplier", "no_rope_layers"]
-
-
-@given(family=st.sampled_from(sorted(FAMILIES)), key=st.sampled_from(sorted(FULL) + KNOWN), value=JSON)
-def test_any_value_gives_a_configuration_or_a_config_error(family: str, key: str, value: Any) -> None:
-    try:
-        config = read_hf_config({**full(family), key: value})
-        assert weight_shapes(config)
-    except ConfigError:
-        pass
-
-
-@given(
-    kind=st.sampled_from(["linear", "dynamic", "llama3", "yarn", "longrope"]),
-    key=st.sampled_from(
-        sorted({"type", "rope_theta", "beta_slow", "attention_factor", *longrope()["rope_scaling"]})
-    ),
-    value=JSON,
-)
-def test_any_value_of_rope_scaling_gives_a_configuration_or_a_config_error(
-    kind: str, key: str, value: Any
-) -> None:
-    factors = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    whole = {**longrope()["rope_scaling"], **factors, "rope_type": kind, key: value}
-    with suppress(ConfigError):
-        assert read(rope_scaling=whole).max_position >= 256
 
 
 def test_importing_the_configuration_imports_no_torch() -> None:
