@@ -8,6 +8,7 @@ import typer
 
 from benchmarks.kernels import commands as kernels
 from benchmarks.memory import commands as memory
+from benchmarks.quality import commands as quality
 from benchmarks.serve import commands as serve
 from benchmarks.weave import commands as weave
 from emucxl.cli.command import new_app, run
@@ -39,7 +40,7 @@ def show_list() -> None:
             print(f"{name:<12} {(command.callback.__doc__ or '').splitlines()[0]}")
 
 
-for folder in (serve, weave, kernels, memory):
+for folder in (serve, weave, kernels, memory, quality):
     folder.add_to(app)
 
 

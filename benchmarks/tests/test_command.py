@@ -20,6 +20,7 @@ RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 NAMES = [
     *("serve", "limits", "random-model", "weave", "split", "kernels", "collectives", "fused", "fused-cuda"),
     *("alloc", "calls", "copy", "scaling"),
+    "perplexity",
 ]
 
 

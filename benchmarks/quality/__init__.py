@@ -1,0 +1,1 @@
+"""Quality: what weights in blocks cost in accuracy."""
