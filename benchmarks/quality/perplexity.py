@@ -33,7 +33,7 @@ PEER_TIMEOUT_S = 3600.0
 
 @dataclass
 class Score:
-    """What one system made of the windows so far. Sums over the scored tokens, in nats."""
+    """The sums of one system over the tokens that it has scored so far, in nats."""
 
     system: str
     weights_bytes: int | None = None

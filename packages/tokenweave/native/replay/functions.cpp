@@ -51,6 +51,8 @@ constexpr Function entry(const char* name) {
 constexpr Function FUNCTIONS[] = {
     TW_REPLAYED(tw_linear),
     TW_REPLAYED(tw_gather_rows),
+    TW_REPLAYED(tw_stored_linear),
+    TW_REPLAYED(tw_stored_gather_rows),
     TW_REPLAYED(tw_rms_norm),
     TW_REPLAYED(tw_silu_and_mul),
     TW_REPLAYED(tw_gelu_tanh_and_mul),

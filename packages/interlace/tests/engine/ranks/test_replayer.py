@@ -93,6 +93,21 @@ def test_an_engine_gives_the_same_tokens_with_and_without(tmp_path: Path) -> Non
     assert tokens(model) == tokens(model, replay=False)
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_in_blocks_are_replayed_with_the_same_tokens(quantize: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path, intermediate_size=128)
+    assert tokens(model, quantize=quantize) == tokens(model, quantize=quantize, replay=False)
+    group = start(EngineConfig(str(model), num_kv_blocks=16, threads=1, quantize=quantize))
+    try:
+        driver = Driver(group, [list(range(9))])
+        for _ in range(4):
+            driver.run([(0, 1)])
+        assert group.runner.replayer is not None
+        assert group.runner.replayer.num_replayed > 0
+    finally:
+        group.close()
+
+
 def test_an_aborted_group_says_so_and_gives_no_stale_answer(tmp_path: Path) -> None:
     group = start(EngineConfig(str(make_model(tmp_path)), num_kv_blocks=16, threads=1))
     try:
