@@ -20,7 +20,7 @@ from benchmarks.serve.cold_start import time_to_first_token
 from benchmarks.serve.interpreters import Interpreters
 from benchmarks.serve.limits import ITEM_BYTES, Limits, Shapes
 from benchmarks.serve.participant import Participant
-from benchmarks.serve.systems import KINDS, MODEL_FORM, Allowance, System
+from benchmarks.serve.systems import KINDS, Allowance, System
 from benchmarks.serve.workloads import all_workloads, fitted
 from emucxl.bench import machine
 from interlace.cli.bench.workload import ServeWorkload, longest_sequence, whole_blocks
@@ -118,7 +118,7 @@ def _start_systems(
 
 def _model_for(system: System, model: LoadedModel, directory: Path, python: str) -> str:
     """The model in the form the system reads; a GGUF file is exported once for those that need a directory."""
-    form, is_directory = MODEL_FORM[system.kind], model.path.is_dir()
+    form, is_directory = systems.model_form(system), model.path.is_dir()
     if form == "gguf" and is_directory:
         return str(_gguf_within(model.path, system))
     if form != "directory" or is_directory:

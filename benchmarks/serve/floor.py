@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.serve.limits import ITEM_BYTES, Limits
+from benchmarks.serve.systems import STORED
 from interlace.cli.bench.workload import ServeWorkload
-
-STORED = "as stored"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.serve.systems import STORED
 from emucxl.bench.harness import Samples
 from interlace.errors import BenchError
 
 Record = dict[str, Any]
-FORMATS = {"bfloat16": "bf16", "float32": "f32", "as stored": "as stored"}
+FORMATS = {"bfloat16": "bf16", "float32": "f32", STORED: STORED}
 
 
 def machine_report(record: Record) -> Table:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from benchmarks.serve.interpreters import Interpreters
 from interlace.errors import BenchError
 
+STORED = "as stored"  # the blocks of a GGUF file, multiplied as they are
 Kind = Literal["interlace", "hf", "vllm", "llamacpp"]
 ModelForm = Literal["given", "directory", "gguf"]
 KINDS: tuple[Kind, ...] = ("interlace", "hf", "vllm", "llamacpp")
@@ -50,14 +51,17 @@ SYSTEMS = (
     System("interlace-bf16-tp2", "interlace", "bfloat16", ranks=2),
     System("interlace-f32", "interlace", "float32"),
     System("interlace-f32-tp2", "interlace", "float32", ranks=2),
+    System("interlace-stored", "interlace", STORED),
+    System("interlace-stored-tp2", "interlace", STORED, ranks=2),
     System("hf-f32", "hf", "float32"),
     System("hf-bf16", "hf", "bfloat16"),
     System("vllm-bf16", "vllm", "bfloat16"),
     System("vllm-f32", "vllm", "float32"),
-    System("llamacpp", "llamacpp", "as stored"),
-    System("llamacpp-no-amx", "llamacpp", "as stored", needs_own_python=True),
+    System("llamacpp", "llamacpp", STORED),
+    System("llamacpp-no-amx", "llamacpp", STORED, needs_own_python=True),
 )
-DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in ("interlace-f32-tp2", "vllm-f32"))
+BY_REQUEST = ("interlace-f32-tp2", "interlace-stored-tp2", "vllm-f32")
+DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in BY_REQUEST)
 
 
 def choose(names: tuple[str, ...], pythons: Interpreters) -> list[System]:
@@ -78,12 +82,20 @@ def choose(names: tuple[str, ...], pythons: Interpreters) -> list[System]:
     return [known[name] for name in DEFAULT if pythons.of(known[name]) is not None]
 
 
+def model_form(system: System) -> ModelForm:
+    """The form in which a system reads a model."""
+    return "gguf" if system.dtype == STORED else MODEL_FORM[system.kind]
+
+
 def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, Any]:
     """The arguments of the request that has a worker load its model."""
     threads = max(1, machine.threads // system.ranks)
     shapes = {"max_model_len": machine.max_model_len, "max_num_seqs": machine.max_num_seqs}
     if system.kind == "interlace":
-        return {"model": model, "dtype": system.dtype, "tp": system.ranks, "threads": threads, **shapes}
+        weights = (
+            {"dtype": "auto", "quantize": "stored"} if system.dtype == STORED else {"dtype": system.dtype}
+        )
+        return {"model": model, **weights, "tp": system.ranks, "threads": threads, **shapes}
     if system.kind == "vllm":
         return {"model": model, "dtype": system.dtype, **shapes}
     if system.kind == "llamacpp":

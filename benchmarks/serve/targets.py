@@ -11,6 +11,7 @@ from emucxl.bench.harness import Samples
 from interlace.cli.bench.workload import ServeWorkload
 
 PEER_RATIO = 1.25  # Interlace over the peer
+STORED_RATIOS = {"prefill": 2.0, "decode": 1.15}  # weights as stored: Interlace over llama.cpp
 TWO_RANK_RATIO = 0.95  # two ranks of one thread over one rank of two
 COLD_START_S = 5.0
 
@@ -33,7 +34,7 @@ def targets(run: ServeRun) -> list[Target]:
     """Every target that the systems of this run can show; none in a quick run, whose shapes have no targets."""
     if run.options.is_quick:
         return []
-    return [*_against_peers(run), *_two_ranks(run), *_cold_start(run)]
+    return [*_against_peers(run), *_stored(run), *_two_ranks(run), *_cold_start(run)]
 
 
 def best_peer(run: ServeRun, workload: ServeWorkload) -> Participant | None:
@@ -70,6 +71,16 @@ def _against_peers(run: ServeRun) -> Iterator[Target]:
             if ours is not None and theirs is not None:
                 name = f"{workload.name}: {ours.system.name} / {theirs.system.name}"
                 yield Target(name, ratio(ours, theirs, workload), PEER_RATIO)
+
+
+def _stored(run: ServeRun) -> Iterator[Target]:
+    ours, theirs = run.participant("interlace-stored"), run.participant("llamacpp")
+    if ours is None or theirs is None:
+        return
+    for workload in run.options.workloads:
+        if workload.measure in STORED_RATIOS:
+            name = f"{workload.name}: {ours.system.name} / {theirs.system.name}"
+            yield Target(name, ratio(ours, theirs, workload), STORED_RATIOS[workload.measure])
 
 
 def _two_ranks(run: ServeRun) -> Iterator[Target]:

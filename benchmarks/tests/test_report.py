@@ -78,6 +78,17 @@ def test_targets_are_medians_of_paired_ratios(run: ServeRun) -> None:
     assert not found["cold start to first token, 2 ranks (s)"].is_met
 
 
+def test_weights_as_stored_are_compared_with_llama_cpps(run: ServeRun) -> None:
+    assert not any("stored" in target.name for target in targets(run))
+    run.participants += [
+        participant("interlace-stored", 130, 150, 260),
+        participant("llamacpp", 60, 100, 200),
+    ]
+    found = {target.name: target for target in targets(run)}
+    assert not found["prefill 512: interlace-stored / llamacpp"].is_met  # 1.5 of 2
+    assert found["decode batch 8: interlace-stored / llamacpp"].is_met
+
+
 def test_a_quick_run_has_no_targets(run: ServeRun) -> None:
     run.options = ServeOptions(is_quick=True, workloads=FULL)
     assert targets(run) == []

@@ -37,6 +37,14 @@ def test_ranks_times_threads_never_exceed_the_machine(system: systems.System) ->
     assert arguments.get("tp", 1) * arguments.get("threads", 2) == MACHINE.threads
 
 
+def test_weights_as_stored_are_read_from_a_gguf_file_by_all_who_multiply_them() -> None:
+    stored = [system for system in SYSTEMS if system.dtype == systems.STORED]
+    assert {system.kind for system in stored} == {"interlace", "llamacpp"}
+    assert {systems.model_form(system) for system in stored} == {"gguf"}
+    ours = load_arguments(stored[0], "model", MACHINE)
+    assert (ours["dtype"], ours["quantize"]) == ("auto", "stored")
+
+
 def test_vllm_is_bound_to_the_threads_it_may_use() -> None:
     (vllm,) = choose(("vllm-bf16",), PEERS)
     assert systems.environment(vllm, MACHINE)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"

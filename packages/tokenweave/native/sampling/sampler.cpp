@@ -34,7 +34,7 @@ struct Scratch {
 size_t divide(char* memory, int64_t vocab_size, Scratch* scratch) {
     size_t used = 0;
     const auto take = [&](size_t size_bytes) {
-        char* part = memory + used;
+        char* part = memory ? memory + used : nullptr;  // without memory only the size is asked for
         used += (size_bytes + 63) / 64 * 64;
         return part;
     };

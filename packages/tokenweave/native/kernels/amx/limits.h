@@ -22,8 +22,8 @@ static double spin_tiles() {
         tiles.multiply_bf16<2, 5, 6>();
         tiles.multiply_bf16<3, 5, 7>();
     }
-    constexpr double FLOPS_OF_PRODUCT = 2.0 * TILE_ROWS_MAX * (TILE_ROW_BYTES / 4) * (TILE_ROW_BYTES / 2);
-    return FLOPS_OF_PRODUCT * 4 * STEPS;
+    constexpr int COLUMNS = TILE_ROW_BYTES / 4, K = TILE_ROW_BYTES / 2;  // of a product
+    return 2.0 * TILE_ROWS_MAX * COLUMNS * K * 4 * STEPS;
 }
 
 }  // namespace tokenweave::TW_ISA
