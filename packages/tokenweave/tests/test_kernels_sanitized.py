@@ -21,7 +21,7 @@ def runtime(name: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_kernel_tests_pass_under_the_sanitizers() -> None:
     if cmake() is None or shutil.which("gcc") is None:
         pytest.skip("no CMake or no gcc")
