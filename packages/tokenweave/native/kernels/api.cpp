@@ -10,10 +10,6 @@ using namespace tokenweave;
 namespace {
 
 constexpr int MAX_THREADS = 1024;
-// Work below these sizes is done before a second worker would have started on it: 64 KiB of float32 or of
-// packed weights, some 6 us where a core reads 10 GB/s.
-constexpr int64_t MIN_PART_ELEMENTS = 16 * 1024;
-constexpr int64_t MIN_PART_BYTES = 64 * 1024;
 // Rows of x that pass over the panels together: they stay in the last cache, a panel stays in the second.
 // Each block reads all weights once. A smaller one reads them more often; a larger one loses its rows before
 // the next panel.
@@ -30,10 +26,6 @@ const KernelTable* table_of(int isa) {
                                                 &avx512bf16::table, &amx::table,  &amx_emulated::table};
     if (isa < 0 || (isa > tw_best_isa() && isa != TW_AMX_EMULATED)) return nullptr;
     return tables[isa];
-}
-
-int64_t rows_of_grain(int64_t row_elements) {
-    return row_elements > MIN_PART_ELEMENTS ? 1 : MIN_PART_ELEMENTS / (row_elements > 0 ? row_elements : 1);
 }
 
 int64_t rows_of_block(int64_t row_bytes) {

@@ -11,6 +11,7 @@
 //     anything.
 #pragma once
 
+#include "scratch.h"
 #include "simd.h"
 
 namespace tokenweave::TW_ISA {
@@ -35,11 +36,7 @@ struct AttentionState {
 template <typename T>
 TW_INLINE size_t divide_scratch(char* scratch, int64_t rows, int64_t head_dim, AttentionState<T>* state) {
     size_t used = 0;
-    const auto take = [&](size_t size_bytes) {
-        char* part = scratch + used;
-        used += (size_bytes + 63) / 64 * 64;
-        return part;
-    };
+    const auto take = [&](size_t size_bytes) { return take_scratch(scratch, used, size_bytes); };
     state->queries = reinterpret_cast<T*>(take(rows * head_dim * sizeof(T)));
     state->sums = reinterpret_cast<float*>(take(rows * LANES * sizeof(float)));
     state->maxima = reinterpret_cast<float*>(take(rows * sizeof(float)));
@@ -162,6 +159,32 @@ TW_INLINE void mask_scores(Floats (&scores)[ROWS][KEY_GROUPS], const AttentionAr
     }
 }
 
+// The first key of the first tile that a row of the item sees.
+TW_INLINE int32_t first_visible_tile(const AttentionArgs& args, const AttentionItem& item) {
+    const bool window_cuts = args.sliding_window && item.first_position + 1 > args.sliding_window;
+    return window_cuts ? (item.first_position + 1 - args.sliding_window) / KEY_TILE * KEY_TILE : 0;
+}
+
+// Whether rows at these positions see any key of the tile at `first_key`.
+TW_INLINE bool is_visible(const AttentionArgs& args, int32_t first_key, int32_t first_position,
+                          int32_t last_position) {
+    return first_key <= last_position &&
+           !(args.sliding_window && first_key + KEY_TILE <= first_position + 1 - args.sliding_window);
+}
+
+// Whether one of these rows does not see all keys of the tile.
+TW_INLINE bool is_cut(const AttentionArgs& args, int32_t first_key, int32_t first_position,
+                      int32_t last_position) {
+    return first_key + KEY_TILE > first_position + 1 ||
+           (args.sliding_window && first_key < last_position + 1 - args.sliding_window);
+}
+
+// What scores are multiplied by in exponents of 2: exp(x) is exp2(x log2(e)). Capped scores are scaled already;
+// without a cap the scale is left to the exponent, where it costs nothing.
+TW_INLINE float exponent_scale(const AttentionArgs& args) {
+    return (args.softcap > 0 ? 1.0f : args.scale) * 1.4426950408889634f;
+}
+
 // Rows row .. row + ROWS of the item against one tile of keys.
 template <typename T, int ROWS>
 void attend_tile(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
@@ -170,8 +193,7 @@ void attend_tile(const AttentionArgs& args, const AttentionItem& item, const Att
     const int32_t first_position = item.first_position + row / group_size;
     const int32_t last_position = item.first_position + (row + ROWS - 1) / group_size;
     const int32_t end = tile.first_key + KEY_TILE;
-    if (tile.first_key > last_position) return;
-    if (args.sliding_window && end <= first_position + 1 - args.sliding_window) return;
+    if (!is_visible(args, tile.first_key, first_position, last_position)) return;
 
     Floats scores[ROWS][KEY_GROUPS];
     TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] =
@@ -179,15 +201,11 @@ void attend_tile(const AttentionArgs& args, const AttentionItem& item, const Att
     const char* queries = reinterpret_cast<const char*>(state.queries + static_cast<int64_t>(row) * d);
     accumulate<T>(scores, queries, d * sizeof(T), tile.keys, BLOCK_SIZE * 4, d / WORD_ELEMENTS<T>);
     if (args.softcap > 0) cap_scores(scores, args.scale, args.softcap);
-    const bool window_cuts = args.sliding_window && tile.first_key < last_position + 1 - args.sliding_window;
-    if (end > first_position + 1 || window_cuts)
+    if (is_cut(args, tile.first_key, first_position, last_position))
         mask_scores(scores, args, item, row, group_size, tile.first_key);
 
     float shrink[LANES];
-    // Without a cap the scale is left to the exponent, where it costs nothing. log2(e): exp(x) is exp2(x
-    // log2(e)).
-    const float scale = args.softcap > 0 ? 1.0f : args.scale;
-    softmax_tile<T>(scores, scale * 1.4426950408889634f, state, row, shrink);
+    softmax_tile<T>(scores, exponent_scale(args), state, row, shrink);
     const int num_keys = last_position + 1 < end ? last_position + 1 - tile.first_key : KEY_TILE;
     int column = 0;
     for (; column + 4 * LANES <= d; column += 4 * LANES)
@@ -242,9 +260,7 @@ void attend(const AttentionArgs& args, const AttentionItem& item, char* scratch)
     divide_scratch(scratch, rows, args.head_dim, &state);
     begin_rows(args, item, state, group_size);
     const int32_t last_position = item.first_position + item.num_queries - 1;
-    int32_t first_key = 0;
-    if (args.sliding_window && item.first_position + 1 > args.sliding_window)
-        first_key = (item.first_position + 1 - args.sliding_window) / KEY_TILE * KEY_TILE;
+    int32_t first_key = first_visible_tile(args, item);
     for (; first_key <= last_position; first_key += KEY_TILE) {
         const KeyTile tile = locate_tile<T>(args, item, first_key, last_position);
         for (int row = 0; row < rows; row += GROUP_ROWS) {

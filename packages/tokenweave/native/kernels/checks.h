@@ -18,6 +18,15 @@ inline bool is_dtype(int dtype) { return dtype == TW_FLOAT32 || dtype == TW_BFLO
 inline int64_t element_bytes(int dtype) { return dtype == TW_FLOAT32 ? 4 : 2; }
 inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Work below these sizes is done before a second worker would have started on it: 64 KiB of float32 or of
+// packed weights, some 6 us where a core reads 10 GB/s.
+constexpr int64_t MIN_PART_ELEMENTS = 16 * 1024;
+constexpr int64_t MIN_PART_BYTES = 64 * 1024;
+
+inline int64_t rows_of_grain(int64_t row_elements) {
+    return row_elements > MIN_PART_ELEMENTS ? 1 : MIN_PART_ELEMENTS / (row_elements > 0 ? row_elements : 1);
+}
+
 // Calls part(first, last, scratch) over [0, count) in parts of at least `grain`, a few to each worker.
 template <typename Part>
 void run_range(Pool& pool, int64_t count, int64_t grain, const Part& part) {

@@ -92,6 +92,18 @@ void linear_tile(const LinearArgs& args, int64_t row, int64_t panel) {
     }
 }
 
+// Writes a panel's sums, (rows, PANEL) side by side, with the bias added: to `count` columns of y, at most PANEL, from
+// column `first` on, whose row 0 is at `y`.
+template <typename Out>
+void store_panel(const float* sums, const float* bias, Out* y, int64_t ldy, int64_t rows, int64_t first,
+                 int64_t count) {
+    for (int64_t c = 0; c < count; c += LANES) {
+        const Floats own_bias = bias ? load_some(bias + first + c, count - c) : zeros();
+        for (int64_t r = 0; r < rows; ++r)
+            store_some(y + r * ldy + first + c, load(sums + r * PANEL + c) + own_bias, count - c);
+    }
+}
+
 // The tile for 1 <= rows <= ROWS.
 template <typename T, typename Out, int ROWS>
 TW_INLINE void linear_rows(const LinearArgs& args, int64_t row, int rows, int64_t panel) {

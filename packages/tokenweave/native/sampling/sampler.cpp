@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "../kernels/scratch.h"
 #include "arithmetic.h"
 
 namespace tokenweave {
@@ -33,11 +34,7 @@ struct Scratch {
 
 size_t divide(char* memory, int64_t vocab_size, Scratch* scratch) {
     size_t used = 0;
-    const auto take = [&](size_t size_bytes) {
-        char* part = memory ? memory + used : nullptr;  // without memory only the size is asked for
-        used += (size_bytes + 63) / 64 * 64;
-        return part;
-    };
+    const auto take = [&](size_t size_bytes) { return take_scratch(memory, used, size_bytes); };
     const size_t entries = static_cast<size_t>(vocab_size);
     const size_t chunks = static_cast<size_t>(vocab_size) / SAMPLING_CHUNK + 1;
     scratch->scores = reinterpret_cast<float*>(take(entries * sizeof(float)));

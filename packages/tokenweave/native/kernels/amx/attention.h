@@ -24,11 +24,7 @@ struct TileAttentionState {
 
 static size_t divide_tile_scratch(char* scratch, int64_t rows, int64_t head_dim, TileAttentionState* state) {
     size_t used = divide_scratch(scratch, rows, head_dim, &state->rows);
-    const auto take = [&](size_t size_bytes) {
-        char* part = scratch + used;
-        used += (size_bytes + 63) / 64 * 64;
-        return part;
-    };
+    const auto take = [&](size_t size_bytes) { return take_scratch(scratch, used, size_bytes); };
     state->rows.probabilities =
         reinterpret_cast<BFloat16*>(take(TILE_ROWS_MAX * KEY_TILE * sizeof(BFloat16)));
     state->scores = reinterpret_cast<float*>(take(TILE_ROWS_MAX * KEY_TILE * sizeof(float)));
@@ -95,14 +91,12 @@ void weigh_scores(const AttentionArgs& args, const AttentionItem& item, const Ti
     if (args.softcap > 0) cap_scores(scores, args.scale, args.softcap);
     const int32_t first_position = item.first_position + (row + first) / group_size;
     const int32_t last_position = item.first_position + (row + first + ROWS - 1) / group_size;
-    if (first_key + KEY_TILE > first_position + 1 ||
-        (args.sliding_window && first_key < last_position + 1 - args.sliding_window))
+    if (is_cut(args, first_key, first_position, last_position))
         mask_scores(scores, args, item, row + first, group_size, first_key);
     float shrink[LANES];
     AttentionState<BFloat16> rows = state.rows;
     rows.probabilities += first * KEY_TILE;
-    const float scale = args.softcap > 0 ? 1.0f : args.scale;
-    softmax_tile<BFloat16>(scores, scale * 1.4426950408889634f, rows, row + first, shrink);
+    softmax_tile<BFloat16>(scores, exponent_scale(args), rows, row + first, shrink);
     for (int r = 0; r < ROWS; ++r) {
         float* out = rows.outputs + static_cast<int64_t>(row + first + r) * args.head_dim;
         for (int i = 0; i < args.head_dim; i += LANES) store(out + i, load(out + i) * broadcast(shrink[r]));
@@ -152,8 +146,7 @@ static void attend_tile_through_tiles(const AttentionArgs& args, const Attention
     const int d = args.head_dim;
     const int32_t first_position = item.first_position + row / group_size;
     const int32_t last_position = item.first_position + (row + rows - 1) / group_size;
-    if (tile.first_key > last_position) return;
-    if (args.sliding_window && tile.first_key + KEY_TILE <= first_position + 1 - args.sliding_window) return;
+    if (!is_visible(args, tile.first_key, first_position, last_position)) return;
     score_tile(tiles, state, row, d, tile);
     int first = 0;
     for (; first + SOFTMAX_ROWS <= rows; first += SOFTMAX_ROWS)
@@ -193,9 +186,7 @@ static void attend_through_tiles(const AttentionArgs& args, const AttentionItem&
     Tiles tiles;
     int configured_rows = 0;
     const int32_t last_position = item.first_position + item.num_queries - 1;
-    int32_t first_key = 0;
-    if (args.sliding_window && item.first_position + 1 > args.sliding_window)
-        first_key = (item.first_position + 1 - args.sliding_window) / KEY_TILE * KEY_TILE;
+    int32_t first_key = first_visible_tile(args, item);
     for (; first_key <= last_position; first_key += KEY_TILE) {
         KeyTile tile = locate_tile<BFloat16>(args, item, first_key, last_position);
         const int num_blocks = end_values(tile, state, last_position, args.head_dim);

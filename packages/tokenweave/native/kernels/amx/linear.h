@@ -68,18 +68,11 @@ TW_INLINE void multiply_k_tile(Tiles& tiles, const char* a, int64_t lda, const c
     }
 }
 
-// Adds the bias to one panel's sums and writes them to y.
 template <typename Out>
 void store_sums(const LinearArgs& args, const float* sums, int64_t row, int64_t rows, int64_t panel) {
-    for (int c = 0; c < PANEL_GROUPS; ++c) {
-        const int64_t n = panel * PANEL + c * LANES;
-        const int64_t count = args.n - n;
-        if (count <= 0) break;
-        const Floats bias = args.bias ? load_some(args.bias + n, count) : zeros();
-        for (int64_t r = 0; r < rows; ++r)
-            store_some(static_cast<Out*>(args.y) + (row + r) * args.ldy + n,
-                       load(sums + r * PANEL + c * LANES) + bias, count);
-    }
+    const int64_t first = panel * PANEL, left = args.n - first;
+    store_panel(sums, args.bias, static_cast<Out*>(args.y) + row * args.ldy, args.ldy, rows, first,
+                left < PANEL ? left : PANEL);
 }
 
 TW_INLINE void copy_tail(const LinearArgs& args, const LinearBlock& block, const char* const (&panels)[2],

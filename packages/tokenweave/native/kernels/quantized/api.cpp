@@ -1,7 +1,6 @@
 // The C ABI of stored weights.
 #include <algorithm>
 #include <new>
-#include <vector>
 
 #include "../checks.h"
 #include "layout.h"
@@ -10,9 +9,6 @@ using namespace tokenweave;
 
 namespace {
 
-// As in api.cpp: work below these sizes is done before a second worker would have started on it.
-constexpr int64_t MIN_PART_ELEMENTS = 16 * 1024;
-constexpr int64_t MIN_PART_BYTES = 64 * 1024;
 // Rows of x, quantised, that pass over the panels together.
 constexpr int64_t ROW_BLOCK_BYTES = 1024 * 1024;
 
@@ -30,7 +26,8 @@ bool is_part(int format, int64_t first_column, int64_t n, int64_t k) {
 
 // A stack of weights, with the place of each.
 struct Stack {
-    std::vector<StoredPart> parts;
+    StoredPart parts[TW_MAX_STORED_PARTS];
+    int num_parts = 0;
     int64_t n = 0, num_panels = 0, first_column = 0, k = 0, bytes = 0;
 
     bool take(const tw_stored_stack* stack) {
@@ -40,7 +37,7 @@ struct Stack {
         for (int i = 0; i < stack->num_parts; ++i) {
             const tw_stored_part& part = stack->parts[i];
             if (!is_part(part.format, first_column, part.n, k)) return false;
-            parts.push_back({part.packed, n, part.n, part.format});
+            parts[num_parts++] = {part.packed, n, part.n, part.format};
             n += part.n;
             num_panels += div_up(part.n, PANEL);
             bytes += div_up(part.n, PANEL) * panel_bytes_of(part.format, first_column, k);
@@ -60,12 +57,11 @@ Quantised sizes_of(const Stack& stack, int64_t m) {
     return {num_groups, std::min(m, rows)};
 }
 
-void multiply_rows(Pool& pool, const Stack& stack, const QuantiseArgs& quantise, StoredLinearArgs args) {
+void multiply_rows(Pool& pool, const Stack& stack, const QuantiseArgs& quantise,
+                   const StoredLinearArgs& args) {
     const StoredTable& kernels = pool.kernels().stored;
-    const int64_t grain = std::max<int64_t>(1, MIN_PART_ELEMENTS / stack.k);
-    run_range(pool, quantise.m, grain,
+    run_range(pool, quantise.m, rows_of_grain(stack.k),
               [&](int64_t first, int64_t last, char*) { kernels.quantise(quantise, first, last); });
-    args.x = quantise.out;
     const int64_t panel_bytes = std::max<int64_t>(1, stack.bytes / std::max<int64_t>(1, stack.num_panels));
     run_range(pool, stack.num_panels, div_up(MIN_PART_BYTES, panel_bytes),
               [&](int64_t first, int64_t last, char*) { kernels.linear(args, first, last); });
@@ -81,16 +77,8 @@ int multiply(Pool& pool, const Stack& stack, const void* x, int64_t ldx, const f
         const char* const from = static_cast<const char*>(x) + row * ldx * element_bytes(dtype);
         char* const to = static_cast<char*>(y) + row * ldy * element_bytes(out_dtype);
         const QuantiseArgs quantise{from, ldx, stack.first_column, rows, stack.k, dtype, blocks};
-        const StoredLinearArgs args{stack.parts.data(),
-                                    static_cast<int>(stack.parts.size()),
-                                    blocks,
-                                    bias,
-                                    to,
-                                    ldy,
-                                    rows,
-                                    stack.first_column,
-                                    stack.k,
-                                    out_dtype};
+        const StoredLinearArgs args{stack.parts, stack.num_parts,    blocks,  bias,     to, ldy,
+                                    rows,        stack.first_column, stack.k, out_dtype};
         multiply_rows(pool, stack, quantise, args);
     }
     return TW_OK;
@@ -118,11 +106,11 @@ int tw_pack_stored(tw_pool* pool, const void* blocks, int64_t row_bytes, int for
 
 int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_stack* weights,
                      const float* bias, void* y, int64_t ldy, int64_t m, int dtype, int out_dtype) {
-    if (!pool || m < 0 || !is_dtype(dtype) || (out_dtype != dtype && out_dtype != TW_FLOAT32))
+    Stack stack;
+    if (!pool || m < 0 || !is_dtype(dtype) || (out_dtype != dtype && out_dtype != TW_FLOAT32) ||
+        !stack.take(weights) || ldx < stack.k || ldy < stack.n)
         return TW_ERROR_INVALID_ARGUMENT;
     try {
-        Stack stack;
-        if (!stack.take(weights) || ldx < stack.k || ldy < stack.n) return TW_ERROR_INVALID_ARGUMENT;
         return m == 0 ? TW_OK : multiply(pool->pool, stack, x, ldx, bias, y, ldy, m, dtype, out_dtype);
     } catch (const std::bad_alloc&) {
         return TW_ERROR_OUT_OF_MEMORY;
@@ -131,25 +119,12 @@ int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_
 
 int tw_stored_gather_rows(tw_pool* pool, const tw_stored_stack* weights, const int32_t* ids, int64_t m,
                           int64_t first_row, void* out, int dtype) {
-    if (!pool || m < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
-    try {
-        Stack stack;
-        if (!stack.take(weights)) return TW_ERROR_INVALID_ARGUMENT;
-        const StoredGatherArgs args{stack.parts.data(),
-                                    static_cast<int>(stack.parts.size()),
-                                    ids,
-                                    first_row,
-                                    stack.first_column,
-                                    stack.n,
-                                    stack.k,
-                                    out,
-                                    dtype};
-        const auto kernel = pool->pool.kernels().stored.gather_rows;
-        const int64_t grain = std::max<int64_t>(1, MIN_PART_ELEMENTS / (8 * stack.k));
-        run_range(pool->pool, m, grain,
-                  [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
-        return TW_OK;
-    } catch (const std::bad_alloc&) {
-        return TW_ERROR_OUT_OF_MEMORY;
-    }
+    Stack stack;
+    if (!pool || m < 0 || !is_dtype(dtype) || !stack.take(weights)) return TW_ERROR_INVALID_ARGUMENT;
+    const StoredGatherArgs args{stack.parts, stack.num_parts, ids, first_row, stack.first_column,
+                                stack.n,     stack.k,         out, dtype};
+    const auto kernel = pool->pool.kernels().stored.gather_rows;
+    run_range(pool->pool, m, rows_of_grain(8 * stack.k),
+              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
+    return TW_OK;
 }

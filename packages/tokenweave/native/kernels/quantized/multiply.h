@@ -93,17 +93,6 @@ void stored_tile(const StoredLinearArgs& args, const char* panel, int64_t row, i
     }
 }
 
-template <typename Out>
-void store_tile(const StoredLinearArgs& args, const TileSums& sums, int64_t row, int64_t rows, int64_t first,
-                int64_t count) {
-    for (int64_t c = 0; c < count; c += LANES) {
-        const Floats bias = args.bias ? load_some(args.bias + first + c, count - c) : zeros();
-        for (int64_t r = 0; r < rows; ++r)
-            store_some(static_cast<Out*>(args.y) + (row + r) * args.ldy + first + c,
-                       load(sums.row[r] + c) + bias, count - c);
-    }
-}
-
 static void stored_panel(const StoredLinearArgs& args, const StoredPart& part, int64_t panel) {
     const int64_t left = part.n - panel * PANEL, count = left < PANEL ? left : PANEL;
     const char* const packed = static_cast<const char*>(part.packed) +
@@ -115,7 +104,8 @@ static void stored_panel(const StoredLinearArgs& args, const StoredPart& part, i
             stored_tile<decltype(format)::value>(args, packed, row, rows, sums);
         });
         with_dtype(args.out_dtype, [&](auto type) {
-            store_tile<decltype(type)>(args, sums, row, rows, part.first_row + panel * PANEL, count);
+            store_panel(sums.row[0], args.bias, static_cast<decltype(type)*>(args.y) + row * args.ldy,
+                        args.ldy, rows, part.first_row + panel * PANEL, count);
         });
     }
 }
