@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from interlace.engine.config import EngineConfig, EngineOptions
 from interlace.engine.ranks.group import RankGroup
+from interlace.engine.ranks.launch import start
 from interlace.models.batch import ForwardBatch
 from tokenweave.kernels import BLOCK_SIZE
+
+
+@contextmanager
+def ranks_in_threads(path: Path, tp: int, **options: Unpack[EngineOptions]) -> Iterator[RankGroup]:
+    """The ranks of a model in float32, in threads of this process."""
+    communicator = "thread" if tp > 1 else "null"
+    settings: EngineOptions = {"dtype": "float32", "num_kv_blocks": 16, "threads": 1, **options}
+    group = start(EngineConfig(str(path), tp=tp, communicator=communicator, **settings))
+    try:
+        yield group
+    finally:
+        group.close()
 
 
 class Driver:

@@ -15,6 +15,7 @@
 
 #include "heap/heap.h"
 #include "prim/barrier.h"
+#include "splitmix64.h"
 
 enum { NUM_OWN = 512, NUM_SHARED = 64, EXTENT = 2 << 20, PAGE = 4096 };
 
@@ -50,14 +51,7 @@ static char* memory;
 static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
 static block shared[NUM_SHARED]; /* blocks on their way from thread to thread */
 
-static uint64_t next_random(worker* worker) { /* splitmix64 */
-    uint64_t x = worker->random += 0x9e3779b97f4a7c15u;
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
-static size_t below(worker* worker, size_t bound) { return next_random(worker) % bound; }
+static size_t below(worker* worker, size_t bound) { return splitmix64(&worker->random) % bound; }
 
 /* Any magnitude is as likely as any other. */
 static size_t random_size(worker* worker) {
@@ -117,7 +111,7 @@ static void do_alloc(worker* worker) {
     worker->was_full = status == EMX_E_TIER_FULL;
     if (status == EMX_E_TIER_FULL) return;
     REQUIRE(status == EMX_OK);
-    const block made = {pointer, size, next_random(worker)};
+    const block made = {pointer, size, splitmix64(&worker->random)};
     REQUIRE((uintptr_t)pointer % (alignment > 16 ? alignment : 16) == 0);
     REQUIRE((char*)pointer >= memory && size <= option.capacity - (size_t)((char*)pointer - memory));
     const void* bad;

@@ -20,17 +20,13 @@
 
 #include "pool/layout.h"
 #include "require.h"
+#include "splitmix64.h"
 
 enum { EXTENT = 4096, EXTENTS = 32, REGIONS = 8, WORK_SECONDS = 60 };
 
 static uint64_t random_state;
 
-static uint64_t draw(uint64_t below) { /* splitmix64 */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (z ^ z >> 31) % below;
-}
+static uint64_t draw(uint64_t below) { return splitmix64(&random_state) % below; }
 
 static const emx_join_config QUIET = {.struct_bytes = sizeof QUIET, .flags = EMX_JOIN_NO_HEARTBEAT};
 static const emx_carve_config PERSISTENT = {.struct_bytes = sizeof PERSISTENT, .flags = EMX_CARVE_PERSISTENT};

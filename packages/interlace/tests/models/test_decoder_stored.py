@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlace.engine.config import EngineConfig
-from interlace.engine.ranks.launch import start
 from interlace.models.gguf.source import GgufSource
 from interlace.models.head_padding import HeadPadding
 from interlace.models.hf.source import SafetensorsSource
 from interlace.models.matrix_reader import MatrixReader
-from support.driver import logits_of
+from support.driver import logits_of, ranks_in_threads
 from support.stored_cases import ALL_FORMATS, random_weight
 from support.tiny_models import VOCAB_SIZE, make_gguf, make_model
 from tokenweave.errors import KernelError
@@ -29,22 +27,8 @@ PROMPTS = [[5, 9, 2, 300, 41], [7], list(range(100, 133))]
 
 
 def logits(path: Path, tp: int, quantize: str, kernels: str = "reference") -> list[Tensor]:
-    group = start(
-        EngineConfig(
-            str(path),
-            tp=tp,
-            communicator="thread" if tp > 1 else "null",
-            dtype="float32",
-            num_kv_blocks=16,
-            threads=1,
-            kernels=kernels,
-            quantize=quantize,
-        )
-    )
-    try:
+    with ranks_in_threads(path, tp, kernels=kernels, quantize=quantize) as group:
         return logits_of(group, PROMPTS)
-    finally:
-        group.close()
 
 
 def assert_near(got: list[Tensor], expected: list[Tensor], share: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.launch import start
 from interlace.models.head_padding import HeadPadding
-from support.driver import logits_of
+from support.driver import logits_of, ranks_in_threads
 from support.tiny_models import VOCAB_SIZE, make_model
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,25 +43,12 @@ def test_logits_equal_transformers(tmp_path: Path, shape: str, caplog: pytest.Lo
     with torch.inference_mode():
         expected = [oracle(torch.tensor([prompt])).logits[0] for prompt in prompts]
     for tp in (1, 2):
-        group = start(
-            EngineConfig(
-                str(tmp_path),
-                tp=tp,
-                communicator="thread" if tp > 1 else "null",
-                dtype="float32",
-                num_kv_blocks=8,
-                threads=1,
-                kernels="native",
-            )
-        )
-        try:
+        with ranks_in_threads(tmp_path, tp, num_kv_blocks=8, kernels="native") as group:
             whole = logits_of(group, prompts)
             for got, one in zip(whole, expected, strict=True):
                 torch.testing.assert_close(got, one, rtol=0, atol=1e-4)
             for got, one in zip(logits_of(group, prompts, chunk=7), whole, strict=True):
                 assert torch.equal(got, one), "chunks and whole prompts differ"
-        finally:
-            group.close()
     width = {"2": 16, "8": 16, "20": 32, "24": 32, "36": 48}[shape.rpartition("_")[2]]
     assert [f"compute as {width}:" in record.message for record in caplog.records] == [True, True]
 

@@ -11,15 +11,8 @@ from interlace.models.batch import ForwardBatch
 from interlace.models.config import RopeConfig
 from interlace.models.hf.config import read_hf_config
 from interlace.models.rope import Rotations, cos_sin, frequencies
+from support.hf_configs import LLAMA
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 331,
-    "hidden_size": 64,
-    "intermediate_size": 112,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 SCALINGS: dict[str, dict[str, Any]] = {
     "plain": {"rope_type": "default"},
     "linear": {"rope_type": "linear", "factor": 4.0},

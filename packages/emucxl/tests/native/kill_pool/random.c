@@ -7,17 +7,13 @@
 #include <unistd.h>
 
 #include "kill_pool/kills.h"
+#include "splitmix64.h"
 
 enum { WORKERS = 3, TAGS = 6 };
 
 static uint64_t random_state;
 
-static uint64_t draw(uint64_t below) { /* splitmix64 */
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (z ^ z >> 31) % below;
-}
+static uint64_t draw(uint64_t below) { return splitmix64(&random_state) % below; }
 
 /* The first word is the seed of all others, and written last: a region whose writer died has none. */
 static void write_pattern(emx_region* region) {
