@@ -46,6 +46,17 @@ class LlamaCppSystem:
             recorder.add_step(tokens)
         return recorder.result()
 
+    def score(self, window: list[int]) -> dict[str, Any]:
+        """How little a window of at most BATCH tokens was expected: the sum over all but the first, in nats."""
+        self._make_context(1, len(window))
+        self._run([(token, position, 0, True) for position, token in enumerate(window)])
+        return {"nll": sum(self._surprise(row, token) for row, token in enumerate(window[1:]))}
+
+    def _surprise(self, row: int, token: int) -> float:
+        logits = self._logits(row).astype(np.float64)
+        top = logits.max()
+        return float(top + np.log(np.exp(logits - top).sum()) - logits[token])
+
     def _prefill(self, prompts: list[list[int]]) -> list[int]:
         entries = [
             (token, position, sequence, position == len(prompt) - 1)
@@ -57,6 +68,10 @@ class LlamaCppSystem:
 
     def _decode(self, entries: Sequence[Entry]) -> list[tuple[int, int]]:
         """Run one batch; (sequence, greedy token) wherever logits were wanted."""
+        self._run(entries)
+        return [(entry[2], int(self._logits(row).argmax())) for row, entry in enumerate(entries) if entry[3]]
+
+    def _run(self, entries: Sequence[Entry]) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
         for row, (token, position, sequence, wants_logits) in enumerate(entries):
@@ -66,11 +81,10 @@ class LlamaCppSystem:
         status = self._lib.llama_decode(self._context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status} for {len(entries)} tokens; expected 0")
-        return [(entry[2], self._argmax(row)) for row, entry in enumerate(entries) if entry[3]]
 
-    def _argmax(self, row: int) -> int:
+    def _logits(self, row: int) -> Any:
         logits = self._lib.llama_get_logits_ith(self._context, row)
-        return int(np.ctypeslib.as_array(logits, shape=(self._vocab_size,)).argmax())
+        return np.ctypeslib.as_array(logits, shape=(self._vocab_size,))
 
     def _make_context(self, num_sequences: int, length: int) -> None:
         if self._shape == (num_sequences, length):
@@ -91,4 +105,4 @@ class LlamaCppSystem:
 def operations() -> dict[str, Operation]:
     """The requests that the worker answers, by name."""
     system = LlamaCppSystem()
-    return {"load": system.load, "generate": system.generate}
+    return {"load": system.load, "generate": system.generate, "score": system.score}

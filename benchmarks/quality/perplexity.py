@@ -5,9 +5,7 @@ The text is cut into windows that are scored alone, all but the first token of e
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.peers import llamacpp_scores
+from benchmarks.harness.worker import Worker
 from emucxl.bench.harness import Report
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.group import RankGroup
@@ -28,7 +26,6 @@ from tokenweave.kernels import blocks_for
 
 TEXT = Path(__file__).parent / "text" / "alice.txt"
 DENSE = "none"
-PEER_TIMEOUT_S = 3600.0
 
 
 @dataclass
@@ -125,15 +122,13 @@ def peer_score(model: str, python: str, threads: int, windows: Sequence[Sequence
     path = resolve(model, quiet=True)
     if not is_gguf(path):
         raise BenchError(f"got {path}, expected a GGUF file: llama.cpp reads no other")
-    request = json.dumps({"model": str(path), "threads": threads, "windows": [list(w) for w in windows]})
-    command = [python, llamacpp_scores.__file__]
-    ended = subprocess.run(
-        command, input=request, capture_output=True, text=True, timeout=PEER_TIMEOUT_S, check=False
-    )
-    if ended.returncode != 0:
-        raise BenchError(f"llama.cpp in {python} ended with {ended.returncode}: {ended.stderr[-400:]}")
-    answer = json.loads(ended.stdout.splitlines()[-1])
-    return Score(f"llama.cpp {answer['version']}", None, answer["count"], answer["nll"])
+    worker = Worker(python, "llamacpp")
+    try:
+        versions = worker.ask("load", model=str(path), threads=threads)["versions"]
+        nll = sum(worker.ask("score", window=list(window))["nll"] for window in windows)
+    finally:
+        worker.close()
+    return Score(f"llama.cpp {versions['llama-cpp-python']}", None, sum(len(w) - 1 for w in windows), nll)
 
 
 def report(model: str, scores: Sequence[Score], windows: Sequence[Sequence[int]]) -> Report:
