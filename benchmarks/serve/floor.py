@@ -28,39 +28,39 @@ def floor_of(limits: Limits, workload: ServeWorkload, dtype: str, stored_bytes: 
     None where there is none to tell: no loop was measured, or weights are multiplied as they are stored, at a rate of
     integers that no loop here measures, in a workload that arithmetic bounds.
     """
-    if dtype == STORED and (stored_bytes is None or workload.measure != "decode"):
+    rate = None if dtype == STORED else _peak(limits, dtype)
+    if rate is None and (dtype != STORED or stored_bytes is None or workload.measure != "decode"):
         return None
     phases = []
     if workload.measure != "decode":
-        phases.append(_phase_s(limits, dtype, stored_bytes, workload.batch, workload.prompt_tokens, 0))
+        phases.append(_phase_s(limits, rate, dtype, stored_bytes, workload.batch, workload.prompt_tokens, 0))
     if workload.measure != "prefill":
         context = workload.prompt_tokens + workload.output_tokens // 2
-        step = _phase_s(limits, dtype, stored_bytes, workload.batch, 1, context)
-        steps = workload.output_tokens - 1
-        phases.append(None if step is None else (step[0] * steps, step[1]))
-    known = [phase for phase in phases if phase is not None]
-    if len(known) < len(phases):
-        return None
-    seconds, bound_by = sum(s for s, _ in known), max(known)[1]
+        step_s, bound_by = _phase_s(limits, rate, dtype, stored_bytes, workload.batch, 1, context)
+        phases.append((step_s * (workload.output_tokens - 1), bound_by))
+    seconds, bound_by = sum(s for s, _ in phases), max(phases)[1]
     tokens = workload.prompt_tokens if workload.measure == "prefill" else workload.output_tokens
     tokens -= workload.measure == "decode"  # the first token is the prefill's
     return Floor(workload.batch * tokens / seconds, bound_by)
 
 
 def _phase_s(
-    limits: Limits, dtype: str, stored_bytes: int | None, batch: int, tokens: int, first_position: int
-) -> tuple[float, str] | None:
-    """The least seconds of one pass, and what bounds it."""
+    limits: Limits,
+    rate: float | None,
+    dtype: str,
+    stored_bytes: int | None,
+    batch: int,
+    tokens: int,
+    first_position: int,
+) -> tuple[float, str]:
+    """The least seconds of one pass, and what bounds it: memory alone where no rate of arithmetic is known."""
     shapes = limits.shapes
     kept = "float32" if dtype == STORED else dtype  # keys and values, at least a float's
     weights = stored_bytes if dtype == STORED and stored_bytes is not None else shapes.weight_bytes(kept)
     size_bytes = weights + shapes.kv_bytes(kept, batch, first_position)
     in_memory = (size_bytes / median(limits.read_bytes_per_s), "memory")
-    if dtype == STORED:
-        return in_memory
-    rate = _peak(limits, dtype)
     if rate is None:
-        return None
+        return in_memory
     return max(in_memory, (shapes.pass_flops(batch, tokens, first_position) / rate, "arithmetic"))
 
 

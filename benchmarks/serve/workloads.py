@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from interlace.cli.bench.workload import FULL, QUICK, ServeWorkload
 from interlace.errors import BenchError
+from tokenweave.kernels import BLOCK_SIZE
 
 LONG_PROMPT = ServeWorkload("prefill", 1, 8192, 1)
 LARGE_BATCH = ServeWorkload("decode", 32, 128, 64)
-BLOCK = 16  # tokens; prompts of whole blocks
 
 
 def all_workloads(is_quick: bool) -> tuple[ServeWorkload, ...]:
@@ -40,8 +40,8 @@ def fitted(workloads: tuple[ServeWorkload, ...], context: int) -> tuple[ServeWor
     """
     result = []
     for workload in workloads:
-        room = (context - workload.output_tokens) // BLOCK * BLOCK
-        if room < BLOCK:
+        room = (context - workload.output_tokens) // BLOCK_SIZE * BLOCK_SIZE
+        if room < BLOCK_SIZE:
             raise BenchError(
                 f"{workload.name} generates {workload.output_tokens} tokens; the model's context is {context}"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, byref, c_double, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_rope_and_store": (_i, [_p, _p, _l, _p, _l, _p, _p, _p, _i]),
     "tw_paged_attention": (_i, [_p, _p, _l, _p, _l, _p, _p, _p, _i]),
     "tw_sample": (_i, [_p, _p, _l, _l, _l, _p, _p, _p, _l]),
+    "tw_replay_function": (_i, [c_char_p]),
+    "tw_replay": (_i, [_p, _l, _p, _p]),
+    "tw_set_zero": (_i, [_p, _l]),
+    "tw_copy": (_i, [_p, _p, _l]),
+    "tw_scale": (_i, [_p, _l, _p, _i]),
     "tw_measure_limit": (_i, [_p, _i, c_double, POINTER(c_double)]),
 }
 

@@ -69,7 +69,7 @@ def show(
     _check(dtype, tp)
     config = _config_of(model)
     at = _split_row(split, tokens, tp)
-    shards = [Shard.of(config, each, tp) for each in range(tp)]
+    shards = Shard.all_of(config, tp)
     workloads = [Workload(config, shard, tokens, dtype, at) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
     plan = plan_forward(config.num_layers, tokens, at)

@@ -14,6 +14,8 @@ from tokenweave.link import LinkSpec
 from tokenweave.simulate import Timeline, simulate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from interlace.models.config import ModelConfig
     from interlace.models.shard import Shard
     from tokenweave.plan import Plan
@@ -36,7 +38,7 @@ class PlanCosts:
         return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core)
 
 
-def round_costs(config: ModelConfig, shards: list[Shard], dtype: str, link: str | None) -> PlanCosts:
+def round_costs(config: ModelConfig, shards: Sequence[Shard], dtype: str, link: str | None) -> PlanCosts:
     """The same on every machine: a rank of round figures, whose lanes have a core each."""
     key = key_of_shards(
         config,
@@ -79,7 +81,7 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
     text = (
         f"this machine's wave table, {'one core for both lanes' if shared_core else 'a core for each lane'}"
     )
-    layers = kinds_of_layers(config, [Shard.of(config, rank, tp) for rank in range(tp)])
+    layers = kinds_of_layers(config, Shard.all_of(config, tp))
     return PlanCosts(CostModel(table, _link(link, tp), layers), shared_core, f"{text}, {_said(link)}")
 
 

@@ -247,7 +247,7 @@ class Forward:
         """Join the ranks' parts of the vocabulary on rank 0."""
         decoder, parts = self.decoder, self.parts
         own = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
-        shards = (Shard.of(decoder.config, rank, decoder.shard.size) for rank in range(decoder.shard.size))
+        shards = Shard.all_of(decoder.config, decoder.shard.size)
         joined = decoder.communicator.gather_columns(own, [len(shard.vocab) for shard in shards])
         self.logits = own if joined is None else joined
 

@@ -56,6 +56,11 @@ class Shard:
             vocab=partition(config.vocab_size, size, rank, COLUMN_ALIGNMENT),
         )
 
+    @classmethod
+    def all_of(cls, config: ModelConfig, size: int) -> tuple[Shard, ...]:
+        """The shards of all of `size` ranks."""
+        return tuple(cls.of(config, rank, size) for rank in range(size))
+
     def columns(self, size: int) -> range:
         """The rank's columns of an MLP with `size` of them."""
         return partition(size, self.size, self.rank, COLUMN_ALIGNMENT)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from tokenweave.execute import Handler, Observer, check_handlers, run_steps
+from tokenweave.native import load
 from tokenweave.ops import Operation
 from tokenweave.plan import Plan, Step
 from tokenweave.replay.memory import PassMemory
 from tokenweave.replay.recorder import Recorder
-from tokenweave.replay.records import NativeCaller, array_of, library
+from tokenweave.replay.records import NativeCaller, array_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Capture:
         """
         done = c_int64()
         times = None if observe is None else self._times
-        status = library().tw_replay(self._records, len(self._calls), times, byref(done))
+        status = load().tw_replay(self._records, len(self._calls), times, byref(done))
         if status:
             failed = self._calls[done.value]
             failed.caller.raise_status(status, failed.name.removeprefix("tw_"))

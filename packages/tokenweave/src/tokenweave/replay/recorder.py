@@ -23,9 +23,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokenweave.kernels.calls import DTYPE_CODE
-from tokenweave.native import check_status
+from tokenweave.native import check_status, load
 from tokenweave.replay.memory import PassMemory
-from tokenweave.replay.records import Call, NativeCaller, call_of, library
+from tokenweave.replay.records import Call, NativeCaller, call_of
 
 aten = torch.ops.aten
 NEW = frozenset({aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default})
@@ -36,7 +36,7 @@ class _Torch:
     """The native functions that stand for operations of torch in a replay."""
 
     def __init__(self) -> None:
-        self.library = library()
+        self.library = load()
 
     def raise_status(self, status: int, call: str) -> None:
         check_status(status, call)

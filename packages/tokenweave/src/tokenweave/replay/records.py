@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 from tokenweave.native import load
@@ -43,7 +42,7 @@ class Call:
 
 def call_of(caller: NativeCaller, name: str, arguments: Sequence[object]) -> Call | None:
     """The call of the function `name`; None if it cannot be replayed: not in the library's list, or no words."""
-    number = library().tw_replay_function(name.encode())
+    number = load().tw_replay_function(name.encode())
     words = [_word_of(argument) for argument in arguments]
     if number < 0 or len(words) > RECORD_WORDS:
         return None
@@ -72,20 +71,3 @@ def array_of(calls: Sequence[Call]) -> ctypes.Array[Record]:
         record.function, record.num_words = call.number, len(call.words)
         record.words[: len(call.words)] = call.words
     return records
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """The native library with the signatures of replay declared."""
-    native = load()
-    native.tw_replay_function.restype, native.tw_replay_function.argtypes = c_int, [c_char_p]
-    native.tw_replay.restype = c_int
-    native.tw_replay.argtypes = [POINTER(Record), c_int64, POINTER(c_double), POINTER(c_int64)]
-    for name, arguments in {
-        "tw_set_zero": [c_void_p, c_int64],
-        "tw_copy": [c_void_p, c_void_p, c_int64],
-        "tw_scale": [c_void_p, c_int64, c_void_p, c_int],
-    }.items():
-        function = getattr(native, name)
-        function.restype, function.argtypes = c_int, arguments
-    return native

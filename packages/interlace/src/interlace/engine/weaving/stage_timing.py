@@ -52,7 +52,7 @@ def table_key(
 
     `quantize` is the engine's: products with weights in blocks take other times.
     """
-    shards = [Shard.of(config, rank, size) for rank in range(size)]
+    shards = Shard.all_of(config, size)
     isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
     return key_of_shards(
         config,
@@ -230,7 +230,7 @@ class HostStages(WithBlock):
                 f"got {size} ranks on {resources.num_threads()} cores; expected a core for each: "
                 "what ranks take that wait for one another's core says nothing"
             )
-        kinds = kinds_of_layers(config, [Shard.of(config, rank, size) for rank in range(size)])
+        kinds = kinds_of_layers(config, Shard.all_of(config, size))
         blocks = MADE.get(quantize)
         value_bytes = dtype.itemsize if blocks is None else blocks.bits_per_value / 8
         chosen = _cold_layers(config, kinds, value_bytes)

@@ -135,7 +135,7 @@ def costs_of(runner: Runner) -> CostModel:
 def _layers_of(runner: Runner) -> tuple[int, ...]:
     """The kind of each of the model's layers."""
     config, size = runner.model_config, runner.communicator.size
-    return kinds_of_layers(config, [Shard.of(config, rank, size) for rank in range(size)])
+    return kinds_of_layers(config, Shard.all_of(config, size))
 
 
 def link_of(runner: Runner) -> LinkSpeed | None:
