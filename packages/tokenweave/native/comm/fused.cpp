@@ -16,7 +16,7 @@ constexpr size_t kPastCachesBytes = size_t{8} << 20;
 int64_t first_row_of(int rank, int size, int64_t rows) { return rows * rank / size; }
 
 void reduce_rows(Pool& pool, const ReduceNormArgs& args, int64_t first, int64_t last) {
-    const auto kernel = pool.kernels().reduce_norm;
+    const auto kernel = pool.kernels().rows.reduce_norm;
     const int64_t grain = args.h < kGrainElements ? kGrainElements / args.h : 1;
     run_range(pool, last - first, grain,
               [&](int64_t begin, int64_t end, char*) { kernel(args, first + begin, first + end); });

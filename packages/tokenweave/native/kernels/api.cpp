@@ -58,7 +58,7 @@ int multiply_block(Pool& pool, LinearArgs& args) {
         }
     }
     const int64_t min_panels = div_up(MIN_PART_BYTES, std::max<int64_t>(1, args.k * size * PANEL));
-    const auto kernel = pool.kernels().linear;
+    const auto kernel = pool.kernels().dense.linear;
     run_range(pool, div_up(args.n, PANEL), min_panels,
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
@@ -105,7 +105,7 @@ int tw_pack(tw_pool* pool, const void* weight, int64_t ldw, int weight_dtype, in
     if (!pool || n < 0 || k < 0 || ldw < k || !is_dtype(weight_dtype) || !is_dtype(dtype))
         return TW_ERROR_INVALID_ARGUMENT;
     const PackArgs args{weight, ldw, n, k, weight_dtype, dtype, packed};
-    const auto kernel = pool->pool.kernels().pack;
+    const auto kernel = pool->pool.kernels().dense.pack;
     run_range(pool->pool, div_up(n, PANEL), 1,
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
@@ -133,7 +133,7 @@ int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_
                    int64_t n, int64_t k, void* out, int dtype) {
     if (!pool || m < 0 || n < 0 || k < 0 || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
     const GatherArgs args{packed, ids, first_row, n, k, out, dtype};
-    const auto kernel = pool->pool.kernels().gather_rows;
+    const auto kernel = pool->pool.kernels().dense.gather_rows;
     run_range(pool->pool, m, rows_of_grain(k * 8),
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
@@ -146,17 +146,17 @@ int tw_rms_norm(tw_pool* pool, const void* x, int64_t ldx, float* residual, int6
         return TW_ERROR_INVALID_ARGUMENT;
     const NormArgs args{x,   ldx, residual, ldr,        norms->weight, norms->post_weight,
                         out, ldo, h,        norms->eps, dtype};
-    const auto kernel = pool->pool.kernels().rms_norm;
+    const auto kernel = pool->pool.kernels().rows.rms_norm;
     run_range(pool->pool, m, rows_of_grain(h),
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
 }
 
-static int gate_and_mul(tw_pool* pool, void (*KernelTable::*kernel_of)(const GateArgs&, int64_t, int64_t),
+static int gate_and_mul(tw_pool* pool, void (*RowTable::*kernel_of)(const GateArgs&, int64_t, int64_t),
                         const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i, int dtype) {
     if (!pool || m < 0 || i < 0 || ldg < 2 * i || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
     const GateArgs args{gate_up, ldg, out, i, dtype};
-    const auto kernel = pool->pool.kernels().*kernel_of;
+    const auto kernel = pool->pool.kernels().rows.*kernel_of;
     run_range(pool->pool, m, rows_of_grain(2 * i),
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
@@ -164,10 +164,10 @@ static int gate_and_mul(tw_pool* pool, void (*KernelTable::*kernel_of)(const Gat
 
 int tw_silu_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
                     int dtype) {
-    return gate_and_mul(pool, &KernelTable::silu_and_mul, gate_up, ldg, out, m, i, dtype);
+    return gate_and_mul(pool, &RowTable::silu_and_mul, gate_up, ldg, out, m, i, dtype);
 }
 
 int tw_gelu_tanh_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
                          int dtype) {
-    return gate_and_mul(pool, &KernelTable::gelu_tanh_and_mul, gate_up, ldg, out, m, i, dtype);
+    return gate_and_mul(pool, &RowTable::gelu_tanh_and_mul, gate_up, ldg, out, m, i, dtype);
 }

@@ -100,7 +100,7 @@ int tw_rope_and_store(tw_pool* pool, const void* qkv, int64_t ldqkv, void* cache
                         layer->head_dim,
                         dtype};
     const int64_t row_elements = std::max(1, (layer->num_heads + 2 * layer->num_kv_heads) * layer->head_dim);
-    const auto kernel = pool->pool.kernels().rope_and_store;
+    const auto kernel = pool->pool.kernels().rows.rope_and_store;
     try {
         pool->pool.reserve(2 * layer->head_dim * sizeof(float));
     } catch (const std::bad_alloc&) {
@@ -138,11 +138,11 @@ int tw_paged_attention(tw_pool* pool, const void* q, int64_t ldq, const void* ca
             add_items(items, args, static_cast<int32_t>(s), batch->query_start[s],
                       batch->query_start[s + 1] - batch->query_start[s], batch->seq_lens[s]);
         sort_by_work(items);
-        const KernelTable& kernels = pool->pool.kernels();
-        pool->pool.reserve(kernels.attention_scratch_bytes(args, max_rows_of_item(*layer)));
+        const AttentionTable& kernels = pool->pool.kernels().attention;
+        pool->pool.reserve(kernels.scratch_bytes(args, max_rows_of_item(*layer)));
         run_range(pool->pool, static_cast<int64_t>(items.size()), 1,
                   [&](int64_t first, int64_t last, char* scratch) {
-                      for (int64_t i = first; i < last; ++i) kernels.attention(args, items[i], scratch);
+                      for (int64_t i = first; i < last; ++i) kernels.attend(args, items[i], scratch);
                   });
     } catch (const std::bad_alloc&) {
         return TW_ERROR_OUT_OF_MEMORY;

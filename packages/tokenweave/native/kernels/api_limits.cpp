@@ -55,7 +55,7 @@ double best_mix(Pool& pool, char* memory, double seconds, int update_ratio) {
     double best = 0;
     for (const bool past_caches : {false, true}) {
         const double rate = best_rate(pool, seconds / 2, [&](int64_t part) {
-            return pool.kernels().mix_bytes(
+            return pool.kernels().limits.mix_bytes(
                 {memory + part * STREAM_PART_BYTES, size_bytes, update_ratio, past_caches});
         });
         if (rate > best) best = rate;
@@ -67,7 +67,7 @@ double best_mix(Pool& pool, char* memory, double seconds, int update_ratio) {
 
 int tw_measure_limit(tw_pool* pool, int limit, double seconds, double* value) {
     if (!pool || !value || !(seconds >= 0)) return TW_ERROR_INVALID_ARGUMENT;
-    const KernelTable& kernels = pool->pool.kernels();
+    const LimitsTable& kernels = pool->pool.kernels().limits;
     if (limit == TW_LIMIT_FMA_GFLOPS) {
         *value = best_rate(pool->pool, seconds, [&](int64_t) { return kernels.spin_fma(); });
     } else if (limit == TW_LIMIT_BF16_GFLOPS) {

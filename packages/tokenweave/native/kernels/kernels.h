@@ -121,26 +121,44 @@ struct MixArgs {
     bool past_caches;   // how the written stream is written
 };
 
-struct KernelTable {
+// What a build offers: one table for each of its sources in isa/.
+
+struct DenseTable {
     void (*pack)(const PackArgs&, int64_t first_panel, int64_t last_panel);
     void (*linear)(const LinearArgs&, int64_t first_panel, int64_t last_panel);
     void (*gather_rows)(const GatherArgs&, int64_t first_row, int64_t last_row);
+};
+
+struct RowTable {
     void (*rms_norm)(const NormArgs&, int64_t first_row, int64_t last_row);
     void (*reduce_norm)(const ReduceNormArgs&, int64_t first_row, int64_t last_row);
     void (*silu_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
     void (*gelu_tanh_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
     void (*rope_and_store)(const RopeArgs&, int64_t first_row, int64_t last_row, char* scratch);
-    StoredTable stored;
-    size_t (*attention_scratch_bytes)(const AttentionArgs&, int64_t num_rows);
-    void (*attention)(const AttentionArgs&, const AttentionItem&, char* scratch);
-    SamplingTable sampling;
-    // Each runs for tens of microseconds and returns what it did: flops, or bytes read.
+};
+
+struct AttentionTable {
+    size_t (*scratch_bytes)(const AttentionArgs&, int64_t num_rows);
+    void (*attend)(const AttentionArgs&, const AttentionItem&, char* scratch);
+};
+
+// Each runs for tens of microseconds and returns what it did: flops, or bytes read.
+struct LimitsTable {
     double (*spin_fma)();
     double (*spin_bf16)();
     double (*read_bytes)(const char* memory, size_t size_bytes);
     // Reads two streams of `size_bytes`, updates one of size_bytes * update_ratio, and writes one, past the
     // caches or not.
     double (*mix_bytes)(const MixArgs&);
+};
+
+struct KernelTable {
+    const DenseTable& dense;
+    const RowTable& rows;
+    const AttentionTable& attention;
+    const StoredTable& stored;
+    const SamplingTable& sampling;
+    const LimitsTable& limits;
 };
 
 namespace baseline {

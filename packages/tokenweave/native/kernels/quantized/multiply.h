@@ -121,6 +121,4 @@ static void stored_linear(const StoredLinearArgs& args, int64_t first_panel, int
     }
 }
 
-constexpr StoredTable STORED = {pack_stored, quantise, stored_linear, gather_stored_rows};
-
 }  // namespace tokenweave::TW_ISA

@@ -1,0 +1,16 @@
+// Compiled once for each instruction set, with TW_ISA naming it.
+#if defined(TW_TILES)
+#include "../amx/attention.h"
+#define TW_TILES_OR(tiles, vectors) tiles
+#else
+#define TW_TILES_OR(tiles, vectors) vectors
+#endif
+#include "../attention.h"
+
+namespace tokenweave::TW_ISA {
+
+extern const AttentionTable attention_table;
+const AttentionTable attention_table = {TW_TILES_OR(tile_attention_scratch_bytes, attention_scratch_bytes),
+                                        TW_TILES_OR(attention_through_tiles, attention)};
+
+}  // namespace tokenweave::TW_ISA
