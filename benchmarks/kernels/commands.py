@@ -1,4 +1,4 @@
-"""`make bench kernels`, `collectives`, `fused` and `fused-cuda`."""
+"""`make bench kernels`, `sampling`, `collectives`, `fused` and `fused-cuda`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from interlace.cli import console
 def add_to(app: typer.Typer) -> None:
     """Adds this folder's subcommands."""
     app.command()(kernels)
+    app.command()(sampling)
     app.command()(collectives)
     app.command()(fused)
     app.command("fused-cuda")(fused_cuda)
@@ -31,6 +32,21 @@ def kernels(
 
     with console.progress("measuring") as progress:
         report = products.run(threads or resources.num_threads(), seconds, quick, progress)
+    finish([report], quick, out, as_json)
+
+
+def sampling(
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(help="For each case.")] = 0.5,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """One token for each row of logits: greedy, top-k, top-p, penalties, logprobs, beside torch's operations."""
+    from benchmarks.kernels.sampling import run
+
+    with console.progress("measuring") as progress:
+        report = run(threads or resources.num_threads(), seconds, quick, progress)
     finish([report], quick, out, as_json)
 
 

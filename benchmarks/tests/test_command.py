@@ -18,7 +18,18 @@ from interlace.cli.bench.workload import FULL
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 NAMES = [
-    *("serve", "limits", "random-model", "weave", "split", "kernels", "collectives", "fused", "fused-cuda"),
+    *(
+        "serve",
+        "limits",
+        "random-model",
+        "weave",
+        "split",
+        "kernels",
+        "sampling",
+        "collectives",
+        "fused",
+        "fused-cuda",
+    ),
     *("alloc", "calls", "copy", "scaling"),
     "perplexity",
 ]
