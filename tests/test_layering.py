@@ -25,6 +25,7 @@ FORBIDDEN = {
     "interlace/engine/ranks": LOOP,
     "interlace/engine/weaving": LOOP,
     "interlace/engine/cache": (*LOOP, "interlace.engine.ranks", "interlace.engine.weaving"),
+    "interlace/engine/dtypes": (*LOOP, "interlace.engine.ranks", "interlace.engine.weaving"),
 }
 
 

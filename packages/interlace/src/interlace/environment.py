@@ -1,6 +1,6 @@
 """The environment variables that interlace reads. No other file of the package looks at them.
 
-INTERLACE_CACHE   where fetched models are kept
+INTERLACE_CACHE   where fetched models are kept, and what was measured of this machine
 XDG_CACHE_HOME    where the user's caches lie, if INTERLACE_CACHE is not set
 
 The libraries below have their own: HF_HOME, HF_TOKEN and HF_HUB_OFFLINE (huggingface_hub), pip's, torchrun's.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """The directory for fetched models: $INTERLACE_CACHE, or `interlace` in the user's cache directory."""
+    """Where models and measurements are kept: $INTERLACE_CACHE, or `interlace` in the user's cache directory."""
     own = os.environ.get("INTERLACE_CACHE")
     if own:
         return Path(own).expanduser()

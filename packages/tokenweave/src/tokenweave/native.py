@@ -8,6 +8,7 @@ slowly.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_void_p
 from functools import cache
@@ -98,6 +99,12 @@ def load() -> ctypes.CDLL:
             )
         function.restype, function.argtypes = result, arguments
     return loaded
+
+
+@cache
+def build() -> str:
+    """A short name of the library's build, by its bytes. What was measured with another build may not hold."""
+    return hashlib.blake2b(library_path().read_bytes(), digest_size=4).hexdigest()
 
 
 def unavailable_reason() -> str | None:

@@ -6,10 +6,13 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emucxl import resources
 from interlace.cli.console import cpu_quota, megabytes, memory_limit
+
+if TYPE_CHECKING:
+    from tokenweave.kernels import Kernels
 
 PACKAGES = ("interlace", "torch", "numpy", "tokenizers", "safetensors", "gguf", "huggingface_hub")
 UNITS = {"fma_gflops": "GFLOP/s float32", "bf16_gflops": "GFLOP/s bfloat16", "read_gbps": "GB/s read"}
@@ -64,27 +67,28 @@ def _version(package: str) -> str:
 
 def _kernels() -> Facts:
     """Returns the kernels and dtypes that work here, and the ones that "auto" takes."""
-    import torch
-
-    from interlace.engine.ranks.runner import DTYPES, resolve_dtype
+    from interlace.engine.dtypes.choice import DTYPES
     from tokenweave import native
     from tokenweave.kernels import make_kernels
 
-    kernels = make_kernels("auto")
+    kernels = make_kernels("auto", resources.num_threads())
     reason = native.unavailable_reason()
     found = {"native": f"unavailable: {reason}"} if reason else native.features()
-    return {
-        **found,
-        "auto": kernels.name,
-        "dtypes": list(DTYPES),
-        "auto dtype": _auto_dtype(resolve_dtype("auto", kernels) is torch.bfloat16),
-    }
+    return {**found, "auto": kernels.name, "dtypes": list(DTYPES), "auto dtype": _auto_dtype(kernels)}
 
 
-def _auto_dtype(is_bfloat16: bool) -> str:
-    if is_bfloat16:
-        return "bfloat16, which the processor multiplies natively"
-    return "float32, since bfloat16 is not multiplied natively here"
+def _auto_dtype(kernels: Kernels) -> str:
+    """The dtype that `auto` takes and why. Where that depends on the model: for SmolLM2."""
+    from interlace.engine.dtypes import choice
+    from interlace.engine.dtypes.products import EXAMPLE
+    from tokenweave.kernels import NativeKernels
+
+    if not isinstance(kernels, NativeKernels):
+        return f"float32, as always on {kernels.name} kernels"
+    if not choice.multiplies_bfloat16(kernels):
+        return f"float32, since {kernels.isa} has no products of bfloat16"
+    found = choice.compared(kernels, EXAMPLE)
+    return f"{found.faster} for SmolLM2 on {kernels.threads} threads: {found.text}"
 
 
 def _communicators() -> Facts:

@@ -89,14 +89,17 @@ def _measure(
     import torch
 
     from interlace.engine.config import EngineConfig
+    from interlace.engine.dtypes import choice as dtypes
+    from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.ranks.runner import resolve_dtype
     from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
+    from interlace.models.shard import Shard
     from tokenweave.tune import measure_table
 
     checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize)
     own = kernels_for(checked, tp)
-    found = resolve_dtype(checked.dtype, own)
+    products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize))
+    found = dtypes.resolve(checked.dtype, own, products)
     torch.set_num_threads(own.threads)
     with HostStages(config, tp, own.name, own.threads, found, max_tokens, quantize) as stages:
         return measure_table(

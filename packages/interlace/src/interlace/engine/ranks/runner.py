@@ -20,6 +20,7 @@ from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
+from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.replayer import Replayer
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
@@ -27,10 +28,9 @@ from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
-from tokenweave import native
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Observer, run_sequential
-from tokenweave.kernels import Kernels, make_kernels
+from tokenweave.kernels import make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
 from tokenweave.trace import Recorder
@@ -38,8 +38,6 @@ from tokenweave.tune import Exchange, measure_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Runner:
             communicator.kernels = make_kernels(self.kernels.name, threads=1)
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
-        self.dtype = resolve_dtype(config.dtype, self.kernels)
+        self.dtype = dtypes.agree(config, model.weights, self.kernels, communicator)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
         self.decoder = Decoder(
@@ -183,14 +181,6 @@ def own_cores(rank: int, ranks_on_host: int, threads: int) -> list[int]:
         return []
     first = rank % ranks_on_host * threads
     return cores[first : first + threads]
-
-
-def resolve_dtype(name: str, kernels: Kernels) -> torch.dtype:
-    """`auto` is bfloat16 where the processor multiplies it natively, else float32."""
-    if name == "auto":
-        multiplies = kernels.name == "native" and native.selected_isa() in ("avx512bf16", "amx")
-        return torch.bfloat16 if multiplies else torch.float32
-    return DTYPES[name]
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:

@@ -1,0 +1,82 @@
+"""The dtype of an engine: what it was told, or for `auto` the faster one for this model on this machine.
+
+`auto` is float32 where the kernels have no bfloat16 products. Elsewhere both are measured, once (see `probe` and
+`kept`), and bfloat16 is taken unless jobs would be slower with it (see `Comparison.slowdown`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+import tokenweave
+from emucxl.bench import machine
+from interlace.engine.dtypes import kept, probe
+from interlace.engine.dtypes.products import Comparison, Products
+from interlace.models.matrix_reader import MADE
+from interlace.models.shard import Shard
+from tokenweave import native
+from tokenweave.kernels import Kernels, NativeKernels
+
+if TYPE_CHECKING:
+    from interlace.engine.config import EngineConfig
+    from interlace.models.weights import WeightSource
+    from tokenweave.communicators import Communicator
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MULTIPLYING = ("avx512bf16", "amx")  # the instruction sets with products of bfloat16
+_log = logging.getLogger(__name__)
+
+
+def multiplies_bfloat16(kernels: Kernels) -> bool:
+    """Whether `kernels` have instructions for products of bfloat16."""
+    return isinstance(kernels, NativeKernels) and kernels.isa in MULTIPLYING
+
+
+def compared(kernels: Kernels, products: Products) -> Comparison:
+    """Both dtypes for `products` on these kernels, as it is kept, or else as measured now."""
+    assert isinstance(kernels, NativeKernels)
+    subject = kept.Subject(
+        machine.cpu_model(),
+        kernels.isa,
+        f"{tokenweave.__version__} {native.build()}",
+        kernels.threads,
+        products,
+    )
+    return kept.load(subject) or kept.keep(subject, probe.compare(kernels, products))
+
+
+def resolve(name: str, kernels: Kernels, products: Products) -> torch.dtype:
+    """The dtype called `name`; of `auto`, the faster one."""
+    if name != "auto":
+        return DTYPES[name]
+    if not multiplies_bfloat16(kernels):
+        return torch.float32
+    found = compared(kernels, products)
+    _log.info("dtype %s: %s", found.faster, found.text)
+    return DTYPES[found.faster]
+
+
+def agree(
+    config: EngineConfig, source: WeightSource, kernels: Kernels, communicator: Communicator
+) -> torch.dtype:
+    """The dtype of all ranks. A collective call: rank 0 resolves `auto`, for its own part of the model."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    own = None
+    if communicator.rank == 0:
+        shard = Shard.of(source.config, 0, communicator.size)
+        products = Products.of(source.config, shard, blocks_of(config.quantize, source))
+        own = str(resolve("auto", kernels, products)).removeprefix("torch.").encode()
+    return DTYPES[communicator.broadcast_bytes(own, root=0, idle=True).decode()]
+
+
+def blocks_of(quantize: str, source: WeightSource | None = None) -> str | None:
+    """The format of blocks that an engine with `quantize` multiplies; None: its weights are dense."""
+    if quantize == "none":
+        return None
+    stored = None if source is None else source.stored("layers.0.q", range(1))
+    form = MADE.get(quantize) if stored is None else stored.format
+    return None if form is None else form.name

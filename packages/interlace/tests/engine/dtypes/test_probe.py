@@ -1,0 +1,84 @@
+"""The probe runs on every kind of kernels. None of these tests says which dtype is faster."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from interlace.engine.dtypes import probe
+from interlace.engine.dtypes.products import Products
+from tokenweave.kernels import Kernels, NativeKernels, PackedLinear, ReferenceKernels
+
+SMALL = Products(((96, 64), (64, 48), (160, 64), (64, 80)), layer_weights=300_000, head_weights=60_000)
+
+
+class Spy(NativeKernels):
+    """Notes the products that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(threads=1)
+        self.calls: list[tuple[int, PackedLinear]] = []
+
+    def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
+        y = super().linear(x, packed, out)
+        assert bool(torch.isfinite(y).all())
+        assert bool(y.any())
+        self.calls.append((len(x), packed))
+        return y
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(lambda: NativeKernels(2), id="native"),
+        pytest.param(lambda: NativeKernels(1, "amx-emulated"), id="amx-emulated"),
+        pytest.param(ReferenceKernels, id="reference"),
+    ],
+)
+@pytest.mark.parametrize("blocks", [None, "q8_0", "q4_k"])
+def test_both_dtypes_are_timed(kernels: object, blocks: str | None) -> None:
+    products = Products(SMALL.matrices, SMALL.layer_weights, SMALL.head_weights, blocks)
+    made = kernels()  # type: ignore[operator]
+    assert isinstance(made, Kernels)
+    found = probe.compare(made, products)
+    assert found.products == products
+    assert found.slowdown > 0
+
+
+def test_prompts_and_steps_of_both_dtypes_run_over_the_same_bytes_in_turns() -> None:
+    kernels = Spy()
+    probe.compare(kernels, SMALL)
+    assert {rows for rows, _ in kernels.calls} == {probe.PROMPT_ROWS, 1, probe.BATCH}
+    assert {(weight.n, weight.k) for _, weight in kernels.calls} == set(SMALL.matrices)
+    turns = [weight.dtype for rows, weight in kernels.calls if rows == probe.PROMPT_ROWS]
+    assert turns[:8] == [torch.float32] * 4 + [torch.bfloat16] * 4
+    places = {
+        dtype: [
+            weight.data.data_ptr() for rows, weight in kernels.calls if rows == 1 and weight.dtype is dtype
+        ]
+        for dtype in probe.DTYPES
+    }
+    starts = {min(found) for found in places.values()}
+    assert len(starts) == 1
+    for dtype in probe.DTYPES:
+        layer = [weight for _, weight in kernels.calls if weight.dtype is dtype][:4]
+        layer_bytes = sum(-(-weight.data.nbytes // 4096) * 4096 for weight in layer)
+        assert len(set(places[dtype])) == 4 * (
+            720_000 // layer_bytes
+        )  # as many layers as the model's bytes hold
+
+
+def test_large_matrices_are_cut_to_some_outputs_of_all_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PROMPT_FLOPS", 0.25 * 2 * 256 * sum(n * k for n, k in SMALL.matrices))
+    kernels = Spy()
+    probe.compare(kernels, SMALL)
+    assert {(weight.n, weight.k) for _, weight in kernels.calls} == {(32, 64), (32, 48), (32, 80)}
+
+
+def test_no_more_memory_is_filled_than_decoding_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "WEIGHT_BYTES", 400_000)
+    kernels = Spy()
+    probe.compare(kernels, Products(SMALL.matrices, 10**9, 10**8))
+    ends = [weight.data.data_ptr() + weight.data.nbytes for _, weight in kernels.calls]
+    assert max(ends) - min(weight.data.data_ptr() for _, weight in kernels.calls) <= 400_000
