@@ -1,13 +1,18 @@
-"""Products through tiles (AMX), against the manual's text of TDPBF16PS written plainly in NumPy, bit for bit."""
+"""Products through tiles (AMX), against the manual's text of TDPBF16PS and TDPBSSD in plain NumPy, bit for bit."""
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from support.kernel_cases import native_kernels
 from tokenweave import native
@@ -122,6 +127,53 @@ def test_the_emulation_gives_the_processors_bits(m, n, k, case):
     assert torch.equal(*outs)
 
 
+# How a program of tiles is compiled: emulated, and for the processor's own.
+PROGRAM = Path(__file__).parent / "native" / "tile_products.cpp"
+TILE_FLAGS = {
+    EMULATED: ("-march=x86-64-v2",),
+    "amx": ("-march=x86-64-v4", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+}
+COMPILER = shutil.which("c++")
+
+
+@pytest.fixture(scope="module")
+def tile_products(tmp_path_factory) -> list[Callable[..., None]]:
+    """Single products of int8 tiles: emulated, and by the processor's own where it has them."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    native_source = PROGRAM.parents[2] / "native"
+    found = []
+    for isa in TILE_ISAS:
+        library = tmp_path_factory.mktemp("tiles") / f"{isa}.so"
+        flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-psabi", *TILE_FLAGS[isa])
+        includes = (f"-I{native_source}", f"-I{native_source / 'include'}")
+        command = [COMPILER, *flags, *includes, str(PROGRAM), "-o", str(library)]
+        subprocess.run(command, check=True)
+        found.append(ctypes.CDLL(str(library)).tile_product_i8)
+    return found
+
+
+sizes = st.integers(1, 16)
+CODES = {"any": (-128, 128), "smallest": (-128, -127), "largest": (127, 128)}
+
+
+@settings(max_examples=60)
+@given(sizes, sizes, sizes, st.sampled_from(list(CODES)), st.sampled_from(list(CODES)), st.integers(0, 99))
+def test_tiles_multiply_bytes_as_the_manual_says(tile_products, rows, words, columns, left, right, seed):
+    """Sums near both ends of int32 wrap: TDPBSSD doesn't saturate."""
+    random = np.random.default_rng(seed)
+    a = random.integers(*CODES[left], (rows, words, 4), dtype=np.int8)
+    b = random.integers(*CODES[right], (words, columns, 4), dtype=np.int8)
+    ends = random.choice([-(2**31), 0, 2**31 - 1], (rows, columns))
+    sums = (ends + random.integers(0, 2, ends.shape) * -np.sign(ends)).astype(np.int32)
+    products = np.einsum("mkb,knb->mn", a.astype(np.int64), b.astype(np.int64))
+    expected = (sums + products).astype(np.uint64).astype(np.uint32).view(np.int32)  # modulo 2^32
+    for tile_product in tile_products:
+        got = sums.copy()
+        tile_product(rows, words, columns, *(ctypes.c_void_p(array.ctypes.data) for array in (a, b, got)))
+        assert (got == expected).all()
+
+
 def test_amx_is_refused_with_its_reason_where_it_is_unavailable(monkeypatch):
     refused = native.AMX_STATES[3]
     monkeypatch.setattr(native, "amx_state", lambda: refused)
@@ -148,5 +200,5 @@ def test_the_emulated_tiles_are_never_chosen_by_themselves(monkeypatch):
 def test_the_library_has_the_instructions_of_tiles():
     command = ["objdump", "--disassemble", "--no-show-raw-insn", str(native.library_path())]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
+    for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tdpbssd", "tilestored", "tilerelease"):
         assert f"\t{instruction} " in listing or f"\t{instruction}\n" in listing

@@ -18,6 +18,7 @@ from tokenweave.kernels.stored.linear import TOLERANCE
 REFERENCE = ReferenceKernels()
 SHAPES = [(1, 96, 256), (17, 70, 768), (40, 1, 512), (3, 33, 2048), (0, 64, 256)]
 by_format = pytest.mark.parametrize("form", ALL_FORMATS, ids=lambda form: form.name)
+TILE_ISAS = [isa for isa in AVAILABLE_ISAS if isa.startswith("amx")]
 formats, isas = st.sampled_from(ALL_FORMATS), st.sampled_from(AVAILABLE_ISAS)
 
 
@@ -57,13 +58,14 @@ def test_rows_of_small_integers_are_multiplied_exactly(kernels, form):
 
 
 @by_format
+@pytest.mark.parametrize("m", [1, 9])
 @pytest.mark.parametrize("extreme", [0, 255])
-def test_the_largest_codes_do_not_overflow(kernels, form, extreme):
+def test_the_largest_codes_do_not_overflow(kernels, form, extreme, m):
     weight = random_weight(1, form, 32, 256)
     codes = range(2, form.block_bytes - 2) if form.name == "q6_k" else range(16, form.block_bytes)
     weight.blocks.view(32, -1, form.block_bytes)[:, :, codes.start : codes.stop] = extreme
     for sign in (1, -1):
-        x = torch.full((1, 256), 127.0 * sign)
+        x = torch.full((m, 256), 127.0 * sign)
         expected = (x.double() @ dequantise(weight).double().T).float()
         got = kernels.linear(x, kernels.pack_stored(weight))
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-2)
@@ -126,6 +128,32 @@ def test_bits_depend_on_nothing_but_the_row(form, dtype, threads, m, data):
         assert torch.equal(other.linear(x[first:last], packed), whole[first:last])
 
 
+# Around the fewest rows that go through tiles, and around whole tiles and pairs of them.
+TILE_EDGES = (1, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 39, 40, 41, 64, 71)
+
+
+@settings(max_examples=60)
+@given(
+    formats,
+    st.sampled_from(DTYPES),
+    st.sampled_from(TILE_EDGES),
+    st.integers(1, 70),
+    st.integers(1, 700),
+    st.data(),
+)
+def test_tiles_give_the_bits_of_vectors(form, dtype, m, n, k, data):
+    weight = random_weight(k, form, n, k, data.draw(st.integers(0, form.block_values - 1)))
+    x = randn(m, m, k, dtype=dtype)
+    spoil = data.draw(st.sampled_from([None, float("inf"), 127.0]))
+    if spoil is not None:
+        x[data.draw(st.integers(0, m - 1))] = spoil
+    vectors, *tiles = (native_kernels(isa) for isa in ("baseline", *TILE_ISAS))
+    expected = vectors.linear(x, vectors.pack_stored(weight, dtype=dtype))
+    for kernels in tiles:
+        got = kernels.linear(x, kernels.pack_stored(weight, dtype=dtype))
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @by_format
 def test_many_rows_pass_in_blocks_with_the_same_bits(form):
     kernels = native_kernels(AVAILABLE_ISAS[-1])
@@ -135,15 +163,16 @@ def test_many_rows_pass_in_blocks_with_the_same_bits(form):
 
 
 @by_format
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_rows_nan_stays_its_own(kernels, form, value):
+@pytest.mark.parametrize(("m", "value"), [(4, float("nan")), (4, float("inf")), (18, float("nan"))])
+def test_a_rows_nan_stays_its_own(kernels, form, m, value):
     weight = random_weight(1, form, 33, 512)
-    x, packed = randn(2, 4, 512), kernels.pack_stored(weight)
+    x, packed = randn(2, m, 512), kernels.pack_stored(weight)
     clean = kernels.linear(x, packed)
     x[1, 300] = value
     spoilt = kernels.linear(x, packed)
     assert spoilt[1].isnan().all()
-    assert torch.equal(spoilt[[0, 2, 3]], clean[[0, 2, 3]])
+    others = torch.arange(m) != 1
+    assert torch.equal(spoilt[others], clean[others])
 
 
 def test_the_smallest_and_the_largest_rows_stay_finite(kernels):

@@ -58,7 +58,7 @@ TW_API int tw_best_isa(void);
 /* Whether this process may use tiles. */
 typedef enum tw_amx_state_code {
     TW_AMX_READY = 0,
-    TW_AMX_NO_PROCESSOR = 1, /* the processor has no tiles, or none for bfloat16 */
+    TW_AMX_NO_PROCESSOR = 1, /* the processor has no tiles, or not those of bfloat16 and int8 */
     TW_AMX_NO_SYSTEM = 2,    /* the operating system, or the hypervisor, does not keep them */
     TW_AMX_REFUSED = 3,      /* the kernel refused this process the permission that it asked for */
 } tw_amx_state_code;

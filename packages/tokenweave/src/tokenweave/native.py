@@ -24,7 +24,7 @@ EMULATED_ISA = "amx-emulated"  # to test the kernels of amx anywhere; never chos
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16", "amx", EMULATED_ISA)  # in the order of tw_isa
 AMX_STATES = (  # in the order of tw_amx_state_code
     "ready",
-    "unavailable: this processor has no bfloat16 tiles",
+    "unavailable: this processor has no tiles of bfloat16 and int8",
     "unavailable: the operating system or the hypervisor does not keep tiles (XCR0)",
     "unavailable: Linux refused this process the permission for tiles (arch_prctl), as a sandbox may, or a signal "
     "stack too small for them",

@@ -6,17 +6,13 @@
 #pragma once
 
 #include "../linear.h"
-#include "tiles.h"
+#include "products.h"
 
 namespace tokenweave::TW_ISA {
 
-// Sums of two tiles of rows and one panel, or of one tile of rows and two panels: four that do not wait for each
-// other, which hides most of a product's latency (52 cycles, one of which may begin every 16).
-constexpr int SUMS = 0, ROWS_OF_X = 4, COLUMNS_OF_PANEL = 6;
 constexpr int K_TILE_WORDS = TILE_ROWS_MAX;
 constexpr int64_t K_TILE_BYTES = int64_t{K_TILE_WORDS} * 4;                // of a row of x
 constexpr int64_t K_TILE_PANEL_BYTES = int64_t{K_TILE_WORDS} * PANEL * 4;  // of a panel
-constexpr int64_t BLOCK_ROWS = 2 * TILE_ROWS_MAX;
 
 // What is left of k after the last whole tile, with zeros up to a tile: a row of x may end there, and what follows
 // the words of a panel may be anything.
@@ -32,20 +28,6 @@ struct LinearBlock {
     int64_t rows;
     int64_t row;  // the first one's number
 };
-
-static void configure_linear(Tiles& tiles, int64_t rows) {
-    const int first = static_cast<int>(rows < TILE_ROWS_MAX ? rows : TILE_ROWS_MAX);
-    const int second = static_cast<int>(rows > TILE_ROWS_MAX ? rows - TILE_ROWS_MAX : rows);
-    TileConfiguration configuration;
-    for (int i = 0; i < 2; ++i) {
-        configuration.shape(SUMS + i, first, TILE_ROW_BYTES);
-        configuration.shape(SUMS + 2 + i, second, TILE_ROW_BYTES);
-        configuration.shape(COLUMNS_OF_PANEL + i, K_TILE_WORDS, TILE_ROW_BYTES);
-    }
-    configuration.shape(ROWS_OF_X, first, TILE_ROW_BYTES);
-    configuration.shape(ROWS_OF_X + 1, second, TILE_ROW_BYTES);
-    tiles.configure(configuration);
-}
 
 // One tile of k. `b` is each panel's part of it.
 template <int ROW_TILES, int PANELS>
@@ -132,7 +114,7 @@ void multiply_panels(const LinearArgs& args, int64_t first_panel, int64_t last_p
             const int64_t rows = args.m - row < BLOCK_ROWS ? args.m - row : BLOCK_ROWS;
             const LinearBlock block{static_cast<const char*>(args.x) + row * ldx_bytes, ldx_bytes, rows, row};
             // Once where all blocks have as many rows, at most twice for a panel.
-            if (rows != configured_rows) configure_linear(tiles, rows);
+            if (rows != configured_rows) configure_products(tiles, rows, K_TILE_WORDS);
             configured_rows = rows;
             if (rows > TILE_ROWS_MAX) multiply_tiles<Out, 2, 1>(args, tiles, block, panel);
             else if (step == 2 && panel + 1 < last_panel)

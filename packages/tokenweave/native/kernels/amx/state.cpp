@@ -10,15 +10,16 @@
 
 namespace {
 
-constexpr uint32_t CPUID_AMX_BF16 = 1u << 22, CPUID_AMX_TILE = 1u << 24;  // leaf 7, EDX
-constexpr uint32_t CPUID_OSXSAVE = 1u << 27;                              // leaf 1, ECX
+// Leaf 7, EDX. Every processor with tiles of bfloat16 has those of int8 too; a hypervisor may hide them.
+constexpr uint32_t CPUID_AMX_BF16 = 1u << 22, CPUID_AMX_TILE = 1u << 24, CPUID_AMX_INT8 = 1u << 25;
+constexpr uint32_t CPUID_AMX = CPUID_AMX_BF16 | CPUID_AMX_TILE | CPUID_AMX_INT8;
+constexpr uint32_t CPUID_OSXSAVE = 1u << 27;  // leaf 1, ECX
 constexpr int XFEATURE_XTILECFG = 17, XFEATURE_XTILEDATA = 18;
 constexpr long ARCH_REQUEST_XCOMP_PERMISSION = 0x1023;
 
 bool processor_has_tiles() {
     uint32_t eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & CPUID_AMX_BF16) &&
-           (edx & CPUID_AMX_TILE);
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & CPUID_AMX) == CPUID_AMX;
 }
 
 bool system_keeps_tiles() {

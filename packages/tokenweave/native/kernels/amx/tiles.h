@@ -1,6 +1,6 @@
 // The tile operations of AMX that the kernels use: by the instructions where this build has them, otherwise in plain
 // C++, to the bit as Intel's manual defines them (Software Developer's Manual, volume 2: LDTILECFG, TILELOADD,
-// TILESTORED, TILEZERO, TDPBF16PS, TILERELEASE). Only the payload of a NaN is left open there, and here.
+// TILESTORED, TILEZERO, TDPBF16PS, TDPBSSD, TILERELEASE). Only the payload of a NaN is left open there, and here.
 //
 // Thread safety: a Tiles is the calling thread's own; one at a time on each thread.
 // Invariants:
@@ -34,7 +34,7 @@ struct alignas(64) TileConfiguration {
 };
 static_assert(sizeof(TileConfiguration) == 64);
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 
 // The compiler's own intrinsics take a tile's number as a literal only; these take a template's.
 class Tiles {
@@ -69,6 +69,11 @@ class Tiles {
     template <int C, int A, int B>
     __attribute__((always_inline)) void multiply_bf16() {
         __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+    }
+    // The same in int32, which wraps: a word is four signed bytes.
+    template <int C, int A, int B>
+    __attribute__((always_inline)) void multiply_i8() {
+        __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
     }
 };
 
@@ -109,6 +114,14 @@ __attribute__((noinline)) static void multiply_tile_row(uint32_t* c, const uint3
     memcpy(c, row, sizeof(row));
 }
 
+// The products of four signed bytes, summed.
+TW_INLINE uint32_t dot_of_i8(uint32_t a, uint32_t b) {
+    int32_t sum = 0;
+    for (int shift = 0; shift < 32; shift += 8)
+        sum += static_cast<int8_t>(a >> shift) * static_cast<int8_t>(b >> shift);
+    return static_cast<uint32_t>(sum);
+}
+
 class Tiles {
   public:
     Tiles() = default;
@@ -137,9 +150,7 @@ class Tiles {
     }
     template <int C, int A, int B>
     void multiply_bf16() {
-        // What the processor answers with an invalid opcode.
-        if (rows(C) != rows(A) || row_bytes(C) != row_bytes(B) || row_bytes(A) != 4 * rows(B) || rows(C) == 0)
-            __builtin_trap();
+        check_shapes(C, A, B);
         // Every exception masked, to nearest even, denormals 0 both as operands and as results: whatever the
         // thread has set, as on the processor.
         constexpr unsigned TILE_MXCSR = 0x9fc0;
@@ -149,8 +160,21 @@ class Tiles {
             multiply_tile_row(tiles_[C].words[row], tiles_[A].words[row], rows(B), tiles_[B]);
         _mm_setcsr(before);
     }
+    template <int C, int A, int B>
+    void multiply_i8() {
+        check_shapes(C, A, B);
+        for (int row = 0; row < rows(C); ++row)
+            for (int k = 0; k < rows(B); ++k)
+                for (int n = 0; n < row_bytes(C) / 4; ++n)
+                    tiles_[C].words[row][n] += dot_of_i8(tiles_[A].words[row][k], tiles_[B].words[k][n]);
+    }
 
   private:
+    // What the processor answers with an invalid opcode.
+    void check_shapes(int c, int a, int b) const {
+        if (rows(c) != rows(a) || row_bytes(c) != row_bytes(b) || row_bytes(a) != 4 * rows(b) || rows(c) == 0)
+            __builtin_trap();
+    }
     int rows(int tile) const { return configuration_.rows[tile]; }
     int row_bytes(int tile) const { return configuration_.row_bytes[tile]; }
 

@@ -1,9 +1,16 @@
 // Compiled once for each instruction set, with TW_ISA naming it.
+#if defined(TW_TILES)
+#include "../amx/quantized.h"
+#define TW_TILES_OR(tiles, vectors) tiles
+#else
+#define TW_TILES_OR(tiles, vectors) vectors
+#endif
 #include "../quantized/multiply.h"
 
 namespace tokenweave::TW_ISA {
 
 extern const StoredTable stored_table;
-const StoredTable stored_table = {pack_stored, quantise, stored_linear, gather_stored_rows};
+const StoredTable stored_table = {
+    pack_stored, quantise, TW_TILES_OR(stored_linear_through_tiles, stored_linear), gather_stored_rows};
 
 }  // namespace tokenweave::TW_ISA

@@ -19,6 +19,9 @@ constexpr bool SIGNED_AS_OFFSET = false;
 #endif
 
 TW_INLINE WordPart load_part(const char* p) { return *reinterpret_cast<const WordMemory*>(p); }
+TW_INLINE IntPart load_ints(const int32_t* p) {
+    return reinterpret_cast<IntPart>(load_part(reinterpret_cast<const char*>(p)));
+}
 
 // Sums of neighbours, int16: unsigned codes times signed ones, two of a word.
 TW_INLINE IntPart multiply_pairs(WordPart codes, WordPart x) {
