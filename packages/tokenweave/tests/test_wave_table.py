@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from support.wave_tables import curves, key_of, linear_table, mixed_table, tables
 from tokenweave.errors import TuneError
 from tokenweave.geometry import pairs_seen
-from tokenweave.wave_table import FORMAT, AttentionTimes, Curve, WaveTable, load_table
+from tokenweave.wave_table import (
+    FORMAT,
+    AttentionTimes,
+    Curve,
+    LayerKind,
+    MlpShape,
+    WaveTable,
+    load_table,
+)
 
 
 @given(curve=curves(), num_tokens=st.integers(0, 10_000))
@@ -90,7 +98,9 @@ def test_a_table_is_found_by_its_key_and_by_no_other(tmp_path: Path) -> None:
     table = linear_table()
     path = table.save(tmp_path / "tune")
     assert load_table(tmp_path / "tune", table.key) == table
-    for change in ({"threads": 2}, {"machine": "another"}, {"library": "2"}, {"dtype": "float32"}):
+    for change in (
+        {"threads": 2}, {"machine": "another"}, {"library": "2"}, {"dtype": "float32"}, {"kernels": "native amx"}
+    ):  # fmt: skip
         assert load_table(tmp_path / "tune", replace(table.key, **change)) is None
     assert load_table(tmp_path / "elsewhere", table.key) is None
     assert [found.name for found in path.parent.iterdir()] == [path.name]  # nothing is left beside it
@@ -146,6 +156,36 @@ def test_a_table_of_an_older_format_is_told_and_measured_again(
     linear_table().save(tmp_path)
     assert load_table(tmp_path, key) == linear_table()
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kernels": "native amx"}, "it was measured with native avx2 kernels (1), these are native amx (1)"),
+        (
+            {"library": "1 ab12"},
+            "it was measured with native avx2 kernels (1), these are native avx2 (1 ab12)",
+        ),
+        ({"kernels": "native avx2, int8 weights"}, None),
+        ({"kernels": "reference 2.13"}, None),
+        ({"kernels": "native amx", "threads": 2}, None),
+        ({"kernels": "native amx", "machine": "another"}, None),
+        ({"kernels": "native amx", "kinds": (LayerKind(MlpShape((800, 736))),)}, None),
+    ],
+)
+def test_a_table_of_another_instruction_set_or_build_is_told_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, Any], reason: str | None
+) -> None:
+    """One of another job is none of this job's business."""
+    table = linear_table()
+    table.save(tmp_path)
+    assert load_table(tmp_path, replace(table.key, **change)) is None
+    told = [record.getMessage() for record in caplog.records]
+    if reason is None:
+        assert not told
+    else:
+        (message,) = told
+        assert f"{reason}; `interlace tune` measures it again" in message
 
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(

@@ -68,8 +68,8 @@ class TableKey:
     """The facts that the times of a table depend on. Tables with equal keys are interchangeable."""
 
     machine: str  # processor and cores
-    kernels: str  # backend and instruction set
-    library: str  # its version
+    kernels: str  # backend and instruction set, and the format of weights in blocks
+    library: str  # its version and build
     dtype: str
     threads: int  # of each rank
     hidden_size: int
@@ -283,7 +283,7 @@ def load_table(directory: Path, key: TableKey) -> WaveTable | None:
         if table.key != key:
             raise TuneError("it is of another machine or model")
     except FileNotFoundError:
-        _tell_of_older(directory, key)
+        _tell_of_others(directory, key)
         return None
     except (OSError, ValueError, TuneError, AttributeError) as error:
         _log.warning("ignoring the wave table %s: %s; `interlace tune` measures it again", path.name, error)
@@ -291,18 +291,41 @@ def load_table(directory: Path, key: TableKey) -> WaveTable | None:
     return table
 
 
-def _tell_of_older(directory: Path, key: TableKey) -> None:
-    """Tells of a table of an older format that may be of `key`: its file has another name, as its key was another."""
-    ours = {name: value for name, value in asdict(key).items() if not isinstance(value, tuple)}
+def _tell_of_others(directory: Path, key: TableKey) -> None:
+    """Tells of a table that would be of `key` but for its format, or for the kernels it was measured with.
+
+    Its file has another name, as its key was another.
+    """
     for path in sorted(directory.glob(f"{key.file_prefix}*.json")):
         try:
             found = json.loads(path.read_text())
-            is_older, theirs = found["format"] < FORMAT, found["key"]
-        except (OSError, ValueError, KeyError, TypeError):
+            reason = _why_not(found["format"], found["key"], key)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             continue
-        if is_older and all(theirs.get(name) == value for name, value in ours.items()):
+        if reason is not None:
             _log.warning(
-                "ignoring the wave table %s: it has format %s, expected %s; `interlace tune` measures it again",
-                path.name, found["format"], FORMAT,
-            )  # fmt: skip
+                "ignoring the wave table %s: %s; `interlace tune` measures it again", path.name, reason
+            )
             return
+
+
+def _why_not(format_number: int, theirs: Mapping[str, Any], key: TableKey) -> str | None:
+    """Why a table that was measured for the same job is not the one of `key`; None: it is of another job."""
+    ours = json.loads(json.dumps(asdict(key)))
+    compared = [
+        name for name, value in ours.items() if format_number == FORMAT or not isinstance(value, list)
+    ]
+    others = {name for name in compared if theirs[name] != ours[name]}
+    if not others <= {"kernels", "library"} or _job_of(theirs["kernels"]) != _job_of(key.kernels):
+        return None
+    if format_number < FORMAT:
+        return f"it has format {format_number}, expected {FORMAT}"
+    if not others:
+        return None
+    theirs_are = f"{theirs['kernels']} kernels ({theirs['library']})"
+    return f"it was measured with {theirs_are}, these are {key.kernels} ({key.library})"
+
+
+def _job_of(kernels: str) -> tuple[str, str]:
+    """Backend and weights of a key's `kernels`, such as "native avx2, int8 weights": all but the instruction set."""
+    return kernels.split()[0], kernels.partition(", ")[2]

@@ -13,7 +13,7 @@ from interlace.models.config import ModelConfig
 from interlace.models.shard import Shard
 from support.configs import SMOLLM2
 from tokenweave.errors import TuneError
-from tokenweave.kernels import make_kernels
+from tokenweave.kernels import NativeKernels, make_kernels
 from tokenweave.tune import measure_table
 from tokenweave.wave_table import CURVES, MlpShape
 
@@ -118,3 +118,15 @@ def test_a_key_tells_machines_shapes_and_kernels_apart() -> None:
         (4, 2),
         (5, 2),
     ]
+
+
+def test_a_key_tells_instruction_sets_builds_and_weights_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        table_key(SMOLLM2, 2, NativeKernels(threads, isa), torch.float32, quantize)
+        for isa in ("baseline", "amx-emulated")
+        for threads in (1, 2)
+        for quantize in ("none", "int8", "int4")
+    }
+    assert len(keys) == 12
+    monkeypatch.setattr("tokenweave.native.build", lambda: "another")
+    assert table_key(SMOLLM2, 2, NativeKernels(1, "baseline"), torch.float32) not in keys

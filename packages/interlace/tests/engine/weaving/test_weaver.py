@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,30 @@ def test_a_measured_table_is_found_and_used_without_a_word(
         assert not caplog.records
     finally:
         group.close()
+
+
+def test_a_table_of_another_instruction_set_is_told_and_not_used(
+    model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interlace.engine.ranks.connect import kernels_for
+    from interlace.models.sources import load_model
+
+    config = EngineConfig(
+        str(model), tp=2, communicator="thread", dtype="float32", num_kv_blocks=32, threads=1, link=SLOW_LINK
+    )
+    monkeypatch.setenv("TOKENWEAVE_ISA", "amx-emulated")
+    key = table_key(load_model(str(model)).config, 2, kernels_for(config, 2), torch.float32)
+    replace(linear_table(), key=key).save(table_directory())
+    monkeypatch.setenv("TOKENWEAVE_ISA", "baseline")
+    group = start(config)
+    try:
+        assert group.weaver.costs is not None
+        assert not group.weaver.costs.table.is_measured
+    finally:
+        group.close()
+    (record,) = caplog.records
+    assert "measured with native amx-emulated kernels" in record.getMessage()
+    assert "these are native baseline" in record.getMessage()
 
 
 def test_never_always_and_auto_without_prices() -> None:

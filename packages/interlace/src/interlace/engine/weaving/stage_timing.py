@@ -28,6 +28,7 @@ from interlace.models.decoder import Decoder
 from interlace.models.matrix_reader import MADE
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
+from tokenweave import native
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
@@ -53,13 +54,15 @@ def table_key(
     `quantize` is the engine's: products with weights in blocks take other times.
     """
     shards = Shard.all_of(config, size)
-    isa = kernels.isa if isinstance(kernels, NativeKernels) else torch.__version__
+    isa, build = (
+        (kernels.isa, f" {native.build()}") if isinstance(kernels, NativeKernels) else (torch.__version__, "")
+    )
     return key_of_shards(
         config,
         shards,
         machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
         kernels=f"{kernels.name} {isa}" + (f", {quantize} weights" if quantize != "none" else ""),
-        library=tokenweave.__version__,
+        library=tokenweave.__version__ + build,
         dtype=str(dtype).removeprefix("torch."),
         threads=kernels.threads,
     )
