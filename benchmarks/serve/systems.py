@@ -29,6 +29,7 @@ class System:
     kind: Kind
     dtype: str  # of the weights as run: "bfloat16", "float32" or "as stored"
     ranks: int = 1
+    is_compiled: bool = False  # by torch.compile
     needs_own_python: bool = False  # another build of a peer: the Python that runs the others has not got it
 
     @property
@@ -55,12 +56,14 @@ SYSTEMS = (
     System("interlace-stored-tp2", "interlace", STORED, ranks=2),
     System("hf-f32", "hf", "float32"),
     System("hf-bf16", "hf", "bfloat16"),
+    System("hf-f32-compiled", "hf", "float32", is_compiled=True),
+    System("hf-bf16-compiled", "hf", "bfloat16", is_compiled=True),
     System("vllm-bf16", "vllm", "bfloat16"),
     System("vllm-f32", "vllm", "float32"),
     System("llamacpp", "llamacpp", STORED),
     System("llamacpp-no-amx", "llamacpp", STORED, needs_own_python=True),
 )
-BY_REQUEST = ("interlace-f32-tp2", "interlace-stored-tp2", "vllm-f32")
+BY_REQUEST = ("interlace-f32-tp2", "interlace-stored-tp2", "hf-f32-compiled", "hf-bf16-compiled", "vllm-f32")
 DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in BY_REQUEST)
 
 
@@ -100,7 +103,7 @@ def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, 
         return {"model": model, "dtype": system.dtype, **shapes}
     if system.kind == "llamacpp":
         return {"model": model, "threads": threads}
-    return {"model": model, "dtype": system.dtype, "threads": threads}
+    return {"model": model, "dtype": system.dtype, "threads": threads, "is_compiled": system.is_compiled}
 
 
 def environment(system: System, machine: Allowance) -> dict[str, str]:

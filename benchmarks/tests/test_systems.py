@@ -45,6 +45,12 @@ def test_weights_as_stored_are_read_from_a_gguf_file_by_all_who_multiply_them() 
     assert (ours["dtype"], ours["quantize"]) == ("auto", "stored")
 
 
+def test_transformers_is_compiled_by_request() -> None:
+    assert not [system.name for system in choose((), PEERS) if system.is_compiled]
+    (compiled,) = choose(("hf-f32-compiled",), PEERS)
+    assert load_arguments(compiled, "model", MACHINE)["is_compiled"] is True
+
+
 def test_vllm_is_bound_to_the_threads_it_may_use() -> None:
     (vllm,) = choose(("vllm-bf16",), PEERS)
     assert systems.environment(vllm, MACHINE)["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
