@@ -198,17 +198,18 @@ def make_gguf(
     settings: Mapping[str, Any] | None = None,
     max_tensors: int = 0,
     formats: Mapping[str, str] | None = None,
+    vocab: int = VOCAB_SIZE,
 ) -> dict[str, torch.Tensor]:
     """Writes a random GGUF model; gives its weights by canonical name, as they are after quantisation.
 
     `family` is "llama", "qwen2", "qwen3" or "mixtral" (as llama.cpp has it: llama with experts). `biases` are the
     matrices that get one, `extra` vectors to add (name: length), `settings` metadata to add, by whole keys. With
     `max_tensors` it is split: `model.gguf` becomes model-00001-of-00003.gguf and so on. `formats` are the quantisations
-    of some parts ("v": "Q6_K"), where they have another.
+    of some parts ("v": "Q6_K"), where they have another. `vocab` may be more than the tokenizer has.
     """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family, split_max_tensors=max_tensors)
-    hidden, inter, heads, kv_heads, d, vocab = 256, 512, 8, 2, 32, VOCAB_SIZE
+    hidden, inter, heads, kv_heads, d = 256, 512, 8, 2, 32
     experts = 3 if family == "mixtral" else 0
     _write_gguf_settings(writer, hidden, inter, heads, kv_heads, d, vocab, experts)
     write_gguf_vocabulary(writer)

@@ -20,6 +20,7 @@ from support.stored_cases import ALL_FORMATS, random_weight
 from support.tiny_models import VOCAB_SIZE, make_gguf, make_model
 from tokenweave.errors import KernelError
 from tokenweave.kernels import FORMATS, dequantise, quantise
+from tokenweave.kernels.lazy import join_stored
 
 NAMES = [form.name.upper() for form in ALL_FORMATS]
 MADE = {"int8": gguf.GGMLQuantizationType.Q8_0, "int4": gguf.GGMLQuantizationType.Q4_0}
@@ -102,7 +103,7 @@ def test_blocks_are_made_of_dense_weights_whatever_the_ranks(
     for columns in (range(64), range(16), range(16, 48), range(48, 64)):  # heads are 16 wide, blocks 32
         stored = reader.columns("layers.1.o", columns, is_widened=False)
         assert stored is not None
-        assert torch.equal(dequantise(stored), expected[:, columns.start : columns.stop])
+        assert torch.equal(dequantise(stored.rows(range(64))), expected[:, columns.start : columns.stop])
     with caplog.at_level(logging.WARNING):
         alone = logits(tmp_path, 1, quantize)
     assert (
@@ -130,7 +131,9 @@ def test_blocks_of_a_file_stay_when_others_are_made(tmp_path: Path, quantize: st
 def test_heads_that_are_widened_get_rows_of_zeros(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     padding = HeadPadding.to_multiple(24, 16)
     weight = random_weight(1, FORMATS["q6_k"], 72, 256)
-    assert torch.equal(dequantise(padding.stored_rows(weight)), padding.rows(dequantise(weight)))
+    widened, expected = padding.stored_rows(join_stored([weight])), padding.rows(dequantise(weight))
+    for rows in (range(widened.n), range(3, 33), range(40, 41)):  # heads of 32 rows
+        assert torch.equal(dequantise(widened.rows(rows)), expected[rows.start : rows.stop])
     make_model(tmp_path, head_dim=24)
     with caplog.at_level(logging.WARNING):
         got = logits(tmp_path, 1, "int8", "native")

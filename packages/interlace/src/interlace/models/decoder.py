@@ -65,6 +65,7 @@ class Decoder:
         self.embed, self.lm_head = loader.vocabulary()
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
+        source.release_pages()
         self._dense_notices = loader.matrices.notices
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokenweave.kernels import StoredWeight
+from tokenweave.kernels import LazyStoredWeight, LazyWeight, StoredWeight
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,40 @@ class HeadPadding:
         """(num_heads * head_dim, n) -> (num_heads * width, n)"""
         return self.columns(weight.T).T.contiguous() if self.is_needed else weight
 
-    def stored_rows(self, weight: StoredWeight) -> StoredWeight:
-        """`rows` of a stored weight: bytes of zero are values of zero."""
+    def lazy_rows(self, weight: LazyWeight) -> LazyWeight:
+        """`rows` of a weight that is read as it is packed: whole heads are read."""
         if not self.is_needed:
             return weight
-        blocks = self.rows(weight.blocks)
-        return StoredWeight(weight.format, len(blocks), weight.k, blocks, weight.first_column)
+
+        def read(rows: range) -> Tensor:
+            heads, skipped = self._heads(rows)
+            return self.rows(weight.rows(heads))[skipped : skipped + len(rows)]
+
+        return LazyWeight(weight.n // self.head_dim * self.width, weight.k, read)
+
+    def lazy_columns(self, weight: LazyWeight) -> LazyWeight:
+        """`columns` of a weight that is read as it is packed."""
+        width = weight.k // self.head_dim * self.width
+        return LazyWeight(weight.n, width, lambda rows: self.columns(weight.rows(rows)))
+
+    def stored_rows(self, weight: LazyStoredWeight) -> LazyStoredWeight:
+        """`lazy_rows` of a stored weight: bytes of zero are values of zero."""
+        if not self.is_needed:
+            return weight
+
+        def read(rows: range) -> StoredWeight:
+            heads, skipped = self._heads(rows)
+            blocks = self.rows(weight.rows(heads).blocks)[skipped : skipped + len(rows)]
+            return StoredWeight(weight.format, len(rows), weight.k, blocks, weight.first_column)
+
+        return LazyStoredWeight(
+            weight.format, weight.n // self.head_dim * self.width, weight.k, read, weight.first_column
+        )
+
+    def _heads(self, rows: range) -> tuple[range, int]:
+        """The rows of the heads that widened `rows` are in, and how many widened ones of these precede them."""
+        first, stop = rows.start // self.width, -(-rows.stop // self.width)
+        return range(first * self.head_dim, stop * self.head_dim), rows.start - first * self.width
 
     def norm(self, weight: Tensor) -> Tensor:
         """The weight of a norm over each head, (head_dim,) -> (width,): the mean is taken over more values there."""

@@ -16,8 +16,10 @@ from tokenweave.kernels import (
     AttentionLayer,
     HeadLayout,
     Kernels,
+    LazyWeight,
     PackedLinear,
     ResidualNorms,
+    join,
 )
 
 
@@ -45,6 +47,7 @@ class LayerLoader:
     def vocabulary(self) -> tuple[PackedLinear, PackedLinear]:
         """The embedding and the output head; one matrix where the model ties them."""
         embed = self._stacked({"embed": self.shard.vocab}, None, None)
+        self.source.release_pages()
         if self.config.tie_word_embeddings:
             return embed, embed
         return embed, self._stacked({"lm_head": self.shard.vocab}, None, None)
@@ -91,7 +94,7 @@ class LayerLoader:
         )
 
     def layers(self) -> Iterator[Layer]:
-        """Every layer, giving the file's pages back after each: the peak is one layer above the packed weights."""
+        """Every layer, giving the file's pages back after each: the peak is within a layer of the packed weights."""
         for index in range(self.config.num_layers):
             yield self._layer(index)
             self.source.release_pages()
@@ -157,10 +160,8 @@ class LayerLoader:
         if stored is not None:
             widened = [heads.stored_rows(part) for part in stored] if heads else stored
             return self.kernels.pack_stored(widened, bias, dtype=self.dtype)
-        parts = [self.source.load(name, rows=own) for name, own in rows.items()]
-        if heads:
-            parts = [heads.rows(part) for part in parts]
-        return self._pack(parts[0] if len(parts) == 1 else torch.cat(parts), bias)
+        parts = [self.matrices.dense(name, own) for name, own in rows.items()]
+        return self._pack(join([heads.lazy_rows(part) for part in parts] if heads else parts), bias)
 
     def _bias(self, name: str, rows: range) -> Tensor:
         return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
@@ -172,14 +173,14 @@ class LayerLoader:
         stored = self.matrices.columns(name, columns, is_widened=heads is not None and heads.is_needed)
         if stored is not None:
             return self.kernels.pack_stored(stored, bias, dtype=self.dtype)
-        weight = self.source.load(name, columns=columns)
-        return self._pack(heads.columns(weight) if heads else weight, bias)
+        weight = self.matrices.dense(name, columns=columns)
+        return self._pack(heads.lazy_columns(weight) if heads else weight, bias)
 
     def _head_norm(self, name: str) -> Tensor:
         return self.padding.norm(self.source.load(name)).to(self.dtype)
 
-    def _pack(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+    def _pack(self, weight: Tensor | LazyWeight, bias: Tensor | None = None) -> PackedLinear:
         return self.kernels.pack(weight, bias, dtype=self.dtype)
 
     def _vector(self, name: str) -> Tensor:
-        return self.source.load(name).to(self.dtype)
+        return self.matrices.vector(name).to(self.dtype)

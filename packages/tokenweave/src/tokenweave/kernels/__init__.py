@@ -8,6 +8,7 @@ from tokenweave.errors import KernelError
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.base import Kernels
 from tokenweave.kernels.compiled import NativeKernels
+from tokenweave.kernels.lazy import LazyStoredWeight, LazyWeight, join
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for, slots_of
 from tokenweave.kernels.reference import ReferenceKernels
 from tokenweave.kernels.stored import FORMATS, QuantFormat, StoredWeight, dequantise, quantise
@@ -20,6 +21,8 @@ __all__ = [
     "AttentionLayer",
     "HeadLayout",
     "Kernels",
+    "LazyStoredWeight",
+    "LazyWeight",
     "NativeKernels",
     "PackedLinear",
     "QuantFormat",
@@ -29,6 +32,7 @@ __all__ = [
     "Tolerance",
     "blocks_for",
     "dequantise",
+    "join",
     "make_kernels",
     "quantise",
     "slots_of",

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
+from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.memory import lazy_zeros
-from tokenweave.kernels.stored import StoredWeight
+from tokenweave.kernels.stored.linear import Stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
 ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
@@ -31,14 +32,17 @@ class Kernels(ABC):
 
     @abstractmethod
     def pack(
-        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+        self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
-        """Copies weight (n, k) and bias (n,) into `linear`'s layout, as `dtype` (default: the weight's)."""
+        """Copies weight (n, k) and bias (n,) into `linear`'s layout, as `dtype` (default: the weight's).
+
+        A weight that is read as it is packed is never in memory as a whole, but in the layout; it needs a `dtype`.
+        """
 
     @abstractmethod
     def pack_stored(
         self,
-        weights: StoredWeight | Sequence[StoredWeight],
+        weights: Stored | Sequence[Stored],
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> PackedLinear:

@@ -51,14 +51,6 @@ def check_matrix(name: str, tensor: Tensor, width: int | None = None) -> None:
     check_rows(name, tensor, tensor.dtype, (rows, columns if width is None else width))
 
 
-def check_pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-    check_matrix("weight", weight)
-    check_dtype("dtype", dtype)
-    if bias is not None:
-        check_dtype("bias", bias.dtype)
-        check_dense("bias", bias, bias.dtype, (weight.shape[0],))
-
-
 def check_layout(packed: PackedLinear, layout: str) -> None:
     if packed.layout != layout:
         raise KernelError(

@@ -12,13 +12,14 @@ from tokenweave.kernels.activation import native_gelu_tanh_and_mul, native_silu_
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import Kernels, ZerosFactory
-from tokenweave.kernels.linear import native_gather_rows, native_linear, native_pack
+from tokenweave.kernels.lazy import LazyWeight
+from tokenweave.kernels.linear import check_pack, native_gather_rows, native_linear, native_pack
 from tokenweave.kernels.memory import Arena, lazy_zeros
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
-from tokenweave.kernels.stored import StoredWeight
 from tokenweave.kernels.stored.linear import (
     PackedStack,
+    Stored,
     as_sequence,
     check_pack_stored,
     native_pack_stored,
@@ -53,15 +54,14 @@ class NativeKernels(Kernels):
         return self._pool.isa
 
     def pack(
-        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+        self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
-        dtype = dtype or weight.dtype
-        checks.check_pack(weight, bias, dtype)
+        dtype = check_pack(weight, bias, dtype)
         return native_pack(self._pool, self._arena, weight, bias, dtype, self.name)
 
     def pack_stored(
         self,
-        weights: StoredWeight | Sequence[StoredWeight],
+        weights: Stored | Sequence[Stored],
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> PackedLinear:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenweave.errors import KernelError
+from tokenweave.kernels import checks
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.lazy import LazyWeight, pieces_of
 from tokenweave.kernels.memory import Arena
 from tokenweave.kernels.values import PackedLinear, Tolerance
 from tokenweave.native import ThreadPool, check_status
@@ -14,10 +17,28 @@ from tokenweave.native import ThreadPool, check_status
 TOLERANCE = {torch.float32: Tolerance(1e-4, 2e-5), torch.bfloat16: Tolerance(1.6e-2, 4e-3)}
 
 
-def reference_pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str) -> PackedLinear:
+def check_pack(weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype to pack as. Raises unless the weight is a matrix, and the bias has a value for each of its rows."""
+    if isinstance(weight, Tensor):
+        checks.check_matrix("weight", weight)
+        dtype = dtype or weight.dtype
+    if dtype is None:
+        raise KernelError("dtype is None, expected one for a weight that is read as it is packed; name it")
+    checks.check_dtype("dtype", dtype)
+    if bias is not None:
+        checks.check_dtype("bias", bias.dtype)
+        checks.check_dense("bias", bias, bias.dtype, (weight.shape[0],))
+    return dtype
+
+
+def reference_pack(
+    weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype, layout: str
+) -> PackedLinear:
     """Keeps the values that `dtype` can hold, as float32: the reference multiplies in float32."""
     n, k = weight.shape
-    data = weight.to(dtype).to(torch.float32, copy=True)
+    data = torch.empty(n, k)
+    for first, piece in pieces_of(weight):
+        data[first : first + len(piece)] = piece.to(dtype)
     return PackedLinear(
         n, k, dtype, layout, data, None if bias is None else bias.to(torch.float32, copy=True)
     )
@@ -36,16 +57,22 @@ def reference_gather_rows(packed: PackedLinear, ids: Tensor, first_row: int) -> 
 
 
 def native_pack(
-    pool: ThreadPool, arena: Arena, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, layout: str
+    pool: ThreadPool,
+    arena: Arena,
+    weight: Tensor | LazyWeight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    layout: str,
 ) -> PackedLinear:
-    n, k = weight.shape
-    size_bytes = pool.library.tw_packed_size_bytes(n, k, DTYPE_CODE[dtype])
-    data = arena.take(size_bytes)
-    source, code = weight.data_ptr(), DTYPE_CODE[weight.dtype]
-    status = pool.library.tw_pack(
-        pool.handle, source, row_stride(weight), code, n, k, data.data_ptr(), DTYPE_CODE[dtype]
-    )
-    check_status(status, "pack")
+    (n, k), library = weight.shape, pool.library
+    data = arena.take(library.tw_packed_size_bytes(n, k, DTYPE_CODE[dtype]))
+    for first, piece in pieces_of(weight):
+        source, code = piece.data_ptr(), DTYPE_CODE[piece.dtype]
+        place = data.data_ptr() + library.tw_packed_size_bytes(first, k, DTYPE_CODE[dtype])
+        status = library.tw_pack(
+            pool.handle, source, row_stride(piece), code, len(piece), k, place, DTYPE_CODE[dtype]
+        )
+        check_status(status, "pack")
     return PackedLinear(
         n, k, dtype, layout, data, None if bias is None else bias.to(torch.float32, copy=True)
     )

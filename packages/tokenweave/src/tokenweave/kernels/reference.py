@@ -12,12 +12,12 @@ from tokenweave.kernels.activation import reference_gelu_tanh_and_mul, reference
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import Kernels, ZerosFactory
-from tokenweave.kernels.linear import reference_gather_rows, reference_linear, reference_pack
+from tokenweave.kernels.lazy import LazyWeight
+from tokenweave.kernels.linear import check_pack, reference_gather_rows, reference_linear, reference_pack
 from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.norms import reference_add_rms_norm, reference_rms_norm
 from tokenweave.kernels.rotary import reference_rope_and_store
-from tokenweave.kernels.stored import StoredWeight
-from tokenweave.kernels.stored.linear import as_sequence, check_pack_stored, reference_pack_stored
+from tokenweave.kernels.stored.linear import Stored, as_sequence, check_pack_stored, reference_pack_stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
 
@@ -31,15 +31,14 @@ class ReferenceKernels(Kernels):
         self.threads = threads
 
     def pack(
-        self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+        self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
-        dtype = dtype or weight.dtype
-        checks.check_pack(weight, bias, dtype)
+        dtype = check_pack(weight, bias, dtype)
         return reference_pack(weight, bias, dtype, self.name)
 
     def pack_stored(
         self,
-        weights: StoredWeight | Sequence[StoredWeight],
+        weights: Stored | Sequence[Stored],
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> PackedLinear:

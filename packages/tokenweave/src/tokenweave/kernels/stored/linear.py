@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import byref, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from tokenweave.errors import KernelError
 from tokenweave.kernels import checks
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
+from tokenweave.kernels.lazy import LazyStoredWeight, join_stored
 from tokenweave.kernels.memory import Arena
 from tokenweave.kernels.stored.dequantise import dequantise
 from tokenweave.kernels.stored.weight import StoredWeight
@@ -54,11 +56,14 @@ class PackedStack(PackedLinear):
     stack: _Stack = field(default_factory=_Stack)  # names places in `data`
 
 
-def as_sequence(weights: StoredWeight | Sequence[StoredWeight]) -> tuple[StoredWeight, ...]:
-    return (weights,) if isinstance(weights, StoredWeight) else tuple(weights)
+Stored = StoredWeight | LazyStoredWeight
 
 
-def check_pack_stored(weights: Sequence[StoredWeight], bias: Tensor | None, dtype: torch.dtype) -> None:
+def as_sequence(weights: Stored | Sequence[Stored]) -> tuple[Stored, ...]:
+    return (weights,) if isinstance(weights, Stored) else tuple(weights)
+
+
+def check_pack_stored(weights: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype) -> None:
     """Raises unless the weights have as many columns, and the bias as many values as they have rows."""
     checks.check_dtype("dtype", dtype)
     widths = sorted({weight.k for weight in weights})
@@ -77,65 +82,67 @@ def check_pack_stored(weights: Sequence[StoredWeight], bias: Tensor | None, dtyp
         checks.check_dense("bias", bias, bias.dtype, (sum(weight.n for weight in weights),))
 
 
-def format_names(weights: Sequence[StoredWeight]) -> str:
+def format_names(weights: Sequence[Stored]) -> str:
     """The formats of a stack, each once, in order: "q4_k" or "q4_k+q6_k"."""
     return "+".join(dict.fromkeys(weight.format.name for weight in weights))
 
 
 def reference_pack_stored(
-    weights: Sequence[StoredWeight], bias: Tensor | None, dtype: torch.dtype, layout: str
+    weights: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype, layout: str
 ) -> PackedLinear:
     """Keeps the dequantised values in float32, whatever the activations' dtype."""
-    data = torch.cat([dequantise(weight) for weight in weights])
+    data = torch.cat([dequantise(weight.rows(range(weight.n))) for weight in weights])
     n, k = data.shape
     bias = None if bias is None else bias.to(torch.float32, copy=True)
     return PackedLinear(n, k, dtype, layout, data, bias, format_names(weights))
 
 
-def _stacked(weights: Sequence[StoredWeight]) -> list[StoredWeight]:
+def _stacked(weights: Sequence[Stored]) -> list[LazyStoredWeight]:
     """The same rows with neighbours of one format joined, so that fewer panels are ragged."""
-    joined: list[StoredWeight] = []
-    for weight in weights:
-        if joined and joined[-1].format is weight.format:
-            last = joined.pop()
-            blocks = torch.cat([last.blocks, weight.blocks])
-            joined.append(
-                StoredWeight(weight.format, last.n + weight.n, weight.k, blocks, weight.first_column)
-            )
-        else:
-            joined.append(weight)
-    return joined
+    neighbours = groupby(weights, key=lambda weight: weight.format.name)
+    return [join_stored(list(same)) for _, same in neighbours]
 
 
 def native_pack_stored(
     pool: ThreadPool,
     arena: Arena,
-    weights: Sequence[StoredWeight],
+    weights: Sequence[Stored],
     bias: Tensor | None,
     dtype: torch.dtype,
     layout: str,
 ) -> PackedStack:
     parts, k, first_column = _stacked(weights), weights[0].k, weights[0].first_column
-    sizes = [pool.library.tw_stored_size_bytes(part.format.code, first_column, part.n, k) for part in parts]
+    sizes = [_packed_bytes(pool, part, part.n) for part in parts]
     data = arena.take(sum(sizes))
     stack, place = _Stack(first_column, k, len(parts)), data.data_ptr()
     for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        status = pool.library.tw_pack_stored(
-            pool.handle,
-            part.blocks.data_ptr(),
-            row_stride(part.blocks),
-            part.format.code,
-            first_column,
-            part.n,
-            k,
-            place,
-        )
-        check_status(status, "pack_stored")
+        _pack_part(pool, part, place)
         stack.parts[index] = _Part(place, part.n, part.format.code)
         place += size
     n = sum(part.n for part in parts)
     bias = None if bias is None else bias.to(torch.float32, copy=True)
     return PackedStack(n, k, dtype, layout, data, bias, format_names(parts), stack)
+
+
+def _packed_bytes(pool: ThreadPool, part: LazyStoredWeight, num_rows: int) -> int:
+    """Bytes of the packed panels that hold the first rows of a part."""
+    size: int = pool.library.tw_stored_size_bytes(part.format.code, part.first_column, num_rows, part.k)
+    return size
+
+
+def _pack_part(pool: ThreadPool, part: LazyStoredWeight, place: int) -> None:
+    for first, piece in part.pieces():
+        status = pool.library.tw_pack_stored(
+            pool.handle,
+            piece.blocks.data_ptr(),
+            row_stride(piece.blocks),
+            part.format.code,
+            part.first_column,
+            piece.n,
+            part.k,
+            place + _packed_bytes(pool, part, first),
+        )
+        check_status(status, "pack_stored")
 
 
 def native_stored_linear(pool: ThreadPool, x: Tensor, packed: PackedStack, out: Tensor | None) -> Tensor:
