@@ -1,4 +1,4 @@
-"""Loading takes the memory of the packed weights, and less than a layer beside."""
+"""Loading takes the memory of the packed weights and of a layer; all ranks together take that of the file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from interlace.errors import ModelNotFound
+from interlace.models.decoder import Decoder
 from interlace.models.matrix_reader import MatrixReader
-from interlace.models.sources import load_model
+from interlace.models.shard import Shard
+from interlace.models.sources import LoadedModel, load_model
 from support import loading_memory
 from support.patience import PATIENCE_S
+from support.stored_cases import ALL_FORMATS
 from support.tiny_models import make_gguf, make_model
+from tokenweave.communicators import NullCommunicator
+from tokenweave.kernels import make_kernels
 
 VOCABULARY = 65_536
 # Of the allocator, of code that runs for the first time, of pages near those that are read. The embedding is 67 MB
@@ -61,3 +68,38 @@ def test_pages_of_the_file_are_given_back_while_a_matrix_is_read(
         matrix.rows(range(331))
     pieces_of_a_release = -(-layer_values // 2 // piece_bytes)
     assert len(released) == 12 // pieces_of_a_release >= 3
+
+
+def stored_bytes(model: LoadedModel, tp: int) -> int:
+    """The weights of all ranks together, held as the file's own blocks."""
+    kernels = make_kernels("native")
+    shards = Shard.all_of(model.config, tp)
+    decoders = (
+        Decoder(model.weights, shard, kernels, NullCommunicator(), torch.float32, 64, "stored")
+        for shard in shards
+    )
+    return sum(decoder.size_bytes for decoder in decoders)
+
+
+def file_bytes(model: LoadedModel) -> int:
+    return sum(file.stat().st_size for file in model.weights.files)
+
+
+@pytest.mark.parametrize("kind", [form.name.upper() for form in ALL_FORMATS])
+def test_all_ranks_together_hold_hardly_more_than_the_file(tmp_path: Path, kind: str) -> None:
+    """Eight heads over three ranks are 2, 3 and 3, and both KV heads are on two of the ranks."""
+    make_gguf(tmp_path / "model.gguf", kind, vocab=2000)
+    model = load_model(str(tmp_path / "model.gguf"))
+    for tp in (1, 2, 3, 4):
+        assert 0.9 * file_bytes(model) < stored_bytes(model, tp) <= 1.1 * file_bytes(model), tp
+
+
+@pytest.mark.slow
+def test_all_ranks_of_smollm2_hold_hardly_more_than_its_file() -> None:
+    """Nine heads in three groups: over two and four ranks some KV heads are on two of them."""
+    try:
+        model = load_model("smollm2", quiet=True)
+    except ModelNotFound as error:
+        pytest.skip(f"smollm2 cannot be fetched here: {error}")
+    for tp in (1, 2, 3, 4):
+        assert 0.95 * file_bytes(model) < stored_bytes(model, tp) <= 1.02 * file_bytes(model), tp
