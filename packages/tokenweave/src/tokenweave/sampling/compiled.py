@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import Array, c_char, c_int32, create_string_buffer
+from struct import Struct
+from struct import error as StructError
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,19 +14,9 @@ from tokenweave.errors import KernelError
 from tokenweave.native import ThreadPool, check_status
 from tokenweave.sampling.row import SampledRow, SamplingRow
 
-# tw_sampling and tw_sampled of tokenweave.h.
-SAMPLING = np.dtype(
-    [
-        ("top_p", np.float64), ("seed", np.uint64), ("index", np.uint64), ("tokens", np.uint64),
-        ("num_tokens", np.int64), ("num_prompt", np.int64), ("top_k", np.int64), ("temperature", np.float32),
-        ("min_p", np.float32), ("repetition_penalty", np.float32), ("frequency_penalty", np.float32),
-        ("presence_penalty", np.float32), ("logprobs", np.int32),
-    ],
-    align=True,
-)  # fmt: skip
-SAMPLED = np.dtype(
-    [("total", np.float64), ("rank", np.int64), ("largest", np.float32), ("token", np.int32)], align=True
-)
+# tw_sampling and tw_sampled of tokenweave.h. Packed in one go, a row costs half of what arrays of records do.
+SAMPLING = Struct("dQQQqqqfffffi")
+SAMPLED = Struct("dqfi")
 
 
 def native_sample(pool: ThreadPool, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledRow]:
@@ -42,34 +33,43 @@ def native_sample(pool: ThreadPool, logits: Tensor, rows: Sequence[SamplingRow])
         )
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    given = np.array([_packed(row, logits.shape[1]) for row in rows], dtype=SAMPLING)
-    sampled = np.empty(len(rows), dtype=SAMPLED)
-    max_logprobs = min(max((row.logprobs or 0 for row in rows), default=0), logits.shape[1])
-    likeliest = np.empty((len(rows), max_logprobs), dtype=np.int32)
+    given = b"".join([_packed(row, logits.shape[1]) for row in rows])
+    sampled = create_string_buffer(len(rows) * SAMPLED.size)
+    max_logprobs = min(max([row.logprobs or 0 for row in rows], default=0), logits.shape[1])
+    likeliest = (c_int32 * (len(rows) * max_logprobs))()
     status = pool.library.tw_sample(
         pool.handle, logits.data_ptr(), max(logits.stride(0), logits.shape[1]), len(rows), logits.shape[1],
-        given.ctypes.data, sampled.ctypes.data, likeliest.ctypes.data, max_logprobs,
+        given, sampled, likeliest, max_logprobs,
     )  # fmt: skip
     check_status(status, "sample")
-    return _unpacked(rows, sampled, likeliest)
+    return _unpacked(rows, sampled, likeliest, max_logprobs)
 
 
-def _packed(row: SamplingRow, vocab_size: int) -> tuple[float, ...]:
+def _packed(row: SamplingRow, vocab_size: int) -> bytes:
     tokens = row.tokens.ctypes.data if row.has_penalties else 0
     logprobs = -1 if row.logprobs is None else min(row.logprobs, vocab_size)
-    return (
-        row.top_p, row.seed, row.output_index, tokens, len(row.tokens), row.num_prompt, row.top_k, row.temperature,
-        row.min_p, row.repetition_penalty, row.frequency_penalty, row.presence_penalty, logprobs,
-    )  # fmt: skip
+    try:
+        return SAMPLING.pack(
+            row.top_p, row.seed, row.output_index, tokens, len(row.tokens), row.num_prompt, row.top_k,
+            row.temperature, row.min_p, row.repetition_penalty, row.frequency_penalty, row.presence_penalty, logprobs,
+        )  # fmt: skip
+    except StructError as error:
+        raise KernelError(
+            f"sample: got {row._replace(tokens=row.tokens[:0])}, expected numbers in range: {error}"
+        ) from error
 
 
 def _unpacked(
-    rows: Sequence[SamplingRow], sampled: npt.NDArray[np.void], likeliest: npt.NDArray[np.int32]
+    rows: Sequence[SamplingRow], sampled: Array[c_char], likeliest: Array[c_int32], max_logprobs: int
 ) -> list[SampledRow]:
     found = []
-    for row, (total, rank, largest, token), best in zip(rows, sampled.tolist(), likeliest, strict=True):
+    for place, (row, (total, rank, largest, token)) in enumerate(
+        zip(rows, SAMPLED.iter_unpack(sampled), strict=True)
+    ):
         if token < 0 or row.logprobs is None:
             found.append(SampledRow(None if token < 0 else token, largest))
         else:
-            found.append(SampledRow(token, largest, total, rank, tuple(best[: row.logprobs].tolist())))
+            first = place * max_logprobs
+            best = likeliest[first : first + min(row.logprobs, max_logprobs)]
+            found.append(SampledRow(token, largest, total, rank, tuple(best)))
     return found
