@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interlace.engine.cache.layout import padded_tables, token_slots
 from interlace.engine.scheduler import Scheduled
+from interlace.engine.sequence import Sequence
 from interlace.models.batch import ForwardBatch
+from tokenweave.kernels import blocks_for
 
 
 def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
     """One row per new token, sequence after sequence; logits for the last row of each that yields a token."""
+    if all(num_new == 1 == sequence.num_uncomputed for sequence, num_new in scheduled):
+        return _build_decoding([sequence for sequence, _ in scheduled])
     sequences = [item.sequence for item in scheduled]
     num_new = np.array([item.num_new for item in scheduled], dtype=np.int32)
     starts = np.array([sequence.num_computed for sequence in sequences], dtype=np.int32)
@@ -31,5 +36,34 @@ def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
         seq_lens=torch.from_numpy(seq_lens),
         block_tables=torch.from_numpy(tables),
         logit_rows=torch.from_numpy((query_start[1:] - 1)[yields]),
-        prompt_lens=torch.tensor([sequence.num_prompt for sequence in sequences], dtype=torch.int32),
+        prompt_lens=_tensor([sequence.num_prompt for sequence in sequences]),
     )
+
+
+def _build_decoding(sequences: list[Sequence]) -> ForwardBatch:
+    """The same where each sequence has its last token computed, and no other: most steps, and the shortest.
+
+    A few integers are quicker in lists than in arrays; a view of an array is made in a sixth of the time of a tensor's.
+    """
+    positions = [sequence.num_computed for sequence in sequences]
+    lengths = [position + 1 for position in positions]
+    rows = range(len(sequences))
+    tables = np.zeros((len(sequences), blocks_for(max(lengths))), dtype=np.int32)
+    for row, sequence, length in zip(tables, sequences, lengths, strict=True):
+        count = blocks_for(length)
+        row[:count] = sequence.table.blocks[:count]
+    return ForwardBatch(
+        token_ids=_tensor([s.tokens.item(at) for s, at in zip(sequences, positions, strict=True)]),
+        positions=_tensor(positions),
+        slots=_tensor([s.table.slot_of(at) for s, at in zip(sequences, positions, strict=True)]),
+        query_start=_tensor([*rows, len(rows)]),
+        seq_lens=_tensor(lengths),
+        block_tables=torch.from_numpy(tables),
+        logit_rows=_tensor([*rows]),
+        prompt_lens=_tensor([sequence.num_prompt for sequence in sequences]),
+    )
+
+
+def _tensor(values: list[int]) -> Tensor:
+    """`torch.tensor(values, dtype=torch.int32)`, in a tenth of its time."""
+    return torch.from_numpy(np.array(values, dtype=np.int32))

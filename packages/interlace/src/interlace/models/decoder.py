@@ -55,6 +55,7 @@ class Decoder:
         )  # fmt: skip
         self.padding = HeadPadding.to_multiple(config.head_dim, kernels.head_alignment)
         self.heads = replace(shard.head_layout(config), head_dim=self.padding.width)
+        self.vocab_sizes = [len(each.vocab) for each in Shard.all_of(config, shard.size)]  # of each rank
         ropes = (config.rope, config.local_rope) if config.local_rope else (config.rope,)
         self.rotations = tuple(
             Rotations(rope, config.head_dim, max_model_len, self.padding) for rope in ropes
@@ -147,9 +148,9 @@ class Forward:
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.plan, self.batch, self.cache = decoder, plan, batch, cache
         kinds = [rotations.of(batch) for rotations in decoder.rotations]
+        is_whole = len(plan.parts) == 1
         self.parts = tuple(
-            Part(batch.part(rows), [(table, places[rows.start : rows.stop]) for table, places in kinds])
-            for rows in plan.parts
+            Part(batch.part(rows), kinds if is_whole else _rows_of(kinds, rows)) for rows in plan.parts
         )
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
@@ -237,8 +238,9 @@ class Forward:
     def output_head(self, step: Step) -> None:
         part = self._part_of(step)
         rows = part.hidden
-        if part.wanted is None or part.is_done:  # otherwise there are no others left
-            rows = rows[part.batch.logit_rows]
+        logit_rows = part.batch.logit_rows
+        if len(logit_rows) != len(rows):  # otherwise there are no others left
+            rows = rows[logit_rows]
         out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
         logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
         cap = self.decoder.config.logit_softcap
@@ -248,8 +250,7 @@ class Forward:
         """Join the ranks' parts of the vocabulary on rank 0."""
         decoder, parts = self.decoder, self.parts
         own = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
-        shards = Shard.all_of(decoder.config, decoder.shard.size)
-        joined = decoder.communicator.gather_columns(own, [len(shard.vocab) for shard in shards])
+        joined = decoder.communicator.gather_columns(own, decoder.vocab_sizes)
         self.logits = own if joined is None else joined
 
     def _new_partial(self, num_rows: int) -> Tensor:
@@ -263,6 +264,11 @@ class Forward:
     def _part_of(self, step: Step) -> Part:
         assert step.part is not None
         return self.parts[step.part]
+
+
+def _rows_of(kinds: Sequence[tuple[Tensor, Tensor]], rows: range) -> list[tuple[Tensor, Tensor]]:
+    """The rotations of a part of a pass."""
+    return [(table, places[rows.start : rows.stop]) for table, places in kinds]
 
 
 def _layer_of(step: Step) -> int:

@@ -38,7 +38,7 @@ class Rotations:
 
     def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """A table [cos | sin], float32 (rows, width of a head), and each token's row in it, int32 (num_tokens,)."""
-        end = int(batch.positions.max()) + 1
+        end = max(batch.positions.tolist()) + 1
         if not self.rope.depends_on_length:
             return self._short.up_to(end), batch.positions
         lengths = batch.text_lengths()

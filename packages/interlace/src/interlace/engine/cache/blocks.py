@@ -78,6 +78,11 @@ class BlockTable:
     def blocks(self) -> npt.NDArray[np.int32]:  # (num_blocks,)
         return self._blocks[: self.num_blocks]
 
+    def slot_of(self, position: int) -> int:
+        """The slot of the token at `position`, which has a block."""
+        block: int = self._blocks.item(position // BLOCK_SIZE)
+        return block * BLOCK_SIZE + position % BLOCK_SIZE
+
     def num_missing(self, num_tokens: int) -> int:
         """Returns how many more blocks `num_tokens` tokens need; 0 or less when they fit."""
         return blocks_for(num_tokens) - self.num_blocks

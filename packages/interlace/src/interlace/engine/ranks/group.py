@@ -88,8 +88,8 @@ class RankGroup:
             RankFailed: a rank died or stopped answering. The group is of no more use, and says so when called again.
         """
         with self._in_step():
-            if batch.split is None:
-                batch = replace(batch, split=self.weaver.split(batch))
+            if batch.split is None and (split := self.weaver.split(batch)) is not None:
+                batch = replace(batch, split=split)
             if self.runner.communicator.size > 1:
                 self.runner.communicator.broadcast_bytes(BATCH + batch.to_bytes())
             return self.runner.execute(batch)

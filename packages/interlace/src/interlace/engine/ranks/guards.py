@@ -38,22 +38,33 @@ class Owner:
             )
 
 
+class _Interrupt:
+    """The state of SIGINT, of which a process has one handler: whether it is held back, and whether one came."""
+
+    is_deferred = False
+    is_pending = False
+
+    @classmethod
+    def remember(cls, *_: object) -> None:
+        cls.is_pending = True
+
+
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Holds SIGINT back until the block is over, then raises it. Nests; in a side thread it does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    """Holds SIGINT back until the block is over, then raises it. Nests: the outermost block is the one that counts.
+
+    In a side thread it does nothing.
+    """
+    if _Interrupt.is_deferred or threading.current_thread() is not threading.main_thread():
+        yield  # two changes of a handler cost as much as a small kernel
         return
-    pending = False
-
-    def remember(*_: object) -> None:
-        nonlocal pending
-        pending = True
-
-    previous = signal.signal(signal.SIGINT, remember)
+    _Interrupt.is_pending = False
+    previous = signal.signal(signal.SIGINT, _Interrupt.remember)
+    _Interrupt.is_deferred = True
     try:
         yield
     finally:
+        _Interrupt.is_deferred = False
         signal.signal(signal.SIGINT, previous)
-    if pending:
+    if _Interrupt.is_pending:
         signal.raise_signal(signal.SIGINT)
