@@ -1,4 +1,4 @@
-"""`make bench serve` and `make bench limits`."""
+"""`make bench serve`, `step` and `limits`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.harness.command_line import Json, Model, Out, Quick, Rounds, Threads, write
+from benchmarks.harness.command_line import Json, Model, Out, Quick, Rounds, Threads, finish, write
 from emucxl import resources
 from interlace.cli import console
 
@@ -17,6 +17,7 @@ GEMM_TOKENS, QUICK_GEMM_TOKENS = (512, 2048), (64,)
 def add_to(app: typer.Typer) -> None:
     """Adds this folder's subcommands."""
     app.command()(serve)
+    app.command()(step)
     app.command()(limits)
     app.command("random-model")(random_model)
 
@@ -87,6 +88,21 @@ def serve(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def step(
+    model: Model = "smollm2",
+    threads: Threads = None,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Python and hand-over in a decode step, by phase: all that is not spent in native functions."""
+    from benchmarks.serve.step import run
+
+    with console.progress("measuring") as progress:
+        report = run(model, threads or resources.num_threads(), quick, progress)
+    finish([report], quick, out, as_json)
 
 
 def random_model(
