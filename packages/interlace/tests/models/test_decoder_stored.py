@@ -91,6 +91,26 @@ def test_formats_that_kernels_do_not_multiply_are_dense_with_a_notice(
     assert "2 matrices are held as dense floats: they are joined with such" in caplog.text
 
 
+def test_a_model_without_blocks_is_dense_with_a_notice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, file = make_model(tmp_path / "model"), tmp_path / "model.gguf"
+    make_gguf(file, "F16")
+    for path in (directory, file):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            got = logits(path, 2, "stored")
+        assert caplog.text.count("have no weights in blocks: all are held as dense floats. int8 or int4") == 1
+        for one, other in zip(got, logits(path, 2, "none"), strict=True):
+            assert torch.equal(one, other)
+    caplog.clear()
+    make_gguf(file, "Q8_0")
+    with caplog.at_level(logging.WARNING):
+        logits(file, 1, "stored")
+        logits(directory, 1, "none")
+    assert "no weights in blocks" not in caplog.text
+
+
 @pytest.mark.parametrize("quantize", MADE)
 def test_blocks_are_made_of_dense_weights_whatever_the_ranks(
     tmp_path: Path, quantize: str, caplog: pytest.LogCaptureFixture

@@ -18,6 +18,10 @@ from tokenweave.kernels import FORMATS, LazyStoredWeight, LazyWeight, QuantForma
 
 # What an engine's `quantize` makes of dense matrices. The error of q4_1 is 9 % below that of q4_0 for 11 % more bytes.
 MADE = {"int8": FORMATS["q8_0"], "int4": FORMATS["q4_0"]}
+_NO_BLOCKS = (
+    "quantize is 'stored', but the model's files have no weights in blocks: all are held as dense floats. int8 or int4 "
+    "makes blocks of them when they are loaded"
+)
 _LEAST_RELEASED_BYTES = 4 << 20  # giving pages back costs some system calls
 _LEAST_MAPPED_BYTES = 512 << 10  # around a vector: the system maps what is near a page that is read
 
@@ -34,6 +38,7 @@ class MatrixReader:
         self.source = source
         self._is_dense, self._made = quantize == "none", MADE.get(quantize)
         self._dense: Counter[str] = Counter()
+        self._has_blocks = False
         self._unreleased_bytes = 0
         self._most_unreleased_bytes = max(_LEAST_RELEASED_BYTES, _layer_values(source) // 2)
 
@@ -75,6 +80,8 @@ class MatrixReader:
     @property
     def notices(self) -> tuple[str, ...]:
         """The matrices that are dense though blocks were asked for, and why."""
+        if not (self._is_dense or self._has_blocks or self._dense):
+            return (_NO_BLOCKS,)
         return tuple(
             f"{count} {'matrix is' if count == 1 else 'matrices are'} held as dense floats: they {reason}"
             for reason, count in self._dense.items()
@@ -97,6 +104,7 @@ class MatrixReader:
     ) -> LazyStoredWeight:
         """The blocks of the source."""
         rows, k = self._extent(name, rows, columns)
+        self._has_blocks = True
 
         def read(part: range) -> StoredWeight:
             found = self.source.stored(name, _within(rows, part), columns)
@@ -114,6 +122,7 @@ class MatrixReader:
         if width % block:
             self._note(1, f"have rows of {width} values, no multiple of the {block} of a block")
             return None
+        self._has_blocks = True
         columns = columns or range(width)
         first, stop = columns.start // block * block, -(-columns.stop // block) * block
         dense = self.dense(name, rows, range(first, stop))
