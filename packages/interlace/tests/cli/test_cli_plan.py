@@ -16,6 +16,7 @@ from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
 from support.configs import SMOLLM2
 from support.fetch import plan_with_fetch
+from support.tiny_models import make_gguf
 from tokenweave.plan import Lane, Op, Step, plan_forward
 from tokenweave.simulate import Phase, Resource, simulate
 
@@ -117,6 +118,24 @@ def test_the_middle_layers_are_folded(invoke: Any, tiny_model: Path) -> None:
     assert "attention[4]" in folded.stdout
     assert "attention[2]" not in folded.stdout
     assert "attention[2]" in invoke("plan", "show", str(deep), "--tp", "2", "--all").stdout
+
+
+def test_weights_in_blocks_are_counted_and_priced_as_such(invoke: Any, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    make_gguf(model, "Q8_0", formats={"down": "Q6_K"})
+    show = ("plan", "show", str(model), "--tokens", "1", "--tp", "2", "--dtype", "float32", "--quantize")
+    found = {name: json.loads(invoke(*show, name, "--json").stdout) for name in ("none", "stored", "int4")}
+    assert [found[name]["weight_formats"] for name in found] == [[], ["q6_k", "q8_0"], ["q6_k", "q8_0"]]
+    down = 256 * 256  # a rank's half of it
+    for dense, stored in zip(found["none"]["ranks"], found["stored"]["ranks"], strict=True):
+        others = dense["weights_bytes"] / 4 - down
+        assert stored["weights_bytes"] == pytest.approx(others * 34 / 32 + down * 210 / 256, abs=1)
+    assert found["stored"]["modelled"]["compute_s"] < found["none"]["modelled"]["compute_s"]
+    assert found["int4"]["ranks"] == found["stored"]["ranks"]
+    assert "float32, weights in q6_k and q8_0, 2 ranks" in invoke(*show, "stored").stdout
+    refused = invoke(*show, "int3")
+    assert refused.exit_code == 1
+    assert "quantize='int3': expected one of none, stored, int8, int4" in refused.stderr.replace("\n", " ")
 
 
 def test_json_holds_every_step_of_the_plan(invoke: Any, tiny_model: Path) -> None:

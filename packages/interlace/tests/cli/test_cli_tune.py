@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from interlace.cli.chart import chart
-from support.tiny_models import make_model
+from support.tiny_models import make_gguf, make_model
 
 Invoke = Callable[..., Any]
 
@@ -56,6 +56,20 @@ def test_layers_that_differ_are_shown_apart_and_their_plan_is_priced(invoke: Inv
     plan = invoke("plan", "show", str(model), "--tp", "2", "--dtype", "float32", "--split", "none", "--tuned")
     assert plan.exit_code == 0, plan.output
     assert "this machine's wave table" in plan.stdout
+
+
+def test_a_files_own_blocks_are_measured_and_priced(invoke: Invoke, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    make_gguf(model, "Q4_K", formats={"down": "Q6_K"})
+    result = tune(invoke, model, "--quantize", "stored", "--dtype", "float32", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["key"]["kernels"].endswith(", stored+q4_k+q6_k weights")
+    show = ("plan", "show", str(model), "--tp", "2", "--dtype", "float32", "--tuned")
+    plan = invoke(*show, "--quantize", "stored")
+    assert plan.exit_code == 0, plan.output
+    other = invoke(*show, "--quantize", "int8")
+    assert other.exit_code == 1
+    assert "interlace tune MODEL --tp 2 --dtype float32 --quantize int8" in other.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize("arguments", [("--tp", "0"), ("--max-tokens", "0"), ("--seconds", "0")])

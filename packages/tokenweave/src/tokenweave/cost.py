@@ -163,9 +163,14 @@ class Peaks:
     bytes_per_s: float  # read
 
 
-def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
-    """A table from FLOPs and bytes, for when none was measured. Rows are counted in whole tiles of `row_tile`."""
-    stages = [_Stages(key, rank, peaks, row_tile) for rank in range(len(key.ranks))]
+def analytic_table(
+    key: TableKey, peaks: Peaks, row_tile: int = 1, weight_bytes: float | None = None
+) -> WaveTable:
+    """A table from FLOPs and bytes, for when none was measured. Rows are counted in whole tiles of `row_tile`.
+
+    `weight_bytes` are those of a value of a weight, fewer than the dtype's where weights are held in blocks.
+    """
+    stages = [_Stages(key, rank, peaks, row_tile, weight_bytes) for rank in range(len(key.ranks))]
 
     def curve(stage: Callable[[_Stages, int], float]) -> Curve:
         return Curve(ANALYTIC_TOKENS, tuple(max(stage(rank, n) for rank in stages) for n in ANALYTIC_TOKENS))
@@ -193,10 +198,13 @@ def analytic_table(key: TableKey, peaks: Peaks, row_tile: int = 1) -> WaveTable:
 class _Stages:
     """One rank's stages, priced by the slower of arithmetic and memory."""
 
-    def __init__(self, key: TableKey, rank: int, peaks: Peaks, row_tile: int) -> None:
+    def __init__(
+        self, key: TableKey, rank: int, peaks: Peaks, row_tile: int, weight_bytes: float | None
+    ) -> None:
         self.key, self.rank, self.peaks, self.row_tile = key, rank, peaks, row_tile
         self.shape: RankShape = key.ranks[rank]
         self.item_bytes = DTYPE_BYTES[key.dtype]
+        self.weight_bytes = self.item_bytes if weight_bytes is None else weight_bytes
 
     def projections(self, num_tokens: int) -> float:
         key, query = self.key, self.shape.heads * self.key.head_dim
@@ -233,5 +241,5 @@ class _Stages:
         seconds = CALL_S
         for k, n in shapes:
             flops_s = 2 * rows * k * n / (GEMM_EFFICIENCY * self.peaks.flops_per_s)
-            seconds += max(flops_s, k * n * self.item_bytes / self.peaks.bytes_per_s)
+            seconds += max(flops_s, k * n * self.weight_bytes / self.peaks.bytes_per_s)
         return seconds

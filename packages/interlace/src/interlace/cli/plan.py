@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from interlace.cli.plan_costs import PlanCosts
     from interlace.cli.plan_work import Workload
     from interlace.models.config import ModelConfig
+    from interlace.models.weights import WeightSource
     from tokenweave.plan import Plan, Step
     from tokenweave.simulate import Timeline
 
@@ -38,6 +39,12 @@ TunedOption = Annotated[
         "--tuned", help="Take the prices of steps from this machine's wave table, not round figures."
     ),
 ]
+QuantizeOption = Annotated[
+    str,
+    typer.Option(
+        help="Weights, as in `generate`, for byte counts and prices.", metavar="none|stored|int8|int4"
+    ),
+]
 
 
 @app.callback()
@@ -54,6 +61,7 @@ def show(
     dtype: Annotated[
         str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
     ] = "bfloat16",
+    quantize: QuantizeOption = "none",
     split: SplitOption = None,
     link: LinkOption = None,
     tuned: TunedOption = False,
@@ -62,18 +70,24 @@ def show(
 ) -> None:
     """Print the plan of a forward pass and the work of each step on one rank; with --split also when it would run."""
     from interlace.cli.plan_costs import round_costs, tuned_costs
-    from interlace.cli.plan_work import Workload
+    from interlace.cli.plan_work import Workload, weight_bytes
+    from interlace.models.footprint import formats_of
     from interlace.models.shard import Shard
     from tokenweave.plan import plan_forward
 
-    _check(dtype, tp)
-    config = _config_of(model)
+    _check(dtype, tp, quantize)
+    source = _source_of(model)
+    config, formats = source.config, formats_of(source, quantize)
     at = _split_row(split, tokens, tp)
     shards = Shard.all_of(config, tp)
-    workloads = [Workload(config, shard, tokens, dtype, at) for shard in shards]
+    workloads = [Workload(config, shard, tokens, dtype, at, formats) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
     plan = plan_forward(config.num_layers, tokens, at)
-    costs = tuned_costs(config, tp, dtype, link) if tuned else round_costs(config, shards, dtype, link)
+    costs = (
+        tuned_costs(source, tp, dtype, quantize, link)
+        if tuned
+        else round_costs(config, shards, dtype, link, weight_bytes(workloads))
+    )
     if as_json:
         console.show_json(_json_object(model, plan, workloads, rank, costs))
         return
@@ -84,10 +98,13 @@ def show(
         _print_timeline(plan, plan_forward(config.num_layers, tokens), costs, every_step)
 
 
-def _check(dtype: str, tp: int) -> None:
+def _check(dtype: str, tp: int, quantize: str) -> None:
     """Refuses what no model could be planned with, before one is looked for."""
     from interlace.cli.plan_work import DTYPE_BYTES
+    from interlace.engine.config import QUANTIZATIONS
 
+    if quantize not in QUANTIZATIONS:
+        raise EngineError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
     if dtype not in DTYPE_BYTES:
         raise EngineError(f"dtype={dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
     if tp < 1:
@@ -108,10 +125,10 @@ def _split_row(split: str | None, tokens: int, tp: int) -> int | None:
     return int(split)
 
 
-def _config_of(model: str) -> ModelConfig:
+def _source_of(model: str) -> WeightSource:
     from interlace.models.sources import load_model
 
-    return load_model(model, quiet=not console.is_progress_shown()).config
+    return load_model(model, quiet=not console.is_progress_shown()).weights
 
 
 def _print_header(model: str, config: ModelConfig, workloads: list[Workload]) -> None:
@@ -125,7 +142,8 @@ def _print_header(model: str, config: ModelConfig, workloads: list[Workload]) ->
         f"MLP {config.intermediate_size}{experts}\n"
         f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} KV heads{window}, "
         f"vocabulary {config.vocab_size} ({tied}), context {config.max_position}\n"
-        f"one sequence of {workloads[0].num_tokens} tokens from position 0, {workloads[0].dtype}, "
+        f"one sequence of {workloads[0].num_tokens} tokens from position 0, {workloads[0].dtype}"
+        f"{workloads[0].formats_text}, "
         f"{len(workloads)} rank{'s' if len(workloads) > 1 else ''}"
     )
 
@@ -251,6 +269,7 @@ def _json_object(
         "num_tokens": plan.num_tokens,
         "tp": len(workloads),
         "dtype": workload.dtype,
+        "weight_formats": workload.format_names,
         "rank": rank,
         "ranks": [_rank_object(each) for each in workloads],
         "split": plan.split,

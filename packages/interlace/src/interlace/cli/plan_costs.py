@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from interlace.models.config import ModelConfig
     from interlace.models.shard import Shard
+    from interlace.models.weights import WeightSource
     from tokenweave.plan import Plan
 
 ROUND = Peaks(flops_per_s=100e9, bytes_per_s=10e9)
@@ -38,8 +39,17 @@ class PlanCosts:
         return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core)
 
 
-def round_costs(config: ModelConfig, shards: Sequence[Shard], dtype: str, link: str | None) -> PlanCosts:
-    """The same on every machine: a rank of round figures, whose lanes have a core each."""
+def round_costs(
+    config: ModelConfig,
+    shards: Sequence[Shard],
+    dtype: str,
+    link: str | None,
+    weight_bytes: float | None = None,
+) -> PlanCosts:
+    """The same on every machine: a rank of round figures, whose lanes have a core each.
+
+    `weight_bytes` are those of a value of a weight; None: those of the dtype.
+    """
     key = key_of_shards(
         config,
         shards,
@@ -49,13 +59,13 @@ def round_costs(config: ModelConfig, shards: Sequence[Shard], dtype: str, link: 
         dtype=dtype,
         threads=1,
     )
-    table = analytic_table(key, ROUND, ROUND_TILE)
+    table = analytic_table(key, ROUND, ROUND_TILE, weight_bytes)
     text = f"ranks of {ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s, a core for each lane"
     costs = CostModel(table, _link(link, len(shards)), kinds_of_layers(config, shards))
     return PlanCosts(costs, False, f"{text}, {_said(link)}")
 
 
-def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> PlanCosts:
+def tuned_costs(source: WeightSource, tp: int, dtype: str, quantize: str, link: str | None) -> PlanCosts:
     """This machine's, as `interlace tune` measured it.
 
     Raises:
@@ -67,15 +77,19 @@ def tuned_costs(config: ModelConfig, tp: int, dtype: str, link: str | None) -> P
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.weaving.stage_timing import table_key
     from interlace.engine.weaving.weaver import table_directory
+    from interlace.models.footprint import weights_name
     from interlace.models.shard import Shard
     from tokenweave.wave_table import load_table
 
-    kernels = kernels_for(EngineConfig("model", tp=tp, dtype=dtype), tp)
-    table = load_table(table_directory(), table_key(config, tp, kernels, getattr(torch, dtype)))
+    config, asked = source.config, EngineConfig("model", tp=tp, dtype=dtype, quantize=quantize)
+    kernels = kernels_for(asked, tp)
+    weights = weights_name(source, quantize)
+    table = load_table(table_directory(), table_key(config, tp, kernels, getattr(torch, dtype), weights))
+    option = "" if quantize == "none" else f" --quantize {quantize}"
     if table is None:
         raise EngineError(
             f"no wave table of this model on {tp} ranks in {dtype} has been measured on this machine: run "
-            f"`interlace tune MODEL --tp {tp} --dtype {dtype}`, or leave out --tuned"
+            f"`interlace tune MODEL --tp {tp} --dtype {dtype}{option}`, or leave out --tuned"
         )
     shared_core = tp * (kernels.threads + 1) > resources.num_threads()
     text = (

@@ -6,10 +6,11 @@ FLOPs; norms, activations and softmax are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from interlace.models.config import ModelConfig
+from interlace.models.footprint import Formats, weights_bytes
 from interlace.models.shard import Shard
 from tokenweave.geometry import BatchGeometry, parts_of
 from tokenweave.plan import Step
@@ -70,6 +71,7 @@ class Workload:
     num_tokens: int
     dtype: str
     split: int | None = None
+    formats: Formats = field(default_factory=dict)  # of the weights that are held in blocks
 
     def rows(self, step: Step) -> range:
         """The token rows that `step` works on."""
@@ -133,21 +135,18 @@ class Workload:
         return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
     @property
+    def format_names(self) -> list[str]:
+        """The formats of weights in blocks, each once."""
+        return sorted({form.name for form in self.formats.values()})
+
+    @property
+    def formats_text(self) -> str:
+        return f", weights in {' and '.join(self.format_names)}" if self.formats else ""
+
+    @property
     def weights_bytes(self) -> int:
         """This rank's share of the weights; norms, a few thousand numbers on every rank, are left out."""
-        config = self.config
-        attention = config.num_layers * config.head_dim * (self._qkv_heads + len(self.shard.heads))
-        mlps = sum(map(self._mlp_columns, range(config.num_layers)))
-        vocabulary = len(self.shard.vocab) * (1 if config.tie_word_embeddings else 2)
-        return config.hidden_size * (attention + mlps + vocabulary) * DTYPE_BYTES[self.dtype]
-
-    def _mlp_columns(self, layer: int) -> int:
-        """The weights of a layer's MLP, experts and gates included, over the hidden size."""
-        config, columns = self.config, 3 * len(self.shard.columns(self.config.mlp_size(layer)))
-        if not config.has_experts(layer):
-            return columns
-        shared = config.shared_intermediate_size
-        return config.num_experts * (columns + 1) + 3 * len(self.shard.columns(shared)) + bool(shared)
+        return weights_bytes(self.config, self.shard, DTYPE_BYTES[self.dtype], self.formats)
 
     @property
     def _qkv_heads(self) -> int:
@@ -193,6 +192,13 @@ class Workload:
 
     def _shape(self, num_tokens: int) -> str:
         return f"({num_tokens}, {self.config.hidden_size})"
+
+
+def weight_bytes(workloads: Sequence[Workload]) -> float:
+    """The bytes of a value of a weight, on average over all ranks."""
+    dense = sum(replace(workload, formats={}).weights_bytes for workload in workloads)
+    held = sum(workload.weights_bytes for workload in workloads)
+    return DTYPE_BYTES[workloads[0].dtype] * (held / dense)
 
 
 def span(units: range) -> str:

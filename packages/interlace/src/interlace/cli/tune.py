@@ -12,7 +12,7 @@ from interlace.cli import console
 from interlace.errors import EngineError
 
 if TYPE_CHECKING:
-    from interlace.models.config import ModelConfig
+    from interlace.models.weights import WeightSource
     from tokenweave.tune import Progress
     from tokenweave.wave_table import Curve, LayerKind, MlpShape, WaveTable
 
@@ -26,7 +26,7 @@ def tune(
         str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
     ] = "auto",
     quantize: Annotated[
-        str, typer.Option(help="Weights, as in `generate`; not `stored`.", metavar="none|int8|int4")
+        str, typer.Option(help="Weights, as in `generate`.", metavar="none|stored|int8|int4")
     ] = "none",
     threads: Annotated[
         int | None, typer.Option(help="Threads of each rank; absent: the cores, shared out.")
@@ -46,14 +46,10 @@ def tune(
         raise EngineError(
             f"got tp={tp}, max_tokens={max_tokens}, seconds={seconds}; expected positive numbers"
         )
-    if quantize == "stored":
-        raise EngineError(
-            "quantize='stored': expected one of none, int8, int4; the formats of a file's weights are not measured"
-        )
-    config = _config_of(model)
+    source = _source_of(model)
     start = time.perf_counter()
     with console.progress("measuring") as progress:
-        table = _measure(config, tp, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
+        table = _measure(source, tp, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
     path = table.save(_directory())
     if as_json:
         console.show_json({**table.to_json(), "path": str(path)})
@@ -63,10 +59,10 @@ def tune(
     print(f"\nmeasured in {time.perf_counter() - start:.0f} s; kept in {path}")
 
 
-def _config_of(model: str) -> ModelConfig:
+def _source_of(model: str) -> WeightSource:
     from interlace.models.sources import load_model
 
-    return load_model(model, quiet=not console.is_progress_shown()).config
+    return load_model(model, quiet=not console.is_progress_shown()).weights
 
 
 def _directory() -> Any:
@@ -76,7 +72,7 @@ def _directory() -> Any:
 
 
 def _measure(
-    config: ModelConfig,
+    source: WeightSource,
     tp: int,
     dtype: str,
     quantize: str,
@@ -93,18 +89,21 @@ def _measure(
     from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
+    from interlace.models.footprint import formats_of, weights_name
     from interlace.models.shard import Shard
     from tokenweave.tune import measure_table
 
+    config = source.config
     checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize)
     own = kernels_for(checked, tp)
-    products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize))
+    products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize, source))
     found = dtypes.resolve(checked.dtype, own, products)
     torch.set_num_threads(own.threads)
-    with HostStages(config, tp, own.name, own.threads, found, max_tokens, quantize) as stages:
+    formats = formats_of(source, quantize) if quantize == "stored" else None
+    with HostStages(config, tp, own.name, own.threads, found, max_tokens, quantize, formats) as stages:
         return measure_table(
             stages,
-            table_key(config, tp, own, found, quantize),
+            table_key(config, tp, own, found, weights_name(source, quantize)),
             max_tokens=max_tokens,
             row_tile=row_tile(own),
             budget_s=seconds,

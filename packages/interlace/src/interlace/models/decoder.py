@@ -92,6 +92,9 @@ class Decoder:
         for layer in self.layers:
             yield from (layer.qkv, layer.o)
             dense = (layer.mlp,) if isinstance(layer.mlp, Mlp) else layer.mlp.mlps
+            if not isinstance(layer.mlp, Mlp):
+                yield layer.mlp.router
+                yield from () if layer.mlp.shared_gate is None else (layer.mlp.shared_gate,)
             for mlp in dense:
                 yield from (mlp.gate_up, mlp.down)
 

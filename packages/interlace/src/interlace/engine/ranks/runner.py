@@ -26,6 +26,7 @@ from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
+from interlace.models.footprint import weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
@@ -78,6 +79,7 @@ class Runner:
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
         self.dtype = dtypes.agree(config, model.weights, self.kernels, communicator)
+        self.weights_name = weights_name(model.weights, config.quantize)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
         self.decoder = Decoder(

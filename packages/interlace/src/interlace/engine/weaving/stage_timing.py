@@ -25,6 +25,7 @@ from emucxl.shared_memory import SharedSegment, empty_segment_fd
 from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.models.batch import ForwardBatch
 from interlace.models.decoder import Decoder
+from interlace.models.footprint import Formats
 from interlace.models.matrix_reader import MADE
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
@@ -32,7 +33,15 @@ from tokenweave import native
 from tokenweave.communicators import NullCommunicator, ShmCommunicator, segment_bytes
 from tokenweave.errors import TuneError
 from tokenweave.execute import run_sequential
-from tokenweave.kernels import BLOCK_SIZE, AttentionBatch, Kernels, NativeKernels, blocks_for, make_kernels
+from tokenweave.kernels import (
+    BLOCK_SIZE,
+    AttentionBatch,
+    Kernels,
+    NativeKernels,
+    StoredWeight,
+    blocks_for,
+    make_kernels,
+)
 from tokenweave.plan import plan_forward
 from tokenweave.tune import CONTEXT, FEW_QUERIES, MANY
 from tokenweave.wave_table import TableKey
@@ -44,14 +53,15 @@ if TYPE_CHECKING:
 ROW_TILE = 12  # rows of a tile of the native matrix products: native/kernels/kernels.h of tokenweave
 COLD_BYTES = 128e6  # weights of all ranks together, so that none is found in a cache
 JOIN_TIMEOUT_S = 60.0
+SMALL_SCALE = 0x2C  # twice this byte is 0.065 as a float16; whatever the codes, nothing overflows
 
 
 def table_key(
-    config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype, quantize: str = "none"
+    config: ModelConfig, size: int, kernels: Kernels, dtype: torch.dtype, weights: str = "none"
 ) -> TableKey:
     """Returns the key of the wave table for this model, on `size` ranks of this machine with such kernels.
 
-    `quantize` is the engine's: products with weights in blocks take other times.
+    `weights` is their name (`footprint.weights_name`): products with weights in blocks take other times.
     """
     shards = Shard.all_of(config, size)
     isa, build = (
@@ -61,7 +71,7 @@ def table_key(
         config,
         shards,
         machine=f"{machine.cpu_model()}, {resources.num_threads()} cores",
-        kernels=f"{kernels.name} {isa}" + (f", {quantize} weights" if quantize != "none" else ""),
+        kernels=f"{kernels.name} {isa}" + (f", {weights} weights" if weights != "none" else ""),
         library=tokenweave.__version__ + build,
         dtype=str(dtype).removeprefix("torch."),
         threads=kernels.threads,
@@ -74,11 +84,12 @@ def row_tile(kernels: Kernels) -> int:
 
 
 class RandomWeights(WeightSource):
-    """Weights of the right shapes and of one size, for measuring: vectors are ones."""
+    """Weights of the right shapes and of one size, for measuring: vectors are ones, blocks are all alike."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, formats: Formats | None = None) -> None:
+        """`formats`: of the matrices that are in blocks."""
         super().__init__(config, ())
-        self._dtype = dtype
+        self._dtype, self._formats = dtype, formats or {}
         self._noise = torch.randn(1 << 20).to(dtype) * 0.02
 
     def release_pages(self) -> None:
@@ -89,6 +100,16 @@ class RandomWeights(WeightSource):
             return torch.ones(len(rows), dtype=self._dtype)
         count = len(rows) * len(columns)
         return self._noise.repeat(-(-count // len(self._noise)))[:count].view(len(rows), len(columns))
+
+    def quantised_as(self, name: str) -> str | None:
+        return self._formats[name].name if name in self._formats else None
+
+    def _read_stored(self, name: str, rows: range, columns: range) -> StoredWeight | None:
+        form, skipped = self._formats[name], columns.start % self._formats[name].block_values
+        blocks = torch.full(
+            (len(rows), form.row_bytes(skipped + len(columns))), SMALL_SCALE, dtype=torch.uint8
+        )
+        return StoredWeight(form, len(rows), len(columns), blocks, skipped)
 
 
 class RankStages:
@@ -227,15 +248,17 @@ class HostStages(WithBlock):
         dtype: torch.dtype,
         max_tokens: int,
         quantize: str = "none",
+        formats: Formats | None = None,
     ) -> None:
+        """`formats` are those of the model's own blocks, where `quantize` holds these."""
         if size > 1 and resources.num_threads() < size:
             raise TuneError(
                 f"got {size} ranks on {resources.num_threads()} cores; expected a core for each: "
                 "what ranks take that wait for one another's core says nothing"
             )
         kinds = kinds_of_layers(config, Shard.all_of(config, size))
-        blocks = MADE.get(quantize)
-        value_bytes = dtype.itemsize if blocks is None else blocks.bits_per_value / 8
+        blocks = [*formats.values()] if formats else [MADE[quantize]] if quantize in MADE else []
+        value_bytes = min((form.bits_per_value / 8 for form in blocks), default=dtype.itemsize)
         chosen = _cold_layers(config, kinds, value_bytes)
         self._layers = tuple(kinds[layer] for layer in chosen)
         self._segment = SharedSegment.create("interlace-tune", segment_bytes(size))
@@ -244,6 +267,7 @@ class HostStages(WithBlock):
         self._pool = ThreadPoolExecutor(size, thread_name_prefix="stages")
         layers = _with_layers(config, chosen)
         self._arguments = (layers, size, kernels, threads, dtype, max_tokens, quantize)
+        self._formats = _of_layers(formats or {}, chosen)
         try:
             self._communicators = [self._join(rank) for rank in range(size)]
             made = [self._pool.submit(self._make, communicator) for communicator in self._communicators]
@@ -299,7 +323,7 @@ class HostStages(WithBlock):
         communicator.kernels = make_kernels(name, 1)  # as beside a compute lane
         communicator.reserve_activations(max_tokens, config.hidden_size, dtype)
         shard = Shard.of(config, communicator.rank, size)
-        weights = RandomWeights(config, dtype)
+        weights = RandomWeights(config, dtype, self._formats)
         decoder = Decoder(weights, shard, kernels, communicator, dtype, max_tokens, quantize)
         return RankStages(decoder, self._layers, max_tokens)
 
@@ -316,6 +340,19 @@ def _cold_layers(config: ModelConfig, kinds: tuple[int, ...], value_bytes: float
         if len(layers) < enough:
             layers.append(layer)
     return tuple(sorted(layer for layers in chosen.values() for layer in layers))
+
+
+def _of_layers(formats: Formats, layers: tuple[int, ...]) -> Formats:
+    """The formats of these layers, which are numbered anew, and those of the vocabulary."""
+    chosen = {name: form for name, form in formats.items() if not name.startswith("layers.")}
+    for at, layer in enumerate(layers):
+        before = f"layers.{layer}."
+        chosen |= {
+            f"layers.{at}.{name.removeprefix(before)}": form
+            for name, form in formats.items()
+            if name.startswith(before)
+        }
+    return chosen
 
 
 def _with_layers(config: ModelConfig, layers: tuple[int, ...]) -> ModelConfig:

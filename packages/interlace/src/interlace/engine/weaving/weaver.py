@@ -124,8 +124,8 @@ class Weaver:
 
 def costs_of(runner: Runner) -> CostModel:
     """Prices of this job's plans: from the machine's wave table if there is one, otherwise from what it could do."""
-    size, quantize = runner.communicator.size, runner.config.quantize
-    key = table_key(runner.model_config, size, runner.kernels, runner.dtype, quantize)
+    size = runner.communicator.size
+    key = table_key(runner.model_config, size, runner.kernels, runner.dtype, runner.weights_name)
     table = load_table(table_directory(), key) or default_table(key, runner.kernels)
     if runner.exchange is not None:
         table = replace(table, reduce=runner.exchange.reduce)

@@ -1,0 +1,94 @@
+"""The bytes of a rank's matrices in memory, from a model's configuration and the formats that they are held in.
+
+Nothing of the weights is read. What packing adds, at most 4 % of a matrix in blocks, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from interlace.models.config import ModelConfig, weight_shapes
+from interlace.models.matrix_reader import MADE
+from interlace.models.shard import Shard
+from interlace.models.weights import WeightSource
+from tokenweave.kernels import FORMATS, QuantFormat
+
+_ALWAYS_DENSE = ("router", "shared_gate")
+_JOINED_WITH = {
+    "k": "q",
+    "v": "q",
+    "up": "gate",
+}  # matrices that are multiplied as one are all dense or all blocks
+
+Formats = Mapping[str, QuantFormat]  # of the matrices that are held in blocks, by canonical name
+
+
+def formats_of(source: WeightSource, quantize: str) -> Formats:
+    """The formats of the blocks that an engine with `quantize` holds: those that `MatrixReader` chooses."""
+    if quantize == "none":
+        return {}
+    formats = {name: _format_of(source, name, width, quantize) for name, _, width in _matrices(source.config)}
+    dense = {_stack_of(name) for name, form in formats.items() if form is None}
+    return {name: form for name, form in formats.items() if form and _stack_of(name) not in dense}
+
+
+def weights_name(source: WeightSource, quantize: str) -> str:
+    """A name for the weights that are multiplied: "none", where they are dense, or with the formats of the file."""
+    if quantize != "stored":
+        return quantize
+    names = sorted({form.name for form in formats_of(source, quantize).values()})
+    return "+".join(["stored", *names]) if names else "none"
+
+
+def weights_bytes(config: ModelConfig, shard: Shard, value_bytes: int, formats: Formats) -> int:
+    """A rank's share of the weights; norms and biases, a few thousand numbers, are left out."""
+    dense, blocks = 0, 0.0
+    for name, num_rows, width in _matrices(config):
+        values = _own_values(config, shard, name, num_rows, width)
+        if name in formats:
+            blocks += values * formats[name].bits_per_value / 8
+        else:
+            dense += values
+    return dense * value_bytes + round(blocks)
+
+
+def _matrices(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """The name of each matrix, its rows and its columns."""
+    for name, shape in weight_shapes(config).items():
+        if len(shape) == 2:
+            yield name, shape[0], shape[1]
+
+
+def _format_of(source: WeightSource, name: str, width: int, quantize: str) -> QuantFormat | None:
+    if _part_of(name) in _ALWAYS_DENSE:
+        return None
+    stored, made = FORMATS.get(source.quantised_as(name) or ""), MADE.get(quantize)
+    if stored is not None or made is None:
+        return stored
+    return None if width % made.block_values else made
+
+
+def _own_values(config: ModelConfig, shard: Shard, name: str, num_rows: int, width: int) -> int:
+    """The values of a matrix that the rank holds."""
+    part, heads, kv_heads = _part_of(name), len(shard.heads), len(shard.kv_heads)
+    if part in ("embed", "lm_head"):
+        return len(shard.vocab) * width
+    if part in ("gate", "up"):
+        return len(shard.columns(num_rows)) * width
+    if part == "down":
+        return num_rows * len(shard.columns(width))
+    if part == "o":
+        return num_rows * heads * config.head_dim
+    if part == "v" or (part in ("q", "k") and not config.qk_norm_over_heads):
+        return (heads if part == "q" else kv_heads) * config.head_dim * width
+    return num_rows * width  # all of it
+
+
+def _part_of(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _stack_of(name: str) -> str:
+    """The matrix that begins the stack."""
+    before, dot, part = name.rpartition(".")
+    return before + dot + _JOINED_WITH.get(part, part)
