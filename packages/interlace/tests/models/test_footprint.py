@@ -18,7 +18,7 @@ from tokenweave.kernels import make_kernels
 
 
 def assert_bytes_are_those_loaded(path: Path, quantize: str, tp: int, padding: float) -> None:
-    """What is packed has whole panels of 32 rows, and scales of its own."""
+    """Packed matrices have whole panels of 32 rows, and scales of their own."""
     source, kernels = load_model(str(path)).weights, make_kernels("native")
     formats = formats_of(source, quantize)
     for shard in Shard.all_of(source.config, tp):
