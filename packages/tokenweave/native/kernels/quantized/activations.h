@@ -55,8 +55,9 @@ TW_INLINE void quantise_block(const Floats (&x)[2], ActivationBlock* out) {
             const SignedBytePart bytes = __builtin_convertvector(code, SignedBytePart);
             memcpy(out->codes + h * LANES + i * WIDTH, &bytes, sizeof(bytes));
         }
-        out->half_sum[h] = reduce_sum(sum);
-        all += out->half_sum[h];
+        const int32_t half_sum = reduce_sum(sum);
+        out->half_sum[h] = static_cast<int16_t>(half_sum);
+        all += half_sum;
     }
     out->sum = out->scale * static_cast<float>(all);
 }

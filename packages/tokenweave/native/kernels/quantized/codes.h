@@ -40,18 +40,22 @@ TW_INLINE IntPart add_pairs(IntPart a, IntPart b) {
     typedef int16_t Shorts __attribute__((vector_size(4 * WIDTH)));
     return reinterpret_cast<IntPart>(reinterpret_cast<Shorts>(a) + reinterpret_cast<Shorts>(b));
 }
-// int16 sums of pairs to int32 sums of words.
-TW_INLINE IntPart widen_pairs(IntPart pairs) {
+// Numbers that fit into int16, in pairs.
+TW_INLINE IntPart pair_of(IntPart low, IntPart high) { return high << 16 | (low & 0xffff); }
+// Dot products, int32, of pairs of int16.
+TW_INLINE IntPart dot_pair(IntPart a, IntPart b) {
 #if defined(__AVX512BW__)
     return reinterpret_cast<IntPart>(
-        _mm512_madd_epi16(reinterpret_cast<__m512i>(pairs), _mm512_set1_epi16(1)));
+        _mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
     return reinterpret_cast<IntPart>(
-        _mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(1)));
+        _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #else
-    return reinterpret_cast<IntPart>(_mm_madd_epi16(reinterpret_cast<__m128i>(pairs), _mm_set1_epi16(1)));
+    return reinterpret_cast<IntPart>(
+        _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #endif
 }
+TW_INLINE IntPart ones() { return IntPart{} + 1; }
 TW_INLINE WordPart magnitude(WordPart codes) {
 #if defined(__AVX512BW__)
     return reinterpret_cast<WordPart>(_mm512_abs_epi8(reinterpret_cast<__m512i>(codes)));
@@ -87,15 +91,18 @@ TW_INLINE WordPart word_of(const ActivationBlock& x, int word) {
     return WordPart{} + load_word(reinterpret_cast<const char*>(x.codes) + 4 * word);
 }
 
-// The dot product of words FIRST to LAST of the codes with x's, exact, for unsigned codes of CODE_BITS bits. x
-// is -127 to 127, so that so many sums of pairs fit into int16:
+// The dot product of words FIRST to LAST of the codes with x's, times `scale`, which fits into int16; exact, for
+// unsigned codes of CODE_BITS bits. Sums of pairs are scaled by the product that widens them, at no cost. x is -127 to
+// 127, so that so many sums of pairs fit into int16:
 // 2 (2^4 - 1) 127 * 8 = 30,480, 2 (2^5 - 1) 127 * 4 = 31,496, 2 (2^6 - 1) 127 * 2 = 32,004. They are summed
 // as a tree: a chain of additions would leave the processor waiting.
 template <int CODE_BITS, int FIRST, int LAST>
-TW_INLINE IntPart dot_unsigned(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x) {
+TW_INLINE IntPart dot_unsigned(const WordPart (&codes)[GROUP_WORDS], const ActivationBlock& x,
+                               IntPart scale = ones()) {
     IntPart sum = {};
 #if defined(__AVX512VNNI__)
     TW_UNROLL for (int j = FIRST; j < LAST; ++j) sum = dot_word(sum, codes[j], word_of(x, j));
+    sum *= scale;
 #else
     constexpr int FIT = CODE_BITS == 4 ? 8 : CODE_BITS == 5 ? 4 : 2;
     TW_UNROLL for (int first = FIRST; first < LAST; first += FIT) {
@@ -104,7 +111,8 @@ TW_INLINE IntPart dot_unsigned(const WordPart (&codes)[GROUP_WORDS], const Activ
             multiply_pairs(codes[first + j], word_of(x, first + j));
         TW_UNROLL for (int half = FIT / 2; half > 0; half /= 2) TW_UNROLL for (int j = 0; j < half; ++j)
             pairs[j] = add_pairs(pairs[j], pairs[j + half]);
-        sum = first == FIRST ? widen_pairs(pairs[0]) : sum + widen_pairs(pairs[0]);
+        const IntPart own = dot_pair(pairs[0], pair_of(scale, scale));
+        sum = first == FIRST ? own : sum + own;
     }
 #endif
     return sum;
@@ -119,7 +127,8 @@ TW_INLINE IntPart dot_signed(const WordPart (&codes)[GROUP_WORDS], const Activat
 #if defined(__AVX512VNNI__)
         sum = dot_word(sum, codes[j], word);  // 128 too large each: SIGNED_AS_OFFSET
 #else
-        sum += widen_pairs(multiply_pairs(magnitude(codes[j]), with_sign_of(word, codes[j])));
+        sum += dot_pair(multiply_pairs(magnitude(codes[j]), with_sign_of(word, codes[j])),
+                        pair_of(ones(), ones()));
 #endif
     }
     return sum;

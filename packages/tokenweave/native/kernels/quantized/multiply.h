@@ -39,10 +39,12 @@ TW_INLINE IntPart dot_group(const WordPart (&codes)[GROUP_WORDS], const ColumnSc
     constexpr int BITS = FormatOf<FORMAT>::CODE_BITS;
     constexpr int OFFSET = FORMAT == TW_Q8_0 && SIGNED_AS_OFFSET ? 128 : FormatOf<FORMAT>::OFFSET;
     if constexpr (FORMAT == TW_Q6_K) {
-        const IntPart first = dot_unsigned<BITS, 0, GROUP_WORDS / 2>(codes, x) - OFFSET * x.half_sum[0];
-        const IntPart other =
-            dot_unsigned<BITS, GROUP_WORDS / 2, GROUP_WORDS>(codes, x) - OFFSET * x.half_sum[1];
-        return first * columns.half[0] + other * columns.half[1];
+        uint32_t half_sums;
+        memcpy(&half_sums, x.half_sum, sizeof(half_sums));
+        const IntPart first = dot_unsigned<BITS, 0, GROUP_WORDS / 2>(codes, x, columns.half[0]);
+        const IntPart other = dot_unsigned<BITS, GROUP_WORDS / 2, GROUP_WORDS>(codes, x, columns.half[1]);
+        const IntPart offsets = pair_of(OFFSET * columns.half[0], OFFSET * columns.half[1]);
+        return first + other - dot_pair(reinterpret_cast<IntPart>(WordPart{} + half_sums), offsets);
     } else {
         const IntPart sum = [&] {
             if constexpr (BITS == 8) return dot_signed(codes, x);

@@ -25,7 +25,7 @@ struct alignas(16) ActivationBlock {
     int8_t codes[GROUP_VALUES];
     float scale;
     float sum;            // of the 32 values
-    int32_t half_sum[2];  // of the codes of each 16
+    int16_t half_sum[2];  // of the codes of each 16: at most 16 * 127
 };
 
 struct StoredPackArgs {
