@@ -1,4 +1,4 @@
-"""The native collectives under the compiler's sanitizers."""
+"""The native collectives, and lanes that replay, under the compiler's sanitizers."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ def test_thousands_of_collectives_are_clean(sanitizers: str) -> None:
         assert run.returncode == 0, run.stderr
         assert "WARNING" not in run.stderr
         assert run.stdout == "every result was right\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(cmake() is None, reason="no CMake")
+@pytest.mark.parametrize("sanitizers", ["thread", "address,undefined"])
+def test_lanes_that_replay_thousands_of_passes_are_clean(sanitizers: str) -> None:
+    program = build_target("tokenweave", "stress_replay", sanitizers) / "native" / "replay" / "stress_replay"
+    run = subprocess.run([program, "500"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "WARNING" not in run.stderr
+    assert run.stdout == "every result was right\n"

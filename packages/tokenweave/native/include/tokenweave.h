@@ -232,6 +232,22 @@ TW_API int tw_set_zero(void* data, int64_t bytes);
 TW_API int tw_copy(void* to, const void* from, int64_t bytes);
 TW_API int tw_scale(void* data, int64_t count, const float* factor, int dtype);
 
+/* Lanes: threads that each make their own calls of one captured pass, and wait for each other's steps. A lane counts
+ * its steps. Thread safety: each lane is one thread's; any thread may wait for any lane, and say that one failed. */
+typedef struct tw_lanes tw_lanes;
+/* A wait stays awake for spin_ns and then sleeps; timeout_ns bounds it. */
+TW_API int tw_lanes_create(int num_lanes, int64_t timeout_ns, int64_t spin_ns, tw_lanes** lanes);
+TW_API void tw_lanes_destroy(tw_lanes* lanes);
+/* No lane has done a step, none has failed. While no lane runs. */
+TW_API int tw_lanes_begin(tw_lanes* lanes);
+/* Returns once `lane` has done so many steps: what it wrote in them is visible after. TW_ERROR_ABORTED: a lane has
+ * failed; TW_ERROR_TIMEOUT. */
+TW_API int tw_lane_wait(tw_lanes* lanes, int lane, int64_t steps);
+/* `lane` has done one more step. TW_ERROR_ABORTED: a lane has failed, so it should begin no other. */
+TW_API int tw_lane_done(tw_lanes* lanes, int lane);
+/* Ends all waits, now and later, until tw_lanes_begin. */
+TW_API int tw_lanes_fail(tw_lanes* lanes);
+
 /* Physical limits over all threads of the pool, measured for about `seconds`. */
 typedef enum tw_limit {
     TW_LIMIT_FMA_GFLOPS = 0,

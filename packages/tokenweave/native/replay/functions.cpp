@@ -63,6 +63,11 @@ constexpr Function FUNCTIONS[] = {
     TW_REPLAYED(tw_scale),
     TW_REPLAYED(tw_shm_all_reduce),
     TW_REPLAYED(tw_shm_all_reduce_rms_norm),
+    TW_REPLAYED(tw_shm_reduce_norm_begin),
+    TW_REPLAYED(tw_shm_reduce_norm_rows),
+    TW_REPLAYED(tw_shm_reduce_norm_end),
+    TW_REPLAYED(tw_lane_wait),
+    TW_REPLAYED(tw_lane_done),
 };
 
 #undef TW_REPLAYED

@@ -69,6 +69,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_set_zero": (_i, [_p, _l]),
     "tw_copy": (_i, [_p, _p, _l]),
     "tw_scale": (_i, [_p, _l, _p, _i]),
+    "tw_lanes_create": (_i, [_i, _l, _l, POINTER(c_void_p)]),
+    "tw_lanes_destroy": (None, [_p]),
+    "tw_lanes_begin": (_i, [_p]),
+    "tw_lane_wait": (_i, [_p, _i, _l]),
+    "tw_lane_done": (_i, [_p, _i]),
+    "tw_lanes_fail": (_i, [_p]),
     "tw_measure_limit": (_i, [_p, _i, c_double, POINTER(c_double)]),
 }
 
