@@ -14,8 +14,9 @@ from tokenweave.errors import KernelError
 from tokenweave.execute import Handler
 from tokenweave.kernels import NativeKernels, ResidualNorms
 from tokenweave.plan import Op, Operation, Plan, Step
-from tokenweave.replay.capture import Capture, Refusal, capture
+from tokenweave.replay.capture import Capture, Recorded, Refusal, capture
 from tokenweave.replay.memory import PassMemory
+from tokenweave.replay.records import CallSites
 
 ROWS, WIDTH = 3, 64
 PLAN = Plan(ROWS, (Step(Op.EMBED), Step(Op.MLP, (0,), 0), Step(Op.LOGITS, (1,))))
@@ -52,8 +53,9 @@ class Model:
         return {Op.EMBED: self.embed, Op.MLP: self.mlp, Op.LOGITS: self.logits}
 
     def capture(self, memory: PassMemory | None = None) -> Capture | Refusal:
-        ops = {Op.EMBED, Op.MLP}
-        return capture(PLAN, self.handlers, ops, [self.kernels.pool], memory or PassMemory())
+        ops, sites = {Op.EMBED, Op.MLP}, CallSites(native=(self.kernels.pool,))
+        recorded = capture(PLAN, self.handlers, ops, sites, memory or PassMemory())
+        return Capture(recorded) if isinstance(recorded, Recorded) else recorded
 
 
 def captured(model: Model) -> Capture:
@@ -132,7 +134,7 @@ def test_a_call_that_fails_raises_its_error_and_ends_the_replay() -> None:
     model = Model(torch.float32)
     calls = captured(model)
     kept = model.rows.clone()
-    failing = calls._records[calls.num_calls - 2]
+    failing = calls._list._records[calls.num_calls - 2]
     failing.words[8] = 2**64 - 1  # -1 rows
     model.ids.fill_(5)
     with pytest.raises(KernelError, match="invalid argument"):

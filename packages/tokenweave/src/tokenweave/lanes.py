@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import SimpleQueue
@@ -69,7 +70,21 @@ class LaneExecutor(WithBlock):
             Whatever a handler raised first.
         """
         check_handlers(plan, handlers)
-        run = _Run(plan, handlers, observe, self._bells, self._on_failure)
+        self._follow(_PlanRun(plan, handlers, observe, self._bells, self._on_failure))
+
+    def run_lanes(
+        self, lanes: Collection[Lane], run_lane: Callable[[Lane], None], end_waits: Callable[[], None]
+    ) -> None:
+        """Calls `run_lane` for each of `lanes` and for the compute lane, each on its thread.
+
+        They wait for each other by means of their own, which `end_waits` is to end: it is called when one has failed.
+
+        Raises:
+            Whatever `run_lane` raised first.
+        """
+        self._follow(_LanesRun(lanes, run_lane, end_waits, self._bells, self._on_failure))
+
+    def _follow(self, run: _Run) -> None:
         self._run = run
         for lane in run.lanes - {Lane.COMPUTE}:
             self._bells[lane].put(None)
@@ -106,8 +121,70 @@ class LaneExecutor(WithBlock):
         return None
 
 
-class _Run:
-    """One run of a plan: which steps are done, and what has failed."""
+class _Run(ABC):
+    """Something that the lanes do together, and what has failed of it."""
+
+    def __init__(
+        self,
+        lanes: Collection[Lane],
+        bells: Mapping[Lane, Bell],
+        on_failure: Callable[[BaseException], None] | None,
+    ) -> None:
+        self.lanes = {*lanes, Lane.COMPUTE}
+        self._bells, self._on_failure = bells, on_failure
+        self._ended: set[Lane] = set()
+        self.failure: BaseException | None = None
+
+    def follow(self, lane: Lane) -> None:
+        """Do what is the lane's to do; end the other lanes if that fails."""
+        try:
+            self._do(lane)
+        except BaseException as failure:
+            is_first = self.failure is None
+            self.failure = self.failure or failure
+            if is_first and self._on_failure is not None:
+                with suppress(Exception):  # the failure itself is what is told
+                    self._on_failure(failure)
+            self._end_waits()
+        self._ended.add(lane)
+        self._bells[Lane.COMPUTE].put(None)
+
+    def wait_for_other_lanes(self) -> None:
+        """A transfer's own bound ends it when another rank is gone, so this ends too."""
+        while len(self._ended) < len(self.lanes):
+            self._bells[Lane.COMPUTE].get()
+
+    @abstractmethod
+    def _do(self, lane: Lane) -> None: ...
+
+    @abstractmethod
+    def _end_waits(self) -> None:
+        """Ends the waits of all lanes, once `failure` says why."""
+
+
+class _LanesRun(_Run):
+    """Lanes that wait for each other by means of their own."""
+
+    def __init__(
+        self,
+        lanes: Collection[Lane],
+        run_lane: Callable[[Lane], None],
+        end_waits: Callable[[], None],
+        bells: Mapping[Lane, Bell],
+        on_failure: Callable[[BaseException], None] | None,
+    ) -> None:
+        super().__init__(lanes, bells, on_failure)
+        self._run_lane, self._end = run_lane, end_waits
+
+    def _do(self, lane: Lane) -> None:
+        self._run_lane(lane)
+
+    def _end_waits(self) -> None:
+        self._end()
+
+
+class _PlanRun(_Run):
+    """One run of a plan: which steps are done."""
 
     def __init__(
         self,
@@ -117,44 +194,29 @@ class _Run:
         bells: Mapping[Lane, Bell],
         on_failure: Callable[[BaseException], None] | None,
     ) -> None:
-        self._plan, self._handlers, self._observe, self._bells = plan, handlers, observe, bells
-        self._on_failure = on_failure
+        super().__init__(plan.places.keys(), bells, on_failure)
+        self._plan, self._handlers, self._observe = plan, handlers, observe
         self._is_done = [False] * len(plan.steps)
         self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep, or are about to
-        self.lanes = plan.places.keys() | {Lane.COMPUTE}
-        self._ended: set[Lane] = set()
-        self.failure: BaseException | None = None
 
-    def follow(self, lane: Lane) -> None:
+    def _do(self, lane: Lane) -> None:
         """Run the steps of one lane, each as soon as what it waits for is done."""
         steps, handlers, observe = self._plan.steps, self._handlers, self._observe
-        try:
-            for position in self._plan.places.get(lane, ()):
-                step = steps[position]
-                if not self._await(lane, step.waits_for):
-                    break
-                if observe is None:
-                    handlers[step.op](step)
-                else:
-                    start = time.perf_counter()
-                    handlers[step.op](step)
-                    observe(step, start, time.perf_counter())
-                self._mark(position)
-        except BaseException as failure:
-            is_first = self.failure is None
-            self.failure = self.failure or failure
-            if is_first and self._on_failure is not None:
-                with suppress(Exception):  # the failure itself is what is told
-                    self._on_failure(failure)
-            for bell in self._bells.values():
-                bell.put(None)
-        self._ended.add(lane)
-        self._bells[Lane.COMPUTE].put(None)
+        for position in self._plan.places.get(lane, ()):
+            step = steps[position]
+            if not self._await(lane, step.waits_for):
+                break
+            if observe is None:
+                handlers[step.op](step)
+            else:
+                start = time.perf_counter()
+                handlers[step.op](step)
+                observe(step, start, time.perf_counter())
+            self._mark(position)
 
-    def wait_for_other_lanes(self) -> None:
-        """A transfer's own bound ends it when another rank is gone, so this ends too."""
-        while len(self._ended) < len(self.lanes):
-            self._bells[Lane.COMPUTE].get()
+    def _end_waits(self) -> None:
+        for bell in self._bells.values():
+            bell.put(None)
 
     def _await(self, lane: Lane, positions: tuple[int, ...]) -> bool:
         """Returns when the steps at `positions` are done; False when a lane has failed."""

@@ -161,11 +161,12 @@ class Forward:
     def num_decoding(self) -> int | None:
         """The rows of a pass in which each is a sequence's next token and has its logits wanted; None for others.
 
-        All that its steps call depends on this number, apart from what they read by the batch's addresses.
+        All that its steps call depends on this number and on the split, apart from what they read by the batch's
+        addresses.
         """
         batch = self.batch
-        is_alone = len(self.parts) == 1 and self.parts[0].wanted is None
-        return batch.num_tokens if is_alone and batch.num_tokens == batch.num_seqs else None
+        are_all_wanted = all(part.wanted is None for part in self.parts)
+        return batch.num_tokens if are_all_wanted and batch.num_tokens == batch.num_seqs else None
 
     def to_capture(self) -> Forward:
         """The same pass with token ids of its own, which a capture reads from: see `read`."""

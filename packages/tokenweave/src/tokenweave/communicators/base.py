@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tokenweave.kernels import Kernels, ResidualNorms
-    from tokenweave.replay.records import NativeCaller
+    from tokenweave.replay.records import CallSites
     from tokenweave.traffic import Traffic
 
 DTYPES = frozenset(
@@ -230,10 +230,10 @@ class Communicator(ABC):
         self.all_reduce(selected)
         return selected
 
-    def native_callers(self) -> tuple[NativeCaller, ...] | None:
-        """Returns what of this communicator calls the native library; None where it communicates in other ways as well.
+    def call_sites(self) -> CallSites | None:
+        """Returns all by which this communicator calls the native library or meets others; None if that is not known.
 
-        A pass can be captured where there are no other ways (`tokenweave.replay`).
+        A pass can be captured where it is known (`tokenweave.replay`).
         """
         return None
 

@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenweave.communicators.base import Communicator, run_phases
+from tokenweave.replay.records import CallSites
 from tokenweave.traffic import Traffic, exchanges_of_sum
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from emucxl.links import Link
+    from tokenweave.communicators.activation_ring import BuffersTaken
     from tokenweave.kernels import Kernels, ResidualNorms
 
 SLICE_NS = 50_000_000
@@ -88,6 +90,20 @@ class LinkedCommunicator(Communicator):
         self, hidden: Tensor, residual: Tensor, norms: ResidualNorms
     ) -> Generator[Traffic, None, Tensor]:
         return self.inner.reduce_norm_phases(hidden, residual, norms)
+
+    def call_sites(self) -> CallSites | None:
+        inner = self.inner.call_sites()
+        return None if inner is None else inner + CallSites(python=((self, "_carry"),))
+
+    def begin_pass(self) -> None:
+        self.inner.begin_pass()
+
+    @property
+    def buffers_taken(self) -> BuffersTaken:
+        return self.inner.buffers_taken
+
+    def take_buffers(self, num: BuffersTaken) -> None:
+        self.inner.take_buffers(num)
 
     def share_core(self, is_shared: bool) -> None:
         self.inner.share_core(is_shared)

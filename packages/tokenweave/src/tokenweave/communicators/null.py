@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.errors import CommunicatorError, RankError
+from tokenweave.replay.records import CallSites
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenweave.kernels import Kernels
-    from tokenweave.replay.records import NativeCaller
 
 
 class NullCommunicator(Communicator):
@@ -24,8 +24,8 @@ class NullCommunicator(Communicator):
         self._abort_reason: str | None = None
         self._closed = False
 
-    def native_callers(self) -> tuple[NativeCaller, ...] | None:
-        return ()
+    def call_sites(self) -> CallSites:
+        return CallSites()
 
     def barrier(self) -> None:
         self._check_usable()

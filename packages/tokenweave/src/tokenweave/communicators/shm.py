@@ -25,13 +25,13 @@ from tokenweave.communicators.shm_abi import SLOT_BYTES, segment_bytes
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.kernels.calls import DTYPE_CODE
 from tokenweave.kernels.compiled import NativeKernels
+from tokenweave.replay.records import CallSites
 from tokenweave.traffic import Traffic, exchanges_of_rows, exchanges_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from tokenweave.kernels import Kernels, ResidualNorms
-    from tokenweave.replay.records import NativeCaller
 
 SPIN_S = 40e-6  # about what a wake-up from sleep costs: spinning longer than that would not pay
 ONE_SHOT_TOKENS = 4  # up to here summing every row on every rank costs less than a second synchronisation
@@ -169,7 +169,8 @@ class ShmCommunicator(Communicator):
         if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return range(num_tokens)
         first, last = ctypes.c_int64(), ctypes.c_int64()
-        self.library.tw_shm_owned_rows(
+        # Arithmetic, no call of the group: a replay has no use for it.
+        shm_abi.library().tw_shm_owned_rows(
             self.rank, self.size, num_tokens, ctypes.byref(first), ctypes.byref(last)
         )
         return range(first.value, last.value)
@@ -205,8 +206,8 @@ class ShmCommunicator(Communicator):
             self._check_status(self.library.tw_shm_reduce_norm_end(self._open(), *call.meeting))
         return call.out
 
-    def native_callers(self) -> tuple[NativeCaller, ...] | None:
-        return (self,)
+    def call_sites(self) -> CallSites:
+        return CallSites(native=(self,))
 
     def begin_pass(self) -> None:
         if self._symmetric is not None:

@@ -52,6 +52,7 @@ from tokenweave.communicators.rendezvous import (
 from tokenweave.communicators.waits import Waits
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, RankError
+from tokenweave.replay.records import CallSites
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
@@ -174,6 +175,10 @@ class TorchCommunicator(Communicator):
             )
         communicator._owns_everything = True
         return communicator
+
+    def call_sites(self) -> CallSites:
+        names = ("_start", "_all_reduce", "_scatter_rows", "_gather_rows")
+        return CallSites(python=tuple((self, name) for name in names))
 
     def barrier(self) -> None:
         self._start("barrier")

@@ -23,6 +23,21 @@ class NativeCaller(Protocol):
         """Raises what a call that returned `status`, other than TW_OK, raises."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallSites:
+    """All by which a pass calls what is not torch: objects that call the native library, and methods of Python.
+
+    A method is named by its owner and its name. It takes tensors and constants, and what it does to them, or returns,
+    depends on nothing else that changes between two passes.
+    """
+
+    native: tuple[NativeCaller, ...] = ()
+    python: tuple[tuple[object, str], ...] = ()
+
+    def __add__(self, other: CallSites) -> CallSites:
+        return CallSites(self.native + other.native, self.python + other.python)
+
+
 class Record(ctypes.Structure):
     """tw_record."""
 
@@ -64,10 +79,13 @@ def _word_of(argument: object) -> int | None:
     )
 
 
-def array_of(calls: Sequence[Call]) -> ctypes.Array[Record]:
-    """The calls as tw_replay reads them."""
+def array_of(calls: Sequence[Call | None]) -> ctypes.Array[Record]:
+    """The calls as tw_replay reads them; of None it makes nothing, and refuses it."""
     records = (Record * len(calls))()
     for record, call in zip(records, calls, strict=True):
+        if call is None:
+            record.function = -1
+            continue
         record.function, record.num_words = call.number, len(call.words)
         record.words[: len(call.words)] = call.words
     return records

@@ -1,9 +1,9 @@
 """Replayer: runs one rank's decoding passes by replay, and captures them.
 
 A pass in which every row is a sequence's next token calls the same functions with the same sizes each time, so it is
-captured for each number of rows (and for each phase of the communicator's buffers, of which there are a few) when that
-comes a second time: capturing takes some milliseconds more than the pass, which a size that never comes again is not
-worth. The logits and their gathering run as in every other pass, for what they give outlives it.
+captured for each number of rows and each split (and for each phase of the communicator's buffers, of which there are a
+few) when that comes a second time: capturing takes some milliseconds more than the pass, which a size that never comes
+again is not worth. The logits and their gathering run as in every other pass, for what they give outlives it.
 
 Ranks need not agree: a rank that replays meets one that does not in the same collectives.
 """
@@ -18,29 +18,38 @@ from tokenweave.errors import KernelError
 from tokenweave.execute import run_sequential, run_steps
 from tokenweave.kernels import NativeKernels
 from tokenweave.ops import Op
-from tokenweave.replay.capture import Capture, Refusal, capture
+from tokenweave.replay.capture import Capture, Recorded, Refusal, Replayable, WovenCapture, capture
 from tokenweave.replay.memory import PassMemory
+from tokenweave.replay.progress import Progress
+from tokenweave.replay.records import CallSites
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from interlace.models.decoder import Forward
     from tokenweave.communicators import Communicator
     from tokenweave.communicators.activation_ring import BuffersTaken
-    from tokenweave.execute import Observer
+    from tokenweave.execute import Handler, Observer
     from tokenweave.kernels import Kernels
-    from tokenweave.replay.records import NativeCaller
+    from tokenweave.lanes import LaneExecutor
+    from tokenweave.ops import Operation
+    from tokenweave.plan import Plan
 
 CAPTURED_OPS = frozenset({Op.EMBED, Op.ATTENTION, Op.MLP, Op.REDUCE_NORM})
 MAX_SEEN = 4096  # sizes that are remembered to have come once
 MAX_CAPTURES = 64  # some 50 KB each for 30 layers; the tensors of all lie in one memory
+WAITS_PER_STEP = (
+    3  # bounded ones that the longest step of a lane consists of: two synchronisations and a link
+)
 
-_Key = tuple[int, tuple[int, int]]  # rows, and the phase of the buffers
+_Key = tuple[int, int | None, tuple[int, int]]  # rows, the split, and the phase of the buffers
 
 
 @dataclass(frozen=True)
 class _Captured:
     """A capture, and the pass whose tensors its calls point to."""
 
-    calls: Capture
+    calls: Replayable
     forward: Forward
     buffers: BuffersTaken
 
@@ -51,31 +60,33 @@ class Replayer:
     Thread safety: none.
     """
 
-    def __init__(self, kernels: Kernels, communicator: Communicator) -> None:
-        self._communicator = communicator
-        self._callers = native_callers(kernels, communicator)
+    def __init__(
+        self, kernels: Kernels, communicator: Communicator, lanes: LaneExecutor | None = None
+    ) -> None:
+        """`lanes` runs the woven passes, replayed or not; without it they run in list order like all others."""
+        self._communicator, self._lanes = communicator, lanes
+        self._sites = call_sites(kernels, communicator)
         self._memory = PassMemory()
+        self._progress = Progress(WAITS_PER_STEP * communicator.timeout_s)
         self._seen: set[_Key] = set()
         self._captures: OrderedDict[_Key, _Captured] = OrderedDict()
-        self.refusal = None if self._callers is not None else "the kernels or the communicator run in Python"
+        self.refusal = None if self._sites is not None else "the kernels or the communicator run in Python"
         self.num_replayed = 0  # passes
 
     def run(self, forward: Forward, observe: Observer | None = None) -> None:
-        """Runs every step of the pass, in list order: what `run_sequential` does, with the same bits."""
+        """Runs every step of the pass: what `run_plan` does, with the same bits."""
         key = self._key_of(forward)
         if key is None:
-            run_sequential(forward.plan, forward.handlers, observe)
-            return
-        if key in self._captures:
-            num_done = self._replay(self._captures[key], forward, observe)
+            run_plan(forward.plan, forward.handlers, observe, self._lanes)
+        elif key in self._captures:
+            self._replay(self._captures[key], forward, observe)
             self._captures.move_to_end(key)
         elif key in self._seen:
             num_done = self._capture(key, forward, observe)
+            run_steps(forward.plan.steps[num_done:], forward.handlers, observe)
         else:
-            run_sequential(forward.plan, forward.handlers, observe)
+            run_plan(forward.plan, forward.handlers, observe, self._lanes)
             self._remember(key)
-            return
-        run_steps(forward.plan.steps[num_done:], forward.handlers, observe)
 
     def close(self) -> None:
         """Lets go of the captures, and of the memory that they point to."""
@@ -84,47 +95,72 @@ class Replayer:
     def _key_of(self, forward: Forward) -> _Key | None:
         """Returns all that the calls of the pass depend on; None where it runs as it is."""
         num_rows = None if self.refusal is not None else forward.num_decoding
-        return None if num_rows is None else (num_rows, self._communicator.buffers_taken.phase)
+        if num_rows is None:
+            return None
+        return num_rows, forward.plan.split, self._communicator.buffers_taken.phase
 
     def _remember(self, key: _Key) -> None:
         if len(self._seen) >= MAX_SEEN:
             self._seen.clear()
         self._seen.add(key)
 
-    def _replay(self, captured: _Captured, forward: Forward, observe: Observer | None) -> int:
-        """Makes the calls again; returns how many steps these are of."""
+    def _replay(self, captured: _Captured, forward: Forward, observe: Observer | None) -> None:
+        """Makes the calls again, and runs the steps behind them."""
         self._communicator.check()
         captured.forward.read(forward)
+        forward.continue_from(captured.forward)
         try:
-            captured.calls.run(observe)
+            captured.calls.run(_told_of(forward.plan, captured.forward.plan, observe), forward.handlers)
         except KernelError:
             forward.check_indices()
             raise
         self._communicator.take_buffers(captured.buffers)
-        forward.continue_from(captured.forward)
         self.num_replayed += 1
-        return len(captured.calls.steps)
 
     def _capture(self, key: _Key, forward: Forward, observe: Observer | None) -> int:
-        """Runs the steps that can be captured; returns how many these are."""
-        assert self._callers is not None
+        """Runs the steps that can be captured, in list order; returns how many these are."""
+        assert self._sites is not None
         before, source = self._communicator.buffers_taken, forward.to_capture()
-        calls = capture(forward.plan, source.handlers, CAPTURED_OPS, self._callers, self._memory, observe)
+        recorded = capture(forward.plan, source.handlers, CAPTURED_OPS, self._sites, self._memory, observe)
         forward.continue_from(source)
-        if isinstance(calls, Refusal):
-            self.refusal = calls.reason
+        if isinstance(recorded, Refusal):
+            self.refusal = recorded.reason
             return sum(step.op in CAPTURED_OPS for step in forward.plan.steps)
         while len(self._captures) >= MAX_CAPTURES:
             self._captures.popitem(last=False)
         taken = self._communicator.buffers_taken.since(before)
-        self._captures[key] = _Captured(calls, source, taken)
-        return len(calls.steps)
+        self._captures[key] = _Captured(self._bind(recorded), source, taken)
+        return len(recorded.steps)
+
+    def _bind(self, recorded: Recorded) -> Replayable:
+        if self._lanes is None or not recorded.plan.overlaps:
+            return Capture(recorded)
+        return WovenCapture(recorded, self._lanes, self._progress)
 
 
-def native_callers(kernels: Kernels, communicator: Communicator) -> list[NativeCaller] | None:
-    """All by which a pass calls the native library; None where it also computes or communicates in other ways."""
-    own = communicator.native_callers()
-    if own is None:
-        return None
+def _told_of(plan: Plan, captured: Plan, observe: Observer | None) -> Observer | None:
+    """Returns `observe`, told of the steps of `plan` where those of `captured`, an equal one, have run."""
+    if observe is None or plan is captured:
+        return observe
+    own, tell = dict(zip(map(id, captured.steps), plan.steps, strict=True)), observe
+    return lambda step, start, end: tell(own[id(step)], start, end)
+
+
+def run_plan(
+    plan: Plan,
+    handlers: Mapping[Operation, Handler],
+    observe: Observer | None,
+    lanes: LaneExecutor | None,
+) -> None:
+    """Runs a plan call by call: by `lanes`, if there are any and they can shorten it, and otherwise in list order."""
+    if lanes is not None and plan.overlaps:
+        lanes.run(plan, handlers, observe)
+    else:
+        run_sequential(plan, handlers, observe)
+
+
+def call_sites(kernels: Kernels, communicator: Communicator) -> CallSites | None:
+    """All by which a pass calls what is not torch; None where that is not known, or where torch computes."""
+    own = communicator.call_sites()
     pools = [each.pool for each in (kernels, communicator.kernels) if isinstance(each, NativeKernels)]
-    return [*own, *pools] if len(pools) == 2 else None
+    return None if own is None or len(pools) < 2 else own + CallSites(native=tuple(pools))

@@ -21,7 +21,7 @@ from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
-from interlace.engine.ranks.replayer import Replayer
+from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -30,7 +30,7 @@ from interlace.models.footprint import weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
-from tokenweave.execute import Observer, run_sequential
+from tokenweave.execute import Observer
 from tokenweave.kernels import make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import plan_forward
@@ -101,7 +101,6 @@ class Runner:
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
         self.observe: Observer | None = None  # told of every step of every batch, when set
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
-        self.replayer = Replayer(self.kernels, communicator) if config.replay else None
         self.exchange = self._measure_exchange()
         cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
         self.lanes = (
@@ -109,6 +108,7 @@ class Runner:
             if config.executor == "lanes"
             else None
         )
+        self.replayer = Replayer(self.kernels, communicator, self.lanes) if config.replay else None
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
@@ -117,14 +117,15 @@ class Runner:
         self.communicator.begin_pass()
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
         observe = self.observe if self.recorder is None else self.recorder.observe(plan)
-        if self.lanes is not None and plan.overlaps:
+        is_woven = self.lanes is not None and plan.overlaps
+        if is_woven:
             self.communicator.share_core(True)
-            self.lanes.run(plan, forward.handlers, observe)
-            self.communicator.share_core(False)
-        elif self.replayer is not None:
+        if self.replayer is not None:
             self.replayer.run(forward, observe)
         else:
-            run_sequential(plan, forward.handlers, observe)
+            run_plan(plan, forward.handlers, observe, self.lanes)
+        if is_woven:
+            self.communicator.share_core(False)
         return forward.logits
 
     def _abort_after(self, failure: BaseException) -> None:
