@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -82,3 +84,38 @@ def test_no_more_memory_is_filled_than_decoding_needs(monkeypatch: pytest.Monkey
     probe.compare(kernels, Products(SMALL.matrices, 10**9, 10**8))
     ends = [weight.data.data_ptr() + weight.data.nbytes for _, weight in kernels.calls]
     assert max(ends) - min(weight.data.data_ptr() for _, weight in kernels.calls) <= 400_000
+
+
+def timers_of(*times: list[float]) -> tuple[list[Callable[[], float]], list[Iterator[float]]]:
+    left = [iter(each) for each in times]
+    return [each.__next__ for each in left], left
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each reading of the clock moves it on by the list's only item, in seconds."""
+    step, now = [0.0], [0.0]
+
+    def read() -> float:
+        now[0] += step[0]
+        return now[0]
+
+    monkeypatch.setattr("interlace.engine.dtypes.probe.time.perf_counter", read)
+    return step
+
+
+def test_rounds_go_on_while_a_time_is_seen_once_only(clock: list[float]) -> None:
+    clock[0] = 1.1 * probe.BUDGET_S / 2
+    timers, left = timers_of([1.0] * 9, [9.0, 2.0, 8.0, 1.0, 1.05, 0.1])
+    assert probe._timed(timers) == [1.0, 1.0]
+    assert list(left[1]) == [0.1]
+
+
+def test_rounds_end_where_nothing_settles(clock: list[float]) -> None:
+    falling = [2.0**-turn for turn in range(20)]
+    timers, left = timers_of(falling)
+    assert probe._timed(timers) == [falling[probe.MOST_ROUNDS - 1]]
+    clock[0] = probe.PATIENCE_S
+    timers, left = timers_of(falling)
+    assert probe._timed(timers) == [falling[1]]
+    assert len(list(left[0])) == 18
