@@ -38,10 +38,17 @@ class Score:
     nll: float = 0.0
     divergence: float | None = None  # KL of its predictions from those of dense weights
     same_choice: int | None = None  # tokens at which both find the same token likeliest
+    squared_error: float = 0.0  # of its logits, each row's mean left out, against those of dense weights
+    squared_logits: float = 0.0  # of dense weights
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.nll / self.count)
+
+    @property
+    def logits_error(self) -> float:
+        """The root mean square error of the logits, over their own spread."""
+        return math.sqrt(self.squared_error / self.squared_logits)
 
     def add(self, log_probs: Tensor, window: Sequence[int], dense: Tensor | None) -> None:
         """Scores a window: log_probs (tokens - 1, vocab), and those of dense weights."""
@@ -53,6 +60,10 @@ class Score:
             self.divergence = (self.divergence or 0.0) + divergence
             same = int((dense.argmax(dim=1) == log_probs.argmax(dim=1)).sum())
             self.same_choice = (self.same_choice or 0) + same
+            expected = dense - dense.mean(dim=1, keepdim=True)
+            error = log_probs - log_probs.mean(dim=1, keepdim=True) - expected
+            self.squared_error += error.square().sum().item()
+            self.squared_logits += expected.square().sum().item()
 
 
 def windows_of(token_ids: Sequence[int], length: int, most: int | None) -> list[Sequence[int]]:
@@ -138,6 +149,7 @@ def report(model: str, scores: Sequence[Score], windows: Sequence[Sequence[int]]
             score.system,
             "" if score.weights_bytes is None else f"{score.weights_bytes / 1e6:,.1f}",
             f"{score.perplexity:.3f}",
+            "" if score.divergence is None else f"{score.logits_error:.2%}",
             "" if score.divergence is None else f"{score.divergence / score.count:.5f}",
             "" if score.same_choice is None else f"{score.same_choice / score.count:.1%}",
         )
@@ -146,8 +158,11 @@ def report(model: str, scores: Sequence[Score], windows: Sequence[Sequence[int]]
     return Report(
         name="perplexity",
         title=f"{model}: {scores[0].count:,} tokens of {TEXT.name} in windows of {len(windows[0])} (measured)",
-        columns=("system", "weights MB", "perplexity", "KL from dense", "same choice"),
+        columns=("system", "weights MB", "perplexity", "logits off by", "KL from dense", "same choice"),
         rows=tuple(rows),
-        notes=("float32 activations; KL in nats for each token; same choice: of the likeliest token.",),
+        notes=(
+            "float32 activations; logits off by: root mean square of the differences over that of the logits; "
+            "KL in nats for each token; same choice: of the likeliest token.",
+        ),
         results={"scores": [{**vars(score), "perplexity": score.perplexity} for score in scores]},
     )

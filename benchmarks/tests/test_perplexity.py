@@ -48,6 +48,11 @@ def test_divergence_and_choices_are_counted_against_dense_weights() -> None:
     assert score.perplexity == pytest.approx(math.exp(-(math.log(0.5) + math.log(0.8)) / 2))
     assert score.divergence == pytest.approx(0.25 * math.log(2))
     assert score.same_choice == 1
+    expected = dense[0] - dense[0].mean()  # (2, -1, -1) times log(2) / 3
+    moved = math.log(2) ** 2 * 2  # two logits of the first row, each by log(2)
+    others = dense[1] - dense[1].mean()
+    squares = expected.square().sum().item() + others.square().sum().item()
+    assert score.logits_error == pytest.approx(math.sqrt(moved / squares), rel=1e-5)
 
 
 def test_the_text_is_cut_into_whole_windows() -> None:
