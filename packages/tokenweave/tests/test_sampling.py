@@ -83,6 +83,32 @@ def test_a_nucleus_is_the_same_where_a_guess_of_its_edge_fails(top_p: float, hea
     assert native_sample(POOLS[-1], logits, rows) == reference_sample(logits, rows)
 
 
+@pytest.mark.parametrize("scale", [1e-4, 0.02, 1.0, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_a_nucleus_is_the_same_where_rough_weights_do_not_settle_its_edge(scale: float, top_p: float) -> None:
+    """Of nearly even rows a token weighs about as much as rough weights may be off, all together."""
+    logits = logits_of(2, 6, 20_011, scale, False)
+    rows = [
+        SamplingRow(np.zeros(1, np.int32), 0, seed, top_p=top_p, temperature=temperature, min_p=min_p)
+        for seed, (temperature, min_p) in enumerate(
+            [(1.0, 0.0), (0.6, 0.0), (1e-4, 0.0), (2e3, 0.0), (1.3, 0.2), (1.0, 1e-6)]
+        )
+    ]
+    expected = reference_sample(logits, rows)
+    for pool in POOLS:
+        assert native_sample(pool, logits, rows) == expected
+
+
+def test_an_infinity_below_may_stand_anywhere_in_a_nucleus_of_few() -> None:
+    logits = logits_of(3, 4, 9_000, 5.0, False)
+    logits[:, ::3] = -float("inf")
+    logits[2:, 10:] = -float("inf")
+    rows = [SamplingRow(np.zeros(1, np.int32), 0, seed, top_p=0.97) for seed in range(4)]
+    expected = reference_sample(logits, rows)
+    for pool in POOLS:
+        assert native_sample(pool, logits, rows) == expected
+
+
 def test_all_of_a_large_vocabulary_may_tie_at_the_top_k_edge() -> None:
     logits = torch.zeros(4, 5000)
     rows = [SamplingRow(np.zeros(1, np.int32), 0, seed, top_k=5, top_p=0.9) for seed in range(4)]

@@ -43,6 +43,22 @@ inline uint64_t mass_of(float weight, double magic) {
     return bits - offset;
 }
 
+// The mass of tokens that were weighed roughly lies between these.
+struct Tail {
+    uint64_t low = 0, high = 0;
+};
+// How far off, at most, a rough weight is: the scale is rounded, and its product, so the exponent of a weight of 2^-37
+// is off by 37 * 2^-23; the fit by 1e-7; and a sum of a chunk by a few roundings. The double of that.
+constexpr double ROUGH_ERROR = 1.2e-5;
+
+// `sum`: of `count` rough weights. Rounding to quanta adds or takes half of one for each.
+inline Tail tail_of(double sum, int64_t count, double quanta) {
+    const double slack = 0.5 * static_cast<double>(count) + 2;
+    const double low = sum * quanta * (1 - ROUGH_ERROR) - slack;
+    const double high = sum * quanta * (1 + ROUGH_ERROR) + slack;
+    return {low > 0 ? static_cast<uint64_t>(low) : 0, static_cast<uint64_t>(high)};
+}
+
 // SplitMix64 (Steele, Lea, Flood 2014).
 inline uint64_t mix64(uint64_t value) {
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;

@@ -133,15 +133,52 @@ TW_INLINE uint64_t total(const MassSums& sums, int64_t num_groups, double magic)
     return all - static_cast<uint64_t>(num_groups * LANES) * bits;
 }
 
-// Appends the values whose bits are set to what is kept.
-TW_INLINE int64_t append(uint32_t bits, const float* values, int64_t first, float* kept, int32_t* places,
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each mask of eight lanes, the places of its bits.
+struct PackOrders {
+    uint8_t order[256][8];
+    constexpr PackOrders() : order() {
+        for (int mask = 0; mask < 256; ++mask)
+            for (int lane = 0, found = 0; lane < 8; ++lane)
+                if (mask >> lane & 1) order[mask][found++] = static_cast<uint8_t>(lane);
+    }
+};
+alignas(64) constexpr PackOrders PACK_ORDERS;
+#endif
+
+// Appends the lanes whose bits are set to what is kept, and where they stand. Writes a whole group of lanes each time:
+// `found` is at most `first`, so that ends within as many groups as were read.
+TW_INLINE int64_t append(uint32_t bits, Floats values, int64_t first, float* kept, int32_t* places,
                          int64_t found) {
-    for (; bits; bits &= bits - 1) {
-        const int64_t place = first + __builtin_ctz(bits);
-        kept[found] = values[place];
-        places[found++] = static_cast<int32_t>(place);
+    if (!bits) return found;
+#if defined(__AVX512F__)
+    const __mmask16 mask = static_cast<__mmask16>(bits);
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i where = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(first)));
+    _mm512_storeu_ps(kept + found, _mm512_maskz_compress_ps(mask, values.part[0]));
+    _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(mask, where));
+    return found + __builtin_popcount(bits);
+#elif defined(__AVX2__)
+    TW_EACH_PART {
+        const uint32_t mask = bits >> (8 * i) & 0xff;
+        const __m256i order =
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(PACK_ORDERS.order[mask])));
+        const __m256i where = _mm256_add_epi32(order, _mm256_set1_epi32(static_cast<int>(first) + 8 * i));
+        _mm256_storeu_ps(kept + found, _mm256_permutevar8x32_ps(values.part[i], order));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(places + found), where);
+        found += __builtin_popcount(mask);
     }
     return found;
+#else
+    float lanes[LANES];
+    store(lanes, values);
+    for (; bits; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        kept[found] = lanes[lane];
+        places[found++] = static_cast<int32_t>(first + lane);
+    }
+    return found;
+#endif
 }
 
 TW_INLINE Floats above_or_zero(Floats weights, float floor) {
@@ -167,7 +204,7 @@ TW_INLINE void weigh_row(const WeighArgs& args, Weighed* out) {
             if (!SPLITS) continue;
             add_masses(above, above_or_zero(weight, args.high), args.magic);
             const uint32_t between = bits_above(weight, low) & ~bits_above(weight, high);
-            out->num_between = append(between, args.weights, i, args.between, args.places, out->num_between);
+            out->num_between = append(between, weight, i, args.between, args.places, out->num_between);
         }
         const int64_t groups = (end - start + LANES - 1) / LANES;
         const uint64_t mass = total(all, groups, args.magic);
@@ -186,6 +223,63 @@ static void weigh(const WeighArgs& args, Weighed* out) {
     return divides ? weigh_row<true, true>(args, out) : weigh_row<true, false>(args, out);
 }
 
+// 2^(x * scale) for x <= 0, about; x * scale is -64 at least. The coefficients are a minimax fit of 2^f, f within half
+// of 0, to 3e-6. Tail says how far off a sum may be.
+TW_INLINE Floats exp2_about(Floats x, Floats scale) {
+    const Floats magic = broadcast(12582912.0f);  // 1.5 * 2^23, see exp2
+    const Floats shifted = fma(x, scale, magic);
+    const Floats f = fma(x, scale, magic - shifted);
+    Floats p = broadcast(9.58285282e-03f);
+    p = fma(p, f, broadcast(5.59064278e-02f));
+    p = fma(p, f, broadcast(2.40240986e-01f));
+    p = fma(p, f, broadcast(6.93124193e-01f));
+    p = fma(p, f, broadcast(1.0f));
+    TW_EACH_PART {
+        const WordPart exponent = reinterpret_cast<WordPart>(shifted.part[i]) << 23;
+        p.part[i] = reinterpret_cast<FloatPart>(reinterpret_cast<WordPart>(p.part[i]) + exponent);
+    }
+    return p;
+}
+
+// Of one chunk; a chunk without candidates (KEEPS false) is only weighed.
+template <bool KEEPS>
+TW_INLINE void split_chunk(const SplitArgs& args, int64_t start, int64_t end, DoublePart (&sums)[2],
+                           Split* out) {
+    const Floats highest = broadcast(args.highest), scale = broadcast(args.scale);
+    const Floats floor = broadcast(args.floor), lowest = broadcast(-64.0f / args.scale);
+    Floats sum = zeros();
+    for (int64_t i = start; i < end; i += LANES) {
+        const Floats scores = load_lanes(args.scores, i, end, -__builtin_inff());
+        const Floats x = scores - highest;
+        Floats weight = exp2_about(max(x, lowest), scale);
+        if (KEEPS) {
+            TW_EACH_PART weight.part[i] = x.part[i] > floor.part[i] ? FloatPart{} : weight.part[i];
+            out->num_candidates =
+                append(bits_above(x, floor), scores, i, args.candidates, args.places, out->num_candidates);
+        }
+        sum = sum + weight;
+    }
+    TW_EACH_PART {
+        sums[0] += lower_doubles(sum.part[i]);
+        sums[1] += upper_doubles(sum.part[i]);
+    }
+}
+
+// See SplitArgs.
+static void split(const SplitArgs& args, Split* out) {
+    DoublePart sums[2] = {};
+    out->num_candidates = 0;
+    for (int64_t start = 0; start < args.count; start += SAMPLING_CHUNK) {
+        const int64_t end = start + SAMPLING_CHUNK < args.count ? start + SAMPLING_CHUNK : args.count;
+        if (args.maxima[start / SAMPLING_CHUNK] - args.highest > args.floor)
+            split_chunk<true>(args, start, end, sums, out);
+        else split_chunk<false>(args, start, end, sums, out);
+    }
+    const DoublePart lanes = sums[0] + sums[1];
+    out->tail = 0;
+    for (int i = 0; i < WIDTH / 2; ++i) out->tail += lanes[i];
+}
+
 // The mass of the weights above `floor`.
 static uint64_t mass_above(const float* weights, int64_t count, float floor, double magic) {
     MassSums sums;
@@ -199,8 +293,8 @@ static int64_t keep_above(const float* values, int64_t count, float floor, float
     const Floats bound = broadcast(floor);
     int64_t found = 0;
     for (int64_t i = 0; i < count; i += LANES) {
-        const uint32_t bits = bits_above(load_lanes(values, i, count, -__builtin_inff()), bound);
-        found = append(bits, values, i, kept, places, found);
+        const Floats group = load_lanes(values, i, count, -__builtin_inff());
+        found = append(bits_above(group, bound), group, i, kept, places, found);
     }
     return found;
 }

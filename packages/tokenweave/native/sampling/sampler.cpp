@@ -4,13 +4,12 @@
 #include <cmath>
 #include <cstring>
 
-#include "../kernels/scratch.h"
 #include "arithmetic.h"
+#include "row_scratch.h"
 
 namespace tokenweave {
 namespace {
 
-constexpr int HISTOGRAM_BINS = 2048;
 // How the bits of a weight are taken apart, the highest first. Positive floats order as their bits do.
 struct Digit {
     int shift;
@@ -19,38 +18,19 @@ struct Digit {
 constexpr Digit DIGITS[] = {{19, 0x7ff}, {8, 0x7ff}, {0, 0xff}};  // no weight is above 1
 
 constexpr int64_t MIN_BRACKET_COUNT = 4096;  // from here on a guess saves more than it costs
+constexpr int64_t MAX_FEW_SAMPLED = 256;     // of a sample
 constexpr int64_t SAMPLED_PART = 16;         // so many of each chunk, which is the same fraction of it
 static_assert(SAMPLED_PART * SAMPLED_PART == SAMPLING_CHUNK);
 
-struct Scratch {
-    float* scores;           // (vocab_size,)
-    float* weights;          // (vocab_size,)
-    float* kept;             // (vocab_size,)
-    int32_t* places;         // (vocab_size,)
-    float* maxima;           // one for each chunk
-    uint64_t* chunk_masses;  // one for each chunk
-    uint64_t* histogram;     // (HISTOGRAM_BINS,)
-};
-
-size_t divide(char* memory, int64_t vocab_size, Scratch* scratch) {
-    size_t used = 0;
-    const auto take = [&](size_t size_bytes) { return take_scratch(memory, used, size_bytes); };
-    const size_t entries = static_cast<size_t>(vocab_size);
-    const size_t chunks = static_cast<size_t>(vocab_size) / SAMPLING_CHUNK + 1;
-    scratch->scores = reinterpret_cast<float*>(take(entries * sizeof(float)));
-    scratch->weights = reinterpret_cast<float*>(take(entries * sizeof(float)));
-    scratch->kept = reinterpret_cast<float*>(take(entries * sizeof(float)));
-    scratch->places = reinterpret_cast<int32_t*>(take(entries * sizeof(int32_t)));
-    scratch->maxima = reinterpret_cast<float*>(take(chunks * sizeof(float)));
-    scratch->chunk_masses = reinterpret_cast<uint64_t*>(take(chunks * sizeof(uint64_t)));
-    scratch->histogram = reinterpret_cast<uint64_t*>(take(HISTOGRAM_BINS * sizeof(uint64_t)));
-    return used;
-}
-
-// The nucleus's edge is probably a weight in (low, high]. No guess: high is below 0.
+// The nucleus's edge is probably a weight in (low, high], and almost certainly one above `floor`. No guess: high is below
+// 0.
 struct Bracket {
-    float low = -1, high = -1;
+    float low = -1, high = -1, floor = -1;
 };
+
+// Between these temperatures a difference of scores over the temperature is no infinity, and no NaN.
+constexpr double MIN_ROUGH_TEMPERATURE = 1e-3, MAX_ROUGH_TEMPERATURE = 1e3;
+constexpr double LOG2_E = 1.4426950408889634;
 
 // One row on its way to a token.
 class Row {
@@ -97,10 +77,16 @@ class Row {
     bool has_top_k() const { return params_.top_k > 0 && params_.top_k < vocab_size_; }
 
     int64_t draw(const float* scores, float highest) {
-        if (!has_top_k()) return draw_of(scores, vocab_size_, highest);
-        const int64_t count = keep_best(scores, params_.top_k);
-        std::memcpy(scratch_.scores, scratch_.kept, count * sizeof(float));
-        return scratch_.places[draw_of(scratch_.scores, count, highest)];
+        if (has_top_k()) {
+            const int64_t count = keep_best(scores, params_.top_k);
+            std::memcpy(scratch_.scores, scratch_.kept, count * sizeof(float));
+            return scratch_.places[draw_of(scratch_.scores, count, highest, {})];
+        }
+        if (params_.top_p == 1 || vocab_size_ < MIN_BRACKET_COUNT)
+            return draw_of(scores, vocab_size_, highest, {});
+        const Bracket bracket = guess_edge(scores, highest);
+        const int64_t token = draw_of_candidates(scores, highest, bracket);
+        return token >= 0 ? token : draw_of(scores, vocab_size_, highest, bracket);
     }
 
     // Every value that is no less than the k-th best, to `kept` and `places`; equals of the k-th all stay. The k-th
@@ -140,24 +126,54 @@ class Row {
     }
 
     // Draws among `count` scores. Those that stay weigh more than `edge_`, or as much and stand no later than
-    // `last_equal_`. Once weighed, `scores` are no longer needed, and their room may be used.
-    int64_t draw_of(const float* scores, int64_t count, float highest) {
-        const bool is_nucleus = params_.top_p < 1;
-        Bracket bracket;
-        if (is_nucleus && !has_top_k() && count >= MIN_BRACKET_COUNT) bracket = guess_edge(scores, highest);
+    // `last_equal_`.
+    int64_t draw_of(const float* scores, int64_t count, float highest, Bracket bracket) {
+        keep_all_of(scores, count, highest, bracket);
+        has_chunk_masses_ = params_.top_p >= 1;
+        if (!has_chunk_masses_) keep_nucleus(count, bracket, {});
+        keep_min_p(count);
+        return inverse_cdf(count);
+    }
+
+    // Draws among the tokens that are heavier than the bracket's floor, of which the nucleus probably is
+    // a part; the others are weighed roughly, and exactly where that does not settle where the edge is. -1: the nucleus
+    // may have others. A sampler that weighed all exactly would find the same edge.
+    int64_t draw_of_candidates(const float* scores, float highest, Bracket bracket) {
+        const double temperature = params_.temperature;
+        if (!(bracket.floor > 0) || temperature < MIN_ROUGH_TEMPERATURE ||
+            temperature > MAX_ROUGH_TEMPERATURE)
+            return -1;
+        const float floor = static_cast<float>(std::log(bracket.floor) * temperature);
+        Split split;
+        passes_.split({scores, vocab_size_, highest, floor, static_cast<float>(LOG2_E / temperature),
+                       scratch_.maxima, scratch_.candidates, scratch_.standing},
+                      &split);
+        const int64_t count = split.num_candidates;
+        const Bracket inner = count < MIN_BRACKET_COUNT ? Bracket{} : bracket;
+        keep_all_of(scratch_.candidates, count, highest, inner);
+        if (!keep_nucleus(count, inner, tail_of(split.tail, vocab_size_ - count, quanta_))) {
+            const uint64_t all = weigh(scores, vocab_size_, highest, params_.temperature, {}).total;
+            keep_all_of(scratch_.candidates, count, highest, inner);
+            if (!keep_nucleus(count, inner, {all - total_, all - total_})) return -1;
+        }
+        if (edge_ <= std::exp(floor / temperature) * (1 + ROUGH_ERROR)) return -1;
+        keep_min_p(count);
+        return scratch_.standing[inverse_cdf(count)];
+    }
+
+    void keep_all_of(const float* scores, int64_t count, float highest, Bracket bracket) {
         weighed_ = weigh(scores, count, highest, params_.temperature, bracket);
         total_ = weighed_.total;
         edge_ = 0;
         last_equal_ = count;
-        has_chunk_masses_ = !is_nucleus;
-        if (is_nucleus) keep_nucleus(count, bracket);
-        if (params_.min_p > edge_) {
-            edge_ = params_.min_p;
-            last_equal_ = count;
-            has_chunk_masses_ = false;
-            total_ = passes_.mass_above(scratch_.weights, count, just_below(edge_), magic_);
-        }
-        return inverse_cdf(count);
+    }
+
+    void keep_min_p(int64_t count) {
+        if (!(params_.min_p > edge_)) return;
+        edge_ = params_.min_p;
+        last_equal_ = count;
+        has_chunk_masses_ = false;
+        total_ = passes_.mass_above(scratch_.weights, count, just_below(edge_), magic_);
     }
 
     Weighed weigh(const float* scores, int64_t count, float highest, float temperature,
@@ -192,11 +208,16 @@ class Row {
             masses[bits_of(weight) >> DIGITS[0].shift] += mass;
             all += mass;
         }
-        return bracket_of(masses, static_cast<double>(all));
+        Bracket bracket = bracket_of(masses, static_cast<double>(all));
+        // A few more candidates cost less than a wrong guess, and many more do not.
+        const bool is_few = passes_.count_above(scratch_.weights, count, bracket.floor) < MAX_FEW_SAMPLED;
+        if (!is_few) bracket.floor = bracket.low;
+        return bracket;
     }
 
     // From the largest digit at which the mass from there up reaches a little less than top_p, to that at which it
-    // reaches a little more: three standard deviations of what so large a sample says of an even distribution.
+    // reaches a little more: three standard deviations of what so large a sample says of an even distribution. The
+    // floor leaves out a tenth of what top_p does.
     Bracket bracket_of(const uint64_t* masses, double all) const {
         const double p = params_.top_p;
         const double slack = std::min(0.08 * std::sqrt(p * (1 - p)), 0.75 * (1 - p));
@@ -206,28 +227,35 @@ class Row {
             while (digit > 0 && static_cast<double>(above + masses[digit]) < target) above += masses[digit--];
             return digit << DIGITS[0].shift;
         };
+        const auto below = [](uint32_t bits) { return bits ? float_of(bits - 1) : 0.0f; };
         const uint32_t high = descend((p - slack) * all) + (1u << DIGITS[0].shift) - 1;
         const uint32_t low = descend((p + slack) * all);
-        return {low ? float_of(low - 1) : 0.0f, float_of(high)};
+        return {below(low), float_of(high), below(descend((1 - 0.1 * (1 - p)) * all))};
     }
 
     // The likeliest that reach top_p of the mass: a token stays when those before it, the likeliest first and of
-    // equals the first, hold less than top_p. Digit by digit finds the weight at the edge without a sort.
-    void keep_nucleus(int64_t count, Bracket bracket) {
-        const double target = params_.top_p * static_cast<double>(total_);
+    // equals the first, hold less than top_p. Digit by digit finds the weight at the edge without a sort. False where
+    // that depends on what `tail` weighs, or goes beyond what was weighed.
+    bool keep_nucleus(int64_t count, Bracket bracket, Tail tail) {
+        const uint64_t weighed = total_;
+        const double target = params_.top_p * static_cast<double>(weighed + tail.high);
         num_between_ = weighed_.num_between;
         has_chunk_masses_ =
             bracket.high >= 0 && static_cast<double>(weighed_.above) < target && num_between_ > 0;
         if (has_chunk_masses_) {
-            std::copy(scratch_.kept, scratch_.kept + num_between_, scratch_.scores);
-            has_chunk_masses_ = find_edge(num_between_, target, weighed_.above, scratch_.scores);
+            std::copy(scratch_.kept, scratch_.kept + num_between_, scratch_.work);
+            has_chunk_masses_ = find_edge(num_between_, target, weighed_.above, scratch_.work);
         }
         if (!has_chunk_masses_) {
             const bool is_floor = bracket.high >= 0 && static_cast<double>(weighed_.above) >= target;
             const int64_t left = keep_candidates(count, target, is_floor ? bracket.high : 0);
-            find_edge(left, target, 0, scratch_.kept);
+            if (!find_edge(left, target, 0, scratch_.kept)) return false;
         }
+        const uint64_t before = total_ - mass_of(edge_, magic_);  // what the last that stays has before it
+        if (static_cast<double>(before) >= params_.top_p * static_cast<double>(weighed + tail.low))
+            return false;
         last_equal_ = passes_.find_equal(scratch_.weights, count, edge_, num_equal_ - 1);
+        return true;
     }
 
     // The edge among `count` weights in `kept`, when the heavier ones have the mass `above`. False if all of them
@@ -250,7 +278,7 @@ class Row {
             (static_cast<double>(total_) - target) / (2.0 * static_cast<double>(count)) - 0.5;
         floor = std::max(floor, static_cast<float>(std::max(0.0, spare / quanta_)));
         return passes_.keep_above(scratch_.weights, count, floor, scratch_.kept,
-                                  reinterpret_cast<int32_t*>(scratch_.scores));
+                                  reinterpret_cast<int32_t*>(scratch_.work));
     }
 
     // Of `count` weights in `kept`, leaves those whose digit is that of the edge: the largest digit at which the

@@ -25,9 +25,26 @@ struct Weighed {
     int64_t num_between;
 };
 
+// Lays aside the scores that are more than `floor` above `highest` (floor < 0), in order, with where they stand, and sums
+// up roughly what the others weigh: see Tail.
+struct SplitArgs {
+    const float* scores;
+    int64_t count;
+    float highest, floor;
+    float scale;          // log2(e) / temperature
+    const float* maxima;  // of each chunk
+    float* candidates;    // (count,), rounded up to whole groups of lanes
+    int32_t* places;      // likewise
+};
+struct Split {
+    int64_t num_candidates;
+    double tail;
+};
+
 struct SamplingTable {
     float (*largest)(const float* values, int64_t count, float* chunk_maxima);
     void (*weigh)(const WeighArgs& args, Weighed* out);
+    void (*split)(const SplitArgs& args, Split* out);
     uint64_t (*mass_above)(const float* weights, int64_t count, float floor, double magic);
     int64_t (*keep_above)(const float* values, int64_t count, float floor, float* kept, int32_t* places);
     int64_t (*count_above)(const float* values, int64_t count, float floor);

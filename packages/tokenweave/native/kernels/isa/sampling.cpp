@@ -4,6 +4,6 @@
 namespace tokenweave::TW_ISA {
 
 extern const SamplingTable sampling_table;
-const SamplingTable sampling_table = {largest, weigh, mass_above, keep_above, count_above, find_equal};
+const SamplingTable sampling_table = {largest, weigh, split, mass_above, keep_above, count_above, find_equal};
 
 }  // namespace tokenweave::TW_ISA
