@@ -21,6 +21,7 @@ from support.kernel_cases import (
 from support.rank_programs import norms_of
 from tokenweave.errors import KernelError
 from tokenweave.kernels import (
+    FORMATS,
     HeadLayout,
     NativeKernels,
     ReferenceKernels,
@@ -28,9 +29,11 @@ from tokenweave.kernels import (
     activation,
     attention,
     checks,
+    gated_linear,
     linear,
     make_kernels,
     norms,
+    quantise,
     rotary,
 )
 
@@ -58,6 +61,22 @@ def test_linear_equals_reference(kernels, dtype, m, n, k, with_bias):
     bias = randn(3, n) if with_bias else None
     got = kernels.linear(x, kernels.pack(weight, bias))
     assert_within(got, REFERENCE.linear(x, REFERENCE.pack(weight, bias)), linear.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 96, 576), (13, 70, 77), (40, 1, 64), (400, 33, 64), (0, 64, 64)]
+)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gated_linear_equals_reference(kernels, dtype, name, m, n, k, with_bias):
+    x, weights = randn(1, m, k, dtype=dtype), [(randn(i, n, k) * k**-0.5).to(dtype) for i in (2, 3)]
+    biases = [randn(i, n) if with_bias else None for i in (4, 5)]
+    got, expected = (
+        each.gated_linear(x, *(each.pack(w, b) for w, b in zip(weights, biases, strict=True)), name)
+        for each in (kernels, REFERENCE)
+    )
+    assert_within(got, expected, gated_linear.TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -226,6 +245,7 @@ def test_one_sequences_nan_stays_its_own(kernels):
 def test_bad_arguments_raise_and_say_what_was_expected(backend):
     kernels, heads = make_kernels(backend), LAYOUTS[0]
     packed, x = kernels.pack(randn(1, 32, 64)), randn(2, 3, 64)
+    stored = kernels.pack_stored(quantise(randn(1, 32, 64), FORMATS["q8_0"]))
     sequences = PagedSequences(kernels, heads, [20], torch.float32)
     batch, layer, qkv, cache = (
         sequences.batch([(0, 0, 20)]),
@@ -247,6 +267,16 @@ def test_bad_arguments_raise_and_say_what_was_expected(backend):
         (lambda: kernels.linear(x.T[:3].T, packed), "expected"),
         (lambda: kernels.linear(x, packed, out=torch.empty(3, 31)), r"expected torch.float32 \(3, 32\)"),
         (lambda: kernels.linear(torch.tensor(1.0), packed), "expected"),
+        (
+            lambda: kernels.gated_linear(x[:, :63], packed, packed),
+            r"\(3, 63\).*expected torch.float32 \(3, 64\)",
+        ),
+        (
+            lambda: kernels.gated_linear(x, packed, kernels.pack(x)),
+            "gate has 32 rows .*up 3 .*expected both alike",
+        ),
+        (lambda: kernels.gated_linear(x, packed, packed, "relu"), "'relu', expected one of silu, gelu_tanh"),
+        (lambda: kernels.gated_linear(x, packed, stored), "stored as None and q8_0, expected both"),
         (lambda: kernels.pack(x.double()), "torch.float64, expected torch.float32 or torch.bfloat16"),
         (lambda: kernels.pack(x, randn(1, 4)), r"bias is .*\(4,\).*expected torch.float32 \(3,\)"),
         (lambda: kernels.gather_rows(packed, torch.arange(3)), "int64.*expected torch.int32"),

@@ -37,6 +37,7 @@ def test_kernel_tests_pass_under_the_sanitizers() -> None:
         str(Path(__file__).with_name(name))
         for name in (
             "test_kernels.py",
+            "test_gated_linear.py",
             "test_kernels_invariance.py",
             "test_sampling.py",
             "test_stored_linear.py",

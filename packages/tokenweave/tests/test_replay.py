@@ -31,6 +31,7 @@ class Model:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(2 * WIDTH, WIDTH, generator=generator).to(dtype) / 8
         self.weight = self.kernels.pack(weight)
+        self.gate, self.up = (self.kernels.pack(half) for half in weight.chunk(2))
         self.norms = ResidualNorms(torch.ones(WIDTH, dtype=dtype), 1e-5)
         self.ids = torch.zeros(ROWS, dtype=torch.int32)
         self._between = between
@@ -43,7 +44,7 @@ class Model:
 
     def mlp(self, step: Step) -> None:
         normed = self.kernels.add_rms_norm(self.rows, self.residual, self.norms)
-        self.rows = self._between(self.kernels.silu_and_mul(self.kernels.linear(normed, self.weight)))
+        self.rows = self._between(self.kernels.gated_linear(normed, self.gate, self.up))
 
     def logits(self, step: Step) -> None:
         self.out = self.rows.float().softmax(-1)
@@ -134,8 +135,8 @@ def test_a_call_that_fails_raises_its_error_and_ends_the_replay() -> None:
     model = Model(torch.float32)
     calls = captured(model)
     kept = model.rows.clone()
-    failing = calls._list._records[calls.num_calls - 2]
-    failing.words[8] = 2**64 - 1  # -1 rows
+    failing = calls._list._records[calls.num_calls - 1]
+    failing.words[9] = 2**64 - 1  # -1 rows
     model.ids.fill_(5)
     with pytest.raises(KernelError, match="invalid argument"):
         calls.run()

@@ -77,6 +77,13 @@ TW_API int tw_pack(tw_pool* pool, const void* weight, int64_t ldw, int weight_dt
 /* y (m, n) = x (m, k) weight^T + bias (n) float32 or NULL. out_dtype: dtype or TW_FLOAT32. */
 TW_API int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* packed, const float* bias,
                      void* y, int64_t ldy, int64_t m, int64_t n, int64_t k, int dtype, int out_dtype);
+/* The activation of a gated linear unit. */
+typedef enum tw_activation { TW_SILU = 0, TW_GELU_TANH = 1 /* GELU by its tanh */ } tw_activation;
+/* out (m, n) = activation(x gate^T + gate_bias) * (x up^T + up_bias): both weights (n, k) as tw_linear takes them. The
+ * products are not rounded before the activation. */
+TW_API int tw_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const void* gate,
+                           const float* gate_bias, const void* up, const float* up_bias, void* out,
+                           int64_t ldo, int64_t m, int64_t n, int64_t k, int activation, int dtype);
 /* out (m, k): row ids[i] - first_row of a packed weight, or zeros where it has no such row. */
 TW_API int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_t m, int64_t first_row,
                           int64_t n, int64_t k, void* out, int dtype);
@@ -116,6 +123,10 @@ TW_API int tw_pack_stored(tw_pool* pool, const void* blocks, int64_t row_bytes, 
 /* As tw_linear. */
 TW_API int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_stack* weights,
                             const float* bias, void* y, int64_t ldy, int64_t m, int dtype, int out_dtype);
+/* As tw_gated_linear, of two stacks with one part each, alike but for their formats. */
+TW_API int tw_stored_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_stack* gate,
+                                  const float* gate_bias, const tw_stored_stack* up, const float* up_bias,
+                                  void* out, int64_t ldo, int64_t m, int activation, int dtype);
 /* As tw_gather_rows: the values that the blocks stand for, rounded once to `dtype`. */
 TW_API int tw_stored_gather_rows(tw_pool* pool, const tw_stored_stack* weights, const int32_t* ids, int64_t m,
                                  int64_t first_row, void* out, int dtype);

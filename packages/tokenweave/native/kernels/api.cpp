@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "checks.h"
+#include "gated.h"
 
 using namespace tokenweave;
 
@@ -35,12 +36,12 @@ int64_t rows_of_block(int64_t row_bytes) {
 }
 
 // Copies x to rows that do not alias: with a cache line between them, each begins in the set after the last
-// one's.
-void spread_rows(Pool& pool, LinearArgs& args) {
+// one's. They lie behind the `used` bytes of the scratch.
+void spread_rows(Pool& pool, LinearArgs& args, int64_t used) {
     const int64_t size = element_bytes(args.dtype);
     const int64_t stride = div_up(args.k * size, CACHE_LINE_BYTES) * CACHE_LINE_BYTES + CACHE_LINE_BYTES;
-    pool.reserve(args.m * stride);
-    char* const rows = pool.caller_scratch();
+    pool.reserve(used + args.m * stride);
+    char* const rows = pool.caller_scratch() + used;
     for (int64_t row = 0; row < args.m; ++row)
         std::memcpy(rows + row * stride, static_cast<const char*>(args.x) + row * args.ldx * size,
                     args.k * size);
@@ -48,20 +49,63 @@ void spread_rows(Pool& pool, LinearArgs& args) {
     args.ldx = stride / size;
 }
 
-int multiply_block(Pool& pool, LinearArgs& args) {
-    const int64_t size = element_bytes(args.dtype);
-    if (args.m > MAX_ALIAS_ROWS && args.ldx * size % ALIAS_BYTES == 0) {
-        try {
-            spread_rows(pool, args);
-        } catch (const std::bad_alloc&) {
-            return TW_ERROR_OUT_OF_MEMORY;
+// Calls multiply(args) for blocks of the rows of `whole`, `scratch_bytes` being free in every worker's scratch.
+template <typename Multiply>
+int for_row_blocks(Pool& pool, const LinearArgs& whole, int64_t scratch_bytes, const Multiply& multiply) {
+    const int64_t size = element_bytes(whole.dtype), out_size = element_bytes(whole.out_dtype);
+    const int64_t block_rows = rows_of_block(whole.k * size);
+    try {
+        for (int64_t row = 0; row < whole.m; row += block_rows) {
+            LinearArgs args = whole;
+            args.x = static_cast<const char*>(whole.x) + row * whole.ldx * size;
+            args.y = static_cast<char*>(whole.y) + row * whole.ldy * out_size;
+            args.m = std::min(block_rows, whole.m - row);
+            if (args.m > MAX_ALIAS_ROWS && args.ldx * size % ALIAS_BYTES == 0)
+                spread_rows(pool, args, scratch_bytes);
+            pool.reserve(scratch_bytes);
+            multiply(args);
         }
+    } catch (const std::bad_alloc&) {
+        return TW_ERROR_OUT_OF_MEMORY;
     }
-    const int64_t min_panels = div_up(MIN_PART_BYTES, std::max<int64_t>(1, args.k * size * PANEL));
-    const auto kernel = pool.kernels().dense.linear;
-    run_range(pool, div_up(args.n, PANEL), min_panels,
-              [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
+}
+
+// Panels that are worth a worker, each of `weights` matrices.
+int64_t panels_of_grain(const LinearArgs& args, int weights) {
+    const int64_t panel_bytes = args.k * element_bytes(args.dtype) * PANEL;
+    return div_up(MIN_PART_BYTES, std::max<int64_t>(1, panel_bytes * weights));
+}
+
+struct Gated {
+    const void *gate, *up;
+    const float *gate_bias, *up_bias;
+    int activation;
+};
+
+void multiply_gated(Pool& pool, const LinearArgs& args, const Gated& gated) {
+    const KernelTable& kernels = pool.kernels();
+    const int64_t size = element_bytes(args.dtype),
+                  panel_bytes = tw_packed_size_bytes(PANEL, args.k, args.dtype);
+    const auto multiply = [&](const GatedPart& part, bool is_up, float* sums, int64_t ld) {
+        const float* const bias = is_up ? gated.up_bias : gated.gate_bias;
+        LinearArgs product = args;
+        product.x = static_cast<const char*>(args.x) + part.first_row * args.ldx * size;
+        product.m = part.rows;
+        product.packed =
+            static_cast<const char*>(is_up ? gated.up : gated.gate) + part.first_panel * panel_bytes;
+        product.bias = bias ? bias + part.first_panel * PANEL : nullptr;
+        product.n = part.width;
+        product.y = sums;
+        product.ldy = ld;
+        product.out_dtype = TW_FLOAT32;
+        kernels.dense.linear(product, 0, part.panels);
+    };
+    run_range(pool, div_up(args.n, PANEL), panels_of_grain(args, 2),
+              [&](int64_t first, int64_t last, char* scratch) {
+                  gate_panels(kernels, args.y, args.ldy, args.m, args.n, gated.activation, args.dtype, first,
+                              last, scratch, multiply);
+              });
 }
 
 }  // namespace
@@ -116,17 +160,24 @@ int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* packed, con
     if (!pool || m < 0 || n < 0 || k < 0 || ldx < k || ldy < n || !is_dtype(dtype) ||
         (out_dtype != dtype && out_dtype != TW_FLOAT32))
         return TW_ERROR_INVALID_ARGUMENT;
-    LinearArgs args{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
-    const int64_t block_rows = rows_of_block(k * element_bytes(dtype));
-    for (int64_t row = 0; row < m; row += block_rows) {
-        args.x = static_cast<const char*>(x) + row * ldx * element_bytes(dtype);
-        args.ldx = ldx;
-        args.y = static_cast<char*>(y) + row * ldy * element_bytes(out_dtype);
-        args.m = std::min(block_rows, m - row);
-        const int status = multiply_block(pool->pool, args);
-        if (status != TW_OK) return status;
-    }
-    return TW_OK;
+    const LinearArgs whole{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
+    const auto kernel = pool->pool.kernels().dense.linear;
+    return for_row_blocks(pool->pool, whole, 0, [&](const LinearArgs& args) {
+        run_range(pool->pool, div_up(n, PANEL), panels_of_grain(args, 1),
+                  [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
+    });
+}
+
+int tw_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const void* gate, const float* gate_bias,
+                    const void* up, const float* up_bias, void* out, int64_t ldo, int64_t m, int64_t n,
+                    int64_t k, int activation, int dtype) {
+    if (!pool || m < 0 || n < 0 || k < 0 || ldx < k || ldo < n || !is_activation(activation) ||
+        !is_dtype(dtype))
+        return TW_ERROR_INVALID_ARGUMENT;
+    const LinearArgs whole{x, ldx, nullptr, nullptr, out, ldo, m, n, k, dtype, dtype};
+    const Gated gated{gate, up, gate_bias, up_bias, activation};
+    return for_row_blocks(pool->pool, whole, GATED_SCRATCH_BYTES,
+                          [&](const LinearArgs& args) { multiply_gated(pool->pool, args, gated); });
 }
 
 int tw_gather_rows(tw_pool* pool, const void* packed, const int32_t* ids, int64_t m, int64_t first_row,
@@ -152,11 +203,12 @@ int tw_rms_norm(tw_pool* pool, const void* x, int64_t ldx, float* residual, int6
     return TW_OK;
 }
 
-static int gate_and_mul(tw_pool* pool, void (*RowTable::*kernel_of)(const GateArgs&, int64_t, int64_t),
-                        const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i, int dtype) {
+static int gate_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
+                        int activation, int dtype) {
     if (!pool || m < 0 || i < 0 || ldg < 2 * i || !is_dtype(dtype)) return TW_ERROR_INVALID_ARGUMENT;
-    const GateArgs args{gate_up, ldg, out, i, dtype};
-    const auto kernel = pool->pool.kernels().rows.*kernel_of;
+    const void* const up = static_cast<const char*>(gate_up) + i * element_bytes(dtype);
+    const GateArgs args{gate_up, up, ldg, out, i, i, activation, dtype, dtype};
+    const auto kernel = pool->pool.kernels().rows.gate_and_mul;
     run_range(pool->pool, m, rows_of_grain(2 * i),
               [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     return TW_OK;
@@ -164,10 +216,10 @@ static int gate_and_mul(tw_pool* pool, void (*RowTable::*kernel_of)(const GateAr
 
 int tw_silu_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
                     int dtype) {
-    return gate_and_mul(pool, &RowTable::silu_and_mul, gate_up, ldg, out, m, i, dtype);
+    return gate_and_mul(pool, gate_up, ldg, out, m, i, TW_SILU, dtype);
 }
 
 int tw_gelu_tanh_and_mul(tw_pool* pool, const void* gate_up, int64_t ldg, void* out, int64_t m, int64_t i,
                          int dtype) {
-    return gate_and_mul(pool, &RowTable::gelu_tanh_and_mul, gate_up, ldg, out, m, i, dtype);
+    return gate_and_mul(pool, gate_up, ldg, out, m, i, TW_GELU_TANH, dtype);
 }

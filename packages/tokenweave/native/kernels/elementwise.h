@@ -200,29 +200,30 @@ TW_INLINE Floats gelu_tanh(Floats x) {
     return x / (broadcast(1.0f) + exp2(zeros() - max(two_y_log2_e, broadcast(-127.0f))));
 }
 
-template <typename Activation>
-void gate_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row, Activation activation) {
-    with_dtype(args.dtype, [&](auto type) {
-        using T = decltype(type);
-        for (int64_t row = first_row; row < last_row; ++row) {
-            const T* gate = static_cast<const T*>(args.gate_up) + row * args.ldg;
-            T* out = static_cast<T*>(args.out) + row * args.width;
-            for (int64_t i = 0; i < args.width; i += LANES) {
-                const int64_t count = args.width - i;
-                const Floats up = load_some(gate + args.width + i, count);
-                store_some(out + i, activation(load_some(gate + i, count)) * up, count);
-            }
+template <typename T, typename Out, typename Activation>
+void gate_rows(const GateArgs& args, int64_t first_row, int64_t last_row, Activation activation) {
+    for (int64_t row = first_row; row < last_row; ++row) {
+        const T* gate = static_cast<const T*>(args.gate) + row * args.ldg;
+        const T* up = static_cast<const T*>(args.up) + row * args.ldg;
+        Out* out = static_cast<Out*>(args.out) + row * args.ldo;
+        for (int64_t i = 0; i < args.width; i += LANES) {
+            const int64_t count = args.width - i;
+            store_some(out + i, activation(load_some(gate + i, count)) * load_some(up + i, count), count);
         }
+    }
+}
+
+static void gate_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row) {
+    with_dtype(args.dtype, [&](auto type) {
+        with_dtype(args.out_dtype, [&](auto out_type) {
+            const auto rows = [&](auto activation) {
+                gate_rows<decltype(type), decltype(out_type)>(args, first_row, last_row, activation);
+            };
+            if (args.activation == TW_SILU)
+                rows([](Floats x) __attribute__((always_inline)) { return silu(x); });
+            else rows([](Floats x) __attribute__((always_inline)) { return gelu_tanh(x); });
+        });
     });
-}
-
-static void silu_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row) {
-    gate_and_mul(args, first_row, last_row, [](Floats x) __attribute__((always_inline)) { return silu(x); });
-}
-
-static void gelu_tanh_and_mul(const GateArgs& args, int64_t first_row, int64_t last_row) {
-    gate_and_mul(args, first_row, last_row,
-                 [](Floats x) __attribute__((always_inline)) { return gelu_tanh(x); });
 }
 
 }  // namespace tokenweave::TW_ISA

@@ -73,11 +73,11 @@ struct ReduceNormArgs {
 };
 
 struct GateArgs {
-    const void* gate_up;
-    int64_t ldg;
+    const void *gate, *up;
+    int64_t ldg;  // of both
     void* out;
-    int64_t width;
-    int dtype;
+    int64_t ldo, width;
+    int activation, dtype, out_dtype;
 };
 
 struct RopeArgs {
@@ -132,8 +132,7 @@ struct DenseTable {
 struct RowTable {
     void (*rms_norm)(const NormArgs&, int64_t first_row, int64_t last_row);
     void (*reduce_norm)(const ReduceNormArgs&, int64_t first_row, int64_t last_row);
-    void (*silu_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
-    void (*gelu_tanh_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
+    void (*gate_and_mul)(const GateArgs&, int64_t first_row, int64_t last_row);
     void (*rope_and_store)(const RopeArgs&, int64_t first_row, int64_t last_row, char* scratch);
 };
 

@@ -50,8 +50,10 @@ constexpr Function entry(const char* name) {
 // Whatever a step calls. One that is not here keeps the models that call it from being captured.
 constexpr Function FUNCTIONS[] = {
     TW_REPLAYED(tw_linear),
+    TW_REPLAYED(tw_gated_linear),
     TW_REPLAYED(tw_gather_rows),
     TW_REPLAYED(tw_stored_linear),
+    TW_REPLAYED(tw_stored_gated_linear),
     TW_REPLAYED(tw_stored_gather_rows),
     TW_REPLAYED(tw_rms_norm),
     TW_REPLAYED(tw_silu_and_mul),

@@ -96,7 +96,7 @@ class Decoder:
                 yield layer.mlp.router
                 yield from () if layer.mlp.shared_gate is None else (layer.mlp.shared_gate,)
             for mlp in dense:
-                yield from (mlp.gate_up, mlp.down)
+                yield from (mlp.gate, mlp.up, mlp.down)
 
     def forward(self, plan: Plan, batch: ForwardBatch, cache: Tensor) -> Forward:
         """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave."""

@@ -134,11 +134,26 @@ class LayerLoader:
         return self._mlp(f"layers.{layer}", self.shard.columns(self.config.mlp_size(layer)))
 
     def _mlp(self, name: str, columns: range) -> Mlp:
-        return Mlp(
-            self._joined(name, {"gate": columns, "up": columns}),
-            self._summed(f"{name}.down", columns),
-            self.config.activation,
-        )
+        gate, up = self._gated(name, columns)
+        return Mlp(gate, up, self._summed(f"{name}.down", columns), self.config.activation)
+
+    def _gated(self, name: str, rows: range) -> tuple[PackedLinear, PackedLinear]:
+        """The rank's rows of gate and up: both stored, or both dense."""
+        names = [f"{name}.{part}" for part in ("gate", "up")]
+        biases = [
+            self._bias(f"{each}_bias", rows) if self.source.has(f"{each}_bias") else None for each in names
+        ]
+        stored = self.matrices.stack(dict.fromkeys(names, rows))
+        if stored is not None:
+            gate, up = (
+                self.kernels.pack_stored(*each, dtype=self.dtype) for each in zip(stored, biases, strict=True)
+            )
+        else:
+            gate, up = (
+                self._pack(self.matrices.dense(each, rows), bias)
+                for each, bias in zip(names, biases, strict=True)
+            )
+        return gate, up
 
     def _joined(self, name: str, rows: Mapping[str, range], heads: HeadPadding | None = None) -> PackedLinear:
         """The rank's rows of several matrices as one, those of `heads` widened.

@@ -19,14 +19,16 @@ from tokenweave.kernels import (
 class Mlp:
     """A gated MLP: the rank's columns of gate and up, and the rows of down that read them."""
 
-    gate_up: PackedLinear  # (2 * local intermediate, hidden)
+    gate: PackedLinear  # (local intermediate, hidden)
+    up: PackedLinear  # (local intermediate, hidden)
     down: PackedLinear  # (hidden, local intermediate)
     activation: Activation = "silu"
 
     def __call__(self, kernels: Kernels, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(num_tokens, hidden) -> this rank's partial sum of (num_tokens, hidden), in `out` if that is given."""
-        gate_and_mul = kernels.silu_and_mul if self.activation == "silu" else kernels.gelu_tanh_and_mul
-        return kernels.linear(gate_and_mul(kernels.linear(x, self.gate_up)), self.down, out=out)
+        return kernels.linear(
+            kernels.gated_linear(x, self.gate, self.up, self.activation), self.down, out=out
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,6 @@
 namespace tokenweave::TW_ISA {
 
 extern const RowTable row_table;
-const RowTable row_table = {rms_norm, reduce_norm, silu_and_mul, gelu_tanh_and_mul, rope_and_store};
+const RowTable row_table = {rms_norm, reduce_norm, gate_and_mul, rope_and_store};
 
 }  // namespace tokenweave::TW_ISA

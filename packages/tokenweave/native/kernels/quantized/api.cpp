@@ -3,6 +3,7 @@
 #include <new>
 
 #include "../checks.h"
+#include "../gated.h"
 #include "layout.h"
 
 using namespace tokenweave;
@@ -50,38 +51,73 @@ struct Quantised {
     int64_t num_groups, rows_together;
 };
 
-Quantised sizes_of(const Stack& stack, int64_t m) {
+// At most `most` rows together.
+Quantised sizes_of(const Stack& stack, int64_t m, int64_t most) {
     const int64_t num_groups = div_up(stack.first_column % GROUP_VALUES + stack.k, GROUP_VALUES);
     const int64_t row_bytes = num_groups * static_cast<int64_t>(sizeof(ActivationBlock));
     const int64_t rows = std::max(STORED_ROWS, ROW_BLOCK_BYTES / row_bytes / STORED_ROWS * STORED_ROWS);
-    return {num_groups, std::min(m, rows)};
+    return {num_groups, std::min({m, rows, most})};
 }
 
-void multiply_rows(Pool& pool, const Stack& stack, const QuantiseArgs& quantise,
-                   const StoredLinearArgs& args) {
-    const StoredTable& kernels = pool.kernels().stored;
-    run_range(pool, quantise.m, rows_of_grain(stack.k),
-              [&](int64_t first, int64_t last, char*) { kernels.quantise(quantise, first, last); });
-    const int64_t panel_bytes = std::max<int64_t>(1, stack.bytes / std::max<int64_t>(1, stack.num_panels));
-    run_range(pool, stack.num_panels, div_up(MIN_PART_BYTES, panel_bytes),
-              [&](int64_t first, int64_t last, char*) { kernels.linear(args, first, last); });
+// Panels that are worth a worker, each of `weights` matrices like this one.
+int64_t panels_of_grain(const Stack& stack, int weights) {
+    const int64_t panel_bytes = stack.bytes / std::max<int64_t>(1, stack.num_panels);
+    return div_up(MIN_PART_BYTES, std::max<int64_t>(1, panel_bytes * weights));
 }
 
-int multiply(Pool& pool, const Stack& stack, const void* x, int64_t ldx, const float* bias, void* y,
-             int64_t ldy, int64_t m, int dtype, int out_dtype) {
-    const Quantised sizes = sizes_of(stack, m);
-    pool.reserve(sizes.num_groups * sizes.rows_together * sizeof(ActivationBlock));
-    auto* const blocks = reinterpret_cast<ActivationBlock*>(pool.caller_scratch());
-    for (int64_t row = 0; row < m; row += sizes.rows_together) {
-        const int64_t rows = std::min(sizes.rows_together, m - row);
-        const char* const from = static_cast<const char*>(x) + row * ldx * element_bytes(dtype);
-        char* const to = static_cast<char*>(y) + row * ldy * element_bytes(out_dtype);
-        const QuantiseArgs quantise{from, ldx, stack.first_column, rows, stack.k, dtype, blocks};
-        const StoredLinearArgs args{stack.parts, stack.num_parts,    blocks,  bias,     to, ldy,
-                                    rows,        stack.first_column, stack.k, out_dtype};
-        multiply_rows(pool, stack, quantise, args);
+// Calls multiply(args) for blocks of the rows of x, once they are quantised. `most` rows of them together, and
+// `scratch_bytes` are free in every worker's scratch.
+template <typename Multiply>
+int for_row_blocks(Pool& pool, const Stack& stack, const QuantiseArgs& whole, const StoredLinearArgs& linear,
+                   int64_t most, int64_t scratch_bytes, const Multiply& multiply) try {
+    const Quantised sizes = sizes_of(stack, whole.m, most);
+    pool.reserve(scratch_bytes + sizes.num_groups * sizes.rows_together * sizeof(ActivationBlock));
+    auto* const blocks = reinterpret_cast<ActivationBlock*>(pool.caller_scratch() + scratch_bytes);
+    for (int64_t row = 0; row < whole.m; row += sizes.rows_together) {
+        QuantiseArgs quantise = whole;
+        quantise.x = static_cast<const char*>(whole.x) + row * whole.ldx * element_bytes(whole.dtype);
+        quantise.m = std::min(sizes.rows_together, whole.m - row);
+        quantise.out = blocks;
+        run_range(pool, quantise.m, rows_of_grain(stack.k), [&](int64_t first, int64_t last, char*) {
+            pool.kernels().stored.quantise(quantise, first, last);
+        });
+        StoredLinearArgs args = linear;
+        args.x = blocks;
+        args.m = quantise.m;
+        args.y = static_cast<char*>(linear.y) + row * linear.ldy * element_bytes(linear.out_dtype);
+        multiply(args);
     }
     return TW_OK;
+} catch (const std::bad_alloc&) {
+    return TW_ERROR_OUT_OF_MEMORY;
+}
+
+struct Gated {
+    StoredPart gate, up;
+    const float *gate_bias, *up_bias;
+    int activation;
+};
+
+void multiply_gated(const KernelTable& kernels, const StoredLinearArgs& args, const Gated& gated,
+                    int64_t first, int64_t last, char* scratch) {
+    // All rows of x are multiplied together: no more are quantised at once.
+    const auto multiply = [&](const GatedPart& part, bool is_up, float* sums, int64_t ld) {
+        const float* const bias = is_up ? gated.up_bias : gated.gate_bias;
+        StoredPart weight = is_up ? gated.up : gated.gate;
+        weight.packed = static_cast<const char*>(weight.packed) +
+                        part.first_panel * panel_bytes_of(weight.format, args.first_column, args.k);
+        weight.n = part.width;
+        StoredLinearArgs product = args;
+        product.parts = &weight;
+        product.num_parts = 1;
+        product.bias = bias ? bias + part.first_panel * PANEL : nullptr;
+        product.y = sums;
+        product.ldy = ld;
+        product.out_dtype = TW_FLOAT32;
+        kernels.stored.linear(product, 0, part.panels);
+    };
+    gate_panels(kernels, args.y, args.ldy, args.m, gated.gate.n, gated.activation, args.out_dtype, first,
+                last, scratch, multiply);
 }
 
 }  // namespace
@@ -110,11 +146,37 @@ int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_
     if (!pool || m < 0 || !is_dtype(dtype) || (out_dtype != dtype && out_dtype != TW_FLOAT32) ||
         !stack.take(weights) || ldx < stack.k || ldy < stack.n)
         return TW_ERROR_INVALID_ARGUMENT;
-    try {
-        return m == 0 ? TW_OK : multiply(pool->pool, stack, x, ldx, bias, y, ldy, m, dtype, out_dtype);
-    } catch (const std::bad_alloc&) {
-        return TW_ERROR_OUT_OF_MEMORY;
-    }
+    if (m == 0) return TW_OK;
+    const QuantiseArgs rows{x, ldx, stack.first_column, m, stack.k, dtype, nullptr};
+    const StoredLinearArgs linear{stack.parts, stack.num_parts,    nullptr, bias,     y, ldy,
+                                  m,           stack.first_column, stack.k, out_dtype};
+    const auto kernel = pool->pool.kernels().stored.linear;
+    return for_row_blocks(pool->pool, stack, rows, linear, m, 0, [&](const StoredLinearArgs& args) {
+        run_range(pool->pool, stack.num_panels, panels_of_grain(stack, 1),
+                  [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
+    });
+}
+
+int tw_stored_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_stack* gate,
+                           const float* gate_bias, const tw_stored_stack* up, const float* up_bias, void* out,
+                           int64_t ldo, int64_t m, int activation, int dtype) {
+    Stack stack, other;
+    if (!pool || m < 0 || !is_activation(activation) || !is_dtype(dtype) || !stack.take(gate) ||
+        !other.take(up) || stack.num_parts != 1 || other.num_parts != 1 || stack.n != other.n ||
+        stack.k != other.k || stack.first_column != other.first_column || ldx < stack.k || ldo < stack.n)
+        return TW_ERROR_INVALID_ARGUMENT;
+    if (m == 0) return TW_OK;
+    const QuantiseArgs rows{x, ldx, stack.first_column, m, stack.k, dtype, nullptr};
+    const StoredLinearArgs linear{nullptr, 0,    nullptr, nullptr, out, ldo, m, stack.first_column,
+                                  stack.k, dtype};
+    const Gated gated{stack.parts[0], other.parts[0], gate_bias, up_bias, activation};
+    return for_row_blocks(
+        pool->pool, stack, rows, linear, GATED_ROWS, GATED_SCRATCH_BYTES, [&](const StoredLinearArgs& args) {
+            run_range(pool->pool, stack.num_panels, panels_of_grain(stack, 2),
+                      [&](int64_t first, int64_t last, char* scratch) {
+                          multiply_gated(pool->pool.kernels(), args, gated, first, last, scratch);
+                      });
+        });
 }
 
 int tw_stored_gather_rows(tw_pool* pool, const tw_stored_stack* weights, const int32_t* ids, int64_t m,

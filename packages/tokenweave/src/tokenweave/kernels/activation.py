@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
@@ -10,17 +12,25 @@ from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.values import Tolerance
 from tokenweave.native import ThreadPool, check_status
 
+Activation = Literal["silu", "gelu_tanh"]  # in the order of tw_activation
+ACTIVATION_CODE: dict[str, int] = {name: code for code, name in enumerate(get_args(Activation))}
+
 TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-6), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
+
+
+def activated(gate: Tensor, activation: Activation) -> Tensor:
+    """The activation of float32 values."""
+    return gate * torch.sigmoid(gate) if activation == "silu" else gelu(gate, approximate="tanh")
 
 
 def reference_silu_and_mul(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
-    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+    return (activated(gate, "silu") * up).to(gate_up.dtype)
 
 
 def reference_gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.float().chunk(2, dim=-1)
-    return (gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
+    return (activated(gate, "gelu_tanh") * up).to(gate_up.dtype)
 
 
 def native_silu_and_mul(pool: ThreadPool, gate_up: Tensor) -> Tensor:

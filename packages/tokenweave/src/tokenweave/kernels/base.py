@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.memory import lazy_zeros
@@ -54,6 +55,15 @@ class Kernels(ABC):
     @abstractmethod
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         """x (m, k) times the weight transposed, plus bias: (m, n) of x's dtype, or float32 if `out` is."""
+
+    @abstractmethod
+    def gated_linear(
+        self, x: Tensor, gate: PackedLinear, up: PackedLinear, activation: Activation = "silu"
+    ) -> Tensor:
+        """A gated linear unit: activation(linear(x, gate)) * linear(x, up), (m, n) of x's dtype.
+
+        It is rounded to that dtype once, at the end. Both weights are dense, or both stored, one weight in each.
+        """
 
     @abstractmethod
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenweave.errors import KernelError
+from tokenweave.kernels.activation import ACTIVATION_CODE
 from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 from tokenweave.kernels.values import DTYPES, HeadLayout, PackedLinear
 
@@ -64,6 +65,21 @@ def check_linear(x: Tensor, packed: PackedLinear, out: Tensor | None, layout: st
     if out is not None:
         expected = torch.float32 if out.dtype is torch.float32 else x.dtype
         check_rows("out", out, expected, (x.shape[0], packed.n))
+
+
+def check_gated_linear(x: Tensor, gate: PackedLinear, up: PackedLinear, activation: str, layout: str) -> None:
+    for packed in (gate, up):
+        check_linear(x, packed, None, layout)
+    if activation not in ACTIVATION_CODE:
+        raise KernelError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATION_CODE)}")
+    if (gate.n, gate.dtype) != (up.n, up.dtype):
+        raise KernelError(
+            f"gate has {gate.n} rows of {gate.dtype}, up {up.n} of {up.dtype}, expected both alike"
+        )
+    if (gate.format is None) != (up.format is None):
+        raise KernelError(
+            f"gate and up are stored as {gate.format} and {up.format}, expected both in blocks or both dense"
+        )
 
 
 def check_ids(ids: Tensor) -> None:

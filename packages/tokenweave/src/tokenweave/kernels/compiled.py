@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import arguments, checks
-from tokenweave.kernels.activation import native_gelu_tanh_and_mul, native_silu_and_mul
+from tokenweave.kernels.activation import Activation, native_gelu_tanh_and_mul, native_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import Kernels, ZerosFactory
+from tokenweave.kernels.gated_linear import native_gated_linear
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.linear import check_pack, native_gather_rows, native_linear, native_pack
 from tokenweave.kernels.memory import Arena, lazy_zeros
@@ -21,8 +22,10 @@ from tokenweave.kernels.stored.linear import (
     PackedStack,
     Stored,
     as_sequence,
+    check_gated_stacks,
     check_pack_stored,
     native_pack_stored,
+    native_stored_gated_linear,
     native_stored_gather_rows,
     native_stored_linear,
 )
@@ -74,6 +77,15 @@ class NativeKernels(Kernels):
         if isinstance(packed, PackedStack):
             return native_stored_linear(self._pool, x, packed, out)
         return native_linear(self._pool, x, packed, out)
+
+    def gated_linear(
+        self, x: Tensor, gate: PackedLinear, up: PackedLinear, activation: Activation = "silu"
+    ) -> Tensor:
+        checks.check_gated_linear(x, gate, up, activation, self.name)
+        if isinstance(gate, PackedStack) and isinstance(up, PackedStack):
+            check_gated_stacks(gate, up)
+            return native_stored_gated_linear(self._pool, x, gate, up, activation)
+        return native_gated_linear(self._pool, x, gate, up, activation)
 
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)

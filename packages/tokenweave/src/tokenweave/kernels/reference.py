@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels import arguments, checks
-from tokenweave.kernels.activation import reference_gelu_tanh_and_mul, reference_silu_and_mul
+from tokenweave.kernels.activation import Activation, reference_gelu_tanh_and_mul, reference_silu_and_mul
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import reference_paged_attention
 from tokenweave.kernels.base import Kernels, ZerosFactory
+from tokenweave.kernels.gated_linear import reference_gated_linear
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.linear import check_pack, reference_gather_rows, reference_linear, reference_pack
 from tokenweave.kernels.memory import lazy_zeros
@@ -49,6 +50,12 @@ class ReferenceKernels(Kernels):
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name)
         return reference_linear(x, packed, out)
+
+    def gated_linear(
+        self, x: Tensor, gate: PackedLinear, up: PackedLinear, activation: Activation = "silu"
+    ) -> Tensor:
+        checks.check_gated_linear(x, gate, up, activation, self.name)
+        return reference_gated_linear(x, gate, up, activation)
 
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)

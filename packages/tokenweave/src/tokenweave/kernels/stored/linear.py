@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokenweave.errors import KernelError
 from tokenweave.kernels import checks
+from tokenweave.kernels.activation import ACTIVATION_CODE, Activation
 from tokenweave.kernels.calls import DTYPE_CODE, row_stride
 from tokenweave.kernels.lazy import LazyStoredWeight, join_stored
 from tokenweave.kernels.memory import Arena
@@ -162,6 +163,40 @@ def native_stored_linear(pool: ThreadPool, x: Tensor, packed: PackedStack, out: 
     )
     if status:
         check_status(status, "linear")
+    return out
+
+
+def check_gated_stacks(gate: PackedStack, up: PackedStack) -> None:
+    """Raises unless both are one weight each whose columns begin at one value of a block."""
+    places = gate.stack.first_column, up.stack.first_column
+    if gate.stack.num_parts != 1 or up.stack.num_parts != 1 or places[0] != places[1]:
+        raise KernelError(
+            f"gate and up are stored as {gate.format} and {up.format} and begin at values {places} of their blocks, "
+            "expected one format in each and one place; dequantise them"
+        )
+
+
+def native_stored_gated_linear(
+    pool: ThreadPool, x: Tensor, gate: PackedStack, up: PackedStack, activation: Activation
+) -> Tensor:
+    m, n = x.shape[0], gate.n
+    out = torch.empty((m, n), dtype=gate.dtype)
+    status = pool.library.tw_stored_gated_linear(
+        pool.handle,
+        x.data_ptr(),
+        row_stride(x),
+        byref(gate.stack),
+        None if gate.bias is None else gate.bias.data_ptr(),
+        byref(up.stack),
+        None if up.bias is None else up.bias.data_ptr(),
+        out.data_ptr(),
+        n,
+        m,
+        ACTIVATION_CODE[activation],
+        DTYPE_CODE[gate.dtype],
+    )
+    if status:
+        check_status(status, "gated_linear")
     return out
 
 
