@@ -16,12 +16,24 @@ from torch import Tensor
 
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 from tokenweave import native
-from tokenweave.kernels import AttentionBatch, AttentionLayer, HeadLayout, Kernels, make_kernels
+from tokenweave.kernels import (
+    FORMATS,
+    AttentionBatch,
+    AttentionLayer,
+    HeadLayout,
+    Kernels,
+    QuantFormat,
+    StoredWeight,
+    make_kernels,
+)
+from tokenweave.kernels.stored import dequantise
 
 Call = Callable[[], Tensor]
 SMOLLM2_HEADS = HeadLayout(9, (0, 0, 0, 1, 1, 1, 2, 2, 2), 64)
 LINEAR_SHAPES = [(3072, 576), (576, 1536), (49152, 576)]  # (n, k): gate_up, down and lm_head of SmolLM2-135M
 NUM_ROWS = [1, 8, 32, 512, 2048]
+STORED_SHAPES = [(3072, 576), (8192, 2048)]  # of SmolLM2-135M, and of a Llama of a billion parameters
+STORED_ROWS = [1, 8, 512]
 LARGEST_FLOP = 2 * 2048 * 3072 * 576  # larger products say nothing new
 ATTENTION_CASES = [(512, 512), (2048, 2048), (2048, 1)]  # (keys, new queries)
 PEAK = {torch.bfloat16: "bf16_gflops", torch.float32: "fma_gflops"}
@@ -41,6 +53,7 @@ class KernelCase:
     with_torch: Call
     flop: int
     size_bytes: int
+    check: Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,12 @@ def check(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got.float(), expected.float(), rtol=3e-2, atol=3e-2)
 
 
+def check_stored(got: Tensor, expected: Tensor) -> None:
+    """Rows of x are rounded to int8, so each output is off by a part of all outputs' deviation."""
+    off = float((got - expected).std() / expected.std())
+    assert off < 2e-2, f"outputs are off by {off:.1%} of their deviation; expected 2 % at most"
+
+
 def linear_case(kernels: Kernels, m: int, n: int, k: int, dtype: torch.dtype) -> KernelCase:
     x, weight = torch.randn(m, k).to(dtype), (torch.randn(n, k) * k**-0.5).to(dtype)
     packed = kernels.pack(weight)
@@ -82,6 +101,24 @@ def linear_case(kernels: Kernels, m: int, n: int, k: int, dtype: torch.dtype) ->
         lambda: torch.nn.functional.linear(x, weight),
         2 * m * n * k,
         weight.nbytes,
+        check,
+    )
+
+
+def stored_case(kernels: Kernels, m: int, n: int, k: int, form: QuantFormat) -> KernelCase:
+    """torch multiplies the same values in float32. The codes are any bytes, the scales any small numbers."""
+    x, blocks = torch.randn(m, k), torch.randint(256, (n, form.row_bytes(k)), dtype=torch.uint8)
+    blocks[:, 1::2] &= 0x2F  # the upper bytes of float16 numbers, wherever they lie: 0 to 0.12
+    stored = StoredWeight.whole(form, k, blocks)
+    packed, weight = kernels.pack_stored(stored, dtype=torch.float32), dequantise(stored)
+    return KernelCase(
+        f"linear {form.name} m={m} n={n} k={k}",
+        PEAK[torch.float32],
+        lambda: kernels.linear(x, packed),
+        lambda: torch.nn.functional.linear(x, weight),
+        2 * m * n * k,
+        blocks.nbytes,
+        check_stored,
     )
 
 
@@ -119,14 +156,16 @@ def attention_case(kernels: Kernels, num_keys: int, num_queries: int, dtype: tor
 
     seen = num_queries * (num_keys - num_queries) + num_queries * (num_queries + 1) // 2
     name = f"attention {_name(dtype)} queries={num_queries} keys={num_keys}"
-    return KernelCase(name, PEAK[dtype], ours, with_torch, 4 * d * heads.num_heads * seen, cache.nbytes)
+    return KernelCase(
+        name, PEAK[dtype], ours, with_torch, 4 * d * heads.num_heads * seen, cache.nbytes, check
+    )
 
 
 def measure(
     case: KernelCase, limits: dict[str, float], seconds: float, progress: Progress | None
 ) -> KernelFigures:
     """Checks a case, then times both sides in turns for about `seconds`."""
-    check(case.ours(), case.with_torch())
+    case.check(case.ours(), case.with_torch())
     once_s = _seconds(case.ours) + _seconds(case.with_torch)
     rounds = min(max(round(seconds / once_s), FEWEST_ROUNDS), MOST_ROUNDS)
     calls = {"ours": lambda: _seconds(case.ours), "torch": lambda: _seconds(case.with_torch)}
@@ -154,6 +193,11 @@ def cases(kernels: Kernels, quick: bool) -> Iterator[Callable[[], KernelCase]]:
                     yield partial(linear_case, kernels, m, n, k, dtype)
         for num_keys, num_queries in ATTENTION_CASES[: 1 if quick else None]:
             yield partial(attention_case, kernels, num_keys, num_queries, dtype)
+    for form in FORMATS.values():
+        for n, k in STORED_SHAPES:
+            for m in STORED_ROWS[: 1 if quick else None]:
+                if k % form.block_values == 0:
+                    yield partial(stored_case, kernels, m, n, k, form)
 
 
 def run(threads: int, seconds: float, quick: bool = False, progress: Progress | None = None) -> Report:
@@ -178,6 +222,7 @@ def run(threads: int, seconds: float, quick: bool = False, progress: Progress | 
         rows=tuple(figures.row() for figures in found),
         notes=(
             "medians of interleaved calls; ratios round by round (quartiles)",
+            "weights in blocks: beside torch on their values in float32; of peak: of float32's",
             "limits: " + ", ".join(f"{name} {value:,.1f}" for name, value in limits.items()),
         ),
         results={
