@@ -188,10 +188,15 @@ typedef struct tw_attention_layer {
 TW_API int tw_rope_and_store(tw_pool* pool, const void* qkv, int64_t ldqkv, void* cache, int64_t num_blocks,
                              const tw_attention_batch* batch, const tw_attention_layer* layer, void* q,
                              int dtype);
-/* Causal attention of q over the cached keys, to out (m, num_heads * head_dim). */
+/* Causal attention of q over the cached keys, to out (m, num_heads * head_dim). A row takes its keys in partitions of
+ * 512, counted from key 0; few long sequences are shared out among the workers by these. */
 TW_API int tw_paged_attention(tw_pool* pool, const void* q, int64_t ldq, const void* cache,
                               int64_t num_blocks, const tw_attention_batch* batch,
                               const tw_attention_layer* layer, void* out, int dtype);
+/* How many tasks the workers share in that call; a partition of the keys is a task of its own where the whole would be
+ * more than a worker's fair share. A negative tw_status on an error. */
+TW_API int64_t tw_attention_tasks(const tw_pool* pool, const tw_attention_batch* batch,
+                                  const tw_attention_layer* layer);
 
 /* ---- Sampling: from logits to one token for each row ----
  *

@@ -3,16 +3,16 @@
 //
 // Invariants:
 //  1. Every row takes its keys in the same tiles of KEY_TILE, counted from key 0. A key that the row does not
-//  see
-//     has probability exactly 0, and a tile without visible keys leaves the row's state as it was: whether it
-//     is visited is a matter of speed only.
-//  2. Nothing is read from slots past the last position of a group of rows, save to be masked: stale slots
-//  may hold
-//     anything.
+//     see has probability exactly 0, and a tile without visible keys leaves the row's state as it was: whether
+//     it is visited is a matter of speed only. (An output of -0 becomes +0 there: take_outputs reads both as +0.)
+//  2. Every row takes its tiles in the same partitions of KEY_PARTITION keys, counted from key 0. It begins
+//     anew in each partition of which it sees a key, and merge_partition joins these in ascending order: who
+//     has attended which of them is a matter of speed only.
+//  3. Nothing is read from slots past the last position of a group of rows, save to be masked: stale slots
+//     may hold anything.
 #pragma once
 
-#include "scratch.h"
-#include "simd.h"
+#include "softmax.h"
 
 namespace tokenweave::TW_ISA {
 
@@ -21,26 +21,24 @@ constexpr int KEY_GROUPS = KEY_TILE / LANES;
 constexpr int TILE_BLOCKS = KEY_TILE / BLOCK_SIZE;
 static_assert(BLOCK_SIZE == LANES && GROUP_ROWS <= LANES);
 
-constexpr float LOWEST = -3.4028235e38f;  // finite, so that differences of maxima are never NaN
-
-// The running softmax of an item's rows, and a copy of their queries. All in the worker's scratch.
+// An item's rows on their way through the keys. All in the worker's scratch, save the partition's softmax where
+// another worker merges it.
 template <typename T>
 struct AttentionState {
-    T* queries;        // (rows, head_dim)
-    float* sums;       // (rows, LANES): partial sums of probabilities
-    float* maxima;     // (rows,), of scores before the scale: see attend_tile
-    float* outputs;    // (rows, head_dim)
-    T* probabilities;  // (GROUP_ROWS, KEY_TILE)
+    T* queries;             // (rows, head_dim)
+    SoftmaxRows partition;  // over the partition at hand
+    SoftmaxRows merged;     // over those before it
+    T* probabilities;       // (GROUP_ROWS, KEY_TILE)
 };
 
 template <typename T>
 TW_INLINE size_t divide_scratch(char* scratch, int64_t rows, int64_t head_dim, AttentionState<T>* state) {
     size_t used = 0;
     const auto take = [&](size_t size_bytes) { return take_scratch(scratch, used, size_bytes); };
+    const size_t softmax_bytes = divide_softmax_rows(nullptr, rows, head_dim, &state->partition);
     state->queries = reinterpret_cast<T*>(take(rows * head_dim * sizeof(T)));
-    state->sums = reinterpret_cast<float*>(take(rows * LANES * sizeof(float)));
-    state->maxima = reinterpret_cast<float*>(take(rows * sizeof(float)));
-    state->outputs = reinterpret_cast<float*>(take(rows * head_dim * sizeof(float)));
+    divide_softmax_rows(take(softmax_bytes), rows, head_dim, &state->partition);
+    divide_softmax_rows(take(softmax_bytes), rows, head_dim, &state->merged);
     state->probabilities = reinterpret_cast<T*>(take(GROUP_ROWS * KEY_TILE * sizeof(T)));
     return used;
 }
@@ -84,13 +82,13 @@ TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2
     TW_UNROLL for (int r = 0; r < ROWS; ++r) {
         const Floats pair = max(max(scores[r][0], scores[r][1]), max(scores[r][2], scores[r][3]));
         const float highest = reduce_max(pair);
-        old_maxima[r] = state.maxima[row + r];
+        old_maxima[r] = state.partition.maxima[row + r];
         new_maxima[r] = highest > old_maxima[r] ? highest : old_maxima[r];
-        state.maxima[row + r] = new_maxima[r];
+        state.partition.maxima[row + r] = new_maxima[r];
     }
     store(shrink, exp2((load(old_maxima) - load(new_maxima)) * broadcast(scale_log2)));
     TW_UNROLL for (int r = 0; r < ROWS; ++r) {
-        float* sums = state.sums + (row + r) * LANES;
+        float* sums = state.partition.sums + (row + r) * LANES;
         const Floats offset = broadcast(-new_maxima[r] * scale_log2);
         Floats sum = load(sums) * broadcast(shrink[r]);
         TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) {
@@ -106,7 +104,7 @@ TW_INLINE void softmax_tile(Floats (&scores)[ROWS][KEY_GROUPS], float scale_log2
 template <typename T, int ROWS, int GROUPS>
 TW_INLINE void weigh_values(const AttentionState<T>& state, int row, const float (&shrink)[LANES],
                             const KeyTile& tile, int num_keys, int column, int head_dim) {
-    float* out = state.outputs + static_cast<int64_t>(row) * head_dim + column;
+    float* out = state.partition.outputs + static_cast<int64_t>(row) * head_dim + column;
     Floats acc[ROWS][GROUPS];
     TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < GROUPS; ++c) acc[r][c] =
         load(out + r * head_dim + c * LANES) * broadcast(shrink[r]);
@@ -159,12 +157,6 @@ TW_INLINE void mask_scores(Floats (&scores)[ROWS][KEY_GROUPS], const AttentionAr
     }
 }
 
-// The first key of the first tile that a row of the item sees.
-TW_INLINE int32_t first_visible_tile(const AttentionArgs& args, const AttentionItem& item) {
-    const bool window_cuts = args.sliding_window && item.first_position + 1 > args.sliding_window;
-    return window_cuts ? (item.first_position + 1 - args.sliding_window) / KEY_TILE * KEY_TILE : 0;
-}
-
 // Whether rows at these positions see any key of the tile at `first_key`.
 TW_INLINE bool is_visible(const AttentionArgs& args, int32_t first_key, int32_t first_position,
                           int32_t last_position) {
@@ -177,12 +169,6 @@ TW_INLINE bool is_cut(const AttentionArgs& args, int32_t first_key, int32_t firs
                       int32_t last_position) {
     return first_key + KEY_TILE > first_position + 1 ||
            (args.sliding_window && first_key < last_position + 1 - args.sliding_window);
-}
-
-// What scores are multiplied by in exponents of 2: exp(x) is exp2(x log2(e)). Capped scores are scaled already;
-// without a cap the scale is left to the exponent, where it costs nothing.
-TW_INLINE float exponent_scale(const AttentionArgs& args) {
-    return (args.softcap > 0 ? 1.0f : args.scale) * 1.4426950408889634f;
 }
 
 // Rows row .. row + ROWS of the item against one tile of keys.
@@ -225,54 +211,82 @@ TW_INLINE void attend_rows(const AttentionArgs& args, const AttentionItem& item,
 }
 
 template <typename T>
-void begin_rows(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
-                int group_size) {
+void copy_queries(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state) {
     const int d = args.head_dim, first_head = args.group_start[item.kv_head];
-    const size_t query_size = static_cast<size_t>(group_size) * d;
+    const size_t query_size = static_cast<size_t>(group_size_of(args, item)) * d;
     for (int64_t i = 0; i < item.num_queries; ++i) {
         const T* q = static_cast<const T*>(args.q) + (item.first_row + i) * args.ldq + first_head * d;
         memcpy(state.queries + i * query_size, q, query_size * sizeof(T));
     }
-    const int64_t rows = static_cast<int64_t>(item.num_queries) * group_size;
-    memset(state.outputs, 0, rows * d * sizeof(float));
-    memset(state.sums, 0, rows * LANES * sizeof(float));
-    for (int64_t row = 0; row < rows; ++row) state.maxima[row] = LOWEST;
 }
 
+// The item's rows against the keys of one partition.
 template <typename T>
-void finish_rows(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
-                 int group_size) {
-    const int d = args.head_dim, first_head = args.group_start[item.kv_head];
-    for (int64_t row = 0; row < static_cast<int64_t>(item.num_queries) * group_size; ++row) {
-        const Floats inverse = broadcast(1.0f / reduce_add(load(state.sums + row * LANES)));
-        const int64_t head =
-            (item.first_row + row / group_size) * args.num_heads + first_head + row % group_size;
-        T* out = static_cast<T*>(args.out) + head * d;
-        for (int i = 0; i < d; i += LANES) store(out + i, load(state.outputs + row * d + i) * inverse);
-    }
-}
-
-template <typename T>
-void attend(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
-    const int group_size = args.group_start[item.kv_head + 1] - args.group_start[item.kv_head];
+void attend_partition(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
+                      int32_t partition) {
+    const int group_size = group_size_of(args, item);
     const int rows = item.num_queries * group_size;
-    AttentionState<T> state;
-    divide_scratch(scratch, rows, args.head_dim, &state);
-    begin_rows(args, item, state, group_size);
-    const int32_t last_position = item.first_position + item.num_queries - 1;
-    int32_t first_key = first_visible_tile(args, item);
-    for (; first_key <= last_position; first_key += KEY_TILE) {
-        const KeyTile tile = locate_tile<T>(args, item, first_key, last_position);
+    begin_partition(state.partition, rows, args.head_dim);
+    const KeyRange keys = visible_keys(args, item, partition);
+    for (int32_t first_key = keys.first; first_key < keys.end; first_key += KEY_TILE) {
+        const KeyTile tile = locate_tile<T>(args, item, first_key, last_position_of(item));
         for (int row = 0; row < rows; row += GROUP_ROWS) {
             const int left = rows - row < GROUP_ROWS ? rows - row : GROUP_ROWS;
             attend_rows<T, GROUP_ROWS>(args, item, state, row, left, group_size, tile);
         }
     }
-    finish_rows(args, item, state, group_size);
+}
+
+// All keys of the item by one worker: attend(partition) leaves each partition in state.partition.
+template <typename T, typename Attend>
+TW_INLINE void attend_partitions(const AttentionArgs& args, const AttentionItem& item,
+                                 const AttentionState<T>& state, const Attend& attend) {
+    const PartitionRange visible = visible_partitions(args, item);
+    for (int32_t p = visible.first; p <= visible.last; ++p) {
+        attend(p);
+        merge_partition(args, item, state.merged, state.partition, p);
+    }
+    finish_rows<T>(args, item, state.merged);
+}
+
+template <typename T>
+void attend_item(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
+    AttentionState<T> state;
+    divide_scratch(scratch, num_rows_of(args, item), args.head_dim, &state);
+    copy_queries(args, item, state);
+    attend_partitions(args, item, state,
+                      [&](int32_t partition) { attend_partition(args, item, state, partition); });
 }
 
 static void attention(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
-    with_dtype(args.dtype, [&](auto type) { attend<decltype(type)>(args, item, scratch); });
+    with_dtype(args.dtype, [&](auto type) { attend_item<decltype(type)>(args, item, scratch); });
+}
+
+// One partition of the item, left in `partition_rows` for merge_attention.
+static void attention_of_partition(const AttentionArgs& args, const AttentionItem& item, int32_t partition,
+                                   char* scratch, char* partition_rows) {
+    with_dtype(args.dtype, [&](auto type) {
+        AttentionState<decltype(type)> state;
+        const int64_t rows = num_rows_of(args, item);
+        divide_scratch(scratch, rows, args.head_dim, &state);
+        divide_softmax_rows(partition_rows, rows, args.head_dim, &state.partition);
+        copy_queries(args, item, state);
+        attend_partition(args, item, state, partition);
+    });
+}
+
+// The item's outputs from all of its partitions, which lie one after the other in `partitions`.
+static void merge_attention(const AttentionArgs& args, const AttentionItem& item, char* scratch,
+                            const char* partitions) {
+    const int64_t rows = num_rows_of(args, item);
+    SoftmaxRows merged, partition;
+    divide_softmax_rows(scratch, rows, args.head_dim, &merged);
+    const PartitionRange visible = visible_partitions(args, item);
+    for (int32_t p = visible.first; p <= visible.last; ++p) {
+        partitions += divide_softmax_rows(const_cast<char*>(partitions), rows, args.head_dim, &partition);
+        merge_partition(args, item, merged, partition, p);
+    }
+    with_dtype(args.dtype, [&](auto type) { finish_rows<decltype(type)>(args, item, merged); });
 }
 
 }  // namespace tokenweave::TW_ISA

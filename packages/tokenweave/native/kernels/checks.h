@@ -29,13 +29,12 @@ inline int64_t rows_of_grain(int64_t row_elements) {
 
 // Calls part(first, last, scratch) over [0, count) in parts of at least `grain`, a few to each worker.
 template <typename Part>
-void run_range(Pool& pool, int64_t count, int64_t grain, const Part& part) {
+void run_range(Pool& pool, int64_t count, int64_t grain, const Part& part, int64_t parts_per_worker = 4) {
     struct Context {
         const Part& part;
         int64_t count, step;
     };
-    constexpr int64_t PARTS_PER_WORKER = 4;
-    int64_t step = div_up(count, pool.num_threads() * PARTS_PER_WORKER);
+    int64_t step = div_up(count, pool.num_threads() * parts_per_worker);
     if (step < grain) step = grain;
     const Context context{part, count, step};
     const auto task = [](const void* opaque, char* scratch, int64_t item) {

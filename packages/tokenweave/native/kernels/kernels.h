@@ -18,6 +18,9 @@ constexpr int LARGE_ROW_TILE = 96;
 constexpr int BLOCK_SIZE = 16;  // tokens of one KV block
 // Keys visited together, counted from key 0: part of what makes results reproducible.
 constexpr int KEY_TILE = 64;
+// Keys whose softmax is taken by itself before it is merged with that of the keys before them, counted from key 0:
+// no less a part of that. Smaller ones share a long sequence out better; each costs a pass over the outputs.
+constexpr int KEY_PARTITION = 512;
 
 struct PackArgs {
     const void* weight;
@@ -139,6 +142,11 @@ struct RowTable {
 struct AttentionTable {
     size_t (*scratch_bytes)(const AttentionArgs&, int64_t num_rows);
     void (*attend)(const AttentionArgs&, const AttentionItem&, char* scratch);
+    // The same by several workers: each partition's softmax into memory of this size, then all of them merged.
+    size_t (*partition_bytes)(const AttentionArgs&, int64_t num_rows);
+    void (*attend_partition)(const AttentionArgs&, const AttentionItem&, int32_t partition, char* scratch,
+                             char* partition_rows);
+    void (*merge)(const AttentionArgs&, const AttentionItem&, char* scratch, const char* partitions);
 };
 
 // Each runs for tens of microseconds and returns what it did: flops, or bytes read.

@@ -71,6 +71,19 @@ void Pool::reserve(size_t size_bytes) {
     scratch_bytes_ = size_bytes;
 }
 
+char* Pool::reserve_shared(size_t size_bytes) {
+    if (size_bytes <= shared_bytes_) return shared_.get();
+    // Callers that need a little more each time, as a sequence grows, find room most times.
+    size_t room_bytes = 4096;
+    while (room_bytes < size_bytes) room_bytes *= 2;
+    shared_bytes_ = 0;
+    shared_.reset();
+    shared_.reset(static_cast<char*>(std::aligned_alloc(64, room_bytes)));
+    if (!shared_) throw std::bad_alloc();
+    shared_bytes_ = room_bytes;
+    return shared_.get();
+}
+
 void Pool::run(Task task, const void* context, int64_t num_items) {
     if (threads_.empty() || num_items <= 1) {
         for (int64_t item = 0; item < num_items; ++item) task(context, scratch_[0].get(), item);

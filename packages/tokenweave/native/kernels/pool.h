@@ -1,6 +1,6 @@
 // The worker team behind a tw_pool.
 //
-// Thread safety: run() and reserve() are for one caller at a time.
+// Thread safety: run(), reserve() and reserve_shared() are for one caller at a time.
 // Invariants:
 //  1. `remaining_` > 0 only while run() is active, so whoever takes an item may read the job's description.
 //  2. run() returns when every item is finished; it never waits for a worker that took no item. What the
@@ -35,6 +35,10 @@ class Pool {
     // std::bad_alloc.
     void reserve(size_t size_bytes);
 
+    // Memory for what one task leaves for a later one: aligned and valid as above, and nobody's own. Throws
+    // std::bad_alloc.
+    char* reserve_shared(size_t size_bytes);
+
     // The caller's own scratch, which every worker may read while a task that writes no scratch runs.
     char* caller_scratch() const { return scratch_[0].get(); }
 
@@ -62,6 +66,8 @@ class Pool {
     std::atomic<bool> caller_asleep_{false};
     size_t scratch_bytes_ = 0;
     std::vector<std::unique_ptr<char, Free>> scratch_;
+    size_t shared_bytes_ = 0;
+    std::unique_ptr<char, Free> shared_;
     std::vector<std::thread> threads_;
 };
 

@@ -65,6 +65,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tw_gelu_tanh_and_mul": (_i, [_p, _p, _l, _p, _l, _l, _i]),
     "tw_rope_and_store": (_i, [_p, _p, _l, _p, _l, _p, _p, _p, _i]),
     "tw_paged_attention": (_i, [_p, _p, _l, _p, _l, _p, _p, _p, _i]),
+    "tw_attention_tasks": (_l, [_p, _p, _p]),
     "tw_sample": (_i, [_p, _p, _l, _l, _l, _p, _p, _p, _l]),
     "tw_replay_function": (_i, [c_char_p]),
     "tw_replay": (_i, [_p, _l, _p, _p]),

@@ -98,7 +98,7 @@ void weigh_scores(const AttentionArgs& args, const AttentionItem& item, const Ti
     rows.probabilities += first * KEY_TILE;
     softmax_tile<BFloat16>(scores, exponent_scale(args), rows, row + first, shrink);
     for (int r = 0; r < ROWS; ++r) {
-        float* out = rows.outputs + static_cast<int64_t>(row + first + r) * args.head_dim;
+        float* out = rows.partition.outputs + static_cast<int64_t>(row + first + r) * args.head_dim;
         for (int i = 0; i < args.head_dim; i += LANES) store(out + i, load(out + i) * broadcast(shrink[r]));
     }
 }
@@ -113,7 +113,7 @@ TW_INLINE void weigh_column(Tiles& tiles, const char* values, int64_t stride_byt
 template <int COLUMNS>
 void add_values(Tiles& tiles, const TileAttentionState& state, int row, const KeyTile& tile, int num_blocks,
                 int column, int head_dim) {
-    float* out = state.rows.outputs + static_cast<int64_t>(row) * head_dim + column;
+    float* out = state.rows.partition.outputs + static_cast<int64_t>(row) * head_dim + column;
     const int64_t stride_bytes = int64_t{head_dim} * 4;
     tiles.load<0>(out, stride_bytes);
     if constexpr (COLUMNS == 4) {
@@ -177,19 +177,17 @@ static int end_values(KeyTile& tile, const TileAttentionState& state, int32_t la
     return full + 1;
 }
 
-static void attend_through_tiles(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
-    const int group_size = args.group_start[item.kv_head + 1] - args.group_start[item.kv_head];
+// As attend_partition, through tiles.
+static void attend_partition_through_tiles(const AttentionArgs& args, const AttentionItem& item, Tiles& tiles,
+                                           const TileAttentionState& state, int32_t partition) {
+    const int group_size = group_size_of(args, item);
     const int rows = item.num_queries * group_size;
-    TileAttentionState state;
-    divide_tile_scratch(scratch, rows, args.head_dim, &state);
-    begin_rows(args, item, state.rows, group_size);
-    Tiles tiles;
+    begin_partition(state.rows.partition, rows, args.head_dim);
     int configured_rows = 0;
-    const int32_t last_position = item.first_position + item.num_queries - 1;
-    int32_t first_key = first_visible_tile(args, item);
-    for (; first_key <= last_position; first_key += KEY_TILE) {
-        KeyTile tile = locate_tile<BFloat16>(args, item, first_key, last_position);
-        const int num_blocks = end_values(tile, state, last_position, args.head_dim);
+    const KeyRange keys = visible_keys(args, item, partition);
+    for (int32_t first_key = keys.first; first_key < keys.end; first_key += KEY_TILE) {
+        KeyTile tile = locate_tile<BFloat16>(args, item, first_key, last_position_of(item));
+        const int num_blocks = end_values(tile, state, last_position_of(item), args.head_dim);
         for (int row = 0; row < rows; row += TILE_ROWS_MAX) {
             const int left = rows - row < TILE_ROWS_MAX ? rows - row : TILE_ROWS_MAX;
             if (left != configured_rows) configure_attention(tiles, left, args.head_dim);
@@ -197,13 +195,31 @@ static void attend_through_tiles(const AttentionArgs& args, const AttentionItem&
             attend_tile_through_tiles(args, item, tiles, state, row, left, group_size, tile, num_blocks);
         }
     }
-    finish_rows(args, item, state.rows, group_size);
 }
 
 // bfloat16 through tiles, float32 as the other builds do it.
 static void attention_through_tiles(const AttentionArgs& args, const AttentionItem& item, char* scratch) {
     if (args.dtype == TW_FLOAT32) return attention(args, item, scratch);
-    attend_through_tiles(args, item, scratch);
+    TileAttentionState state;
+    divide_tile_scratch(scratch, num_rows_of(args, item), args.head_dim, &state);
+    copy_queries(args, item, state.rows);
+    Tiles tiles;
+    attend_partitions(args, item, state.rows, [&](int32_t partition) {
+        attend_partition_through_tiles(args, item, tiles, state, partition);
+    });
+}
+
+static void attention_of_partition_through_tiles(const AttentionArgs& args, const AttentionItem& item,
+                                                 int32_t partition, char* scratch, char* partition_rows) {
+    if (args.dtype == TW_FLOAT32)
+        return attention_of_partition(args, item, partition, scratch, partition_rows);
+    TileAttentionState state;
+    const int64_t rows = num_rows_of(args, item);
+    divide_tile_scratch(scratch, rows, args.head_dim, &state);
+    divide_softmax_rows(partition_rows, rows, args.head_dim, &state.rows.partition);
+    copy_queries(args, item, state.rows);
+    Tiles tiles;
+    attend_partition_through_tiles(args, item, tiles, state, partition);
 }
 
 }  // namespace tokenweave::TW_ISA
