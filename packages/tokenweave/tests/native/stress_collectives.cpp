@@ -8,19 +8,12 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "tokenweave.h"
 
 namespace {
 
 constexpr size_t kSlotBytes = 4096;
-
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
-            _Exit(1);                                                                \
-        }                                                                            \
-    } while (0)
 
 struct Shared {
     void* base;

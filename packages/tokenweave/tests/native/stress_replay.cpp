@@ -5,16 +5,9 @@
 #include <thread>
 #include <vector>
 
+#include "check.h"
 #include "functions.h"
 #include "tokenweave.h"
-
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
-            _Exit(1);                                                                \
-        }                                                                            \
-    } while (0)
 
 namespace {
 
@@ -38,8 +31,9 @@ int add(uint64_t* value, uint64_t amount) {
 // The functions of this program's captured passes, in place of the library's.
 namespace tokenweave::replay {
 
-const Function kFunctions[] = {
-    {"wait", 3, [](const uint64_t* w) { return tw_lane_wait(pointer<tw_lanes>(w[0]), int(w[1]), int64_t(w[2])); }},
+constexpr Function kFunctions[] = {
+    {"wait", 3,
+     [](const uint64_t* w) { return tw_lane_wait(pointer<tw_lanes>(w[0]), int(w[1]), int64_t(w[2])); }},
     {"done", 2, [](const uint64_t* w) { return tw_lane_done(pointer<tw_lanes>(w[0]), int(w[1])); }},
     {"add", 2, [](const uint64_t* w) { return add(pointer<uint64_t>(w[0]), w[1]); }},
     {"fail", 0, [](const uint64_t*) { return int{TW_ERROR_UNSUPPORTED}; }},
@@ -105,8 +99,10 @@ void run(tw_lanes* lanes, int failing_lane, int failing_step) {
         CHECK(statuses[0] == TW_OK && statuses[1] == TW_OK);
         check_parts(parts);
     } else {
-        CHECK(statuses[failing_lane] == TW_ERROR_UNSUPPORTED);
-        CHECK(statuses[1 - failing_lane] == TW_ERROR_ABORTED || statuses[1 - failing_lane] == TW_OK);
+        const bool is_first = failing_lane == 0;
+        const int failed = statuses[is_first ? 0 : 1], beside = statuses[is_first ? 1 : 0];
+        CHECK(failed == TW_ERROR_UNSUPPORTED);
+        CHECK(beside == TW_ERROR_ABORTED || beside == TW_OK);
     }
 }
 
