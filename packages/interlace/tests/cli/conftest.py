@@ -26,6 +26,7 @@ class DescribedRanks(FakeRanks):
             "ranks": [{"rank": 0}, {"rank": 1}],
             "communicator": "shm",
             "dtype": "float32",
+            "weights": "none",
             "kernels": "native",
             "threads_per_rank": 1,
             "num_kv_blocks": self.num_blocks,

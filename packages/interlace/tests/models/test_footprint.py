@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interlace.models.decoder import Decoder
-from interlace.models.footprint import formats_of, weights_bytes, weights_name
+from interlace.models.footprint import formats_of, resolve_quantize, weights_bytes, weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import load_model
 from support.stored_cases import ALL_FORMATS
@@ -37,9 +37,9 @@ def test_the_bytes_of_a_files_own_blocks_are_those_loaded(tmp_path: Path, kind: 
 @pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
 @pytest.mark.parametrize("family", ["llama_untied", "qwen2_moe", "olmo2"])
 def test_the_bytes_of_other_weights_are_those_loaded(tmp_path: Path, quantize: str, family: str) -> None:
-    """Rows of 112 values are no whole blocks, so `down` is dense."""
+    """Rows of 112 values are no whole blocks, so `down` is dense. Gate and up of 16 outputs each fill half a panel."""
     make_model(tmp_path, family)
-    assert_bytes_are_those_loaded(tmp_path, quantize, 2, 1.3)
+    assert_bytes_are_those_loaded(tmp_path, quantize, 2, 1.5)
 
 
 def test_matrices_that_are_joined_with_dense_ones_are_dense(tmp_path: Path) -> None:
@@ -60,6 +60,18 @@ def test_matrices_that_are_joined_with_dense_ones_are_dense(tmp_path: Path) -> N
     ]  # fmt: skip
     assert_bytes_are_those_loaded(path, "stored", 1, 1.1)
     assert_bytes_are_those_loaded(path, "int4", 2, 1.1)
+
+
+def test_weights_are_held_as_the_file_has_them_unless_a_dtype_is_named(tmp_path: Path) -> None:
+    make_gguf(tmp_path / "blocks.gguf", "Q8_0")
+    make_gguf(tmp_path / "floats.gguf", "F16")
+    blocks, floats = (load_model(str(tmp_path / f"{name}.gguf")).weights for name in ("blocks", "floats"))
+    assert resolve_quantize("auto", "auto", blocks) == "stored"
+    assert [resolve_quantize("auto", dtype, blocks) for dtype in ("float32", "bfloat16")] == ["none"] * 2
+    assert resolve_quantize("auto", "auto", floats) == "none"
+    assert [resolve_quantize(name, "auto", blocks) for name in ("none", "stored", "int8", "int4")] == [
+        "none", "stored", "int8", "int4",
+    ]  # fmt: skip
 
 
 def test_a_model_without_blocks_is_named_as_a_dense_one(tmp_path: Path) -> None:

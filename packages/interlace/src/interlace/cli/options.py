@@ -109,10 +109,11 @@ ENGINE: dict[str, Any] = {
     ),
     "quantize": _option(
         str,
-        "none",
+        "auto",
         "Engine",
-        help="Hold weights in blocks of small codes. stored: those of a GGUF file that are; int8, int4: all.",
-        metavar="none|stored|int8|int4",
+        help="Hold weights in blocks of small codes. stored: those of a GGUF file that are; int8, int4: all; "
+        "none: dense. auto: stored, but none where --dtype names a format.",
+        metavar="auto|none|stored|int8|int4",
     ),
     "threads": _option(
         int | None, None, "Engine", help="Threads of each rank; absent: the cores, shared out."

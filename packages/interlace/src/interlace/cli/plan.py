@@ -42,7 +42,7 @@ TunedOption = Annotated[
 QuantizeOption = Annotated[
     str,
     typer.Option(
-        help="Weights, as in `generate`, for byte counts and prices.", metavar="none|stored|int8|int4"
+        help="Weights, as in `generate`, for byte counts and prices.", metavar="auto|none|stored|int8|int4"
     ),
 ]
 
@@ -61,7 +61,7 @@ def show(
     dtype: Annotated[
         str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
     ] = "bfloat16",
-    quantize: QuantizeOption = "none",
+    quantize: QuantizeOption = "auto",
     split: SplitOption = None,
     link: LinkOption = None,
     tuned: TunedOption = False,
@@ -71,12 +71,13 @@ def show(
     """Print the plan of a forward pass and the work of each step on one rank; with --split also when it would run."""
     from interlace.cli.plan_costs import round_costs, tuned_costs
     from interlace.cli.plan_work import Workload, weight_bytes
-    from interlace.models.footprint import formats_of
+    from interlace.models.footprint import formats_of, resolve_quantize
     from interlace.models.shard import Shard
     from tokenweave.plan import plan_forward
 
     _check(dtype, tp, quantize)
     source = _source_of(model)
+    quantize = resolve_quantize(quantize, dtype, source)
     config, formats = source.config, formats_of(source, quantize)
     at = _split_row(split, tokens, tp)
     shards = Shard.all_of(config, tp)

@@ -43,7 +43,7 @@ def json_object(
         "seed": sampling.seed,
         "sampling": {name: getattr(sampling, name) for name in CHOOSING},
         "tp": len(ranks["ranks"]),
-        **{name: ranks[name] for name in ("communicator", "dtype", "kernels", "threads_per_rank")},
+        **{name: ranks[name] for name in ("communicator", "dtype", "weights", "kernels", "threads_per_rank")},
         "num_kv_blocks": ranks["num_kv_blocks"],
         "memory_per_rank_bytes": ranks["memory_per_rank_bytes"],
         "metrics": asdict(output.metrics) | {"command_to_first_token_s": reply.command_to_first_token_s},
@@ -75,7 +75,10 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
     num_ranks, threads = len(ranks["ranks"]), ranks["threads_per_rank"]
     each = "1 thread each" if threads == 1 else f"{threads} threads each"
     return [
-        ("model", f"{engine.model}, {ranks['dtype']}, {ranks['kernels']} kernels"),
+        (
+            "model",
+            f"{engine.model}, {_weights(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels",
+        ),
         ("ranks", f"{num_ranks}, {each}, communicator {ranks['communicator']}"),
         (
             "prompt",
@@ -88,6 +91,14 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
         ("time to first token", _first_token(reply)),
         ("peak memory per rank", ", ".join(megabytes(size) for size in ranks["memory_per_rank_bytes"])),
     ]
+
+
+def _weights(name: str) -> str:
+    """The formats of weights in blocks, of a name such as "stored+q4_1+q8_0"; dense ones are of the dtype."""
+    if name == "none":
+        return ""
+    formats = [part for part in name.split("+") if part != "stored"]
+    return f"weights in {' and '.join(formats)}, "
 
 
 def _rate(tokens_per_second: float | None) -> str:

@@ -26,8 +26,8 @@ def tune(
         str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
     ] = "auto",
     quantize: Annotated[
-        str, typer.Option(help="Weights, as in `generate`.", metavar="none|stored|int8|int4")
-    ] = "none",
+        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="Threads of each rank; absent: the cores, shared out.")
     ] = None,
@@ -89,13 +89,14 @@ def _measure(
     from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
-    from interlace.models.footprint import formats_of, weights_name
+    from interlace.models.footprint import formats_of, resolve_quantize, weights_name
     from interlace.models.shard import Shard
     from tokenweave.tune import measure_table
 
     config = source.config
     checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize)
     own = kernels_for(checked, tp)
+    quantize = resolve_quantize(quantize, dtype, source)
     products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize, source))
     found = dtypes.resolve(checked.dtype, own, products)
     torch.set_num_threads(own.threads)

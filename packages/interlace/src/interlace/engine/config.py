@@ -20,7 +20,7 @@ KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
 GENERATION_CONFIGS = ("auto", "none")
-QUANTIZATIONS = ("none", "stored", "int8", "int4")
+QUANTIZATIONS = ("auto", "none", "stored", "int8", "int4")
 SEED_LIMIT = 2**64
 
 
@@ -71,7 +71,7 @@ class EngineConfig:
     replay: bool = True  # passes that decode are captured, and replayed by native code in one call
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
-    quantize: str = "none"  # stored: quantised weights of a GGUF file as they are; int8, int4: the others too
+    quantize: str = "auto"  # weights in blocks, or dense: see `interlace.models.footprint.resolve_quantize`
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:

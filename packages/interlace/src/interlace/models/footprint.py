@@ -23,6 +23,17 @@ _JOINED_WITH = {
 Formats = Mapping[str, QuantFormat]  # of the matrices that are held in blocks, by canonical name
 
 
+def resolve_quantize(quantize: str, dtype: str, source: WeightSource) -> str:
+    """The way in which an engine holds weights: `quantize`, or for "auto" what the model's files and `dtype` ask for.
+
+    "stored" where the files have weights in blocks that the kernels multiply. "none", dense, where they have none, and
+    where a dtype is named: it is that of the weights.
+    """
+    if quantize != "auto":
+        return quantize
+    return "stored" if dtype == "auto" and formats_of(source, "stored") else "none"
+
+
 def formats_of(source: WeightSource, quantize: str) -> Formats:
     """The formats of the blocks that an engine with `quantize` holds: those that `MatrixReader` chooses."""
     if quantize == "none":

@@ -31,8 +31,8 @@ def bench(
     tp: Annotated[int, typer.Option(help="Ranks to split the model over.")] = 1,
     dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
     quantize: Annotated[
-        str, typer.Option(help="Weights, as in `generate`.", metavar="none|stored|int8|int4")
-    ] = "none",
+        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="Per rank; absent: the cores, shared out.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up round comes before them.")] = 3,
     quick: Annotated[

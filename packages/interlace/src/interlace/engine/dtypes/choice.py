@@ -21,7 +21,6 @@ from tokenweave import native
 from tokenweave.kernels import Kernels, NativeKernels
 
 if TYPE_CHECKING:
-    from interlace.engine.config import EngineConfig
     from interlace.models.weights import WeightSource
     from tokenweave.communicators import Communicator
 
@@ -60,15 +59,15 @@ def resolve(name: str, kernels: Kernels, products: Products) -> torch.dtype:
 
 
 def agree(
-    config: EngineConfig, source: WeightSource, kernels: Kernels, communicator: Communicator
+    name: str, quantize: str, source: WeightSource, kernels: Kernels, communicator: Communicator
 ) -> torch.dtype:
     """The dtype of all ranks. A collective call: rank 0 resolves `auto`, for its own part of the model."""
-    if config.dtype != "auto":
-        return DTYPES[config.dtype]
+    if name != "auto":
+        return DTYPES[name]
     own = None
     if communicator.rank == 0:
         shard = Shard.of(source.config, 0, communicator.size)
-        products = Products.of(source.config, shard, blocks_of(config.quantize, source))
+        products = Products.of(source.config, shard, blocks_of(quantize, source))
         own = str(resolve("auto", kernels, products)).removeprefix("torch.").encode()
     return DTYPES[communicator.broadcast_bytes(own, root=0, idle=True).decode()]
 

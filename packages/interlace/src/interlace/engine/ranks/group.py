@@ -101,6 +101,7 @@ class RankGroup:
             "ranks": [asdict(info) for info in ranks],
             "communicator": self.runner.communicator.name,
             "dtype": ranks[0].dtype,
+            "weights": ranks[0].weights,
             "kernels": ranks[0].kernels,
             "threads_per_rank": ranks[0].threads,
             "num_kv_blocks": self.num_blocks,

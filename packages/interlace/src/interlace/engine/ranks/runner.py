@@ -26,7 +26,7 @@ from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
-from interlace.models.footprint import weights_name
+from interlace.models.footprint import resolve_quantize, weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
@@ -51,6 +51,7 @@ class RankInfo:
     threads: int
     kernels: str
     dtype: str
+    weights: str  # their name: see `footprint.weights_name`
     num_kv_blocks: int
     peak_memory_bytes: int  # largest resident set so far
     weights_bytes: int
@@ -78,8 +79,9 @@ class Runner:
             communicator.kernels = make_kernels(self.kernels.name, threads=1)
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
-        self.dtype = dtypes.agree(config, model.weights, self.kernels, communicator)
-        self.weights_name = weights_name(model.weights, config.quantize)
+        quantize = resolve_quantize(config.quantize, config.dtype, model.weights)
+        self.dtype = dtypes.agree(config.dtype, quantize, model.weights, self.kernels, communicator)
+        self.weights_name = weights_name(model.weights, quantize)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
         self.decoder = Decoder(
@@ -89,7 +91,7 @@ class Runner:
             communicator,
             self.dtype,
             self.max_model_len,
-            config.quantize,
+            quantize,
         )
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
@@ -153,6 +155,7 @@ class Runner:
             threads=self.kernels.threads,
             kernels=self.kernels.name,
             dtype=str(self.dtype).removeprefix("torch."),
+            weights=self.weights_name,
             num_kv_blocks=self.num_blocks,
             peak_memory_bytes=peak_memory_bytes(),
             weights_bytes=self.decoder.size_bytes,
