@@ -135,7 +135,9 @@ def test_weights_in_blocks_are_counted_and_priced_as_such(invoke: Any, tmp_path:
     assert "float32, weights in q6_k and q8_0, 2 ranks" in invoke(*show, "stored").stdout
     refused = invoke(*show, "int3")
     assert refused.exit_code == 1
-    assert "quantize='int3': expected one of auto, none, stored, int8, int4" in refused.stderr.replace("\n", " ")
+    assert "quantize='int3': expected one of auto, none, stored, int8, int4" in refused.stderr.replace(
+        "\n", " "
+    )
 
 
 def test_json_holds_every_step_of_the_plan(invoke: Any, tiny_model: Path) -> None:
