@@ -1,6 +1,7 @@
 // Packing of weights, matrix products over packed weights, and rows read back out of them.
 #pragma once
 
+#include "panel.h"
 #include "simd.h"
 
 namespace tokenweave::TW_ISA {
@@ -10,10 +11,6 @@ namespace tokenweave::TW_ISA {
 // of 16, the baseline 1 x 8 of 16. No full tile has fewer than 8, what two ports need to hide the 4 cycles
 // of a fused multiply-add.
 constexpr int TILE_ROWS = WIDTH == 16 ? 12 : WIDTH == 8 ? 3 : 1;
-// How far ahead of its use a panel is asked for: a page, since the processor's own prefetching ends with the
-// page. That is 32 steps of PANEL words. It runs on into the next panel, which is next in memory; past the
-// last one it does no harm, as a prefetch never faults.
-constexpr int PREFETCH_BYTES = 4096;
 static_assert(ROW_TILE % TILE_ROWS == 0);
 constexpr int PANEL_GROUPS = PANEL / LANES;
 
@@ -89,18 +86,6 @@ void linear_tile(const LinearArgs& args, int64_t row, int64_t panel) {
         const Floats bias = args.bias ? load_some(args.bias + n, count) : zeros();
         TW_UNROLL for (int r = 0; r < ROWS; ++r)
             store_some(static_cast<Out*>(args.y) + (row + r) * args.ldy + n, acc[r][c] + bias, count);
-    }
-}
-
-// Writes a panel's sums, (rows, PANEL) side by side, with the bias added: to `count` columns of y, at most PANEL, from
-// column `first` on, whose row 0 is at `y`.
-template <typename Out>
-void store_panel(const float* sums, const float* bias, Out* y, int64_t ldy, int64_t rows, int64_t first,
-                 int64_t count) {
-    for (int64_t c = 0; c < count; c += LANES) {
-        const Floats own_bias = bias ? load_some(bias + first + c, count - c) : zeros();
-        for (int64_t r = 0; r < rows; ++r)
-            store_some(y + r * ldy + first + c, load(sums + r * PANEL + c) + own_bias, count - c);
     }
 }
 

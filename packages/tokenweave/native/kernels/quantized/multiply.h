@@ -1,7 +1,7 @@
 // Products of quantised rows with stored weights.
 #pragma once
 
-#include "../linear.h"
+#include "../panel.h"
 #include "activations.h"
 #include "pack.h"
 
