@@ -167,8 +167,9 @@ def test_make_run_gives_the_answer_that_is_shown() -> None:
     )
     words = shlex.split(recipe.stdout.replace("\\\n", " "))
     shown = shown_by_make_run(ROOT / "README.md").splitlines()
-    _, dtype, _ = shown[2].removeprefix("model").strip().split(", ")
-    answered = CliRunner().invoke(app, [*words[1:], "--dtype", dtype])
+    _, weights, dtype, _ = shown[2].removeprefix("model").strip().split(", ")
+    assert weights.startswith("weights in "), "those of the file's blocks"
+    answered = CliRunner().invoke(app, [*words[1:], "--dtype", dtype, "--quantize", "stored"])
     assert answered.exit_code == 0, answered.output
     printed = answered.stdout.splitlines()
     assert printed[:1] + printed[2:4] == shown[:1] + shown[2:4]
