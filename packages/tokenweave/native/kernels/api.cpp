@@ -71,11 +71,7 @@ int for_row_blocks(Pool& pool, const LinearArgs& whole, int64_t scratch_bytes, c
     return TW_OK;
 }
 
-// Panels that are worth a worker, each of `weights` matrices.
-int64_t panels_of_grain(const LinearArgs& args, int weights) {
-    const int64_t panel_bytes = args.k * element_bytes(args.dtype) * PANEL;
-    return div_up(MIN_PART_BYTES, std::max<int64_t>(1, panel_bytes * weights));
-}
+int64_t panel_bytes_of(const LinearArgs& args) { return args.k * element_bytes(args.dtype) * PANEL; }
 
 struct Gated {
     const void *gate, *up;
@@ -101,7 +97,7 @@ void multiply_gated(Pool& pool, const LinearArgs& args, const Gated& gated) {
         product.out_dtype = TW_FLOAT32;
         kernels.dense.linear(product, 0, part.panels);
     };
-    run_range(pool, div_up(args.n, PANEL), panels_of_grain(args, 2),
+    run_range(pool, div_up(args.n, PANEL), panels_of_grain(2 * panel_bytes_of(args)),
               [&](int64_t first, int64_t last, char* scratch) {
                   gate_panels(kernels, args.y, args.ldy, args.m, args.n, gated.activation, args.dtype, first,
                               last, scratch, multiply);
@@ -163,7 +159,7 @@ int tw_linear(tw_pool* pool, const void* x, int64_t ldx, const void* packed, con
     const LinearArgs whole{x, ldx, packed, bias, y, ldy, m, n, k, dtype, out_dtype};
     const auto kernel = pool->pool.kernels().dense.linear;
     return for_row_blocks(pool->pool, whole, 0, [&](const LinearArgs& args) {
-        run_range(pool->pool, div_up(n, PANEL), panels_of_grain(args, 1),
+        run_range(pool->pool, div_up(n, PANEL), panels_of_grain(panel_bytes_of(args)),
                   [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     });
 }

@@ -27,6 +27,11 @@ inline int64_t rows_of_grain(int64_t row_elements) {
     return row_elements > MIN_PART_ELEMENTS ? 1 : MIN_PART_ELEMENTS / (row_elements > 0 ? row_elements : 1);
 }
 
+// Panels of packed weights that are worth a worker.
+inline int64_t panels_of_grain(int64_t panel_bytes) {
+    return div_up(MIN_PART_BYTES, panel_bytes > 0 ? panel_bytes : 1);
+}
+
 // Calls part(first, last, scratch) over [0, count) in parts of at least `grain`, a few to each worker.
 template <typename Part>
 void run_range(Pool& pool, int64_t count, int64_t grain, const Part& part, int64_t parts_per_worker = 4) {

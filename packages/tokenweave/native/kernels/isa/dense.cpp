@@ -1,9 +1,7 @@
 // Compiled once for each instruction set, with TW_ISA naming it.
+#include "tiles_or.h"
 #if defined(TW_TILES)
 #include "../amx/linear.h"
-#define TW_TILES_OR(tiles, vectors) tiles
-#else
-#define TW_TILES_OR(tiles, vectors) vectors
 #endif
 #include "../linear.h"
 

@@ -59,11 +59,8 @@ Quantised sizes_of(const Stack& stack, int64_t m, int64_t most) {
     return {num_groups, std::min({m, rows, most})};
 }
 
-// Panels that are worth a worker, each of `weights` matrices like this one.
-int64_t panels_of_grain(const Stack& stack, int weights) {
-    const int64_t panel_bytes = stack.bytes / std::max<int64_t>(1, stack.num_panels);
-    return div_up(MIN_PART_BYTES, std::max<int64_t>(1, panel_bytes * weights));
-}
+// On average.
+int64_t panel_bytes_of(const Stack& stack) { return stack.bytes / std::max<int64_t>(1, stack.num_panels); }
 
 // Calls multiply(args) for blocks of the rows of x, once they are quantised. `most` rows of them together, and
 // `scratch_bytes` are free in every worker's scratch.
@@ -152,7 +149,7 @@ int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_
                                   m,           stack.first_column, stack.k, out_dtype};
     const auto kernel = pool->pool.kernels().stored.linear;
     return for_row_blocks(pool->pool, stack, rows, linear, m, 0, [&](const StoredLinearArgs& args) {
-        run_range(pool->pool, stack.num_panels, panels_of_grain(stack, 1),
+        run_range(pool->pool, stack.num_panels, panels_of_grain(panel_bytes_of(stack)),
                   [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     });
 }
@@ -172,7 +169,7 @@ int tw_stored_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_s
     const Gated gated{stack.parts[0], other.parts[0], gate_bias, up_bias, activation};
     return for_row_blocks(
         pool->pool, stack, rows, linear, GATED_ROWS, GATED_SCRATCH_BYTES, [&](const StoredLinearArgs& args) {
-            run_range(pool->pool, stack.num_panels, panels_of_grain(stack, 2),
+            run_range(pool->pool, stack.num_panels, panels_of_grain(2 * panel_bytes_of(stack)),
                       [&](int64_t first, int64_t last, char* scratch) {
                           multiply_gated(pool->pool.kernels(), args, gated, first, last, scratch);
                       });
