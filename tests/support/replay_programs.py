@@ -12,6 +12,7 @@ from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.runner import Runner
 from interlace.models.sources import load_model
 from support.driver import Driver
+from support.rank_groups import Workers, make_ranks
 from support.tiny_models import VOCAB_SIZE
 from tokenweave.communicators import Communicator
 from tokenweave.kernels import make_kernels
@@ -60,3 +61,24 @@ def _decode(runner: Runner, sizes: Sequence[int], splits: Sequence[int | None], 
         logits.append(torch.cat(driver.run([(s, 1) for s in chosen], split)).clone())
     replayer = runner.replayer
     return torch.cat(logits), replayer.num_replayed if replayer else 0, replayer and replayer.refusal
+
+
+def decode_on_ranks(kind: str, size: int, kernels: str, *arguments: object) -> list[Outcome]:
+    """The outcome of `decode` with these arguments on each of `size` ranks of a `kind` of `make_ranks`.
+
+    Raises: what the first rank that failed raised.
+    """
+    workers = Workers()
+    options = {"kernels": make_kernels(kernels, 1)} if size == 1 else {}
+    if "symmetric" in kind:
+        options["activations"] = (128, 144, torch.float32)
+    ranks = make_ranks(kind, size, workers, **options)
+    try:
+        outcomes = ranks.run("replay_programs.decode", *arguments)
+    finally:
+        ranks.close()
+        workers.close()
+    for outcome in outcomes:
+        if isinstance(outcome, Exception):
+            raise outcome
+    return outcomes

@@ -14,10 +14,8 @@ from interlace.engine.ranks import replayer
 from interlace.engine.ranks.launch import start
 from interlace.errors import RankFailed
 from support.driver import Driver
-from support.rank_groups import Workers, make_ranks
-from support.replay_programs import Outcome
+from support.replay_programs import Outcome, decode_on_ranks
 from support.tiny_models import FAMILIES, make_model
-from tokenweave.kernels import make_kernels
 
 # Why a family's passes are not captured: experts are chosen in torch, and norms over all heads are joined there.
 TORCH = {"mixtral": "softmax", "qwen2_moe": "softmax", "qwen3_moe": "softmax", "olmo2": "aten.cat"}
@@ -33,20 +31,7 @@ def decode(
     seed: int = 0,
     kernels: str = "native",
 ) -> list[Outcome]:
-    workers = Workers()
-    options = {"kernels": make_kernels(kernels, 1)} if size == 1 else {}
-    if kind == "shm-symmetric-threads":
-        options["activations"] = (128, 144, torch.float32)
-    ranks = make_ranks(kind, size, workers, **options)
-    try:
-        outcomes = ranks.run("replay_programs.decode", model, sizes, replaying, seed)
-    finally:
-        ranks.close()
-        workers.close()
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return outcomes
+    return decode_on_ranks(kind, size, kernels, model, sizes, replaying, seed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,10 +18,8 @@ from interlace.engine.ranks.launch import start
 from interlace.errors import RankFailed
 from support.driver import Driver
 from support.patience import PATIENCE_S, wait_until
-from support.rank_groups import Workers, make_ranks
-from support.replay_programs import Outcome
+from support.replay_programs import Outcome, decode_on_ranks
 from support.tiny_models import FAMILIES, make_model
-from tokenweave.kernels import make_kernels
 from tokenweave.plan import plan_forward
 
 FAST = "2GB/s,10us"  # looks at what comes through, not at how long it takes
@@ -33,23 +31,8 @@ PASSES = [(4, 2)] * 6 + [(6, 1)] * 6 + [(2, 1), (6, 5)] + [(4, 2), (6, 1)] * 3 +
 def decode(
     kind: str, size: int, model: Path, replaying: list[int], *, woven: bool = True, dtype: str = "float32"
 ) -> list[Outcome]:
-    workers = Workers()
-    options = {"kernels": make_kernels("native", 1)} if size == 1 else {}
-    if "symmetric" in kind:
-        options["activations"] = (128, 144, torch.float32)
-    ranks = make_ranks(kind, size, workers, **options)
-    try:
-        sizes, splits = zip(*PASSES, strict=True)
-        outcomes = ranks.run(
-            "replay_programs.decode", model, sizes, replaying, 0, splits if woven else None, dtype
-        )
-    finally:
-        ranks.close()
-        workers.close()
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return outcomes
+    sizes, splits = zip(*PASSES, strict=True)
+    return decode_on_ranks(kind, size, "native", model, sizes, replaying, 0, splits if woven else None, dtype)
 
 
 @pytest.mark.parametrize("family", DENSE)
