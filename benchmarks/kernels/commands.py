@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from benchmarks.harness.command_line import Json, Out, PeerPython, Quick, Rounds, Threads, finish
 from emucxl import resources
+from emucxl.bench.harness import Progress, Report
 from interlace.cli import console
 
 
@@ -28,11 +31,9 @@ def kernels(
     as_json: Json = False,
 ) -> None:
     """Matrix products and attention on the CPU, beside torch's and the limits of the machine."""
-    from benchmarks.kernels import products
+    from benchmarks.kernels.products import run
 
-    with console.progress("measuring") as progress:
-        report = products.run(threads or resources.num_threads(), seconds, quick, progress)
-    finish([report], quick, out, as_json)
+    _measure(run, threads, seconds, out, quick, as_json)
 
 
 def sampling(
@@ -45,6 +46,17 @@ def sampling(
     """One token for each row of logits: greedy, top-k, top-p, penalties, logprobs, beside torch's operations."""
     from benchmarks.kernels.sampling import run
 
+    _measure(run, threads, seconds, out, quick, as_json)
+
+
+def _measure(
+    run: Callable[[int, float, bool, Progress], Report],
+    threads: int | None,
+    seconds: float,
+    out: Path | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
     with console.progress("measuring") as progress:
         report = run(threads or resources.num_threads(), seconds, quick, progress)
     finish([report], quick, out, as_json)

@@ -6,7 +6,6 @@ many threads.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
+from benchmarks.kernels.turns import time_in_turns
+from emucxl.bench.harness import Progress, Report, Samples, part_of
 from tokenweave import native
 from tokenweave.kernels import (
     FORMATS,
@@ -40,7 +40,7 @@ PEAK = {torch.bfloat16: "bf16_gflops", torch.float32: "fma_gflops"}
 
 
 QUICK_S = 0.02
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 10_000
+MOST_ROUNDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,8 @@ def measure(
 ) -> KernelFigures:
     """Checks a case, then times both sides in turns for about `seconds`."""
     case.check(case.ours(), case.with_torch())
-    once_s = _seconds(case.ours) + _seconds(case.with_torch)
-    rounds = min(max(round(seconds / once_s), FEWEST_ROUNDS), MOST_ROUNDS)
-    calls = {"ours": lambda: _seconds(case.ours), "torch": lambda: _seconds(case.with_torch)}
-    samples = interleaved(calls, rounds, progress)
-    ours_s, torch_s = samples["ours"].median, samples["torch"].median
+    ours, with_torch = time_in_turns(case.ours, case.with_torch, seconds, MOST_ROUNDS, progress)
+    ours_s, torch_s = ours.median, with_torch.median
     gflops, gbps = case.flop / ours_s * 1e-9, case.size_bytes / ours_s * 1e-9
     return KernelFigures(
         case.name,
@@ -180,7 +177,7 @@ def measure(
         gflops / limits[case.peak],
         gbps,
         gbps / limits["read_gbps"],
-        samples["torch"].over(samples["ours"]),
+        with_torch.over(ours),
     )
 
 
@@ -236,9 +233,3 @@ def run(threads: int, seconds: float, quick: bool = False, progress: Progress | 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -8,15 +8,15 @@ normally distributed ones, of which a nucleus keeps many.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
+from benchmarks.kernels.turns import time_in_turns
+from emucxl.bench.harness import Progress, Report, Samples, part_of
 from interlace.errors import BenchError
 from tokenweave import native
 from tokenweave.native import ThreadPool
@@ -29,7 +29,7 @@ NUM_TOKENS, NUM_PROMPT = 192, 128  # of each row's text, which penalties look at
 FALL_PER_DOUBLING = 1.1  # of a logit, where the rank doubles: about SmolLM2's on English prose
 LARGEST_MASS_APART = 1e-4  # of all: tokens that only one side keeps, for torch adds up in float32
 QUICK_S = 0.02
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 2_000
+MOST_ROUNDS = 2_000
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,10 @@ def measure(
         return native_sample(pool, logits, rows)
 
     check(choice, logits, rows, ours())
-    once_us = _microseconds(ours) + _microseconds(peer.sample)
-    rounds = min(max(round(seconds * 1e6 / once_us), FEWEST_ROUNDS), MOST_ROUNDS)
-    calls = {"native": lambda: _microseconds(ours), "torch": lambda: _microseconds(peer.sample)}
-    samples = interleaved(calls, rounds, progress)
-    gbps = logits.nbytes / samples["native"].median * 1e-3
-    return SamplingFigures(
-        choice.name, law, len(rows), samples["native"], samples["torch"], gbps, gbps / read_gbps
-    )
+    times = time_in_turns(ours, peer.sample, seconds, MOST_ROUNDS, progress)
+    native_us, torch_us = (Samples(tuple(1e6 * value_s for value_s in side.values)) for side in times)
+    gbps = logits.nbytes / native_us.median * 1e-3
+    return SamplingFigures(choice.name, law, len(rows), native_us, torch_us, gbps, gbps / read_gbps)
 
 
 def run(threads: int, seconds: float, quick: bool = False, progress: Progress | None = None) -> Report:
@@ -253,9 +249,3 @@ def report(found: Sequence[SamplingFigures], threads: int, vocab_size: int, read
             "cases": [figures.to_json() for figures in found],
         },
     )
-
-
-def _microseconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e6 * (time.perf_counter() - start)
