@@ -59,8 +59,8 @@ Quantised sizes_of(const Stack& stack, int64_t m, int64_t most) {
     return {num_groups, std::min({m, rows, most})};
 }
 
-// On average.
-int64_t panel_bytes_of(const Stack& stack) { return stack.bytes / std::max<int64_t>(1, stack.num_panels); }
+// A stack of several formats has panels of several sizes.
+int64_t mean_panel_bytes(const Stack& stack) { return stack.bytes / std::max<int64_t>(1, stack.num_panels); }
 
 // Calls multiply(args) for blocks of the rows of x, once they are quantised. `most` rows of them together, and
 // `scratch_bytes` are free in every worker's scratch.
@@ -149,7 +149,7 @@ int tw_stored_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_stored_
                                   m,           stack.first_column, stack.k, out_dtype};
     const auto kernel = pool->pool.kernels().stored.linear;
     return for_row_blocks(pool->pool, stack, rows, linear, m, 0, [&](const StoredLinearArgs& args) {
-        run_range(pool->pool, stack.num_panels, panels_of_grain(panel_bytes_of(stack)),
+        run_range(pool->pool, stack.num_panels, panels_of_grain(mean_panel_bytes(stack)),
                   [&](int64_t first, int64_t last, char*) { kernel(args, first, last); });
     });
 }
@@ -169,7 +169,7 @@ int tw_stored_gated_linear(tw_pool* pool, const void* x, int64_t ldx, const tw_s
     const Gated gated{stack.parts[0], other.parts[0], gate_bias, up_bias, activation};
     return for_row_blocks(
         pool->pool, stack, rows, linear, GATED_ROWS, GATED_SCRATCH_BYTES, [&](const StoredLinearArgs& args) {
-            run_range(pool->pool, stack.num_panels, panels_of_grain(2 * panel_bytes_of(stack)),
+            run_range(pool->pool, stack.num_panels, panels_of_grain(2 * mean_panel_bytes(stack)),
                       [&](int64_t first, int64_t last, char* scratch) {
                           multiply_gated(pool->pool.kernels(), args, gated, first, last, scratch);
                       });
