@@ -16,7 +16,10 @@
 
 namespace tokenweave::TW_ISA {
 
-constexpr int GROUP_ROWS = WIDTH == 16 ? 6 : 1;  // rows whose accumulators share the registers
+// Rows, and groups of sixteen columns, whose accumulators share the registers: 6 x 4 of the 32 of AVX-512, 3 x 2
+// pairs of the 16 of AVX2, 1 x 2 fours of the baseline's.
+constexpr int GROUP_ROWS = WIDTH == 16 ? 6 : WIDTH == 8 ? 3 : 1;
+constexpr int COLUMN_GROUPS = WIDTH == 16 ? 4 : 2;
 constexpr int KEY_GROUPS = KEY_TILE / LANES;
 constexpr int TILE_BLOCKS = KEY_TILE / BLOCK_SIZE;
 static_assert(BLOCK_SIZE == LANES && GROUP_ROWS <= LANES);
@@ -171,6 +174,20 @@ TW_INLINE bool is_cut(const AttentionArgs& args, int32_t first_key, int32_t firs
            (args.sliding_window && first_key < last_position + 1 - args.sliding_window);
 }
 
+// The scores of COLUMN_GROUPS groups of a tile's keys, `group` on.
+template <typename T, int ROWS>
+TW_INLINE void score_keys(Floats (&scores)[ROWS][KEY_GROUPS], const char* queries, const KeyTile& tile,
+                          int group, int head_dim) {
+    Floats acc[ROWS][COLUMN_GROUPS];
+    const char* keys[COLUMN_GROUPS];
+    TW_UNROLL for (int c = 0; c < COLUMN_GROUPS; ++c) keys[c] = tile.keys[group + c];
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < COLUMN_GROUPS; ++c) acc[r][c] =
+        zeros();
+    accumulate<T>(acc, queries, head_dim * sizeof(T), keys, BLOCK_SIZE * 4, head_dim / WORD_ELEMENTS<T>);
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < COLUMN_GROUPS; ++c)
+        scores[r][group + c] = acc[r][c];
+}
+
 // Rows row .. row + ROWS of the item against one tile of keys.
 template <typename T, int ROWS>
 void attend_tile(const AttentionArgs& args, const AttentionItem& item, const AttentionState<T>& state,
@@ -182,10 +199,9 @@ void attend_tile(const AttentionArgs& args, const AttentionItem& item, const Att
     if (!is_visible(args, tile.first_key, first_position, last_position)) return;
 
     Floats scores[ROWS][KEY_GROUPS];
-    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < KEY_GROUPS; ++c) scores[r][c] =
-        zeros();
     const char* queries = reinterpret_cast<const char*>(state.queries + static_cast<int64_t>(row) * d);
-    accumulate<T>(scores, queries, d * sizeof(T), tile.keys, BLOCK_SIZE * 4, d / WORD_ELEMENTS<T>);
+    TW_UNROLL for (int group = 0; group < KEY_GROUPS; group += COLUMN_GROUPS)
+        score_keys<T>(scores, queries, tile, group, d);
     if (args.softcap > 0) cap_scores(scores, args.scale, args.softcap);
     if (is_cut(args, tile.first_key, first_position, last_position))
         mask_scores(scores, args, item, row, group_size, tile.first_key);
@@ -194,8 +210,8 @@ void attend_tile(const AttentionArgs& args, const AttentionItem& item, const Att
     softmax_tile<T>(scores, exponent_scale(args), state, row, shrink);
     const int num_keys = last_position + 1 < end ? last_position + 1 - tile.first_key : KEY_TILE;
     int column = 0;
-    for (; column + 4 * LANES <= d; column += 4 * LANES)
-        weigh_values<T, ROWS, 4>(state, row, shrink, tile, num_keys, column, d);
+    for (; column + COLUMN_GROUPS * LANES <= d; column += COLUMN_GROUPS * LANES)
+        weigh_values<T, ROWS, COLUMN_GROUPS>(state, row, shrink, tile, num_keys, column, d);
     for (; column < d; column += LANES)
         weigh_values<T, ROWS, 1>(state, row, shrink, tile, num_keys, column, d);
 }
