@@ -187,27 +187,41 @@ TW_INLINE void store_some(T* p, Floats a, int64_t count) {
     memcpy(p, lanes, count * sizeof(T));
 }
 
+#if !defined(__AVX512F__)
+// Four lanes of sixteen: `join` takes lanes 8 to 15 with 0 to 7, then 4 to 7 with 0 to 3.
+template <typename Join>
+TW_INLINE __m128 join_to_four(Floats a, const Join& join) {
+#if defined(__AVX2__)
+    const __m128 low = join(_mm256_castps256_ps128(a.part[0]), _mm256_castps256_ps128(a.part[1]));
+    const __m128 high = join(_mm256_extractf128_ps(a.part[0], 1), _mm256_extractf128_ps(a.part[1], 1));
+    return join(low, high);
+#else
+    return join(join(a.part[0], a.part[2]), join(a.part[1], a.part[3]));
+#endif
+}
+template <typename Join>
+TW_INLINE float reduce(Floats a, const Join& join) {
+    const __m128 four = join_to_four(a, join);
+    const __m128 two = join(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(join(two, _mm_shuffle_ps(two, two, 1)));
+}
+#endif
+
 // Sums and maxima of the sixteen lanes, always by halves.
 TW_INLINE float reduce_add(Floats a) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps(a.part[0]);
 #else
-    float lanes[LANES];
-    store(lanes, a);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    return lanes[0];
+    return reduce(
+        a, [](__m128 low, __m128 high) __attribute__((always_inline)) { return _mm_add_ps(low, high); });
 #endif
 }
 TW_INLINE float reduce_max(Floats a) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps(a.part[0]);
 #else
-    float lanes[LANES];
-    store(lanes, a);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-    return lanes[0];
+    return reduce(
+        a, [](__m128 low, __m128 high) __attribute__((always_inline)) { return _mm_max_ps(low, high); });
 #endif
 }
 
