@@ -174,10 +174,16 @@ TW_INLINE bool is_cut(const AttentionArgs& args, int32_t first_key, int32_t firs
            (args.sliding_window && first_key < last_position + 1 - args.sliding_window);
 }
 
-// The scores of COLUMN_GROUPS groups of a tile's keys, `group` on.
+// The scores of COLUMN_GROUPS groups of a tile's keys, from `group` on. A function of its own where the accumulators
+// fill the registers: among the caller's values the compiler keeps half of them in memory.
 template <typename T, int ROWS>
-TW_INLINE void score_keys(Floats (&scores)[ROWS][KEY_GROUPS], const char* queries, const KeyTile& tile,
-                          int group, int head_dim) {
+#if defined(__AVX512F__)
+TW_INLINE
+#else
+__attribute__((noinline))
+#endif
+    void score_keys(Floats (&scores)[ROWS][KEY_GROUPS], const char* queries, const KeyTile& tile, int group,
+                    int head_dim) {
     Floats acc[ROWS][COLUMN_GROUPS];
     const char* keys[COLUMN_GROUPS];
     TW_UNROLL for (int c = 0; c < COLUMN_GROUPS; ++c) keys[c] = tile.keys[group + c];

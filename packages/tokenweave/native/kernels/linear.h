@@ -6,13 +6,17 @@
 
 namespace tokenweave::TW_ISA {
 
-// Rows of a tile: as many as keep every accumulator of a panel in registers. A row has PANEL / WIDTH of them:
-// AVX-512 takes 12 x 2 of its 32 registers, which leaves room for two columns and the word of x, AVX2 3 x 4
-// of 16, the baseline 1 x 8 of 16. No full tile has fewer than 8, what two ports need to hide the 4 cycles
-// of a fused multiply-add.
-constexpr int TILE_ROWS = WIDTH == 16 ? 12 : WIDTH == 8 ? 3 : 1;
-static_assert(ROW_TILE % TILE_ROWS == 0);
 constexpr int PANEL_GROUPS = PANEL / LANES;
+// Rows of a tile: as many as keep its accumulators in registers. AVX-512 takes 12 rows x 2 of its 32 registers,
+// which leaves room for two columns and the word of x, the baseline 1 x 8 of 16. No full tile has fewer than 8,
+// what two ports need to hide the 4 cycles of a fused multiply-add.
+//
+// AVX2 takes few rows over a whole panel, 3 x 4 of its 16, and many over TILE_GROUPS of its groups, 6 x 2: these
+// read half as much of the panel, whose way from the second cache bounds the other.
+constexpr int TILE_ROWS = WIDTH == 16 ? 12 : WIDTH == 8 ? 6 : 1;
+constexpr int PANEL_ROWS = WIDTH == 8 ? 3 : TILE_ROWS;  // the most rows of a tile that takes a whole panel
+constexpr int TILE_GROUPS = WIDTH == 8 ? 1 : PANEL_GROUPS;
+static_assert(ROW_TILE % TILE_ROWS == 0);
 
 template <typename T>
 TW_INLINE int64_t words_of(int64_t k) {
@@ -58,19 +62,20 @@ static void pack(const PackArgs& args, int64_t first_panel, int64_t last_panel) 
 
 // ---- linear ----
 
-template <typename T, typename Out, int ROWS>
-void linear_tile(const LinearArgs& args, int64_t row, int64_t panel) {
+// Rows row .. row + ROWS times GROUPS groups of the panel, from `group` on.
+template <typename T, typename Out, int ROWS, int GROUPS>
+void linear_tile(const LinearArgs& args, int64_t row, int64_t panel, int group) {
     const int64_t lda = args.ldx * sizeof(T);
     const char* a = static_cast<const char*>(args.x) + row * lda;
     const char* b = static_cast<const char*>(args.packed) + panel * panel_bytes<T>(args.k);
-    const char* const groups[PANEL_GROUPS] = {b, b + LANES * 4};
+    const char* groups[GROUPS];
+    TW_UNROLL for (int c = 0; c < GROUPS; ++c) groups[c] = b + (group + c) * LANES * 4;
     const int64_t steps = args.k / WORD_ELEMENTS<T>;
-    Floats acc[ROWS][PANEL_GROUPS];
-    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) acc[r][c] =
-        zeros();
+    Floats acc[ROWS][GROUPS];
+    TW_UNROLL for (int r = 0; r < ROWS; ++r) TW_UNROLL for (int c = 0; c < GROUPS; ++c) acc[r][c] = zeros();
     accumulate<T, PREFETCH_BYTES>(acc, a, lda, groups, PANEL * 4, steps);
     if (steps * WORD_ELEMENTS<T> < args.k) {  // an odd k: half a word
-        TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) {
+        TW_UNROLL for (int c = 0; c < GROUPS; ++c) {
             const Words column = load_words(groups[c] + steps * PANEL * 4);
             TW_UNROLL for (int r = 0; r < ROWS; ++r) {
                 uint16_t last;
@@ -79,8 +84,8 @@ void linear_tile(const LinearArgs& args, int64_t row, int64_t panel) {
             }
         }
     }
-    TW_UNROLL for (int c = 0; c < PANEL_GROUPS; ++c) {
-        const int64_t n = panel * PANEL + c * LANES;
+    TW_UNROLL for (int c = 0; c < GROUPS; ++c) {
+        const int64_t n = panel * PANEL + (group + c) * LANES;
         const int64_t count = args.n - n;
         if (count <= 0) break;
         const Floats bias = args.bias ? load_some(args.bias + n, count) : zeros();
@@ -95,7 +100,12 @@ TW_INLINE void linear_rows(const LinearArgs& args, int64_t row, int rows, int64_
     if constexpr (ROWS > 1) {
         if (rows < ROWS) return linear_rows<T, Out, ROWS - 1>(args, row, rows, panel);
     }
-    linear_tile<T, Out, ROWS>(args, row, panel);
+    if constexpr (ROWS <= PANEL_ROWS) {
+        linear_tile<T, Out, ROWS, PANEL_GROUPS>(args, row, panel, 0);
+    } else {
+        for (int group = 0; group < PANEL_GROUPS; group += TILE_GROUPS)
+            linear_tile<T, Out, ROWS, TILE_GROUPS>(args, row, panel, group);
+    }
 }
 
 // A panel stays in the nearest cache while the rows pass over it.
