@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.serve.limits import ITEM_BYTES, Limits
-from benchmarks.serve.systems import STORED
+from benchmarks.serve.systems import KEPT_BESIDE_STORED, STORED
 from interlace.cli.bench.workload import ServeWorkload
 
 
@@ -55,7 +55,7 @@ def _phase_s(
 ) -> tuple[float, str]:
     """The least seconds of one pass, and what bounds it: memory alone where no rate of arithmetic is known."""
     shapes = limits.shapes
-    kept = "float32" if dtype == STORED else dtype  # keys and values, at least a float's
+    kept = KEPT_BESIDE_STORED if dtype == STORED else dtype
     weights = stored_bytes if dtype == STORED and stored_bytes is not None else shapes.weight_bytes(kept)
     size_bytes = weights + shapes.kv_bytes(kept, batch, first_position)
     in_memory = (size_bytes / median(limits.read_bytes_per_s), "memory")

@@ -66,9 +66,13 @@ class Shapes:
         """Bytes of the keys and values of `batch` sequences with `context` tokens each."""
         return batch * context * self.kv_elements_per_token * ITEM_BYTES[dtype]
 
-    def step_bytes(self, dtype: str, batch: int, context: int) -> int:
-        """Bytes that one decode step of `batch` sequences with `context` tokens each must read."""
-        return self.weight_bytes(dtype) + self.kv_bytes(dtype, batch, context)
+    def step_bytes(self, dtype: str, batch: int, context: int, weight_bytes: int | None = None) -> int:
+        """Bytes that one decode step of `batch` sequences with `context` tokens each must read.
+
+        `weight_bytes`: of weights that are not in `dtype`, as keys and values are.
+        """
+        weights = self.weight_bytes(dtype) if weight_bytes is None else weight_bytes
+        return weights + self.kv_bytes(dtype, batch, context)
 
 
 def measure_limits(
@@ -134,9 +138,12 @@ class Limits:
         ]
         return num_tokens / min(medians) if medians else None
 
-    def decode_tokens_per_s(self, dtype: str, batch: int, context: int) -> float:
-        """The rate at which every weight and every key can be read once per step."""
-        return batch * median(self.read_bytes_per_s) / self.shapes.step_bytes(dtype, batch, context)
+    def decode_tokens_per_s(
+        self, dtype: str, batch: int, context: int, weight_bytes: int | None = None
+    ) -> float:
+        """The rate at which every weight and every key can be read once per step; arguments as of `step_bytes`."""
+        step_bytes = self.shapes.step_bytes(dtype, batch, context, weight_bytes)
+        return batch * median(self.read_bytes_per_s) / step_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Every sample, with rates in units of 1 per second."""

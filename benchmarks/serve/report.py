@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks.serve.drive import ServeRun
 from benchmarks.serve.limits import ITEM_BYTES, Limits
 from benchmarks.serve.participant import Participant
+from benchmarks.serve.systems import KEPT_BESIDE_STORED, STORED
 from benchmarks.serve.targets import best_peer, ratio, targets
 from interlace.cli.bench.workload import ServeWorkload
 
@@ -140,9 +141,10 @@ def _bound(run: ServeRun, participant: Participant, workload: ServeWorkload) -> 
     if workload.measure == "job":
         return None
     context = workload.prompt_tokens + workload.output_tokens // 2
-    return "bytes from memory", run.limits.decode_tokens_per_s(
-        participant.system.dtype, workload.batch, context
-    )
+    dtype, weight_bytes = participant.system.dtype, None
+    if dtype == STORED:
+        dtype, weight_bytes = KEPT_BESIDE_STORED, run.model["stored_bytes"]
+    return "bytes from memory", run.limits.decode_tokens_per_s(dtype, workload.batch, context, weight_bytes)
 
 
 def breakdown(system: str, profiles: dict[str, dict[str, Any]]) -> Table:

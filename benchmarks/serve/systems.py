@@ -10,6 +10,7 @@ from benchmarks.serve.interpreters import Interpreters
 from interlace.errors import BenchError
 
 STORED = "as stored"  # the blocks of a GGUF file, multiplied as they are
+KEPT_BESIDE_STORED = "float32"  # the keys and values of such a model: a float, at the most
 Kind = Literal["interlace", "hf", "vllm", "llamacpp"]
 ModelForm = Literal["given", "directory", "gguf"]
 KINDS: tuple[Kind, ...] = ("interlace", "hf", "vllm", "llamacpp")

@@ -89,6 +89,17 @@ def test_weights_as_stored_are_compared_with_llama_cpps(run: ServeRun) -> None:
     assert found["decode batch 8: interlace-stored / llamacpp"].is_met
 
 
+def test_weights_as_stored_have_a_limit_where_memory_bounds_them(run: ServeRun) -> None:
+    run.participants = [participant("interlace-stored", 130, 150, 260)]
+    run.model["stored_bytes"] = 1_000_000
+    rows = [line for line in text_of(run).splitlines() if "bytes from memory" in line]
+    (decode,) = [workload for workload in FULL if workload.name == "decode batch 1"]
+    context = decode.prompt_tokens + decode.output_tokens // 2
+    limit = 2e10 / (1_000_000 + 4 * 4 * context)  # 4 keys and values of a token, 4 bytes each
+    assert f"{limit:,.0f}" in next(row for row in rows if "decode batch 1 " in row)
+    assert len(rows) == sum(workload.measure == "decode" for workload in FULL)
+
+
 def test_a_quick_run_has_no_targets(run: ServeRun) -> None:
     run.options = ServeOptions(is_quick=True, workloads=FULL)
     assert targets(run) == []
