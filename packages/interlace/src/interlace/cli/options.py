@@ -105,14 +105,18 @@ ENGINE: dict[str, Any] = {
         str, "auto", "Engine", help="The channel between the ranks.", metavar="auto|shm|thread|torch|null"
     ),
     "dtype": _option(
-        str, "auto", "Engine", help="Number format of weights and KV cache.", metavar="auto|float32|bfloat16"
+        str,
+        "auto",
+        "Engine",
+        help="Number format of dense weights, activations and KV cache.",
+        metavar="auto|float32|bfloat16",
     ),
     "quantize": _option(
         str,
         "auto",
         "Engine",
-        help="Hold weights in blocks of small codes. stored: those of a GGUF file that are; int8, int4: all; "
-        "none: dense. auto: stored, but none where --dtype names a format.",
+        help="Hold weights in blocks of small codes. stored: a GGUF file's blocks as they are; int8, int4: these, and "
+        "all other matrices made into blocks; none: dense. auto: stored, but none where --dtype names a format.",
         metavar="auto|none|stored|int8|int4",
     ),
     "threads": _option(

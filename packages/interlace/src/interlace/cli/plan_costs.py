@@ -88,7 +88,8 @@ def tuned_costs(source: WeightSource, tp: int, dtype: str, quantize: str, link: 
     option = "" if quantize == "none" else f" --quantize {quantize}"
     if table is None:
         raise EngineError(
-            f"no wave table of this model on {tp} ranks in {dtype} has been measured on this machine: run "
+            f"no wave table of this model on {tp} ranks with --dtype {dtype} --quantize {quantize} has been measured "
+            f"on this machine (one for another --dtype or --quantize does not count): run "
             f"`interlace tune MODEL --tp {tp} --dtype {dtype}{option}`, or leave out --tuned"
         )
     shared_core = tp * (kernels.threads + 1) > resources.num_threads()

@@ -77,7 +77,7 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
     return [
         (
             "model",
-            f"{engine.model}, {_weights(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels",
+            f"{engine.model}, {weights_text(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels",
         ),
         ("ranks", f"{num_ranks}, {each}, communicator {ranks['communicator']}"),
         (
@@ -93,7 +93,7 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
     ]
 
 
-def _weights(name: str) -> str:
+def weights_text(name: str) -> str:
     """The formats of weights in blocks, of a name such as "stored+q4_1+q8_0"; dense ones are of the dtype."""
     if name == "none":
         return ""

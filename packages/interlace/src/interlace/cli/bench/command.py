@@ -113,11 +113,13 @@ def check(engine: Engine, vocab_size: int, is_batch_invariant: bool) -> None:
 def report(ranks: dict[str, Any], rates: dict[ServeWorkload, Samples], rounds: int) -> Report:
     """One row for each workload."""
     from emucxl.bench.harness import Report
+    from interlace.cli.report import weights_text
 
-    split = f"{len(ranks['ranks'])} ranks of {ranks['threads_per_rank']} threads"
+    count, threads = len(ranks["ranks"]), ranks["threads_per_rank"]
+    split = f"{count} rank{'s' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
     return Report(
         name="engine",
-        title=f"{split}, {ranks['dtype']}, {ranks['kernels']} kernels (measured)",
+        title=f"{split}, {weights_text(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels (measured)",
         columns=("workload", "rate", "unit"),
         rows=tuple((each.name, samples.extremes_text(), each.unit) for each, samples in rates.items()),
         notes=(f"Medians of {rounds} interleaved rounds (lowest-highest), after a warm-up round.",),
