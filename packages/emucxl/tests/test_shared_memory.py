@@ -172,3 +172,15 @@ def test_segments_are_available_here_and_their_absence_has_a_reason(monkeypatch:
 
 def test_the_errors_are_one_tree() -> None:
     assert issubclass(SegmentError, EmucxlError)
+
+
+def test_an_error_of_closing_does_not_take_the_place_of_what_ended_the_block() -> None:
+    segment = SharedSegment.create("test", 4096)
+    view = segment.buffer
+    with pytest.raises(KeyboardInterrupt) as caught, segment:
+        raise KeyboardInterrupt
+    assert "view of it is in use" in caught.value.__notes__[0]
+    with pytest.raises(SegmentError), segment:
+        pass
+    view.release()
+    segment.close()

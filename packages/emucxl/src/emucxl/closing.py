@@ -10,7 +10,11 @@ if TYPE_CHECKING:
 
 
 class WithBlock:
-    """Base of objects that a `with` block closes."""
+    """Base of objects that a `with` block closes.
+
+    Where the block ends by an exception, an error of closing is a note on it and does not take its place. What ended
+    the block, Ctrl-C for one, may also be why closing fails: its traceback holds what the block had.
+    """
 
     def close(self) -> None:
         raise NotImplementedError
@@ -21,7 +25,12 @@ class WithBlock:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as error:
+            if value is None:
+                raise
+            value.add_note(f"while it was on its way, {type(self).__name__}.close: {error}")
 
 
 class Closing(WithBlock):
