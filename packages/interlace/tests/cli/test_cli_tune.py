@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from interlace.cli import tune as command
 from interlace.cli.chart import chart
 from support.tiny_models import make_gguf, make_model
 
@@ -43,6 +46,31 @@ def test_json_is_the_table(invoke: Invoke, tiny_model: Path) -> None:
     (kind,) = found["kinds"]
     assert kind["mlp"]["tokens"][-1] == 60
     assert json.loads(Path(found["path"]).read_text())["kinds"] == found["kinds"]
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_measured(
+    invoke: Invoke, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path / "file"))
+    result = tune(invoke, tiny_model)
+    assert result.exit_code == 1
+    assert "cannot be written" in result.stderr
+    assert "INTERLACE_CACHE" in result.stderr
+
+
+def test_a_table_that_cannot_be_kept_is_printed(
+    invoke: Invoke, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tokenweave.wave_table.WaveTable.save", full)
+    result = tune(invoke, tiny_model, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["path"] is None
+    assert "No space left" in result.stderr
 
 
 def test_layers_that_differ_are_shown_apart_and_their_plan_is_priced(invoke: Invoke, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -46,11 +48,17 @@ def tune(
         raise EngineError(
             f"got tp={tp}, max_tokens={max_tokens}, seconds={seconds}; expected positive numbers"
         )
-    source = _source_of(model)
+    source, directory = _source_of(model), _directory()
+    _check_directory(directory)
     start = time.perf_counter()
     with console.progress("measuring") as progress:
         table = _measure(source, tp, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
-    path = table.save(_directory())
+    try:
+        path = table.save(directory)
+    except OSError:
+        if as_json:
+            console.show_json({**table.to_json(), "path": None})  # minutes of measuring, which are not lost
+        raise
     if as_json:
         console.show_json({**table.to_json(), "path": str(path)})
         return
@@ -65,10 +73,23 @@ def _source_of(model: str) -> WeightSource:
     return load_model(model, quiet=not console.is_progress_shown()).weights
 
 
-def _directory() -> Any:
+def _directory() -> Path:
     from interlace.engine.weaving.weaver import table_directory
 
     return table_directory()
+
+
+def _check_directory(directory: Path) -> None:
+    """Raises: EngineError before anything is measured, where no table could be kept."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise EngineError(
+            f"{directory} cannot be written: {error.strerror}; wave tables are kept there. Set INTERLACE_CACHE to a "
+            "directory that can be"
+        ) from error
 
 
 def _measure(
