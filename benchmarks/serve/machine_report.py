@@ -14,6 +14,15 @@ from emucxl.bench.harness import Samples
 from interlace.errors import BenchError
 
 Record = dict[str, Any]
+PARTS = {
+    "machine": dict,
+    "source": dict,
+    "model": dict,
+    "threads": int,
+    "rounds": int,
+    "workloads": list,
+    "systems": list,
+}
 FORMATS = {"bfloat16": "bf16", "float32": "f32", STORED: STORED}
 
 
@@ -51,6 +60,11 @@ def read_record(path: Path) -> Record:
         raise BenchError(
             f"{path} is no record of `make bench serve`; expected a serve.json below benchmarks/results"
         )
+    for key, kind in PARTS.items():
+        if not isinstance(record.get(key), kind):
+            raise BenchError(
+                f"{path} is a damaged record: got {str(record.get(key))[:40]} for {key!r}, expected a {kind.__name__}"
+            )
     return record
 
 

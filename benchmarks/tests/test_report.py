@@ -166,3 +166,13 @@ def test_the_machine_report_reads_records_of_serve_only(text: str, tmp_path: Pat
     path.write_text(text)
     with pytest.raises(BenchError, match=r"any\.json"):
         machine_report.read_record(path)
+
+
+@pytest.mark.parametrize("damage", [{"machine": None}, {"systems": "none"}, {"threads": []}])
+def test_a_damaged_record_is_told_in_one_line(
+    run: ServeRun, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    path = tmp_path / "serve.json"
+    path.write_text(json.dumps(record.to_json(run) | damage))
+    with pytest.raises(BenchError, match=f"damaged record: got .* for '{next(iter(damage))}'"):
+        machine_report.read_record(path)
