@@ -179,6 +179,16 @@ def test_unknown_quantisation_is_named(tmp_path: Path, q4: Path) -> None:
         GgufSource(damaged(tmp_path, q4, type_at, struct.pack("<I", 77)))
 
 
+@pytest.mark.parametrize(("moved_bytes", "told"), [(17, "expected a multiple of 32"), (32, "begins inside")])
+def test_a_tensor_in_a_wrong_place_is_corrupt(tmp_path: Path, q4: Path, moved_bytes: int, told: str) -> None:
+    """Its bytes would be read as other blocks, without a word."""
+    name = b"blk.0.attn_v.weight"
+    offset_at = q4.read_bytes().index(name) + len(name) + 4 + 2 * 8 + 4
+    (offset,) = struct.unpack_from("<Q", q4.read_bytes(), offset_at)
+    with pytest.raises(CorruptFile, match=told):
+        GgufSource(damaged(tmp_path, q4, offset_at, struct.pack("<Q", offset - moved_bytes)))
+
+
 def test_impossible_counts_are_corrupt(tmp_path: Path, q4: Path) -> None:
     for at in (8, 16):  # tensors, fields
         with pytest.raises(CorruptFile, match="promises 4611686018427387904"):

@@ -106,9 +106,27 @@ class GgufFile:
         if not isinstance(alignment, int) or alignment < 1:
             raise CorruptFile(f"{self.path}: general.alignment is {alignment!r}, expected a positive number")
         start = -(-cursor.at // alignment) * alignment
-        return {
+        tensors = {
             name: self._tensor(name, shape, code, start + offset) for name, shape, code, offset in described
         }
+        self._check_places(list(tensors.values()), start, alignment)
+        return tensors
+
+    def _check_places(self, tensors: list[TensorInfo], start: int, alignment: int) -> None:
+        """Raises: CorruptFile where a tensor begins between two places of the alignment, or inside another."""
+        end, before = start, ""
+        for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+            if (tensor.offset - start) % alignment:
+                raise CorruptFile(
+                    f"{self.path}: tensor {tensor.name!r} begins at byte {tensor.offset - start} of the data, expected "
+                    f"a multiple of {alignment}; fetch the model again"
+                )
+            if tensor.offset < end:
+                raise CorruptFile(
+                    f"{self.path}: tensor {tensor.name!r} begins inside {before!r}, expected a place of its own; fetch "
+                    "the model again"
+                )
+            end, before = tensor.offset + tensor.size_bytes, tensor.name
 
     def _tensor(self, name: str, shape: tuple[int, ...], code: int, offset: int) -> TensorInfo:
         try:
