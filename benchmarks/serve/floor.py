@@ -56,8 +56,7 @@ def _phase_s(
     """The least seconds of one pass, and what bounds it: memory alone where no rate of arithmetic is known."""
     shapes = limits.shapes
     kept = KEPT_BESIDE_STORED if dtype == STORED else dtype
-    weights = stored_bytes if dtype == STORED and stored_bytes is not None else shapes.weight_bytes(kept)
-    size_bytes = weights + shapes.kv_bytes(kept, batch, first_position)
+    size_bytes = shapes.step_bytes(kept, batch, first_position, stored_bytes if dtype == STORED else None)
     in_memory = (size_bytes / median(limits.read_bytes_per_s), "memory")
     if rate is None:
         return in_memory
