@@ -166,12 +166,13 @@ class Communicator(ABC):
             )
 
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
-        """Where the computation before a reduction puts its partial sum: (num_tokens, hidden_size), uninitialised.
+        """Where the computation before a reduction puts its partial sum: (num_tokens, hidden_size), uninitialised, on
+        the kernels' device.
 
         `all_reduce_rms_norm` takes such a tensor without copying it where the backend has memory that the ranks share.
         Every rank must ask in the same order. The tensor is valid until its reduction.
         """
-        return torch.empty((num_tokens, hidden_size), dtype=dtype)
+        return torch.empty((num_tokens, hidden_size), dtype=dtype, device=self.kernels.device)
 
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).

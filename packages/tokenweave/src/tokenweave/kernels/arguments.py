@@ -21,8 +21,10 @@ class AttentionBatch:
     `t` is in block `block_tables[s, t // 16]` of the cache. All layers of a pass take the same batch; where layers
     differ in their rotations, there is a batch for each kind.
 
-    Shapes are checked here, once. Indices are checked before they are used: by the reference once, by the native
-    library in every call, where that costs next to nothing. The tensors must not change afterwards.
+    Shapes are checked here, once, and that all tensors lie on one device, that of `rotations`. On the CPU indices are
+    checked before they are used: by the reference once, by the native library in every call, where that costs next to
+    nothing. On other devices they are not, for reading them there makes the host wait: whoever makes the batch answers
+    for them. The tensors must not change afterwards.
     """
 
     rotations: (
@@ -39,20 +41,29 @@ class AttentionBatch:
 
     def __post_init__(self) -> None:
         num_seqs, tokens = self.seq_lens.numel(), (self.rotation_rows.numel(),)
-        checks.check_dense("rotations", self.rotations, torch.float32, _matrix(self.rotations))
-        checks.check_dense("rotation_rows", self.rotation_rows, torch.int32, tokens)
-        checks.check_dense("slots", self.slots, torch.int32, tokens)
-        checks.check_dense("seq_lens", self.seq_lens, torch.int32, (num_seqs,))
-        checks.check_dense("query_start", self.query_start, torch.int32, (num_seqs + 1,))
+        device = checks.device_of(self.rotations)
+        checks.check_dense("rotations", self.rotations, torch.float32, _matrix(self.rotations), device)
+        checks.check_dense("rotation_rows", self.rotation_rows, torch.int32, tokens, device)
+        checks.check_dense("slots", self.slots, torch.int32, tokens, device)
+        checks.check_dense("seq_lens", self.seq_lens, torch.int32, (num_seqs,), device)
+        checks.check_dense("query_start", self.query_start, torch.int32, (num_seqs + 1,), device)
         tables = (num_seqs, _matrix(self.block_tables)[1])
-        checks.check_dense("block_tables", self.block_tables, torch.int32, tables)
+        checks.check_dense("block_tables", self.block_tables, torch.int32, tables, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of its tensors lie."""
+        return self.rotations.device
 
     @property
     def num_tokens(self) -> int:
         return self.rotation_rows.shape[0]
 
     def check_indices(self, num_blocks: int) -> None:
-        """Raises KernelError unless every index lies in its table or in a cache of `num_blocks`."""
+        """Raises KernelError unless every index lies in its table or in a cache of `num_blocks`.
+
+        It reads the indices: on another device than the CPU, it waits for all that was asked of that device before.
+        """
         if num_blocks in self._checked:
             return
         checks.check_rope_indices(self.rotation_rows, self.slots, len(self.rotations), num_blocks)
@@ -63,6 +74,7 @@ class AttentionBatch:
     @cached_property
     def native(self) -> calls.AttentionBatchStruct:
         """The batch as the native library reads it: addresses, valid as long as this object."""
+        checks.check_device("the batch", self.device, checks.CPU)
         return calls.AttentionBatchStruct(
             cos_sin=self.rotations.data_ptr(),
             max_position=len(self.rotations),
@@ -107,14 +119,17 @@ class AttentionLayer:
             raise KernelError(f"softcap is {self.softcap}, expected more than 0, or None for no cap")
         if (self.q_norm is None) != (self.k_norm is None):
             raise KernelError("q_norm and k_norm go together; got only one of them")
-        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
-            if norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
+            device = checks.device_of(self.q_norm)
+            for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
                 checks.check_dtype(name, norm.dtype)
-                checks.check_dense(name, norm, norm.dtype, (self.heads.head_dim,))
+                checks.check_dense(name, norm, norm.dtype, (self.heads.head_dim,), device)
 
     @cached_property
     def native(self) -> calls.AttentionLayerStruct:
         """The layer as the native library reads it: addresses, valid as long as this object."""
+        if self.q_norm is not None:
+            checks.check_device("q_norm", self.q_norm.device, checks.CPU)
         return calls.AttentionLayerStruct(
             group_start=calls.group_start_array(self.heads),
             num_heads=self.heads.num_heads,
@@ -144,6 +159,10 @@ class ResidualNorms:
         None  # (hidden_size,): of the norm of what is added to the residual; None: as it is
     )
 
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.post_weight is not None:
+            checks.check_device("post_weight", self.post_weight.device, self.weight.device)
+
     @cached_property
     def native(self) -> calls.ResidualNormsStruct:
         """The norms as the native library reads them: addresses, valid as long as this object."""
@@ -160,34 +179,58 @@ class ResidualNorms:
         return {name: weight for name, weight in both.items() if weight is not None}
 
 
-def check_residual_norms(hidden: Tensor, residual: Tensor, norms: ResidualNorms, out: Tensor | None) -> None:
-    checks.check_matrix("hidden", hidden)
-    checks.check_rows("residual", residual, torch.float32, hidden.shape)
+def check_residual_norms(
+    hidden: Tensor,
+    residual: Tensor,
+    norms: ResidualNorms,
+    out: Tensor | None,
+    device: torch.device = checks.CPU,
+) -> None:
+    checks.check_matrix("hidden", hidden, device=device)
+    checks.check_rows("residual", residual, torch.float32, hidden.shape, device)
     for name, weight in norms.weights.items():
-        checks.check_dense(name, weight, hidden.dtype, hidden.shape[1:])
+        checks.check_dense(name, weight, hidden.dtype, hidden.shape[1:], device)
     if out is not None:
-        checks.check_rows("out", out, hidden.dtype, hidden.shape)
+        checks.check_rows("out", out, hidden.dtype, hidden.shape, device)
 
 
-def check_rope(qkv: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
+def check_rope(
+    qkv: Tensor,
+    cache_layer: Tensor,
+    batch: AttentionBatch,
+    layer: AttentionLayer,
+    device: torch.device = checks.CPU,
+) -> None:
     heads = layer.heads
-    checks.check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim)
-    _check_tokens("qkv", qkv, batch)
-    checks.check_heads(heads, cache_layer, qkv.dtype)
+    checks.check_matrix("qkv", qkv, (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim, device)
+    _check_batch("qkv", qkv, batch, device)
+    checks.check_heads(heads, cache_layer, qkv.dtype, device)
     if batch.rotations.shape[1] != heads.head_dim:
         raise KernelError(
             f"rotations are {batch.rotations.shape[1]} wide, expected head_dim, {heads.head_dim}: [cos | sin]"
         )
     if layer.q_norm is not None and layer.q_norm.dtype is not qkv.dtype:
         raise KernelError(f"q_norm and k_norm are {layer.q_norm.dtype}, expected {qkv.dtype} as qkv is")
+    if (
+        layer.q_norm is not None and device is not checks.CPU
+    ):  # on the CPU, the layer's `native` checks it once
+        checks.check_device("q_norm", layer.q_norm.device, device)
 
 
-def check_attention(q: Tensor, cache_layer: Tensor, batch: AttentionBatch, layer: AttentionLayer) -> None:
-    checks.check_matrix("q", q, layer.heads.num_heads * layer.heads.head_dim)
-    _check_tokens("q", q, batch)
-    checks.check_heads(layer.heads, cache_layer, q.dtype)
+def check_attention(
+    q: Tensor,
+    cache_layer: Tensor,
+    batch: AttentionBatch,
+    layer: AttentionLayer,
+    device: torch.device = checks.CPU,
+) -> None:
+    checks.check_matrix("q", q, layer.heads.num_heads * layer.heads.head_dim, device)
+    _check_batch("q", q, batch, device)
+    checks.check_heads(layer.heads, cache_layer, q.dtype, device)
 
 
-def _check_tokens(name: str, rows: Tensor, batch: AttentionBatch) -> None:
+def _check_batch(name: str, rows: Tensor, batch: AttentionBatch, device: torch.device) -> None:
     if rows.shape[0] != batch.num_tokens:
         raise KernelError(f"{name} has {rows.shape[0]} rows, expected {batch.num_tokens}, the batch's tokens")
+    if device is not checks.CPU:  # on the CPU, the batch's `native` checks it once
+        checks.check_device("the batch", batch.device, device)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
+from tokenweave.kernels.checks import CPU
 from tokenweave.kernels.lazy import LazyWeight
-from tokenweave.kernels.memory import lazy_zeros
 from tokenweave.kernels.stored.linear import Stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
@@ -21,21 +21,23 @@ ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
 class Kernels(ABC):
     """The arithmetic of a decoder layer on one rank.
 
-    Tensors are float32 or bfloat16 on the CPU, indices int32; sums are float32 inside. `m`, the number of
-    token rows, may be 0. Bad shapes, dtypes and indices raise KernelError.
+    Tensors are float32 or bfloat16, indices int32, all of them on `device`; weights that are packed come from the CPU.
+    Sums are float32 inside. `m`, the number of token rows, may be 0. Bad shapes, dtypes and places raise KernelError,
+    and on the CPU bad indices (see `AttentionBatch`).
 
     Thread safety: one caller at a time for each object; separate objects are independent.
     """
 
     name: str
     threads: int
+    device: torch.device = CPU  # where every tensor lies that these kernels take and give
     head_alignment: int  # `head_dim` must be a multiple of it
 
     @abstractmethod
     def pack(
         self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> PackedLinear:
-        """Copies weight (n, k) and bias (n,) into `linear`'s layout, as `dtype` (default: the weight's).
+        """Copies weight (n, k) and bias (n,) into `linear`'s layout on `device`, as `dtype` (default: the weight's).
 
         A weight that is read as it is packed is never in memory as a whole, but in the layout; it needs a `dtype`.
         """
@@ -119,6 +121,9 @@ class Kernels(ABC):
         num_blocks: int,
         heads: HeadLayout,
         dtype: torch.dtype,
-        zeros: ZerosFactory = lazy_zeros,
+        zeros: ZerosFactory | None = None,
     ) -> Tensor:
-        """Returns a cache (num_layers, num_blocks, *heads.block_shape) in memory that `zeros` brings, zeroed."""
+        """Returns a cache (num_layers, num_blocks, *heads.block_shape), zeroed.
+
+        Its memory is what `zeros` brings, which lies on `device`; without it, `memory.zeros_on(device)`.
+        """

@@ -11,6 +11,7 @@ from tokenweave.kernels.paging import BLOCK_SIZE, blocks_for
 from tokenweave.kernels.values import DTYPES, HeadLayout, PackedLinear
 
 NATIVE_HEAD_ALIGNMENT = 16
+CPU = torch.device("cpu")
 
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
@@ -18,38 +19,61 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
         raise KernelError(f"{name} is {dtype}, expected torch.float32 or torch.bfloat16; convert it first")
 
 
-def check_dense(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Raises unless `tensor` is on the CPU, contiguous, of `dtype` and `shape`. Half a microsecond if it is."""
-    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_contiguous() and tensor.is_cpu:
+def check_dense(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
+) -> None:
+    """Raises unless `tensor` is on `device`, contiguous, of `dtype` and `shape`. Half a microsecond if it is."""
+    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_contiguous() and is_on(tensor, device):
         return
     raise KernelError(
-        f"{name} is {_describe(tensor)}, expected {dtype} {tuple(shape)} on the CPU, contiguous"
+        f"{name} is {_describe(tensor)}, expected {dtype} {tuple(shape)} {_place(device)}, contiguous"
     )
 
 
-def check_rows(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def check_rows(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
+) -> None:
     """As `check_dense`, but the rows of a wider matrix are accepted: each contiguous, none overlapping."""
-    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_cpu:
+    if tensor.shape == shape and tensor.dtype is dtype and is_on(tensor, device):
         if tensor.is_contiguous():
             return
         row_stride, stride = tensor.stride()
         if stride == 1 and row_stride >= shape[1]:
             return
-    wanted = f"{dtype} {tuple(shape)} on the CPU, its rows contiguous"
+    wanted = f"{dtype} {tuple(shape)} {_place(device)}, its rows contiguous"
     raise KernelError(f"{name} is {_describe(tensor)}, expected {wanted}")
+
+
+def is_on(tensor: Tensor, device: torch.device) -> bool:
+    """Whether `tensor` lies on `device`."""
+    return tensor.is_cpu if device is CPU else tensor.device == device  # the first takes half as long
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Where `tensor` lies: `CPU` itself if it lies there, so that what is compared with it is compared fast."""
+    return CPU if tensor.is_cpu else tensor.device
+
+
+def check_device(name: str, got: torch.device, expected: torch.device) -> None:
+    if got != expected:
+        raise KernelError(f"{name} lies {_place(got)}, expected {_place(expected)}; move it first")
+
+
+def _place(device: torch.device) -> str:
+    return "on the CPU" if device.type == "cpu" else f"on {device}"
 
 
 def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device} with strides {tensor.stride()}"
 
 
-def check_matrix(name: str, tensor: Tensor, width: int | None = None) -> None:
+def check_matrix(name: str, tensor: Tensor, width: int | None = None, device: torch.device = CPU) -> None:
     """Raises unless `tensor` is (rows, width) of a kernel's dtype, with contiguous rows."""
     check_dtype(name, tensor.dtype)
     if tensor.dim() != 2:
         raise KernelError(f"{name} has shape {tuple(tensor.shape)}, expected two dimensions")
     rows, columns = tensor.shape
-    check_rows(name, tensor, tensor.dtype, (rows, columns if width is None else width))
+    check_rows(name, tensor, tensor.dtype, (rows, columns if width is None else width), device)
 
 
 def check_layout(packed: PackedLinear, layout: str) -> None:
@@ -59,17 +83,21 @@ def check_layout(packed: PackedLinear, layout: str) -> None:
         )
 
 
-def check_linear(x: Tensor, packed: PackedLinear, out: Tensor | None, layout: str) -> None:
+def check_linear(
+    x: Tensor, packed: PackedLinear, out: Tensor | None, layout: str, device: torch.device = CPU
+) -> None:
     check_layout(packed, layout)
-    check_rows("x", x, packed.dtype, (*x.shape[:1], packed.k))
+    check_rows("x", x, packed.dtype, (*x.shape[:1], packed.k), device)
     if out is not None:
         expected = torch.float32 if out.dtype is torch.float32 else x.dtype
-        check_rows("out", out, expected, (x.shape[0], packed.n))
+        check_rows("out", out, expected, (x.shape[0], packed.n), device)
 
 
-def check_gated_linear(x: Tensor, gate: PackedLinear, up: PackedLinear, activation: str, layout: str) -> None:
+def check_gated_linear(
+    x: Tensor, gate: PackedLinear, up: PackedLinear, activation: str, layout: str, device: torch.device = CPU
+) -> None:
     for packed in (gate, up):
-        check_linear(x, packed, None, layout)
+        check_linear(x, packed, None, layout, device)
     if activation not in ACTIVATION_CODE:
         raise KernelError(f"activation is {activation!r}, expected one of {', '.join(ACTIVATION_CODE)}")
     if (gate.n, gate.dtype) != (up.n, up.dtype):
@@ -82,23 +110,25 @@ def check_gated_linear(x: Tensor, gate: PackedLinear, up: PackedLinear, activati
         )
 
 
-def check_ids(ids: Tensor) -> None:
-    check_dense("ids", ids, torch.int32, (ids.numel(),))
+def check_ids(ids: Tensor, device: torch.device = CPU) -> None:
+    check_dense("ids", ids, torch.int32, (ids.numel(),), device)
 
 
-def check_norm(x: Tensor, weight: Tensor) -> None:
-    check_matrix("x", x)
-    check_dense("weight", weight, x.dtype, x.shape[1:])
+def check_norm(x: Tensor, weight: Tensor, device: torch.device = CPU) -> None:
+    check_matrix("x", x, device=device)
+    check_dense("weight", weight, x.dtype, x.shape[1:], device)
 
 
-def check_gate_up(gate_up: Tensor) -> None:
-    check_matrix("gate_up", gate_up)
+def check_gate_up(gate_up: Tensor, device: torch.device = CPU) -> None:
+    check_matrix("gate_up", gate_up, device=device)
     if gate_up.shape[1] % 2:
         raise KernelError(f"gate_up has {gate_up.shape[1]} columns, expected an even number, [gate | up]")
 
 
-def check_heads(heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype) -> None:
-    check_dense("cache_layer", cache_layer, dtype, (*cache_layer.shape[:1], *heads.block_shape))
+def check_heads(
+    heads: HeadLayout, cache_layer: Tensor, dtype: torch.dtype, device: torch.device = CPU
+) -> None:
+    check_dense("cache_layer", cache_layer, dtype, (*cache_layer.shape[:1], *heads.block_shape), device)
 
 
 def check_native_heads(heads: HeadLayout) -> None:

@@ -15,7 +15,7 @@ from tokenweave.kernels.base import Kernels, ZerosFactory
 from tokenweave.kernels.gated_linear import native_gated_linear
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.linear import check_pack, native_gather_rows, native_linear, native_pack
-from tokenweave.kernels.memory import Arena, lazy_zeros
+from tokenweave.kernels.memory import Arena, zeros_on
 from tokenweave.kernels.norms import native_rms_norm
 from tokenweave.kernels.rotary import native_rope_and_store
 from tokenweave.kernels.stored.linear import (
@@ -130,8 +130,9 @@ class NativeKernels(Kernels):
         num_blocks: int,
         heads: HeadLayout,
         dtype: torch.dtype,
-        zeros: ZerosFactory = lazy_zeros,
+        zeros: ZerosFactory | None = None,
     ) -> Tensor:
         checks.check_dtype("dtype", dtype)
         checks.check_native_heads(heads)
+        zeros = zeros or zeros_on(self.device)
         return zeros((num_layers, num_blocks, *heads.block_shape), dtype)

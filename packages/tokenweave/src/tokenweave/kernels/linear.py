@@ -32,16 +32,19 @@ def check_pack(weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dt
 
 
 def reference_pack(
-    weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype, layout: str
+    weight: Tensor | LazyWeight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    layout: str,
+    device: torch.device = checks.CPU,
 ) -> PackedLinear:
     """Keeps the values that `dtype` can hold, as float32: the reference multiplies in float32."""
     n, k = weight.shape
-    data = torch.empty(n, k)
+    data = torch.empty(n, k, device=device)
     for first, piece in pieces_of(weight):
         data[first : first + len(piece)] = piece.to(dtype)
-    return PackedLinear(
-        n, k, dtype, layout, data, None if bias is None else bias.to(torch.float32, copy=True)
-    )
+    own_bias = None if bias is None else bias.to(device, torch.float32, copy=True)
+    return PackedLinear(n, k, dtype, layout, data, own_bias)
 
 
 def reference_linear(x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:

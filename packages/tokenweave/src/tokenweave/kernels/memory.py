@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,13 @@ def lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+
+
+def zeros_on(device: torch.device) -> Callable[[Sequence[int], torch.dtype], Tensor]:
+    """Returns what brings zeroed memory on `device`: `lazy_zeros` for the CPU, and torch's own for any other."""
+    if device.type == "cpu":
+        return lazy_zeros
+    return lambda shape, dtype: torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
 class Arena:

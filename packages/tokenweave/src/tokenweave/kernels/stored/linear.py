@@ -89,12 +89,16 @@ def format_names(weights: Sequence[Stored]) -> str:
 
 
 def reference_pack_stored(
-    weights: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype, layout: str
+    weights: Sequence[Stored],
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    layout: str,
+    device: torch.device = checks.CPU,
 ) -> PackedLinear:
     """Keeps the dequantised values in float32, whatever the activations' dtype."""
-    data = torch.cat([dequantise(weight.rows(range(weight.n))) for weight in weights])
+    data = torch.cat([dequantise(weight.rows(range(weight.n))) for weight in weights]).to(device)
     n, k = data.shape
-    bias = None if bias is None else bias.to(torch.float32, copy=True)
+    bias = None if bias is None else bias.to(device, torch.float32, copy=True)
     return PackedLinear(n, k, dtype, layout, data, bias, format_names(weights))
 
 
