@@ -214,7 +214,7 @@ def run(threads: int, seconds: float, quick: bool = False, progress: Progress | 
     ]
     return Report(
         name="kernels",
-        title=f"Native kernels and torch, {threads} threads, {native.features()['isa']} (measured)",
+        title=f"Native kernels and torch, {threads} threads, {native.selected_isa()} (measured)",
         columns=("case", "ours us", "torch us", "torch / ours", "GFLOP/s", "of peak", "GB/s", "of read"),
         rows=tuple(figures.row() for figures in found),
         notes=(
@@ -224,7 +224,7 @@ def run(threads: int, seconds: float, quick: bool = False, progress: Progress | 
         ),
         results={
             "threads": threads,
-            "features": native.features(),
+            "features": native.instruction_sets(),
             "limits": limits,
             "cases": [figures.to_json() for figures in found],
         },

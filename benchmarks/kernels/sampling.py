@@ -230,7 +230,7 @@ def run(threads: int, seconds: float, quick: bool = False, progress: Progress | 
 
 def report(found: Sequence[SamplingFigures], threads: int, vocab_size: int, read_gbps: float) -> Report:
     """One row for each case."""
-    isa = native.features()["isa"]
+    isa = native.selected_isa()
     return Report(
         name="sampling",
         title=f"One token for each row of {vocab_size:,} logits, {threads} threads, {isa} (measured)",
@@ -244,7 +244,7 @@ def report(found: Sequence[SamplingFigures], threads: int, vocab_size: int, read
         results={
             "threads": threads,
             "vocab_size": vocab_size,
-            "features": native.features(),
+            "features": native.instruction_sets(),
             "read_gbps": read_gbps,
             "cases": [figures.to_json() for figures in found],
         },

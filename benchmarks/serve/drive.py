@@ -135,12 +135,16 @@ def _model_for(system: System, model: LoadedModel, directory: Path, python: str)
 
 def _gguf_within(directory: Path, system: System) -> Path:
     """The GGUF file of the same model that `make bench random-model` writes into its directory."""
-    found = sorted(directory.glob("gguf/*.gguf"))
+    found = _ggufs_within(directory)
     if len(found) != 1:
         raise BenchError(
             f"{system.name} reads GGUF files; {directory} has {len(found)} in its folder gguf, expected one"
         )
     return found[0]
+
+
+def _ggufs_within(directory: Path) -> list[Path]:
+    return sorted(directory.glob("gguf/*.gguf"))
 
 
 def _check(run: ServeRun, model: LoadedModel, say: Say) -> None:
@@ -244,6 +248,8 @@ def _model_facts(model: LoadedModel) -> dict[str, Any]:
         "num_kv_heads",
     )
     facts = {name: getattr(config, name) for name in names}
-    if not model.path.is_dir():  # a GGUF file
-        facts["stored_bytes"] = sum(file.stat().st_size for file in model.weights.files)
-    return {"name": model.name, "file": model.path.name, **facts}
+    stored = _ggufs_within(model.path) if model.path.is_dir() else model.weights.files
+    if stored:
+        facts["stored_bytes"] = sum(file.stat().st_size for file in stored)
+    is_path = Path(model.name).exists()  # its last part alone: records are published
+    return {"name": model.path.name if is_path else model.name, "file": model.path.name, **facts}

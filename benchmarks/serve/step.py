@@ -206,7 +206,7 @@ def run(model: str, threads: int, quick: bool = False, progress: Progress | None
 
 def report(model: str, found: Sequence[StepFigures], threads: int) -> Report:
     """One row for each case."""
-    isa = native.features()["isa"]
+    isa = native.selected_isa()
     return Report(
         name="step",
         title=f"{model}: Python and hand-over in a decode step, {threads} threads, {isa} (measured)",
@@ -227,7 +227,7 @@ def report(model: str, found: Sequence[StepFigures], threads: int) -> Report:
         results={
             "model": model,
             "threads": threads,
-            "features": native.features(),
+            "features": native.instruction_sets(),
             "cases": [asdict(figures) for figures in found],
         },
     )

@@ -61,6 +61,16 @@ def test_llama_cpp_is_given_the_gguf_file_of_a_directory(model: Path, tmp_path: 
         drive._gguf_within(tmp_path, llamacpp)
 
 
+def test_the_bytes_of_weights_as_stored_are_known_for_their_limit(model: Path) -> None:
+    file = model / "gguf" / "model-f32.gguf"
+    assert drive._model_facts(load_model(str(model)))["stored_bytes"] == file.stat().st_size
+    assert drive._model_facts(load_model(str(file)))["stored_bytes"] == file.stat().st_size
+
+
+def test_a_record_names_a_model_without_its_folders(model: Path) -> None:
+    assert drive._model_facts(load_model(str(model)))["name"] == "model"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

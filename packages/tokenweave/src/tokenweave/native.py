@@ -146,12 +146,12 @@ def amx_state() -> str:
 
 def features() -> dict[str, str]:
     """Returns the facts of the native library for a report on this machine."""
-    return {
-        "library": str(library_path()),
-        "isa": selected_isa(),
-        "best_isa": ISAS[load().tw_best_isa()],
-        "amx": amx_state(),
-    }
+    return {"library": str(library_path()), **instruction_sets()}
+
+
+def instruction_sets() -> dict[str, str]:
+    """Returns the instruction set in use, the best of this machine, and whether its matrix tiles can be used."""
+    return {"isa": selected_isa(), "best_isa": ISAS[load().tw_best_isa()], "amx": amx_state()}
 
 
 def check_status(status: int, call: str) -> None:
