@@ -12,7 +12,7 @@ NATIVE := $(shell find packages/*/native -type f) $(wildcard packages/*/CMakeLis
 PREFIX ?= /usr/local
 BUILD_C ?= build/c
 
-.PHONY: help run chat test test-slow test-all check format native venv docs pictures bench wheel install-c clean
+.PHONY: help run chat test test-slow test-all check format native venv docs pictures bench gpu gpu-quick wheel install-c clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -72,6 +72,18 @@ endif
 bench: $(VENV)/.installed  ## measure it on this machine (make bench NAME ARGS="..."; make bench list)
 	@$(BIN)/python -m benchmarks $(or $(BENCHMARK),serve) $(ARGS)
 
+# What it needs is on a machine with a GPU already: torch, Triton, pytest. So it runs from the sources, with the Python of
+# the environment where there is one. (`make bench gpu` names a benchmark.)
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+SOURCES := packages/emucxl/src:packages/tokenweave/src:packages/interlace/src
+ifneq (bench,$(firstword $(MAKECMDGOALS)))
+gpu:  ## measure what one GPU settles in minutes (ARGS=--dry-run tries it without one)
+	@PYTHONPATH=$(SOURCES):$$PYTHONPATH $(GPU_PYTHON) -m benchmarks gpu $(ARGS)
+
+gpu-quick:  ## the same in a minute, with few shapes
+	@PYTHONPATH=$(SOURCES):$$PYTHONPATH $(GPU_PYTHON) -m benchmarks gpu --quick $(ARGS)
+endif
+
 format: $(VENV)/.dev  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -99,4 +111,4 @@ install-c:  ## install the memory library for C programs (PREFIX=/usr/local, DES
 	@test -n '$(DESTDIR)' || ldconfig 2> /dev/null || true # as root; others set LD_LIBRARY_PATH
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist packages/*/build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist packages/*/build packages/*/src/*/*.so site .pytest_cache .mypy_cache .ruff_cache .hypothesis

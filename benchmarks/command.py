@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.gpu import commands as gpu
 from benchmarks.kernels import commands as kernels
 from benchmarks.memory import commands as memory
 from benchmarks.quality import commands as quality
@@ -40,7 +41,7 @@ def show_list() -> None:
             print(f"{name:<12} {(command.callback.__doc__ or '').splitlines()[0]}")
 
 
-for folder in (serve, weave, kernels, memory, quality):
+for folder in (serve, weave, kernels, memory, quality, gpu):
     folder.add_to(app)
 
 

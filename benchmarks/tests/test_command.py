@@ -33,6 +33,7 @@ NAMES = [
     ),
     *("alloc", "calls", "copy", "scaling"),
     "perplexity",
+    "gpu",
 ]
 
 
