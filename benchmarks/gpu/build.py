@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from benchmarks.gpu.findings import Finding, asked
 from benchmarks.gpu.stage import StageJob
 from emucxl import native as emucxl_native
+from interlace.environment import subprocess_environment
 from interlace.errors import BenchError
 from tokenweave import native as tokenweave_native
 
@@ -53,23 +55,32 @@ def build(root: Path, name: str) -> None:
     Raises:
         BenchError: there is no CMake, or it failed; its last words.
     """
-    if shutil.which("cmake") is None:
+    environment = subprocess_environment()
+    # The tools may be packages of this Python, whose programs are beside it.
+    environment["PATH"] = f"{environment.get('PATH', os.defpath)}:{Path(sys.executable).parent}"
+    if shutil.which("cmake", path=environment["PATH"]) is None:
         raise BenchError("there is no cmake")
     package, built = root / "packages" / name, root / "build" / "gpu" / name
-    ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-    say("cmake", "-S", package, "-B", built, *ninja, "-DCMAKE_BUILD_TYPE=Release")
-    say("cmake", "--build", built, "--parallel", len(os.sched_getaffinity(0)))
-    say("cmake", "--install", built, "--prefix", package / "src")
+    ninja = ["-G", "Ninja"] if shutil.which("ninja", path=environment["PATH"]) else []
+    options = ["-DCMAKE_BUILD_TYPE=Release", f"-DPython3_EXECUTABLE={sys.executable}"]
+    say(environment, "cmake", "-S", package, "-B", built, *ninja, *options)
+    say(environment, "cmake", "--build", built, "--parallel", len(os.sched_getaffinity(0)))
+    say(environment, "cmake", "--install", built, "--prefix", package / "src")
 
 
-def say(*words: object) -> None:
+def say(environment: dict[str, str], *words: object) -> None:
     """Runs a command, and prints what it prints.
 
     Raises:
         BenchError: it failed; with the last line that speaks of an error.
     """
     command = [str(word) for word in words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    except OSError as error:
+        raise BenchError(f"`{command[0]}` cannot be run: {error.strerror}") from None
     print(done.stdout)
     if done.returncode != 0:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import State
 from benchmarks.gpu.process import StageOutcome
 from benchmarks.gpu.stages import STAGES, StageOptions
+from benchmarks.harness.processes import ROOT
 from emucxl.bench import harness, machine
 from emucxl.bench.harness import Report
 from emucxl.errors import EmucxlError
@@ -51,7 +54,7 @@ def record(made: Report, is_quick: bool) -> tuple[dict[str, Any], str]:
     the record says less.
     """
     try:
-        return harness.record(made, is_quick), machine.slug()
+        return without_folders(harness.record(made, is_quick)), machine.slug()
     except EmucxlError as error:
         cores = len(os.sched_getaffinity(0))
         described = {
@@ -62,7 +65,7 @@ def record(made: Report, is_quick: bool) -> tuple[dict[str, Any], str]:
             "without": str(error),
         }
         words = "".join(c if c.isalnum() else " " for c in machine.cpu_model().lower()).split()
-        return {
+        poor = {
             "benchmark": made.name,
             "format": harness.FORMAT,
             "source": machine.source(),
@@ -73,7 +76,16 @@ def record(made: Report, is_quick: bool) -> tuple[dict[str, Any], str]:
             "rows": [list(row) for row in made.rows],
             "notes": list(made.notes),
             "results": made.results,
-        }, f"{'-'.join(words)}-{cores}-cores"
+        }
+        return without_folders(poor), f"{'-'.join(words)}-{cores}-cores"
+
+
+def without_folders(result: dict[str, Any]) -> dict[str, Any]:
+    """`result` without the names of this checkout's folder and the user's: records are published."""
+    text = json.dumps(result).replace(f"{ROOT}/", "")
+    home = Path.home()
+    found: dict[str, Any] = json.loads(text.replace(f"{home}/", "~/") if len(home.parts) > 1 else text)
+    return found
 
 
 def _rows(outcome: StageOutcome) -> Iterator[tuple[str, ...]]:

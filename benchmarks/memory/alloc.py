@@ -12,7 +12,6 @@ from benchmarks.memory.allocators import ALLOCATORS, CHURN, STACK, Loops, Patter
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 
 NAME = "alloc"
-SUMMARY = "Allocation and free against malloc, mimalloc, UMF, and an mmap per block."
 
 PATTERNS = (
     Pattern("64 B, one at a time", STACK, 64, 64, 1),

@@ -17,7 +17,6 @@ from emucxl.context import Context
 from emucxl.errors import CorruptError
 
 NAME = "calls"
-SUMMARY = "Nanoseconds per call from Python: 64-byte reads and writes, views, alloc and free."
 
 SIZE_BYTES, OFFSET = 64, 128
 CALLS, QUICK_CALLS = 20_000, 1_000  # of one value

@@ -18,7 +18,6 @@ from emucxl.context import Context
 from emucxl.errors import CorruptError
 
 NAME = "copy"
-SUMMARY = "Bulk and small accesses to unmodelled tiers against memcpy of the same bytes."
 
 SMALL_BYTES = 64
 SIZES = (SMALL_BYTES, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 256 << 20)

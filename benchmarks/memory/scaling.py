@@ -10,7 +10,6 @@ from emucxl.bench import machine
 from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 
 NAME = "scaling"
-SUMMARY = "Allocation and free in 1, 2 and 4 threads of one tier, and handed from thread to thread."
 
 PATTERNS = (
     Pattern("64 B, 64 at a time", STACK, 64, 64, 64),

@@ -267,6 +267,16 @@ def test_the_record_has_the_same_form_where_the_machine_cannot_be_described(
     json.dumps(poor)
 
 
+def test_a_record_names_no_folder_of_the_machine() -> None:
+    said = f"{ROOT}/packages/some/test.py and {Path.home()}/cache failed"
+    outcome = StageOutcome("tests", State.FAILED, said, 1.0, (Finding(said, said),), {said: [said]}, (said,))
+    made, _ = record(report([outcome], StageOptions()), False)
+    text = json.dumps(made)
+    assert str(ROOT) not in text
+    assert f"{Path.home()}/" not in text
+    assert "packages/some/test.py and ~/cache failed" in text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_leaves_nothing(invoke: Callable[..., Any], tmp_path: Path) -> None:
     result = invoke("gpu", "--out", str(tmp_path))

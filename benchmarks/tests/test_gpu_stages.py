@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu.build import build
 from benchmarks.gpu.device import StandIn, check_close
 from benchmarks.gpu.findings import State, Verdict
 from benchmarks.gpu.fused import FusedCase, findings
@@ -25,6 +27,7 @@ from benchmarks.gpu.stack import StackInput, StackShape
 from benchmarks.gpu.stages import STAGES, StageOptions, stages_named
 from benchmarks.gpu.streams import covered_us, is_product
 from emucxl.bench.harness import Samples
+from interlace.errors import BenchError
 
 PATIENCE_S = 150.0
 
@@ -118,6 +121,31 @@ def test_a_quick_run_takes_some_of_the_tests(tmp_path: Path) -> None:
     outcome = outcome_of_tests(tmp_path, {"test_good.py": GOOD, "test_more.py": more}, is_quick=True)
     assert outcome.state is State.DONE
     assert [each.what for each in outcome.findings] == ["test_good.py"]
+
+
+def cmake_project(root: Path, source: str) -> Path:
+    """A package with a library in C, as those of this checkout are made."""
+    package = root / "packages" / "some"
+    package.mkdir(parents=True)
+    (package / "some.c").write_text(source)
+    (package / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(some LANGUAGES C)\nadd_library(some SHARED some.c)\n"
+        "install(TARGETS some LIBRARY DESTINATION some)\n"
+    )
+    return package
+
+
+def test_a_library_is_built_beside_its_sources(tmp_path: Path) -> None:
+    package = cmake_project(tmp_path, "int answer(void) { return 42; }")
+    build(tmp_path, "some")
+    assert ctypes.CDLL(str(package / "src" / "some" / "libsome.so")).answer() == 42
+    assert (tmp_path / "build" / "gpu" / "some").is_dir()
+
+
+def test_a_build_that_fails_says_the_compilers_error(tmp_path: Path) -> None:
+    cmake_project(tmp_path, "int answer(void) { return nowhere; }")
+    with pytest.raises(BenchError, match="`cmake --build` failed: .*error: .*nowhere"):
+        build(tmp_path, "some")
 
 
 def case(peers: float, separate: float, copy: float, spilled: int = 0) -> FusedCase:
