@@ -144,7 +144,7 @@ def test_a_library_is_built_beside_its_sources(tmp_path: Path) -> None:
 
 def test_a_build_that_fails_says_the_compilers_error(tmp_path: Path) -> None:
     cmake_project(tmp_path, "int answer(void) { return nowhere; }")
-    with pytest.raises(BenchError, match="`cmake --build` failed: .*error: .*nowhere"):
+    with pytest.raises(BenchError, match=r"`cmake --build` failed: .*error: .*nowhere"):
         build(tmp_path, "some")
 
 
