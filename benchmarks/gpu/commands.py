@@ -59,9 +59,9 @@ def gpu(
         shutil.rmtree(folder)
         raise
     made = report(outcomes, options)
-    result, machine = record(made, quick or dry_run)
+    result = record(made, quick or dry_run)
     if out is not None or not dry_run:
-        path = root / machine / f"{name}.json"
+        path = harness.results_path(name, False, root, "")
         write(result, path)
         for artefact in folder.glob(f"{name}-*"):
             shutil.move(artefact, path.parent / artefact.name)

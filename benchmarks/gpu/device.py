@@ -35,6 +35,11 @@ class Device(ABC):
     dtype: torch.dtype
     num_ranks: tuple[int, ...]  # groups that can be made of it
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The device, as its maker calls it."""
+
     @abstractmethod
     def synchronize(self) -> None:
         """Waits until all that was issued is done."""
@@ -105,6 +110,10 @@ class Gpu(Device):
 
     kind, dtype, num_ranks = "cuda", torch.bfloat16, (2, 4)
 
+    @property
+    def name(self) -> str:
+        return torch.cuda.get_device_name()
+
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
@@ -143,6 +152,10 @@ class StandIn(Device):
     """This processor in a GPU's place. Ranks would wait for each other for ever, so a group is of one."""
 
     kind, dtype, num_ranks = "cpu", torch.float32, (1,)
+
+    @property
+    def name(self) -> str:
+        return "this processor, in a GPU's place"
 
     def synchronize(self) -> None:
         pass

@@ -51,10 +51,10 @@ def describe(device: Device) -> dict[str, Any]:
     """The device's name and size, and the software around it."""
     versions = f"torch {torch.__version__}, Triton {triton_version()}"
     if device.kind == "cpu":
-        return {"device": "this processor, in a GPU's place", "software": versions, "size": "no SMs"}
+        return {"device": device.name, "software": versions, "size": "no SMs"}
     about: Any = torch.cuda.get_device_properties()
     return {
-        "device": about.name,
+        "device": device.name,
         "software": f"driver {driver_version()}, {versions}",
         "size": f"{about.multi_processor_count} SMs, {about.total_memory / 1e9:.0f} GB, "
         f"L2 {about.L2_cache_size / 1e6:.0f} MB",

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     try:
         (stage,) = stages_named([name])
         if stage.needs_device:
-            _ = job.device
+            job.told.keep(device=job.device.name)
         importlib.import_module(stage.module).run(job)
     except NoDevice as error:
         job.told.end(State.NO_DEVICE, str(error))

@@ -136,7 +136,7 @@ def trace_of(woven: Callable[[], None], job: StageJob) -> None:
     with profile(activities=activities) as profiler:
         woven()
         job.device.synchronize()
-    path = job.options.artefact("streams-trace.json.gz")
+    path = job.options.artefact("trace.json.gz")
     profiler.export_chrome_trace(str(path))
     kernels = kernels_of(profiler.events()) if is_gpu else []
     job.told.keep(kernels=kernels, trace=path.name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ from benchmarks.gpu.findings import State
 from benchmarks.gpu.process import StageOutcome
 from benchmarks.gpu.stages import STAGES, StageOptions
 from benchmarks.harness.processes import ROOT
-from emucxl.bench import harness, machine
+from emucxl.bench import harness
 from emucxl.bench.harness import Report
-from emucxl.errors import EmucxlError
 
 COLUMNS = ("stage", "what", "got", "target", "verdict")
 DRY_RUN = "a dry run on fakes: it says that the script runs; no figure of it means anything"
@@ -47,37 +44,9 @@ def is_good(outcomes: Sequence[StageOutcome]) -> bool:
     return all(outcome.state is State.DONE for outcome in outcomes)
 
 
-def record(made: Report, is_quick: bool) -> tuple[dict[str, Any], str]:
-    """The report's record, and the folder of this machine's results.
-
-    The machine is described by the native core, which reads what a container grants. Where that could not be built,
-    the record says less.
-    """
-    try:
-        return without_folders(harness.record(made, is_quick)), machine.slug()
-    except EmucxlError as error:
-        cores = len(os.sched_getaffinity(0))
-        described = {
-            "cpu": machine.cpu_model(),
-            "cores": cores,
-            "kernel": platform.release(),
-            "python": platform.python_version(),
-            "without": str(error),
-        }
-        words = "".join(c if c.isalnum() else " " for c in machine.cpu_model().lower()).split()
-        poor = {
-            "benchmark": made.name,
-            "format": harness.FORMAT,
-            "source": machine.source(),
-            "machine": described,
-            "is_quick": is_quick,
-            "title": made.title,
-            "columns": list(made.columns),
-            "rows": [list(row) for row in made.rows],
-            "notes": list(made.notes),
-            "results": made.results,
-        }
-        return without_folders(poor), f"{'-'.join(words)}-{cores}-cores"
+def record(made: Report, is_quick: bool) -> dict[str, Any]:
+    """The report's record. Without the native core it says less of the machine."""
+    return without_folders(harness.record(made, is_quick))
 
 
 def without_folders(result: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,6 @@ from benchmarks.gpu.process import StageOutcome, run_bounded
 from benchmarks.gpu.script import LEAST_S, environment_of, run_stages
 from benchmarks.gpu.stages import BUDGET_S, QUICK_BUDGET_S, STAGES, Stage, StageOptions, stages_named
 from benchmarks.gpu.table import is_good, record, report
-from emucxl.bench import machine
-from emucxl.errors import UnavailableError
 from interlace.errors import BenchError
 from support.patience import wait_until
 
@@ -249,29 +247,10 @@ def test_the_table_of_a_dry_run_says_that_it_means_nothing() -> None:
     assert "no figure of it means anything" in made.notes[-1]
 
 
-def test_the_record_has_the_same_form_where_the_machine_cannot_be_described(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = report(OUTCOMES, StageOptions())
-    whole, folder = record(made, False)
-
-    def fail() -> None:
-        raise UnavailableError("there is no library")
-
-    monkeypatch.setattr(machine, "describe", fail)
-    poor, its_folder = record(made, False)
-    assert poor.keys() == whole.keys()
-    assert poor["machine"]["without"] == "there is no library"
-    assert (poor["rows"], poor["results"]) == (whole["rows"], whole["results"])
-    assert its_folder.startswith(folder.rpartition("-cores")[0].rpartition("-")[0])
-    json.dumps(poor)
-
-
 def test_a_record_names_no_folder_of_the_machine() -> None:
     said = f"{ROOT}/packages/some/test.py and {Path.home()}/cache failed"
     outcome = StageOutcome("tests", State.FAILED, said, 1.0, (Finding(said, said),), {said: [said]}, (said,))
-    made, _ = record(report([outcome], StageOptions()), False)
-    text = json.dumps(made)
+    text = json.dumps(record(report([outcome], StageOptions()), False))
     assert str(ROOT) not in text
     assert f"{Path.home()}/" not in text
     assert "packages/some/test.py and ~/cache failed" in text
