@@ -1,8 +1,12 @@
-"""The native sampler against its reference, bit for bit, on every instruction set; and the rules that both rest on."""
+"""The native sampler on every instruction set, and the device's on the CPU, against their reference, bit for bit.
+
+And the rules that all three rest on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,22 +14,27 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from support.device_sampling import device_sample
 from tokenweave import native
 from tokenweave.errors import KernelError
 from tokenweave.native import ThreadPool
-from tokenweave.sampling import SamplingRow, native_sample, reference_sample
+from tokenweave.sampling import SampledRow, SamplingRow, native_sample, reference_sample
 from tokenweave.sampling.reference import exp_of_negative, masses, quanta_of_one
 
-POOLS: list[ThreadPool] = []
+Sample = Callable[[torch.Tensor, Sequence[SamplingRow]], list[SampledRow]]
+SAMPLERS: list[Sample] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pools() -> Iterator[None]:
-    """Each instruction set of this machine, on one thread and on three."""
-    POOLS.extend(ThreadPool(threads, isa) for isa in native.available_isas() for threads in (1, 3))
+def samplers() -> Iterator[None]:
+    """Each instruction set of this machine, on one thread and on three; then the device's sampler."""
+    pools = [ThreadPool(threads, isa) for isa in native.available_isas() for threads in (1, 3)]
+    SAMPLERS.extend(partial(native_sample, pool) for pool in pools)
+    SAMPLERS.append(device_sample)
     yield
-    while POOLS:
-        POOLS.pop().close()
+    SAMPLERS.clear()
+    for pool in pools:
+        pool.close()
 
 
 rows_of = st.builds(
@@ -62,14 +71,14 @@ def within(row: SamplingRow, vocab_size: int) -> SamplingRow:
     ties=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_every_instruction_set_and_number_of_threads_gives_the_bits_of_the_reference(
+def test_every_sampler_gives_the_bits_of_the_reference(
     rows: list[SamplingRow], vocab_size: int, scale: float, ties: bool, seed: int
 ) -> None:
     logits = logits_of(seed, len(rows), vocab_size, scale, ties)
     rows = [within(row, vocab_size) for row in rows]
     expected = reference_sample(logits, rows)
-    for pool in POOLS:
-        assert native_sample(pool, logits, rows) == expected
+    for sample in SAMPLERS:
+        assert sample(logits, rows) == expected
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99, 1 - 1e-6])
@@ -80,7 +89,8 @@ def test_a_nucleus_is_the_same_where_a_guess_of_its_edge_fails(top_p: float, hea
     logits[1:, 3:20_000:1_601][:, :heavy] += 12
     logits[3] = logits[3].sort().values
     rows = [SamplingRow(np.zeros(1, np.int32), 0, seed, top_p=top_p) for seed in range(4)]
-    assert native_sample(POOLS[-1], logits, rows) == reference_sample(logits, rows)
+    for sample in SAMPLERS[-2:]:
+        assert sample(logits, rows) == reference_sample(logits, rows)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 0.02, 1.0, 4.0])
@@ -95,8 +105,8 @@ def test_a_nucleus_is_the_same_where_rough_weights_do_not_settle_its_edge(scale:
         )
     ]
     expected = reference_sample(logits, rows)
-    for pool in POOLS:
-        assert native_sample(pool, logits, rows) == expected
+    for sample in SAMPLERS:
+        assert sample(logits, rows) == expected
 
 
 def test_an_infinity_below_may_stand_anywhere_in_a_nucleus_of_few() -> None:
@@ -105,14 +115,15 @@ def test_an_infinity_below_may_stand_anywhere_in_a_nucleus_of_few() -> None:
     logits[2:, 10:] = -float("inf")
     rows = [SamplingRow(np.zeros(1, np.int32), 0, seed, top_p=0.97) for seed in range(4)]
     expected = reference_sample(logits, rows)
-    for pool in POOLS:
-        assert native_sample(pool, logits, rows) == expected
+    for sample in SAMPLERS:
+        assert sample(logits, rows) == expected
 
 
 def test_all_of_a_large_vocabulary_may_tie_at_the_top_k_edge() -> None:
     logits = torch.zeros(4, 5000)
     rows = [SamplingRow(np.zeros(1, np.int32), 0, seed, top_k=5, top_p=0.9) for seed in range(4)]
-    assert native_sample(POOLS[-1], logits, rows) == reference_sample(logits, rows)
+    for sample in SAMPLERS[-2:]:
+        assert sample(logits, rows) == reference_sample(logits, rows)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -122,10 +133,11 @@ def test_a_row_without_a_finite_largest_logit_has_no_token(bad: float) -> None:
     healthy = reference_sample(logits, rows)
     logits[1] = bad if bad < 0 else logits[1]
     logits[1, 650] = bad
-    for sample in (reference_sample(logits, rows), native_sample(POOLS[-1], logits, rows)):
-        assert sample[1].token is None
-        assert str(sample[1].largest) == str(bad)
-        assert [sample[0], sample[2]] == [healthy[0], healthy[2]]
+    for sample in (reference_sample, *SAMPLERS[-2:]):
+        sampled = sample(logits, rows)
+        assert sampled[1].token is None
+        assert str(sampled[1].largest) == str(bad)
+        assert [sampled[0], sampled[2]] == [healthy[0], healthy[2]]
 
 
 def test_the_exponential_is_right_to_a_unit_in_the_last_place() -> None:
@@ -145,8 +157,7 @@ def test_the_mass_of_a_whole_vocabulary_is_an_integer_that_a_double_holds(vocab_
 def test_bad_arguments_are_refused() -> None:
     row = SamplingRow(np.array([5], np.int32), 1, 0, repetition_penalty=2.0)
     logits = torch.zeros(1, 6)
-    assert native_sample(POOLS[0], logits, [row])[0].token is not None
-    for bad in (
+    bad_rows = (
         row._replace(tokens=np.array([6], np.int32)),
         row._replace(tokens=np.array([-1], np.int32)),
         row._replace(num_prompt=2),
@@ -154,18 +165,23 @@ def test_bad_arguments_are_refused() -> None:
         row._replace(top_p=float("nan")),
         row._replace(repetition_penalty=0.0),
         row._replace(presence_penalty=float("inf")),
-    ):
-        with pytest.raises((KernelError, OverflowError)):
-            native_sample(POOLS[0], logits, [bad])
-    for wrong in (
+    )
+    bad_logits = (
         torch.zeros(2, 6),
         torch.zeros(6),
         torch.zeros(1, 6, dtype=torch.float64),
         torch.zeros(1, 0),
-    ):
-        with pytest.raises(KernelError, match="logits"):
-            native_sample(POOLS[0], wrong, [row])
+    )
+    for sample in SAMPLERS[-2:]:
+        assert sample(logits, [row])[0].token is not None
+        for bad in bad_rows:
+            with pytest.raises((KernelError, OverflowError)):
+                sample(logits, [bad])
+        for wrong in bad_logits:
+            with pytest.raises(KernelError, match="logits"):
+                sample(wrong, [row._replace(tokens=np.zeros(1, np.int32))])
 
 
 def test_no_rows_give_no_tokens() -> None:
-    assert native_sample(POOLS[0], torch.zeros(0, 6), []) == []
+    for sample in SAMPLERS[-2:]:
+        assert sample(torch.zeros(0, 6), []) == []
