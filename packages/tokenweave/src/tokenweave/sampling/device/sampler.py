@@ -15,7 +15,7 @@ from tokenweave.sampling.device.sampled import DeviceSampled, columns_of, logpro
 from tokenweave.sampling.device.slots import TokenSlots
 from tokenweave.sampling.row import SamplingRow
 
-MAX_AT_ONCE = 1 << 23  # scores; each takes up to about 50 bytes on the way
+MAX_AT_ONCE = 1 << 23  # scores; each takes up to about 35 bytes on the way
 
 
 class DeviceSampler:
