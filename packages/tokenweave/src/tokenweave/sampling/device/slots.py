@@ -22,7 +22,8 @@ class TokenSlots:
 
     Invariants
     1. An entry is twice the number of times that the token is in the output, and one more if it is in the prompt.
-    2. The last row is `spare`, of no sequence: all 0. Rows without penalties read it, and add 0 to it.
+    2. The last row is `spare`, of no sequence. Rows without penalties read and write it; their penalties are such that
+       what it has changes nothing.
     3. A taken slot's number of tokens counts those that the device is about to note; a free slot has none.
     """
 
@@ -82,7 +83,7 @@ class TokenSlots:
 
     def note(self, slots: Tensor, tokens: Tensor) -> None:
         """Adds to each of `slots` its token of `tokens` (num_rows,) int64; nothing where that is -1."""
-        amounts = ((slots != self.spare) & (tokens >= 0)).to(torch.int32) * 2
+        amounts = (tokens >= 0).to(torch.int32) * 2
         places = slots * self._entries.shape[1] + tokens.clamp(min=0)
         self._entries.view(-1).scatter_add_(0, places, amounts)
 
