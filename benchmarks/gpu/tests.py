@@ -34,6 +34,7 @@ def run(job: StageJob) -> None:
     teller = Teller(job.told, root)
     arguments = [*map(str, files), "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider"]
     arguments += ["-o", "addopts=--import-mode=importlib", "--rootdir", str(root)]
+    arguments.append("--continue-on-collection-errors")
     if find_spec("pytest_timeout"):
         arguments.append(f"--timeout={TEST_TIMEOUT_S}")
     if job.options.is_quick:

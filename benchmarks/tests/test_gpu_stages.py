@@ -109,10 +109,13 @@ def test_a_test_that_crashes_is_named_and_those_before_it_count(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_be_imported_fails_the_stage(tmp_path: Path) -> None:
-    outcome = outcome_of_tests(tmp_path, {"test_odd.py": "import nowhere\npytest.mark.gpu"})
+def test_a_file_that_cannot_be_imported_is_told_and_keeps_no_other_from_running(tmp_path: Path) -> None:
+    odd = "import nowhere\npytest.mark.gpu"
+    outcome = outcome_of_tests(tmp_path, {"test_a.py": odd, "test_good.py": GOOD})
     assert outcome.state is State.FAILED
-    assert any("nowhere" in line for lines in outcome.data["failures"].values() for line in lines)
+    assert [(each.what, each.got) for each in outcome.findings] == [("test_good.py", "2 passed")]
+    (lines,) = outcome.data["failures"].values()
+    assert any("nowhere" in line for line in lines)
 
 
 @pytest.mark.slow
