@@ -16,6 +16,7 @@ from tokenweave.kernels import (
     ReferenceKernels,
     ResidualNorms,
     attention,
+    make_kernels,
 )
 from tokenweave.kernels.stored.formats import FORMATS
 from tokenweave.kernels.stored.quantise import quantise
@@ -87,6 +88,8 @@ def test_attention_runs_on_a_device_without_values(head_norms):
     qkv = torch.empty(batch.num_tokens, 9 * HEADS.head_dim, device=META)
     q = kernels.rope_and_store(qkv, cache[0], batch, layer)
     attended = kernels.paged_attention(q, cache[0], batch, layer)
+    with pytest.raises(RuntimeError, match="meta"):  # it would make the host wait
+        attention.reference_paged_attention(q, cache[0], batch, layer)
     assert {batch.device, cache.device, q.device, attended.device} == {META}
     assert attended.shape == q.shape == (batch.num_tokens, 5 * HEADS.head_dim)
 
@@ -157,3 +160,30 @@ def test_kernels_of_a_device_refuse_what_lies_on_the_cpu(sequences):
 def test_partial_sums_lie_where_the_kernels_compute():
     communicator = NullCommunicator(kernels=ReferenceKernels(device="meta"))
     assert communicator.new_partial(3, 32, torch.bfloat16).device == META
+
+
+class Sharing(NullCommunicator):
+    """Behaves as rank 0 of several that share the residual's rows: rows 2 to 4 of five are its own."""
+
+    def is_residual_sharded(self, num_tokens, hidden_size, dtype):
+        return True
+
+    def owned_rows(self, num_tokens, hidden_size, dtype):
+        return range(2, 5)
+
+
+def test_rows_of_a_shared_residual_are_chosen_and_foreign_ones_are_zero():
+    residual = randn(1, 5, 32)
+    residual[:2] = float("nan")
+    rows = ints(0, 2, 4)
+    got = Sharing().select_residual(residual, rows, torch.float32)
+    assert torch.equal(got, torch.stack([torch.zeros(32), residual[2], residual[4]]))
+    there = Sharing(kernels=ReferenceKernels(device="meta"))
+    assert there.select_residual(residual.to(META), rows.to(META), torch.float32).shape == (3, 32)
+
+
+def test_kernels_are_made_for_a_device():
+    assert make_kernels("reference", device="meta").device == META
+    assert make_kernels("native").device == torch.device("cpu")
+    with pytest.raises(KernelError, match="'native' kernels compute on the CPU, got device meta"):
+        make_kernels("native", device="meta")

@@ -6,7 +6,7 @@ the plan does, and an executor runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -16,17 +16,18 @@ from interlace.models.batch import ForwardBatch
 from interlace.models.head_padding import HeadPadding
 from interlace.models.layer_loader import LayerLoader
 from interlace.models.layers import Mlp
+from interlace.models.parts import Part, parts_on
 from interlace.models.rope import Rotations
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler, check_methods, handlers_of
-from tokenweave.kernels import AttentionBatch, Kernels, PackedLinear
+from tokenweave.kernels import Kernels, PackedLinear
 from tokenweave.plan import Operation, Plan, Step, plan_forward
 
 
 class Decoder:
-    """One rank's shard of a model, ready to run.
+    """One rank's shard of a model, ready to run. All its tensors are on the device of its kernels.
 
     Thread safety: none; one forward pass at a time.
     """
@@ -58,7 +59,7 @@ class Decoder:
         self.vocab_sizes = [len(each.vocab) for each in Shard.all_of(config, shard.size)]  # of each rank
         ropes = (config.rope, config.local_rope) if config.local_rope else (config.rope,)
         self.rotations = tuple(
-            Rotations(rope, config.head_dim, max_model_len, self.padding) for rope in ropes
+            Rotations(rope, config.head_dim, max_model_len, self.padding, kernels.device) for rope in ropes
         )
         # Of the dtype's precision, as in transformers.
         self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
@@ -103,45 +104,6 @@ class Decoder:
         return Forward(self, plan, batch, cache)
 
 
-class Part:
-    """One part of the tokens of a forward pass, and the tensors that its steps hand on to each other.
-
-    In the last layer, once its keys are stored, a part goes on with the rows whose logits are wanted, if those are few
-    (`ForwardBatch.ending`): `wanted` are these rows, and `hidden` and `residual` have only them from there on.
-    """
-
-    def __init__(self, batch: ForwardBatch, rotations: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Each kind of layers has its rotations: those of the pass, and this part's rows of them, (num_tokens,)."""
-        self.batch = batch
-        self.wanted = None if batch.ending is batch else batch.logit_rows
-        self.attention = tuple(_attention_batch(batch, table, rows) for table, rows in rotations)
-        self.wanted_attention = self.attention  # of the rows that go on in the last layer
-        if self.wanted is not None and not self.is_done:
-            self.wanted_attention = tuple(
-                _attention_batch(batch.ending, table, rows[self.wanted]) for table, rows in rotations
-            )
-        self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
-        self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
-        self.logits: Tensor  # (num_logits, local vocab) float32
-
-    def read(self, other: Part) -> None:
-        """Has the native calls on this part read the tokens of `other`, which is alike and lives while they run."""
-        self.batch.token_ids.copy_(other.batch.token_ids)
-        for own, others in zip(self.attention, other.attention, strict=True):
-            own.native.assign(others.native)
-
-    @property
-    def is_done(self) -> bool:
-        """Nothing of this part is wanted behind the last layer's keys."""
-        return self.wanted is not None and not len(self.wanted)
-
-
-def _attention_batch(batch: ForwardBatch, rotations: Tensor, rotation_rows: Tensor) -> AttentionBatch:
-    return AttentionBatch(
-        rotations, rotation_rows, batch.slots, batch.block_tables, batch.query_start, batch.seq_lens
-    )
-
-
 class Forward:
     """One pass of a decoder over one batch: the handlers that the plan's steps call.
 
@@ -151,10 +113,7 @@ class Forward:
     def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
         self.decoder, self.plan, self.batch, self.cache = decoder, plan, batch, cache
         kinds = [rotations.of(batch) for rotations in decoder.rotations]
-        is_whole = len(plan.parts) == 1
-        self.parts = tuple(
-            Part(batch.part(rows), kinds if is_whole else _rows_of(kinds, rows)) for rows in plan.parts
-        )
+        self.parts = parts_on(decoder.kernels.device, batch, plan.parts, kinds)
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
@@ -187,7 +146,10 @@ class Forward:
             own.hidden, own.residual = others.hidden, others.residual
 
     def check_indices(self) -> None:
-        """Raises KernelError for an index of the batch that lies outside its table or the cache, and says which."""
+        """Raises KernelError for an index of the batch that lies outside its table or the cache, and says which.
+
+        The host reads the indices, so it waits for a device other than the CPU.
+        """
         for part in self.parts:
             for attention in part.attention:
                 attention.check_indices(self.cache.shape[1])
@@ -199,9 +161,9 @@ class Forward:
 
     def embed(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)
-        rows = decoder.kernels.gather_rows(decoder.embed, part.batch.token_ids, decoder.shard.vocab.start)
+        rows = decoder.kernels.gather_rows(decoder.embed, part.token_ids, decoder.shard.vocab.start)
         # Taken here, on the compute lane, as every partial sum: all ranks must take them in one order.
-        part.hidden = self._new_partial(part.batch.num_tokens).copy_(rows)
+        part.hidden = self._new_partial(len(part.token_ids)).copy_(rows)
         if decoder.embedding_scale != 1.0:
             part.hidden *= decoder.embedding_scale
         part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
@@ -242,9 +204,8 @@ class Forward:
     def output_head(self, step: Step) -> None:
         part = self._part_of(step)
         rows = part.hidden
-        logit_rows = part.batch.logit_rows
-        if len(logit_rows) != len(rows):  # otherwise there are no others left
-            rows = rows[logit_rows]
+        if len(part.logit_rows) != len(rows):  # otherwise there are no others left
+            rows = rows[part.logit_rows]
         out = rows.new_empty(rows.shape[0], self.decoder.lm_head.n, dtype=torch.float32)
         logits = self.decoder.kernels.linear(rows, self.decoder.lm_head, out=out)
         cap = self.decoder.config.logit_softcap
@@ -268,11 +229,6 @@ class Forward:
     def _part_of(self, step: Step) -> Part:
         assert step.part is not None
         return self.parts[step.part]
-
-
-def _rows_of(kinds: Sequence[tuple[Tensor, Tensor]], rows: range) -> list[tuple[Tensor, Tensor]]:
-    """The rotations of a part of a pass."""
-    return [(table, places[rows.start : rows.stop]) for table, places in kinds]
 
 
 def _layer_of(step: Step) -> int:

@@ -192,10 +192,10 @@ class LayerLoader:
         return self._pack(heads.lazy_columns(weight) if heads else weight, bias)
 
     def _head_norm(self, name: str) -> Tensor:
-        return self.padding.norm(self.source.load(name)).to(self.dtype)
+        return self.padding.norm(self.source.load(name)).to(self.kernels.device, self.dtype)
 
     def _pack(self, weight: Tensor | LazyWeight, bias: Tensor | None = None) -> PackedLinear:
         return self.kernels.pack(weight, bias, dtype=self.dtype)
 
     def _vector(self, name: str) -> Tensor:
-        return self.matrices.vector(name).to(self.dtype)
+        return self.matrices.vector(name).to(self.kernels.device, self.dtype)

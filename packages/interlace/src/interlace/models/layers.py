@@ -55,13 +55,7 @@ class MixtureOfExperts:
         weights, chosen = scores.softmax(dim=-1).topk(self.experts_per_token, dim=-1)
         if self.norm_topk:
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        total = x.new_zeros(x.shape, dtype=torch.float32)
-        for index, expert in enumerate(
-            self.experts
-        ):  # in the same order for every token: sums do not depend on the batch
-            rows, place = (chosen == index).nonzero(as_tuple=True)
-            if rows.numel():
-                total[rows] += expert(kernels, x[rows]).float() * weights[rows, place, None]
+        total = kernels.mixture(x, self.experts, chosen, weights)
         if self.shared is not None and self.shared_gate is not None:
             total += self.shared(kernels, x).float() * self._shared_weight(kernels, x, self.shared_gate)
         return total.to(x.dtype) if out is None else out.copy_(total)

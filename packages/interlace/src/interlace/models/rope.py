@@ -17,6 +17,8 @@ from torch import Tensor
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import RopeConfig
 from interlace.models.head_padding import HeadPadding
+from interlace.models.placement import moved
+from tokenweave.kernels.checks import CPU
 
 _FIRST_ROWS = 4096  # of a table, which at least doubles whenever a position lies beyond it
 
@@ -28,33 +30,44 @@ class Rotations:
     """
 
     def __init__(
-        self, rope: RopeConfig, head_dim: int, max_position: int, padding: HeadPadding | None = None
+        self,
+        rope: RopeConfig,
+        head_dim: int,
+        max_position: int,
+        padding: HeadPadding | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """For heads that are widened, `padding` says how; what is added to them is not rotated."""
-        self.rope, self.head_dim = rope, head_dim
+        """For heads that are widened, `padding` says how; what is added to them is not rotated.
+
+        Tables are computed on the CPU, so that their bits are the same everywhere, and read on `device`.
+        """
+        self.rope, self.head_dim, self._device = rope, head_dim, device
         self._padding = padding or HeadPadding(head_dim, head_dim)
-        self._short = _Table(rope, self._frequencies(), max_position)
-        self._long = _Table(rope, self._frequencies(rope.original_max_position + 1), max_position)
+        self._short = _Table(rope, self._frequencies(), max_position, device)
+        self._long = _Table(rope, self._frequencies(rope.original_max_position + 1), max_position, device)
 
     def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """A table [cos | sin], float32 (rows, width of a head), and each token's row in it, int32 (num_tokens,)."""
+        """A table [cos | sin], float32 (rows, width of a head), and each token's row in it, int32 (num_tokens,).
+
+        The table is on the device, the rows are on the CPU as the batch is. A table that has grown is a new one.
+        """
         end = max(batch.positions.tolist()) + 1
         if not self.rope.depends_on_length:
-            return self._short.up_to(end), batch.positions
+            return self._short.on_device(end), batch.positions
         lengths = batch.text_lengths()
         is_long = lengths > self.rope.original_max_position
         if not is_long.any():
-            return self._short.up_to(end), batch.positions
+            return self._short.on_device(end), batch.positions
         if self.rope.scaling == "longrope" and is_long.all():
-            return self._long.up_to(end), batch.positions
+            return self._long.on_device(end), batch.positions
         rows = batch.positions.long()
         table = self._short.up_to(end)[rows]
         table[is_long] = self._of_long_texts(batch.positions[is_long], lengths[is_long])
-        return table, torch.arange(batch.num_tokens, dtype=torch.int32)
+        return moved(table, self._device), torch.arange(batch.num_tokens, dtype=torch.int32)
 
     def table(self, num_positions: int) -> Tensor:
-        """The rotations of at least the first `num_positions`, in a text within the original context."""
-        return self._short.up_to(num_positions)
+        """The rotations of at least the first `num_positions`, in a text within the original context, on the device."""
+        return self._short.on_device(num_positions)
 
     def _of_long_texts(self, positions: Tensor, lengths: Tensor) -> Tensor:
         """cos and sin of tokens whose texts go beyond the original context: float32 (num_tokens, width of a head)."""
@@ -72,9 +85,12 @@ class Rotations:
 class _Table:
     """cos and sin of the positions from 0 on, at the same frequencies for all."""
 
-    def __init__(self, rope: RopeConfig, frequencies: Tensor, max_position: int) -> None:
+    def __init__(
+        self, rope: RopeConfig, frequencies: Tensor, max_position: int, device: torch.device
+    ) -> None:
         self._rope, self._frequencies, self._max_position = rope, frequencies, max_position
         self._rows = torch.empty(0, 2 * len(frequencies))
+        self._device, self._moved = device, self._rows.to(device)
 
     def up_to(self, end: int) -> Tensor:
         """Rows for at least the positions before `end`, as far as the context goes."""
@@ -84,6 +100,13 @@ class _Table:
             added = cos_sin(torch.arange(known, wanted), self._frequencies, self._rope)
             self._rows = torch.cat([self._rows, added])
         return self._rows
+
+    def on_device(self, end: int) -> Tensor:
+        """The same rows, where kernels read them."""
+        rows = self.up_to(end)
+        if len(self._moved) < len(rows):
+            self._moved = rows.to(self._device)  # the host waits, as often as the table has doubled
+        return self._moved
 
 
 def cos_sin(positions: Tensor, frequencies: Tensor, rope: RopeConfig) -> Tensor:

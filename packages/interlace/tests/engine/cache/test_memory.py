@@ -6,7 +6,7 @@ import gc
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -18,7 +18,13 @@ from emucxl.errors import UnavailableError
 from interlace.engine.cache import memory
 from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout
-from interlace.engine.cache.memory import MemorySource, PrivatePages, TierMemory, default_source
+from interlace.engine.cache.memory import (
+    DeviceMemory,
+    MemorySource,
+    PrivatePages,
+    TierMemory,
+    default_source,
+)
 from interlace.errors import EngineError
 from tokenweave.kernels import HeadLayout, ReferenceKernels
 
@@ -26,6 +32,7 @@ SOURCES: dict[str, Callable[[], MemorySource]] = {
     "anon": lambda: TierMemory(Anon()),
     "shm": lambda: TierMemory(Shm()),
     "pages": PrivatePages,
+    "device": lambda: DeviceMemory(torch.device("cpu")),
 }
 LAYOUT = CacheLayout(2, HeadLayout(2, (0, 1), 8), torch.float32)
 
@@ -100,6 +107,21 @@ def test_a_cache_that_could_not_be_filled_is_refused() -> None:
     assert available is not None
     with pytest.raises(EngineError, match=r"the system has .* bytes available"):
         KVCache(ReferenceKernels(), LAYOUT, 2 * available // LAYOUT.block_bytes)
+
+
+def test_a_cache_lies_where_the_kernels_compute() -> None:
+    cache = KVCache(ReferenceKernels(device="meta"), LAYOUT, 3)
+    assert cache.tensor.device.type == "meta"
+    cache.close()
+
+
+def test_a_device_without_room_is_refused() -> None:
+    class Full(PrivatePages):
+        def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 2.00 GiB")
+
+    with pytest.raises(EngineError, match=r"lower num_kv_blocks or kv_cache_gb \(out of memory: tried"):
+        KVCache(ReferenceKernels(), LAYOUT, 3, Full())
 
 
 def test_a_cache_does_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,3 +79,18 @@ def test_memory_that_nobody_tells_of_is_an_error_that_says_what_to_set(available
     available(None)
     with pytest.raises(EngineError, match="set kv_cache_gb or num_kv_blocks"):
         blocks()
+
+
+def test_a_rank_takes_four_fifths_of_what_is_free_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what the host has nor the number of ranks on it changes that."""
+    device = torch.device("cuda", 1)
+    told = {device: (10 * BLOCK_BYTES, 99 * BLOCK_BYTES)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", told.__getitem__)
+    assert affordable_blocks(EngineConfig("model"), 4096, LAYOUT, 2, device) == 8
+    config = EngineConfig("model", kv_cache_gb=3.9 * BLOCK_BYTES / 1e9)
+    assert affordable_blocks(config, 4096, LAYOUT, 2, device) == 3
+
+
+def test_a_device_that_does_not_tell_its_memory_has_to_be_told() -> None:
+    with pytest.raises(EngineError, match="how much memory meta has: set kv_cache_gb or num_kv_blocks"):
+        affordable_blocks(EngineConfig("model"), 4096, LAYOUT, 1, torch.device("meta"))

@@ -223,11 +223,10 @@ class Communicator(ABC):
         if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return residual[rows]
         own = self.owned_rows(num_tokens, hidden_size, dtype)
-        mine = (rows >= own.start) & (rows < own.stop)
-        # Every row has one owner, and a sum with zeros is exact. Rows that a rank does not own are left out: they may
-        # be NaN.
-        selected = torch.zeros((len(rows), hidden_size), dtype=torch.float32, device=residual.device)
-        selected[mine] = residual[rows[mine]]
+        is_foreign = (rows < own.start) | (rows >= own.stop)
+        # Every row has one owner, and a sum with zeros is exact. Rows that a rank does not own are zeroed: they may be
+        # NaN. They are read before, for to leave them out the host would have to wait to know how many they are.
+        selected = residual[rows].masked_fill_(is_foreign.unsqueeze(1), 0.0)
         self.all_reduce(selected)
         return selected
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tokenweave import native
 from tokenweave.environment import wanted_isa
 from tokenweave.errors import KernelError
@@ -39,10 +41,19 @@ __all__ = [
 ]
 
 
-def make_kernels(name: str = "auto", threads: int = 1) -> Kernels:
-    """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them."""
+def make_kernels(name: str = "auto", threads: int = 1, device: str | torch.device = "cpu") -> Kernels:
+    """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them.
+
+    The reference ones compute on any `device` of torch, the others on the CPU.
+    """
     if threads < 1:
         raise KernelError(f"threads is {threads}, expected at least 1")
+    if torch.device(device).type != "cpu":
+        if name != "reference":
+            raise KernelError(
+                f'{name!r} kernels compute on the CPU, got device {device}: take "reference" ones'
+            )
+        return ReferenceKernels(threads, device)
     asked_for = name == "native" or (
         name == "auto" and wanted_isa() is not None
     )  # then not having it is an error

@@ -12,6 +12,7 @@ from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.checks import CPU
 from tokenweave.kernels.lazy import LazyWeight
+from tokenweave.kernels.mixture import Expert, mixture_of_all_rows, mixture_of_chosen_rows
 from tokenweave.kernels.stored.linear import Stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
@@ -66,6 +67,16 @@ class Kernels(ABC):
 
         It is rounded to that dtype once, at the end. Both weights are dense, or both stored, one weight in each.
         """
+
+    def mixture(self, x: Tensor, experts: Sequence[Expert], chosen: Tensor, weights: Tensor) -> Tensor:
+        """x (m, k) through the experts `chosen` for each row, times its `weights`, summed: (m, n) float32.
+
+        chosen (m, c) int64: c different experts for each row; weights (m, c) float32. Unless a backend has a product of
+        groups: on the CPU each expert computes its rows alone; on another device the host would have to wait to learn
+        which these are, so every expert computes all rows.
+        """
+        through = mixture_of_chosen_rows if self.device.type == "cpu" else mixture_of_all_rows
+        return through(self, x, experts, chosen, weights)
 
     @abstractmethod
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:

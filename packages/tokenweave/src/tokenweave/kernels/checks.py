@@ -23,7 +23,8 @@ def check_dense(
     name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
 ) -> None:
     """Raises unless `tensor` is on `device`, contiguous, of `dtype` and `shape`. Half a microsecond if it is."""
-    if tensor.shape == shape and tensor.dtype is dtype and tensor.is_contiguous() and is_on(tensor, device):
+    is_there = tensor.is_cpu if device is CPU else tensor.device == device  # the first takes half as long
+    if is_there and tensor.shape == shape and tensor.dtype is dtype and tensor.is_contiguous():
         return
     raise KernelError(
         f"{name} is {_describe(tensor)}, expected {dtype} {tuple(shape)} {_place(device)}, contiguous"
@@ -34,7 +35,8 @@ def check_rows(
     name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device = CPU
 ) -> None:
     """As `check_dense`, but the rows of a wider matrix are accepted: each contiguous, none overlapping."""
-    if tensor.shape == shape and tensor.dtype is dtype and is_on(tensor, device):
+    is_there = tensor.is_cpu if device is CPU else tensor.device == device
+    if is_there and tensor.shape == shape and tensor.dtype is dtype:
         if tensor.is_contiguous():
             return
         row_stride, stride = tensor.stride()
@@ -42,11 +44,6 @@ def check_rows(
             return
     wanted = f"{dtype} {tuple(shape)} {_place(device)}, its rows contiguous"
     raise KernelError(f"{name} is {_describe(tensor)}, expected {wanted}")
-
-
-def is_on(tensor: Tensor, device: torch.device) -> bool:
-    """Whether `tensor` lies on `device`."""
-    return tensor.is_cpu if device is CPU else tensor.device == device  # the first takes half as long
 
 
 def device_of(tensor: Tensor) -> torch.device:

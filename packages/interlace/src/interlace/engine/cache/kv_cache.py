@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from emucxl.errors import EmucxlError
@@ -22,15 +23,17 @@ class KVCache:
     ) -> None:
         """Takes the memory of `num_blocks` blocks from `source`, which belongs to the cache from here on.
 
+        The source has to bring it where the kernels compute, as the one does that is taken if none is given.
+
         Raises:
             EngineError: there is not that much, however little of it would be used.
         """
-        self._source = source or default_source()
+        self._source = source or default_source(kernels.device)
         try:
             self.tensor: Tensor = kernels.new_kv_cache(
                 layout.num_layers, num_blocks, layout.heads, layout.dtype, self._source.zeros
             )
-        except (EmucxlError, OSError, OverflowError) as error:
+        except (EmucxlError, OSError, OverflowError, torch.OutOfMemoryError) as error:
             self._source.close()
             raise EngineError(
                 f"got a KV cache of {num_blocks:,} blocks, {layout.size_bytes(num_blocks):,} bytes; the system "

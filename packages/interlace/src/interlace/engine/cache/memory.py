@@ -1,7 +1,7 @@
 """Memory: where the bytes of a KV cache come from. A cache takes all it needs at once, from one source of its own.
 
-Every source gives zeroed memory that becomes resident only once it is written, on huge pages where the system has them:
-a cache costs what is in it, not what it could hold.
+Every source gives zeroed memory. On the host it becomes resident only once it is written, on huge pages where the
+system has them: a cache costs what is in it, not what it could hold. On a device it is taken at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 from emucxl import Anon, Context
 from emucxl.errors import InUseError, UnavailableError
 from emucxl.providers import Provider
-from tokenweave.kernels.memory import lazy_zeros
+from tokenweave.kernels.checks import CPU
+from tokenweave.kernels.memory import lazy_zeros, zeros_on
 
 
 class MemorySource(Protocol):
@@ -27,7 +28,7 @@ class MemorySource(Protocol):
         """Returns the cache's tensor, zeroed. It is asked for once.
 
         Raises:
-            EmucxlError, OSError, OverflowError: there is not that much.
+            EmucxlError, OSError, OverflowError, torch.OutOfMemoryError: there is not that much.
         """
 
     def close(self) -> None:
@@ -66,8 +67,23 @@ class PrivatePages:
         """Does nothing: the pages go with the tensor."""
 
 
-def default_source() -> MemorySource:
-    """Returns a tier of this process's own memory, or plain pages where there is no native core."""
+class DeviceMemory:
+    """The memory of a device that torch knows, from torch's own allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return zeros_on(self._device)(shape, dtype)
+
+    def close(self) -> None:
+        """Does nothing: the memory goes back to torch with the tensor."""
+
+
+def default_source(device: torch.device = CPU) -> MemorySource:
+    """Returns a tier of this process's own memory, plain pages where there is no native core, or a device's memory."""
+    if device.type != "cpu":
+        return DeviceMemory(device)
     try:
         return TierMemory()
     except UnavailableError:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import torch
+
 from emucxl import resources
 from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.config import EngineConfig
 from interlace.errors import CacheTooSmall, EngineError
 from tokenweave.kernels import BLOCK_SIZE, blocks_for
+from tokenweave.kernels.checks import CPU
 
 SHARE_OF_MEMORY = 0.4  # of the memory free when the engine starts, over all ranks of a host
+SHARE_OF_DEVICE_MEMORY = (
+    0.8  # of what the weights leave free; the rest is for what a pass computes. Not measured
+)
 MOST_BYTES = 2**63  # kv_cache_gb times 1e9 may be infinite
 
 
 def affordable_blocks(
-    config: EngineConfig, max_model_len: int, layout: CacheLayout, ranks_on_host: int
+    config: EngineConfig,
+    max_model_len: int,
+    layout: CacheLayout,
+    ranks_on_host: int,
+    device: torch.device = CPU,
 ) -> int:
     """Returns `num_kv_blocks` where it is set, else what `kv_cache_gb` or a share of the free memory holds.
 
-    That is never more than all sequences of a pass can fill: see `notices_of`.
+    The memory is that of `device`: the ranks of a host share the host's, and a rank has any other device to itself.
+    It is never more than all sequences of a pass can fill: see `notices_of`.
 
     Raises:
         CacheTooSmall: not even one block fits.
@@ -30,7 +41,7 @@ def affordable_blocks(
     if config.kv_cache_gb is not None:
         budget_bytes = int(min(config.kv_cache_gb * 1e9, float(MOST_BYTES)))
     else:
-        budget_bytes = int(available_memory_bytes() * SHARE_OF_MEMORY) // ranks_on_host
+        budget_bytes = _share_bytes(ranks_on_host, device)
     blocks = min(wanted, budget_bytes // layout.block_bytes)
     if blocks < 1:
         raise CacheTooSmall(
@@ -51,6 +62,25 @@ def notices_of(config: EngineConfig, max_model_len: int, layout: CacheLayout) ->
         f"got kv_cache_gb={config.kv_cache_gb:g}; a rank takes {most_gb:.2f} of it: max_num_seqs={config.max_num_seqs} "
         f"sequences of {max_model_len} tokens fill no more. To use the rest, raise max_num_seqs",
     )
+
+
+def _share_bytes(ranks_on_host: int, device: torch.device) -> int:
+    """Bytes of free memory that a rank takes unless it is told."""
+    if device.type == "cpu":
+        return int(available_memory_bytes() * SHARE_OF_MEMORY) // ranks_on_host
+    return int(free_device_bytes(device) * SHARE_OF_DEVICE_MEMORY)
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Memory of a device other than the CPU that no process has taken.
+
+    Raises:
+        EngineError: nobody tells.
+    """
+    if device.type != "cuda":
+        raise EngineError(f"nobody tells how much memory {device} has: set kv_cache_gb or num_kv_blocks")
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return free_bytes
 
 
 def available_memory_bytes() -> int:

@@ -76,7 +76,7 @@ class Runner:
         if (
             config.executor == "lanes"
         ):  # its transfers run beside the compute lane, and kernels take one caller
-            communicator.kernels = make_kernels(self.kernels.name, threads=1)
+            communicator.kernels = make_kernels(self.kernels.name, threads=1, device=self.kernels.device)
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
         quantize = resolve_quantize(config.quantize, config.dtype, model.weights)
@@ -95,7 +95,9 @@ class Runner:
         )
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
-        self.num_blocks = affordable_blocks(config, self.max_model_len, layout, ranks_on_host)
+        self.num_blocks = affordable_blocks(
+            config, self.max_model_len, layout, ranks_on_host, self.kernels.device
+        )
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
@@ -114,7 +116,8 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch) -> Tensor:
-        """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32."""
+        """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32 on the kernels'
+        device."""
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
         self.communicator.begin_pass()
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
@@ -162,10 +165,13 @@ class Runner:
         )
 
     def _measure_exchange(self) -> Exchange | None:
-        """Measures transfers where the choice to weave depends on their speed. All ranks get the same figures."""
+        """Measures transfers where the choice to weave depends on their speed. All ranks get the same figures.
+
+        Not on devices, whose work the clocks of a process do not see.
+        """
         config, communicator = self.config, self.communicator
         is_decided = config.weave != "auto" or config.executor != "lanes" or communicator.size == 1
-        if is_decided or not communicator.name.startswith("torch"):
+        if is_decided or not communicator.name.startswith("torch") or self.kernels.device.type != "cpu":
             return None
         return measure_exchange(communicator, self.model_config.hidden_size, self.dtype)
 
