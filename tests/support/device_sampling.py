@@ -47,7 +47,7 @@ def slots_of(sampler: DeviceSampler, rows: Sequence[SamplingRow]) -> list[int | 
 
 
 def device_sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledRow]:
-    """What a sampler of its own, on the CPU, finds for `rows`."""
+    """Returns what a sampler of its own, on the CPU, finds for `rows`."""
     sampler = DeviceSampler(max(1, logits.shape[-1]), len(rows), len(rows))
     return sampler.sample(logits, rows, slots_of(sampler, rows)).fetch().rows
 

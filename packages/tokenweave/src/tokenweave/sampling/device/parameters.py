@@ -1,4 +1,4 @@
-"""What a batch's rows ask for: which features a pass must have, and one table of numbers that goes to the device."""
+"""The wishes of a batch's rows: which features a pass must have, and one table of numbers that goes to the device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOAT32_MAX = float(LARGEST)
 
 @dataclass(frozen=True)
 class Features:
-    """What at least one row asks for. With the number of rows, it decides which operations run, on which shapes."""
+    """The features that at least one row asks for. With the number of rows, it decides which operations run, on which shapes."""
 
     draws: bool = False  # a temperature above 0; filters concern such rows alone
     penalises: bool = False
@@ -104,7 +104,7 @@ def _line(row: SamplingRow, slot: int, vocab_size: int) -> bytes:
 
 
 def _is_allowed(row: SamplingRow) -> bool:
-    """What the native sampler refuses is refused here too."""
+    """Whether the native sampler would take it too."""
     return (
         0 <= row.temperature <= FLOAT32_MAX
         and row.top_p > 0

@@ -1,4 +1,4 @@
-"""What a pass found, on the device and back on the host."""
+"""The findings of a pass, on the device and back on the host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Fetched(NamedTuple):
 
 
 class DeviceSampled:
-    """What was sampled for `rows`, on the device and, once it is fetched, on the host.
+    """The tokens sampled for `rows`, on the device and, once it is fetched, on the host.
 
     found: what `DeviceSampler.compute` gave, (num_rows, columns) int64; rows beyond `rows` are padding.
     """
