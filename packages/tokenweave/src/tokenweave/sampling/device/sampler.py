@@ -71,7 +71,7 @@ class DeviceSampler:
         return Features.of(rows, self.vocab_size)
 
     def compute(self, logits: Tensor, features: Features) -> Tensor:
-        """Samples logits (num_rows, vocab_size) of the rows that were prepared; `DeviceSampled` reads what it returns."""
+        """Samples logits (num_rows, vocab_size) of the rows that were prepared; `DeviceSampled` reads what it gives."""
         num_at_once = max(1, MAX_AT_ONCE // self.vocab_size)
         tables = torch.split(self._table[: len(logits)], num_at_once)
         found = [
