@@ -24,7 +24,7 @@ FLOAT32_MAX = float(LARGEST)
 
 @dataclass(frozen=True)
 class Features:
-    """The features that some row asks for. With the number of rows, they decide which operations run, on which shapes."""
+    """The features that some row asks for. They and the number of rows decide which operations run, on which shapes."""
 
     draws: bool = False  # a temperature above 0; filters concern such rows alone
     penalises: bool = False
