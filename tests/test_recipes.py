@@ -131,6 +131,7 @@ RECIPES = {
             "tokenweave/kernels/base.py": r"^    def {}\(",
             "tokenweave/kernels/reference.py": r"\breference_{}\(",
             "tokenweave/kernels/compiled.py": r"\bnative_{}\(",
+            "tokenweave/kernels/cuda/backend/cuda_kernels.py": r"^    def {}\(",
             "packages/tokenweave/native/include/tokenweave.h": r"^TW_API int tw_{}\(",
             "packages/tokenweave/native/kernels/": r"^int tw_{}\(",
             "tokenweave/native.py": r'^    "tw_{}": ',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-HOPPER = GPUTarget("cuda", 90, 32)
+HOPPER = 90  # compute capability 9.0
+LAUNCH = (
+    "num_warps",
+    "num_stages",
+    "enable_fp_fusion",
+)  # options of the compiler; the others are the kernel's own
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # they come with triton
-POINTER_ALIGNMENT_BYTES = 16
+ALIGNMENT = 16  # bytes of a pointer, or what a number is a multiple of: Triton asks for no more
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Compiled:
     stack_bytes: int
     local_bytes: int
     shared_bytes: int
+    dynamic_shared_bytes: int  # what a launch asks for beside it
     threads: int
 
     def count_ptx(self, pattern: str) -> int:
@@ -48,17 +55,31 @@ class Compiled:
 def compile_for_hopper(
     kernel: Any, types: dict[str, str], options: dict[str, Any], directory: Path
 ) -> Compiled:
-    """`types` are those of the arguments, by name; `options` what a launch would pass beside them."""
-    options = dict(options)
-    launch = {name: options.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    return compile_kernel(kernel, types, options, directory)
+
+
+def compile_kernel(
+    kernel: Any,
+    types: dict[str, str],
+    options: dict[str, Any],
+    directory: Path,
+    capability: int = HOPPER,
+    multiples: Collection[str] = (),
+) -> Compiled:
+    """`types` are those of the arguments, by name; `options` what a launch would pass beside them.
+
+    Pointers are aligned, as torch's are, and the numbers named in `multiples` are multiples of as much.
+    """
+    launch = {name: options[name] for name in LAUNCH if name in options}
+    constants = {name: value for name, value in options.items() if name not in launch}
     attributes = {
-        (place,): [["tt.divisibility", POINTER_ALIGNMENT_BYTES]]
-        for place, kind in enumerate(types.values())
-        if kind.startswith("*")
+        (place,): [["tt.divisibility", ALIGNMENT]]
+        for place, (name, kind) in enumerate(types.items())
+        if kind.startswith("*") or name in multiples
     }
-    signature = {**types, **dict.fromkeys(options, "constexpr")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=options, attrs=attributes)
-    made = triton.compile(source, target=HOPPER, options=launch)
+    signature = {**types, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     cubin = directory / f"{kernel.__name__}.cubin"
     cubin.write_bytes(made.asm["cubin"])
     usage = _run("cuobjdump", "--dump-resource-usage", str(cubin))
@@ -69,6 +90,7 @@ def compile_for_hopper(
         stack_bytes=_number(usage, "STACK"),
         local_bytes=_number(usage, "LOCAL"),
         shared_bytes=_number(usage, "SHARED"),
+        dynamic_shared_bytes=made.metadata.shared,
         threads=32 * launch["num_warps"],
     )
 

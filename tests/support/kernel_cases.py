@@ -1,13 +1,21 @@
-"""Helpers of the kernel tests: backends for every instruction set that this CPU has, paged sequences, comparisons."""
+"""Helpers of the kernel tests: backends for every instruction set that this CPU has and for CUDA, paged sequences,
+comparisons.
+
+Under Triton's interpreter (see `support.fake_cuda`) CUDA is the only backend, on the CPU.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from support.moved_kernels import MovedKernels
 from tokenweave import native
 from tokenweave.kernels import (
     BLOCK_SIZE,
@@ -17,10 +25,29 @@ from tokenweave.kernels import (
     Kernels,
     NativeKernels,
     Tolerance,
+    make_kernels,
 )
+from tokenweave.kernels.cuda.available import unavailable_reason
 
 DTYPES = [torch.float32, torch.bfloat16]
 AVAILABLE_ISAS = native.available_isas()
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def contract_backends() -> list[Any]:
+    """Returns what the contract is tested on here: names for `contract_kernels`, as the parameters of a test."""
+    if IS_INTERPRETED:
+        return ["cuda"]
+    devices = [] if unavailable_reason() is not None else [pytest.param("cuda", marks=pytest.mark.gpu)]
+    return [*AVAILABLE_ISAS, *devices]
+
+
+@cache
+def contract_kernels(name: str) -> Any:
+    """The kernels of an instruction set, or those of CUDA, for tensors on the CPU."""
+    if name != "cuda":
+        return native_kernels(name)
+    return MovedKernels(make_kernels("cuda", device="cpu" if IS_INTERPRETED else "cuda"))
 
 
 @cache

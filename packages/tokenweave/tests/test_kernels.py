@@ -1,4 +1,4 @@
-"""Every native kernel, on every instruction set this CPU has, against the reference within its tolerance."""
+"""Every kernel, on every instruction set this CPU has and on CUDA, against the reference within its tolerance."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from support.kernel_cases import (
-    AVAILABLE_ISAS,
     DTYPES,
     PagedSequences,
     assert_within,
+    contract_backends,
+    contract_kernels,
     ints,
-    native_kernels,
     randn,
 )
 from support.rank_programs import norms_of
@@ -46,9 +46,9 @@ LAYOUTS = [
 ]
 
 
-@pytest.fixture(params=AVAILABLE_ISAS)
+@pytest.fixture(params=contract_backends())
 def kernels(request):
-    return native_kernels(request.param)
+    return contract_kernels(request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

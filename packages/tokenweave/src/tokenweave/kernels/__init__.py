@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
 from tokenweave import native
@@ -41,17 +43,23 @@ __all__ = [
 ]
 
 
-def make_kernels(name: str = "auto", threads: int = 1, device: str | torch.device = "cpu") -> Kernels:
-    """The kernels called `name`: "native", "reference", or "auto", native where this machine runs them.
+def make_kernels(name: str = "auto", threads: int = 1, device: str | torch.device | None = None) -> Kernels:
+    """The kernels called `name`: "native", "reference", "cuda", or "auto", native where this machine runs them.
 
-    The reference ones compute on any `device` of torch, the others on the CPU.
+    Those called "cuda" compute on a CUDA `device`, by default the current one, the reference ones on any of torch, the
+    others on the CPU.
+
+    Raises:
+        KernelError: there are no such kernels, or they cannot run here; the message says why.
     """
     if threads < 1:
         raise KernelError(f"threads is {threads}, expected at least 1")
-    if torch.device(device).type != "cpu":
+    if name == "cuda":
+        return _make_cuda_kernels("cuda" if device is None else device)
+    if device is not None and torch.device(device).type != "cpu":
         if name != "reference":
             raise KernelError(
-                f'{name!r} kernels compute on the CPU, got device {device}: take "reference" ones'
+                f'{name!r} kernels compute on the CPU, got device {device}: take "reference" or "cuda" ones'
             )
         return ReferenceKernels(threads, device)
     asked_for = name == "native" or (
@@ -61,4 +69,12 @@ def make_kernels(name: str = "auto", threads: int = 1, device: str | torch.devic
         return NativeKernels(threads)
     if name in ("auto", "reference"):
         return ReferenceKernels(threads)
-    raise KernelError(f'kernels are called "auto", "native" or "reference", got {name!r}')
+    raise KernelError(f'kernels are called "auto", "native", "reference" or "cuda", got {name!r}')
+
+
+def _make_cuda_kernels(device: str | torch.device) -> Kernels:
+    if find_spec("triton") is None:
+        raise KernelError('kernels "cuda" cannot be had here: triton is not installed: pip install triton')
+    from tokenweave.kernels.cuda.backend.cuda_kernels import CudaKernels
+
+    return CudaKernels(device)

@@ -1,0 +1,99 @@
+"""Linear layers and embeddings by torch's products, over a weight (n, k) as it is, on the device.
+
+cuBLAS chooses its kernel by the number of rows among other things. So a row's last bits may depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenweave.kernels.lazy import LazyWeight, piece_rows, pieces_of
+from tokenweave.kernels.stored.dequantise import dequantise
+from tokenweave.kernels.stored.linear import Stored, format_names
+from tokenweave.kernels.values import PackedLinear
+
+# Since torch 2.8, and on GPUs alone, a product of bfloat16 can be float32 without a float32 copy of its factors.
+WIDENS = "dtype_out" in torch.ops.aten.mm.overloads()
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLinear(PackedLinear):
+    """`data` is the weight, (n, k) of `dtype`: also where `format` says that it came in blocks."""
+
+    exact_bias: Tensor | None = (
+        None  # the bias as `dtype`, if that holds its values: it can go with the product
+    )
+
+
+def pack(
+    weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype, device: torch.device, layout: str
+) -> DeviceLinear:
+    n, k = weight.shape
+    return _pack(n, k, pieces_of(weight), bias, dtype, device, layout, None)
+
+
+def pack_stored(
+    weights: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype, device: torch.device, layout: str
+) -> DeviceLinear:
+    """Dequantises blocks as it packs them, some rows at a time: they take the memory of a dense weight afterwards."""
+    n, k = sum(weight.n for weight in weights), weights[0].k
+    return _pack(n, k, _dequantised(weights), bias, dtype, device, layout, format_names(weights))
+
+
+def _pack(
+    n: int,
+    k: int,
+    pieces: Iterator[tuple[int, Tensor]],
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: str,
+    format: str | None,
+) -> DeviceLinear:
+    data = torch.empty((n, k), dtype=dtype, device=device)
+    for first, piece in pieces:
+        data[first : first + len(piece)] = piece
+    if bias is None:
+        return DeviceLinear(n, k, dtype, layout, data, None, format)
+    bias = bias.to(device, torch.float32, copy=True)
+    rounded = bias.to(dtype)
+    return DeviceLinear(
+        n, k, dtype, layout, data, bias, format, rounded if torch.equal(rounded.float(), bias) else None
+    )
+
+
+def _dequantised(weights: Sequence[Stored]) -> Iterator[tuple[int, Tensor]]:
+    """The first row of each piece of a stack, and the piece's values."""
+    first = 0
+    for weight in weights:
+        for rows in piece_rows(weight.n, weight.k):
+            yield first + rows.start, dequantise(weight.rows(rows))
+        first += weight.n
+
+
+def linear(x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:
+    if out is None:
+        out = torch.empty((x.shape[0], packed.n), dtype=packed.dtype, device=x.device)
+    if out.dtype is not packed.dtype:
+        return wide_product(x, packed, out)
+    if packed.bias is None:
+        return torch.mm(x, packed.data.t(), out=out)
+    if isinstance(packed, DeviceLinear) and packed.exact_bias is not None:
+        return torch.addmm(packed.exact_bias, x, packed.data.t(), out=out)
+    wide = torch.empty(out.shape, dtype=torch.float32, device=x.device)
+    return out.copy_(wide_product(x, packed, wide))
+
+
+def wide_product(x: Tensor, packed: PackedLinear, out: Tensor) -> Tensor:
+    """x times the weight transposed, plus bias, into float32 `out` (m, n): a product before it is rounded."""
+    if x.dtype is torch.float32:
+        torch.mm(x, packed.data.t(), out=out)
+    elif x.is_cuda and WIDENS:
+        torch.mm(x, packed.data.t(), out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(x.float(), packed.data.float().t(), out=out)
+    return out if packed.bias is None else out.add_(packed.bias)
