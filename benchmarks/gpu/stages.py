@@ -34,6 +34,7 @@ STAGES = (
     Stage("machine", "the GPU and its floors", 45, 30),
     Stage("build", "the native libraries", 300, 300, needs_device=False, is_counted=False),
     Stage("tests", "the tests that need a GPU", 120, 25),
+    Stage("kernels", "the kernels of a layer", 45, 20),
     Stage("fused", "the fused operation, ranks on one GPU", 75, 25),
     Stage("overlap", "products beside communication", 45, 20),
     Stage("streams", "woven plans on streams and in graphs", 45, 20),

@@ -19,6 +19,8 @@ from benchmarks.gpu.build import build
 from benchmarks.gpu.device import StandIn, check_close
 from benchmarks.gpu.findings import State, Verdict
 from benchmarks.gpu.fused import FusedCase, findings
+from benchmarks.gpu.kernels import Floors
+from benchmarks.gpu.kernels import finding as kernel_finding
 from benchmarks.gpu.overlap import overlap_text, slow_down
 from benchmarks.gpu.process import StageOutcome
 from benchmarks.gpu.registers import Registers, registers_of
@@ -212,6 +214,15 @@ def test_the_slow_down_names_the_product_that_loses_most() -> None:
 
     found = slow_down({"qkv": {512: beside(11.0), 1024: beside(13.0)}, "o": {512: beside(12.0)}}, 4)
     assert found.got == "1.20 times as long; most 1.30 (qkv of 1024 tokens)"
+
+
+def test_a_floor_is_the_longer_of_its_bytes_and_its_operations() -> None:
+    floors = Floors(bytes_per_s=1e12, flops_per_s=1e15)
+    assert floors.of(2e6, 1e9) == (2.0, "memory")
+    assert floors.of(2e6, 1e10) == (10.0, "arithmetic")
+    found = {"ours": Samples((4.0,)), "torch": Samples((6.0,))}
+    told = kernel_finding("norm", found, *floors.of(2e6, 0.0))
+    assert told.got == "4.0 (4.0-4.0) us, 50% of the floor (memory); torch takes 1.50 times as long"
 
 
 def spans(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
