@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from support.fetch import FETCH
 from tokenweave.errors import PlanError
 from tokenweave.plan import Lane, Op, Operation, Plan, Step, plan_forward
-from tokenweave.streams import CudaStreams, StreamExecutor
+from tokenweave.streams import CudaStreams, StreamExecutor, Sync
 
 
 @dataclass
@@ -117,6 +119,33 @@ def test_a_forward_pass_waits_once_for_each_step_that_changes_lanes(layers: int,
     assert len(streams.waits) == len(crossings) + 1, "and once at the end, for the gather"
 
 
+def test_where_streams_wait_is_found_once_for_each_plan_and_forgotten_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[Plan] = []
+    find = Sync.of
+    monkeypatch.setattr(Sync, "of", lambda plan: (found.append(plan), find(plan))[1])
+    streams = RecordingStreams()
+    executor = StreamExecutor(streams)
+    plans = [Plan(4, plan_forward(1, 4).steps), Plan(4, plan_forward(2, 4, 2).steps, 2)]
+    for plan in [*plans, *plans]:
+        executor.run(plan, dict.fromkeys(Op, streams.handle))
+    assert found == plans
+    dead = [weakref.ref(plan) for plan in plans]
+    found.clear()
+    plans.clear()
+    streams.steps.clear()
+    del plan
+    gc.collect()
+    assert [ref() for ref in dead] == [None, None]
+    assert not executor._syncs
+
+
+def test_the_steps_that_somebody_waits_for_are_counted_once() -> None:
+    sync = Sync.of(plan_forward(2, 4, 2))
+    assert sync.recorded is sync.recorded
+
+
 def test_a_handler_that_raises_leaves_the_callers_stream_behind_what_was_issued() -> None:
     plan, streams = plan_forward(1, 4, 2), RecordingStreams()
 
@@ -142,6 +171,41 @@ def test_a_plan_without_handlers_issues_nothing() -> None:
 def test_cuda_streams_say_that_there_is_no_cuda() -> None:
     with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda|nvidia"):
         CudaStreams()
+
+
+class FakeCuda:
+    """As much of torch.cuda as `CudaStreams` calls, with the compute lane's stream and one for each other lane."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def current_device(self) -> int:
+        return 0
+
+    def current_stream(self, device: int) -> str:
+        return "the caller's"
+
+    def Stream(self, device: int, priority: int) -> str:
+        self.made.append(f"stream {len(self.made)} of {device}")
+        return self.made[-1]
+
+    def stream(self, stream: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def test_the_compute_lane_alone_leaves_sms_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    carveout: list[int | None] = [None]
+    monkeypatch.setattr(torch, "cuda", FakeCuda())
+    monkeypatch.setattr(
+        "tokenweave.sm_carveout.torchs_switch", lambda: (lambda: carveout[-1], carveout.append)
+    )
+    seen: dict[Lane, set[int | None]] = {lane: set() for lane in Lane}
+    backend = CudaStreams(sm_carveout=16)
+    for lane in Lane:
+        with backend.on(backend.stream(lane)):
+            seen[lane].add(carveout[-1])
+        assert carveout[-1] is None
+    assert seen == {lane: {16} if lane is Lane.COMPUTE else {None} for lane in Lane}
 
 
 class Sums:

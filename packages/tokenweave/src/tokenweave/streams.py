@@ -17,13 +17,16 @@ torch's allocator a tensor is free as soon as the host lets go of it, and its me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tokenweave.execute import Handler, check_handlers
 from tokenweave.plan import Lane, Operation, Plan
+from tokenweave.sm_carveout import SmCarveout
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +59,7 @@ class Sync:
     waits: tuple[tuple[int, ...], ...]  # of each step, before it runs: steps of other lanes
     joins: tuple[int, ...]  # of the compute lane, at the end
 
-    @property
+    @cached_property
     def recorded(self) -> frozenset[int]:
         """The steps that somebody waits for: an event is recorded after each of these and no other."""
         return frozenset(self.joins).union(*self.waits)
@@ -97,6 +100,8 @@ class StreamExecutor(Generic[Stream, Event]):
 
     def __init__(self, backend: StreamBackend[Stream, Event]) -> None:
         self._backend = backend
+        # By identity: to compare plans, or to hash one, costs about as much as to find out where its streams wait.
+        self._syncs: dict[int, tuple[weakref.ref[Plan], Sync]] = {}
 
     def run(self, plan: Plan, handlers: Mapping[Operation, Handler]) -> None:
         """Issue every step of `plan` to its lane's stream. Returns when all is queued, not when it is done.
@@ -106,7 +111,7 @@ class StreamExecutor(Generic[Stream, Event]):
             Whatever a handler raised. The caller's stream waits for what was issued before.
         """
         check_handlers(plan, handlers)
-        sync, backend = Sync.of(plan), self._backend
+        sync, backend = self._sync_of(plan), self._backend
         streams = {lane: backend.stream(lane) for lane in Lane}
         events: dict[int, Event] = {}
         issued: dict[Lane, Stream] = {}
@@ -129,12 +134,24 @@ class StreamExecutor(Generic[Stream, Event]):
         for other in sync.joins:
             backend.wait(streams[Lane.COMPUTE], events[other])
 
+    def _sync_of(self, plan: Plan) -> Sync:
+        """`Sync.of`, once for each plan that is alive: it takes milliseconds for one of 80 layers."""
+        key = id(plan)
+        if key not in self._syncs:
+            syncs = self._syncs
+            alive = weakref.ref(plan, lambda _: syncs.pop(key, None))  # before another plan can have its id
+            syncs[key] = (alive, Sync.of(plan))
+        return self._syncs[key][1]
+
 
 class CudaStreams:
-    """torch.cuda's streams on one device. Transfers go before computations where both could run."""
+    """torch.cuda's streams on one device. Transfers go before computations where both could run.
 
-    def __init__(self, device: torch.device | int | None = None) -> None:
-        """`device`: the current one unless given.
+    The device is current inside `on`, whatever the calling thread's is: torch sets it with the stream.
+    """
+
+    def __init__(self, device: torch.device | int | None = None, sm_carveout: int = 0) -> None:
+        """`device`: the current one unless given. `sm_carveout`: SMs that the compute lane's products leave to others.
 
         Raises:
             RuntimeError: this torch, or this machine, has no CUDA.
@@ -142,6 +159,7 @@ class CudaStreams:
         import torch
 
         self._cuda = torch.cuda
+        self._carveout = SmCarveout(sm_carveout) if sm_carveout else None
         self._device = torch.cuda.current_device() if device is None else device
         self._streams = {
             lane: torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
@@ -155,7 +173,9 @@ class CudaStreams:
         return self._streams[lane]
 
     def on(self, stream: torch.cuda.Stream) -> AbstractContextManager[object]:
-        return self._cuda.stream(stream)
+        if self._carveout is None or stream in self._streams.values():
+            return self._cuda.stream(stream)
+        return self._on_with(stream, self._carveout)
 
     def record(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
         event: torch.cuda.Event = stream.record_event()
@@ -163,3 +183,8 @@ class CudaStreams:
 
     def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
         stream.wait_event(event)
+
+    @contextmanager
+    def _on_with(self, stream: torch.cuda.Stream, carveout: SmCarveout) -> Iterator[None]:
+        with self._cuda.stream(stream), carveout:
+            yield
