@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
@@ -79,6 +80,15 @@ def default_group() -> dist.ProcessGroup:
     if group is None:
         raise CommunicatorError("torch.distributed has no default group")
     return group
+
+
+def serves_cpu(group: dist.ProcessGroup) -> bool:
+    """Whether tensors in the host's memory can go over `group`: not over one of nccl alone."""
+    try:
+        group._get_backend(torch.device("cpu"))
+    except RuntimeError:
+        return False
+    return True
 
 
 def default_store() -> Store:

@@ -12,7 +12,9 @@ Invariants:
      partial sum, adds and norms them (the residual stays where it is), and the normed rows are gathered. Its bits are
      those of an all-reduce and a norm. Waits let go of the core and of Python's lock, so another lane computes.
   4. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
-     but it is not the rank order.
+     but it is not the rank order. The host never waits for them: the current stream does. nccl takes a wait with a
+     timeout for one of the host, and ends the group when the timeout has passed.
+  5. CUDA tensors of the last calls are kept (`kept_tensors`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from tokenweave.communicators.base import (
     sum_in_rank_order,
 )
 from tokenweave.communicators.bulletin import Bulletin
+from tokenweave.communicators.kept_tensors import KeptTensors
 from tokenweave.communicators.rendezvous import (
     default_group,
     default_store,
@@ -48,6 +51,7 @@ from tokenweave.communicators.rendezvous import (
     forgotten_on_failure,
     join,
     own_store,
+    serves_cpu,
 )
 from tokenweave.communicators.waits import Waits
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
@@ -56,7 +60,7 @@ from tokenweave.replay.records import CallSites
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
     from typing import Self
 
     from tokenweave.kernels import Kernels, ResidualNorms
@@ -70,6 +74,8 @@ GOODBYE_S = 2.0
 
 class TorchCommunicator(Communicator):
     """One rank of a torch.distributed group. Channel: the group (tensors), a gloo group of its own (commands).
+
+    Where the group serves CUDA tensors alone, as one of "nccl" does, CPU tensors go over the gloo group too.
 
     With `check_calls`, each collective on CPU tensors first compares what the ranks call, for one more round trip, and
     raises `CollectiveMismatch`. Turn it off where the ranks are known to make the same calls, as those of one plan do:
@@ -107,6 +113,8 @@ class TorchCommunicator(Communicator):
         self._control: Any = control_group or ProcessGroupGloo(
             PrefixStore("control", own), self.rank, self.size, timedelta(seconds=timeout_s)
         )
+        self._host: Any = data_group if serves_cpu(data_group) else self._control
+        self._kept = KeptTensors()
         bulletin = Bulletin(PrefixStore("bulletin", own), self.rank, self.size)
         self._waits = Waits(bulletin, self.rank, timeout_s)
         self._check_calls = check_calls
@@ -176,13 +184,25 @@ class TorchCommunicator(Communicator):
         communicator._owns_everything = True
         return communicator
 
-    def call_sites(self) -> CallSites:
+    def call_sites(self) -> CallSites | None:
         names = ("_start", "_all_reduce", "_scatter_rows", "_gather_rows")
         return CallSites(python=tuple((self, name) for name in names))
 
     def barrier(self) -> None:
         self._start("barrier")
         self._gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        gathered = super().all_gather(tensor)
+        self._kept.keep(tensor, gathered)
+        return gathered
+
+    def gather_columns(
+        self, tensor: torch.Tensor, widths: Sequence[int], root: int = 0
+    ) -> torch.Tensor | None:
+        gathered = super().gather_columns(tensor, widths, root)
+        self._kept.keep(tensor, gathered)
+        return gathered
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """Each rank's share, in rank order, the last ones' smaller; all rows where the tensor is small."""
@@ -194,7 +214,9 @@ class TorchCommunicator(Communicator):
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> torch.Tensor:
-        return run_phases(self.reduce_norm_phases(hidden, residual, norms))
+        normed = run_phases(self.reduce_norm_phases(hidden, residual, norms))
+        self._kept.keep(hidden, residual, normed)
+        return normed
 
     def reduce_norm_phases(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
@@ -243,7 +265,8 @@ class TorchCommunicator(Communicator):
             dist.destroy_process_group()
         # With the last reference to a group go its connections, however long this object lives.
         groups = [self._data, self._control]
-        del self._data, self._control
+        del self._data, self._control, self._host
+        self._kept.clear()
         if unfinished := self._waits.let_go():
             end_later(groups, unfinished)
 
@@ -265,7 +288,7 @@ class TorchCommunicator(Communicator):
         padded = tensor.new_zeros(self.size * share)
         padded[: tensor.numel()] = tensor.view(-1)
         received = torch.empty_like(padded)
-        work = self._data.alltoall_base(_as_bytes(received), _as_bytes(padded), [], [], AllToAllOptions())
+        work = self._host.alltoall_base(_as_bytes(received), _as_bytes(padded), [], [], AllToAllOptions())
         self._waits.finish(work, "all_reduce")
         summed = tensor.new_empty(share)
         sum_in_rank_order(list(received.view(self.size, share)), out=summed)
@@ -295,7 +318,7 @@ class TorchCommunicator(Communicator):
         sent = [len(self._rows_of(rank, num_tokens, row_bytes)) * row_bytes for rank in range(self.size)]
         parts = hidden.new_empty(self.size, len(own), hidden_size)
         received = [len(own) * row_bytes] * self.size
-        work = self._data.alltoall_base(
+        work = self._host.alltoall_base(
             _as_bytes(parts), _as_bytes(hidden), received, sent, AllToAllOptions()
         )
         self._waits.finish(work, "all_reduce_rms_norm")
@@ -312,7 +335,7 @@ class TorchCommunicator(Communicator):
             self._data._allgather_base(gathered, own).wait()
         else:
             self._waits.finish(
-                self._data._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
+                self._host._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
             )
         return gathered[:num_tokens]
 
@@ -325,11 +348,14 @@ class TorchCommunicator(Communicator):
 
     def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
         self._start(f"broadcast of {_describe(tensor)} from rank {root}", tensor)
-        if tensor.numel():
-            content = tensor if tensor.is_cuda else _as_bytes(tensor)
-            options = BroadcastOptions()
-            options.rootRank = root
-            self._waits.finish(self._data.broadcast([content], options), "broadcast")
+        if tensor.numel() == 0:
+            return
+        options = BroadcastOptions()
+        options.rootRank = root
+        if tensor.is_cuda:
+            self._data.broadcast([tensor], options).wait()
+        else:
+            self._waits.finish(self._host.broadcast([_as_bytes(tensor)], options), "broadcast")
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
         self._check_usable()
@@ -357,7 +383,7 @@ class TorchCommunicator(Communicator):
     def _gather_bytes(self, content: torch.Tensor, call: str) -> torch.Tensor:
         """Every rank's `content` (n,), one after the other: (size * n,). All bytes are visible after it."""
         gathered = content.new_empty(self.size * content.numel())
-        self._waits.finish(self._data._allgather_base(gathered, content), call)
+        self._waits.finish(self._host._allgather_base(gathered, content), call)
         return gathered
 
     def _count_call(self) -> None:
