@@ -44,12 +44,59 @@ class Compiled:
         """Instructions whose opcode and modifiers match `pattern` whole."""
         return sum(number for opcode, number in self.opcodes.items() if re.fullmatch(pattern, opcode))
 
+    def can_avoid(self, avoided: str, goal: str) -> bool:
+        """Whether control can get from the first instruction to one like `goal` past none like `avoided`.
+
+        Both are of opcodes, as for `count_sass`. A predicated instruction is taken to run.
+        """
+        return can_avoid(self.sass, avoided, goal)
+
     @property
     def opcodes(self) -> Counter[str]:
         # "        /*0a30*/              @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"
         return Counter(
             re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", self.sass, re.MULTILINE)
         )
+
+
+LABEL = re.compile(r"^(\.L\w+):")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?(P\w+) )?([A-Z][\w.]*)(.*);")
+TARGET = re.compile(r"`\((\.L\w+)\)")
+
+
+def can_avoid(sass: str, avoided: str, goal: str) -> bool:
+    """See `Compiled.can_avoid`."""
+    code: list[tuple[str | None, str, str]] = []  # predicate, opcode and operands of each instruction
+    places: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := LABEL.match(line):
+            places[label[1]] = len(code)
+        elif found := INSTRUCTION.match(line):
+            code.append((found[1], found[2], found[3]))
+    seen: set[int] = set()
+    left = [0]
+    while left:
+        at = left.pop()
+        if at in seen or at >= len(code):
+            continue
+        seen.add(at)
+        predicate, opcode, operands = code[at]
+        if re.fullmatch(avoided, opcode):
+            continue
+        if re.fullmatch(goal, opcode):
+            return True
+        kind, target = opcode.partition(".")[0], TARGET.search(operands)
+        assert kind not in ("BRX", "JMX", "CALL", "RET"), f"where does {opcode} go?"
+        if kind in ("BRA", "JMP"):
+            assert target is not None
+            left.append(places[target[1]])
+            # The condition of a branch may also stand before its target, and `.DIV` is one of its own.
+            if predicate is None and opcode in ("BRA", "BRA.U") and operands.strip().startswith("`"):
+                continue
+        elif kind == "EXIT" and predicate is None:
+            continue
+        left.append(at + 1)
+    return False
 
 
 def compile_for_hopper(

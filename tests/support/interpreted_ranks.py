@@ -13,6 +13,7 @@ from tokenweave.communicators.symm_mem import SymmMemCommunicator
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory
 
 ALIGNMENT_BYTES = 64
+NUM_CTAS = 2
 
 
 class SegmentMemory(SymmetricMemory):
@@ -42,7 +43,7 @@ class InterpretedCommunicator(SymmMemCommunicator):
     memory: ClassVar[SegmentMemory]  # of this process, which is one rank
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, memory=self.memory, num_ctas=2, one_shot_tokens=3, **keywords)
+        super().__init__(*arguments, memory=self.memory, num_ctas=NUM_CTAS, one_shot_tokens=3, **keywords)
 
     def hurry(self, timeout_s: float) -> None:
         """Makes waits as short as that from now on: joining takes its time on a busy machine."""
@@ -51,5 +52,5 @@ class InterpretedCommunicator(SymmMemCommunicator):
 
     @property
     def pads(self) -> Tensor:
-        """(num_ctas * size,) this rank's counters."""
+        """(num_ctas * 2 * size,) this rank's counters."""
         return self._pads.local.view(torch.int32)

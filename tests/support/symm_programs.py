@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from support.rank_programs import DTYPES, norms_of
+from tokenweave.communicators.activation_ring import BuffersTaken
+from tokenweave.errors import CommunicatorError
 from tokenweave.kernels import ResidualNorms
 
 Case = tuple[int, int, str, str]  # num_tokens, hidden_size, dtype, where hidden lies
@@ -26,18 +28,114 @@ def inputs(
     return parts, torch.randn(shape, generator=generator), weight
 
 
-def fused(comm: Any, cases: list[Case], kind: str = "before") -> list[tuple[Tensor, Tensor, range]]:
-    """One call after the other: the normed rows, the residual, and the rows of it that count."""
+def fused(
+    comm: Any, cases: list[Case], kind: str = "before", ctas: list[int] | None = None
+) -> list[tuple[Tensor, Tensor, range]]:
+    """One call after the other: the normed rows, the residual, and the rows of it that count.
+
+    `ctas`: how many CTAs each call takes.
+    """
     outcomes: list[tuple[Tensor, Tensor, range]] = []
     for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
         parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
         hidden = placed(comm, parts[comm.rank].to(comm.device), place)
         residual, weight = residual.to(comm.device), weight.to(comm.device)
+        if ctas is not None:
+            comm.use_ctas(ctas[seed])
         normed = comm.all_reduce_rms_norm(hidden, residual, norms_of(kind, weight, 1e-5))
         assert normed is hidden
         outcomes.append((normed.clone(), residual, comm.owned_rows(*normed.shape, normed.dtype)))
     comm.synchronize()
     return [(normed.cpu(), residual.cpu(), owned) for normed, residual, owned in outcomes]
+
+
+def fused_by_shards(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, range]]:
+    """As `fused`, with the rows of the residual that the rank owns, and no others."""
+    outcomes: list[tuple[Tensor, Tensor, range]] = []
+    for seed, (num_tokens, hidden_size, dtype, place) in enumerate(cases):
+        parts, residual, weight = inputs(comm.size, num_tokens, hidden_size, dtype, seed)
+        hidden = placed(comm, parts[comm.rank].to(comm.device), place)
+        owned = comm.owned_rows(*hidden.shape, hidden.dtype)
+        own = residual[owned.start : owned.stop].clone().to(comm.device)
+        comm.all_reduce_rms_norm(hidden, own, ResidualNorms(weight.to(comm.device), 1e-5))
+        outcomes.append((hidden.clone(), own, owned))
+    comm.synchronize()
+    return [(normed.cpu(), own.cpu(), owned) for normed, own, owned in outcomes]
+
+
+def called_with_ctas(comm: Any, num_ctas: int, num_tokens: int) -> str:
+    """What a call with so many CTAs raises."""
+    comm.use_ctas(num_ctas)
+    return time_to_raise(comm, num_tokens)[1]
+
+
+def refused_ctas(comm: Any, num_ctas: int) -> str:
+    try:
+        comm.use_ctas(num_ctas)
+    except CommunicatorError as error:
+        return str(error)
+    return "nothing"
+
+
+def partials_of_passes(comm: Any, taken_by_passes: list[int]) -> list[tuple[list[int], tuple[int, int]]]:
+    """Where each pass has its partial sums, from the very first on, and the phase that it begins with."""
+    comm.reserve_activations(9, 64, torch.float32)
+    passes: list[tuple[list[int], tuple[int, int]]] = []
+    for num_taken in taken_by_passes:
+        comm.begin_pass()
+        phase = tuple(comm.buffers_taken.phase)
+        places = [comm.new_partial(9, 64, torch.float32).data_ptr() for _ in range(num_taken)]
+        passes.append((places, phase))
+    origin = passes[0][0][0]
+    return [([place - origin for place in places], phase) for places, phase in passes]
+
+
+def partials_after_a_replay(comm: Any, replayed: int) -> bool:
+    """Whether a pass goes on behind a replayed part of it as if it had taken these buffers itself."""
+    comm.reserve_activations(9, 64, torch.float32)
+    nexts = []
+    for is_replayed in (False, True):
+        comm.begin_pass()
+        if is_replayed:
+            comm.take_buffers(BuffersTaken(replayed, 0))
+        else:
+            for _ in range(replayed):
+                comm.new_partial(9, 64, torch.float32)
+        nexts.append(comm.new_partial(9, 64, torch.float32).data_ptr())
+    return nexts[0] == nexts[1]
+
+
+def woven_on_partials(comm: Any, num_tokens: int) -> tuple[bool, list[Tensor], list[Tensor], int]:
+    """Reductions of two parts in turn on partial sums of the ring.
+
+    Returns whether anything was staged, the normed rows of each right after their reduction and after the second one
+    after it, and how many bytes of symmetric memory the calls allocated.
+    """
+    comm.reserve_activations(num_tokens, 64, torch.float32)
+    staging, comm._staging = comm._staging, None
+    used_bytes = comm._memory._used_bytes
+    normed: list[Tensor] = []
+    early: list[Tensor] = []
+    late: list[Tensor] = []
+    residuals = [torch.zeros(num_tokens, 64) for _ in range(2)]
+    comm.begin_pass()
+    for at in range(8):
+        parts, _, weight = inputs(comm.size, num_tokens, 64, "float32", at)
+        partial = comm.new_partial(num_tokens, 64, torch.float32).copy_(parts[comm.rank])
+        normed.append(comm.all_reduce_rms_norm(partial, residuals[at % 2], ResidualNorms(weight, 1e-5)))
+        early.append(normed[-1].clone())
+        if at >= 4:
+            late.append(normed[at - 4].clone())
+    is_staged, comm._staging = comm._staging is not None, staging
+    return is_staged, early[:4], late, comm._memory._used_bytes - used_bytes
+
+
+def partial_that_does_not_fit(comm: Any) -> tuple[torch.device, int, BuffersTaken]:
+    """The device and rows of a partial sum wider than the ring has room for, and what was taken of the ring for it."""
+    comm.reserve_activations(9, 64, torch.float32)
+    before = comm.buffers_taken
+    partial = comm.new_partial(10, 64, torch.float32)
+    return partial.device, len(partial), comm.buffers_taken.since(before)
 
 
 def placed(comm: Any, rows: Tensor, place: str) -> Tensor:
@@ -125,6 +223,8 @@ def refused(comm: Any) -> list[str]:
         (rows, residual.bfloat16(), weight),
         (rows, residual[:4], weight),
         (rows, residual, torch.zeros(7)),
+        (rows, torch.zeros(41)[1:].view(5, 8), weight),
+        (rows, residual, torch.zeros(9)[1:]),
     ]
     messages = []
     for hidden, beside, scale in wrong:
@@ -159,19 +259,19 @@ def fused_by_a_slow_reader(
     comm: Any, slow_rank: int, cases: list[Case]
 ) -> list[tuple[Tensor, Tensor, range]]:
     """As `fused`, with one rank that sleeps between the barrier and reading what it was sent."""
-    from tokenweave.kernels.cuda import one_shot
+    from tokenweave.kernels.cuda import rows
 
-    read = one_shot.load_and_sum
+    read = rows.load_and_sum
 
     def read_late(*arguments: Any) -> Any:
         time.sleep(0.05)
         return read(*arguments)
 
-    one_shot.load_and_sum = read_late if comm.rank == slow_rank else read
+    rows.load_and_sum = read_late if comm.rank == slow_rank else read
     try:
         return fused(comm, cases)
     finally:
-        one_shot.load_and_sum = read
+        rows.load_and_sum = read
 
 
 def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
@@ -182,6 +282,18 @@ def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
         comm._waits.failure = None
         comm._mailbox.zero_()
     return raised
+
+
+def launch_behind_a_failure(comm: Any, num_tokens: int) -> tuple[list[int], str]:
+    """What the mailbox says after each of some calls whose host does not look, and what the next look raises."""
+    look, said = comm._raise_if_failed, []
+    comm._raise_if_failed = lambda: None
+    for _ in range(3):
+        hidden, residual = torch.zeros(num_tokens, 64), torch.zeros(num_tokens, 64)
+        comm.all_reduce_rms_norm(hidden, residual, ResidualNorms(torch.ones(64), 1e-5))
+        said.append(int(comm._letters[0]))
+    comm._raise_if_failed = look
+    return said, time_to_raise(comm, num_tokens)[1]
 
 
 def signals(comm: Any) -> list[int]:

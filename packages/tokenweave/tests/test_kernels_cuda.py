@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
-from support.cubins import Compiled, compile_for_hopper
+from support.cubins import Compiled, can_avoid, compile_for_hopper
 from tokenweave.kernels.cuda import launch
 from tokenweave.kernels.cuda.multimem import multimem_kernel
 from tokenweave.kernels.cuda.one_shot import one_shot_kernel
@@ -30,6 +30,7 @@ CASES: list[Case] = [
     (8192, torch.float32, 8),
     (576, torch.bfloat16, 2),
 ]
+WIDE = [12288, 16384, 18432]  # rows of several chunks
 Compile = Callable[..., Compiled]  # of a path, a case, and whether there are weights before and after
 
 
@@ -53,35 +54,28 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
 def compile_path(path: str, case: Case, has_weight: bool, has_post: bool, directory: Path) -> Compiled:
     hidden_size, dtype, size = case
     element = f"*{NAMES[dtype]}"
-    meeting = {"pads": "*i64", "failed": "*i32", "mailbox": "*i32"}
-    rows = {"first_row": "i32", "last_row": "i32", "rank": "i32", "eps": "fp32", "timeout_ns": "i64"}
+    meeting = {"pads": "*i64", "epochs": "*i32", "failed": "*i32", "mailbox": "*i64"}
+    weights = {"weight": element, "post_weight": element}
+    ends = {"rank": "i32", "tag": "i32", "eps": "fp32", "timeout_ns": "i64"}
+    shared = {
+        "residual": "*fp32",
+        "kept_shift": "i32",
+        **weights,
+        "first_row": "i32",
+        "last_row": "i32",
+        **ends,
+    }
     kernel: Any
     if path == "peer":
         kernel, options = peer_kernel, launch.peer_options(hidden_size, dtype, size)
-        types = {
-            "buffers": "*i64",
-            "offset_bytes": "i64",
-            **meeting,
-            "residual": "*fp32",
-            "weight": element,
-            "post_weight": element,
-            **rows,
-        }
+        types = {"buffers": "*i64", "offset_bytes": "i64", **meeting, **shared}
     elif path == "multimem":
         kernel, options = multimem_kernel, launch.multimem_options(hidden_size, dtype, size)
-        types = {
-            "multicast": "i64",
-            **meeting,
-            "residual": "*fp32",
-            "weight": element,
-            "post_weight": element,
-            **rows,
-        }
+        types = {"multicast": "i64", **meeting, **shared}
     else:
         kernel, options = one_shot_kernel, launch.one_shot_options(hidden_size, dtype, size, 16, 1)
-        del rows["first_row"], rows["last_row"]
-        types = {"slots": "*i64", "epochs": "*i32", **meeting, "hidden": element, "residual": "*fp32"}
-        types |= {"weight": element, "post_weight": element, "num_tokens": "i32", **rows}
+        types = {"slots": "*i64", **meeting, "hidden": element, "residual": "*fp32", **weights}
+        types |= {"num_tokens": "i32", **ends}
     options = {**options, "HAS_WEIGHT": has_weight, "HAS_POST": has_post}
     return compile_for_hopper(kernel, types, options, directory)
 
@@ -100,6 +94,31 @@ def test_no_path_spills_and_a_cta_fits_an_sm(compiled: Compile, path: str, case:
     assert code.count_sass(r"(LDL|STL)(\..*)?") == 0
     assert code.registers * code.threads <= REGISTERS_PER_CTA
     assert code.shared_bytes <= 2048  # what a sum over the warps takes; rows stay in registers
+
+
+@pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
+@pytest.mark.parametrize("hidden_size", WIDE)
+def test_a_wide_row_stays_in_registers_with_both_norms(
+    compiled: Compile, path: str, hidden_size: int
+) -> None:
+    """The case that takes most of them: the sum waits for its own norm."""
+    code = compiled(path, (hidden_size, torch.bfloat16, 8), True, True)
+    assert code.stack_bytes == code.local_bytes == 0
+    assert code.registers * code.threads <= REGISTERS_PER_CTA
+    assert code.shared_bytes <= 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
+@pytest.mark.parametrize("has_post", [False, True])
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+@pytest.mark.parametrize("hidden_size", WIDE)
+def test_a_wide_row_of_any_dtype_stays_in_registers(
+    compiled: Compile, path: str, hidden_size: int, dtype: torch.dtype, has_post: bool
+) -> None:
+    code = compiled(path, (hidden_size, dtype, 8), True, has_post)
+    assert code.stack_bytes == code.local_bytes == 0
+    assert code.registers * code.threads <= REGISTERS_PER_CTA
 
 
 @pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
@@ -190,6 +209,63 @@ def test_barriers_are_relaxed_on_the_way_in_and_ordered_on_the_way_out(
     assert code.count_sass(r"(ATOMG|REDG)\.E\.ADD\.STRONG\.SYS") == 3 * (relaxed + ordered)
 
 
+@pytest.mark.parametrize(("path", "barriers"), [("multimem", 2), ("peer", 2), ("one_shot", 1)])
+def test_ranks_that_meet_well_read_no_host_memory(compiled: Compile, path: str, barriers: int) -> None:
+    """A mailbox has words of 64 bits, and nothing else is loaded so around the caches.
+
+    It is looked at once in a loop of polls, and there behind a branch: the end of the last barrier, where the acquire
+    empties the L1 cache, can be reached without.
+    """
+    code = compiled(path, CASES[0])
+    looks = r"LDG\.E\.64\.STRONG\.SYS"
+    assert code.count_sass(looks) == barriers
+    says = r"STG\.E\.64"
+    assert code.count_sass(says) == barriers
+    assert code.can_avoid(rf"{looks}|{says}", goal=r"CCTL\.IVALL")
+
+
+STRAIGHT = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDG.E R2, desc[UR4][R4.64] ;
+        /*0020*/              @!P0 BRA `(.L_x_1) ;
+        /*0030*/               @P1 EXIT ;
+        /*0040*/                   CCTL.IVALL ;
+        /*0050*/                   EXIT ;
+"""
+BEHIND_A_BRANCH = """
+        /*0000*/               @P2 BRA `(.L_x_2) ;
+        /*0010*/                   LDG.E R2, desc[UR4][R4.64] ;
+.L_x_2:
+        /*0020*/                   BRA.U UP0, `(.L_x_4) ;
+        /*0030*/                   BRA `(.L_x_3) ;
+        /*0040*/                   CCTL.IVALL ;
+.L_x_3:
+        /*0050*/                   EXIT ;
+.L_x_4:
+        /*0060*/                   CCTL.IVALL ;
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_what_lies_on_every_way_is_told_from_what_lies_behind_a_branch() -> None:
+    assert not can_avoid(STRAIGHT, r"LDG\.E", r"CCTL\.IVALL")
+    assert can_avoid(STRAIGHT, r"STG\.E", r"CCTL\.IVALL")
+    assert can_avoid(BEHIND_A_BRANCH, r"LDG\.E", r"CCTL\.IVALL")
+    without_the_branch = BEHIND_A_BRANCH.replace("BRA.U UP0, `(.L_x_4)", "NOP")
+    assert not can_avoid(without_the_branch, r"LDG\.E", r"CCTL\.IVALL")
+
+
+@pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
+def test_every_thread_of_a_cta_is_told_what_a_poll_found(compiled: Compile, path: str) -> None:
+    """Triton 3.4 told the first warp alone: a barrier that hangs. So a poll's result goes through shared memory."""
+    code = compiled(path, CASES[0])
+    loop = code.sass[code.sass.index("ATOMG.E.ADD.STRONG.SYS") :]
+    reduced = re.search(r"REDUX|SHFL", loop)
+    assert reduced is not None
+    assert loop.index("STS") < loop.index("BAR.SYNC") < loop.index("LDS") < reduced.start()
+
+
 @pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
 def test_the_bound_of_a_wait_is_the_devices_clock(compiled: Compile, path: str) -> None:
     code = compiled(path, CASES[0])
@@ -206,7 +282,7 @@ def test_a_row_that_is_not_of_whole_vectors_compiles_with_narrower_accesses(comp
 
 def test_a_thread_never_shares_a_vector_of_the_switchs_path() -> None:
     """Replicas would each read a sum, and add the residual twice."""
-    for hidden_size in (8, 64, 576, 4096, 5120, 8192, 16384):
+    for hidden_size in (8, 64, 576, 4096, 5120, 8192, *WIDE):
         options = launch.multimem_options(hidden_size, torch.bfloat16, 8)
         assert options["VECTORS"] >= 32 * options["num_warps"]
-        assert options["VECTORS"] * 8 >= hidden_size
+        assert options["VECTORS"] * options["CHUNKS"] * 8 >= hidden_size

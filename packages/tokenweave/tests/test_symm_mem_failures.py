@@ -9,6 +9,7 @@ import pytest
 
 from support.patience import wait_until
 from support.rank_groups import TIMEOUT_S, ProcessRanks, Ranks, Workers, make_ranks
+from tokenweave.kernels.cuda.sharing import tag_of
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -53,11 +54,46 @@ def test_a_rank_that_has_failed_never_signals_again(make: Callable[..., ProcessR
     """Or its peer would take a later call's signal for the one that it misses."""
     ranks = make(2)
     ranks.run("symm_programs.hurry", SHORT_S, ranks=[0])
-    ((first, *later),) = ranks.run("symm_programs.launch_after_a_failure", 5, ranks=[0])
+    ((first, *_),) = ranks.run("symm_programs.launch_after_a_failure", 5, ranks=[0])
     assert first == "CommunicatorTimeout"
-    assert "nothing" not in later
     (counters,) = ranks.run("symm_programs.signals", ranks=[1])
-    assert counters == [1, 0, 0, 0]  # of the first wait, of CTA 0; CTA 1 came after the failure
+    # Of the first wait, of CTA 0: CTA 1 came after the failure. `prepare` left the epoch of a CTA at three.
+    assert counters == [0, 0, tag_of(5, 2), 0] + [0] * 4
+
+
+def test_kernels_behind_a_failed_one_end_at_once_and_leave_what_it_said(
+    make: Callable[..., ProcessRanks],
+) -> None:
+    ranks = make(2)
+    ranks.run("symm_programs.hurry", SHORT_S, ranks=[0])
+    ((said, raised),) = ranks.run("symm_programs.launch_behind_a_failure", 5, ranks=[0])
+    assert said[0] != 0
+    assert said == [said[0]] * 3
+    assert raised.startswith("CommunicatorTimeout: rank 0 waited 1 s in all_reduce_rms_norm for rank 1")
+
+
+@pytest.mark.parametrize("tokens", [(5, 4), (3, 5)])  # both by owners; one shot beside it
+def test_ranks_with_different_numbers_of_tokens_are_told_of_each_others(
+    make: Callable[..., ProcessRanks], tokens: tuple[int, int]
+) -> None:
+    ranks = make(2)
+    finish = ranks.start("symm_programs.time_to_raise", tokens[0], ranks=[0])
+    outcomes = [*ranks.run("symm_programs.time_to_raise", tokens[1], ranks=[1]), *finish()]
+    for rank, (_, first, second) in zip((1, 0), outcomes, strict=True):
+        own, other = (f"all_reduce_rms_norm of {tokens[r]} tokens in 2 CTAs" for r in (rank, 1 - rank))
+        wanted = f"CollectiveMismatch: rank {rank} called {own} where rank {1 - rank} called {other}; every rank must"
+        assert first == second == f"{wanted} make the same calls in order"
+
+
+def test_ranks_with_different_numbers_of_ctas_are_told_of_each_others(
+    make: Callable[..., ProcessRanks],
+) -> None:
+    ranks = make(2)
+    finish = ranks.start("symm_programs.called_with_ctas", 1, 9, ranks=[0])
+    outcomes = [*ranks.run("symm_programs.called_with_ctas", 2, 9, ranks=[1]), *finish()]
+    for rank, first in zip((1, 0), outcomes, strict=True):
+        assert first.startswith(f"CollectiveMismatch: rank {rank} called all_reduce_rms_norm of 9 tokens in ")
+        assert f"{rank + 1} CTAs where rank" in first
 
 
 def test_a_killed_rank_ends_the_others_waits_and_a_new_group_starts_clean(
@@ -76,9 +112,9 @@ def test_a_killed_rank_ends_the_others_waits_and_a_new_group_starts_clean(
         assert first.startswith(("CommunicatorTimeout", "RankError"))
         assert "for rank 3" in first
     again = make(2)
-    assert again.run("symm_programs.pads") == [[0] * 4] * 2
+    assert again.run("symm_programs.pads") == [[0] * 8] * 2
     assert again.run("symm_programs.fused_once", 5) == [None] * 2
-    assert again.run("symm_programs.pads") == [[0] * 4] * 2
+    assert again.run("symm_programs.pads") == [[0] * 8] * 2
 
 
 def test_a_rank_that_is_killed_inside_a_call_ends_the_others_wait_on_the_way_out(

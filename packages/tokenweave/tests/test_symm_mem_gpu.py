@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tokenweave.communicators import availability
 from tokenweave.errors import KernelError
 from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.cuda.reference import TOLERANCE, reference_all_reduce_rms_norm
-from tokenweave.kernels.cuda.sharing import FAILED_RANK, shard
+from tokenweave.kernels.cuda.sharing import ABORT, SAID, CtaTable, Said, shard, tag_of
 
 reason = availability()["symm_mem"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(reason is not None, reason=f"symm_mem: {reason}")]
@@ -24,7 +25,7 @@ if reason is None:
     from tokenweave.kernels.cuda.one_device import OneDevice
 
 EPS = 1e-5
-SHAPES = [(1, 64), (3, 576), (17, 4096), (64, 5120), (130, 8192), (5, 61)]
+SHAPES = [(1, 64), (3, 576), (17, 4096), (64, 5120), (130, 8192), (5, 61), (9, 12288), (7, 18432)]
 
 
 def filled(
@@ -71,7 +72,7 @@ def test_ranks_on_streams_give_the_reference_by_peer_pointers(size: int, dtype: 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_ranks_on_streams_give_the_reference_in_one_shot(size: int, dtype: str) -> None:
-    for num_tokens, hidden_size in [(1, 64), (3, 576), (16, 4096), (30, 8192)]:
+    for num_tokens, hidden_size in [(1, 64), (3, 576), (16, 4096), (30, 8192), (8, 18432)]:
         ranks = OneDevice(size, num_tokens, hidden_size, getattr(torch, dtype), rows_per_cta=2)
         for seed in range(4):
             expected = filled(ranks, num_tokens, hidden_size, dtype, seed)
@@ -82,7 +83,7 @@ def test_ranks_on_streams_give_the_reference_in_one_shot(size: int, dtype: str) 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["after", "both", "neither"])
 def test_ranks_on_streams_give_the_reference_with_other_norms(kind: str, dtype: str) -> None:
-    for num_tokens, hidden_size in [(3, 576), (16, 4096), (5, 61)]:
+    for num_tokens, hidden_size in [(3, 576), (16, 4096), (5, 61), (9, 18432)]:
         ranks = OneDevice(2, num_tokens, hidden_size, getattr(torch, dtype))
         for kernel, is_shared in [(ranks.by_peers, True), (ranks.in_one_shot, False)]:
             expected = filled(ranks, num_tokens, hidden_size, dtype, 0, kind)
@@ -117,8 +118,39 @@ def test_a_rank_that_does_not_come_is_named_and_nothing_waits_for_it_again(path:
     for _ in range(20):  # what is queued behind the first finds that it failed: none of it signals, or waits
         getattr(ranks, path)(0, 16)
     torch.cuda.synchronize()
-    assert int(ranks.meetings[0].mailbox[FAILED_RANK]) == 2
-    assert int(ranks.pads[1].max()) == 1
+    ctas = ranks.meetings[0].shared_ctas(16) if path == "by_peers" else 16
+    assert Said.of(int(ranks.meetings[0].mailbox[SAID])) == (1, 0, tag_of(16, ctas))
+    assert int(ranks.pads[1].max()) == tag_of(16, ctas)
+
+
+@pytest.mark.parametrize(("path", "tokens"), [("by_peers", (16, 12)), ("in_one_shot", (16, 5))])
+def test_ranks_with_different_numbers_of_tokens_notice_it_at_once(path: str, tokens: tuple[int, int]) -> None:
+    ranks = OneDevice(2, 16, 4096, torch.bfloat16, timeout_s=60)
+    ranks.on_all_ranks(lambda rank, _: getattr(ranks, path)(rank, tokens[rank]), 16)
+    torch.cuda.synchronize()
+    for rank, meeting in enumerate(ranks.meetings):
+        said = Said.of(int(meeting.mailbox[SAID]))
+        assert said is not None
+        assert said.rank == 1 - rank
+        assert (said.called >> 8, said.came >> 8) == (tokens[rank], tokens[1 - rank])
+
+
+def test_calls_of_fewer_and_of_more_ctas_follow_each_other() -> None:
+    ranks = OneDevice(2, 64, 4096, torch.bfloat16)
+    for seed, num_ctas in enumerate([16, 2, 8, 1, 16, 4]):
+        ranks.meetings = [replace(meeting, table=CtaTable.always(num_ctas)) for meeting in ranks.meetings]
+        for kernel, num_tokens in [(ranks.by_peers, 64), (ranks.in_one_shot, 5)]:
+            expected = filled(ranks, num_tokens, 4096, "bfloat16", seed)
+            ranks.on_all_ranks(kernel, num_tokens)
+            check(ranks, expected, is_shared=kernel == ranks.by_peers)
+
+
+def test_the_host_can_end_a_wait() -> None:
+    ranks = OneDevice(2, 16, 4096, torch.bfloat16, timeout_s=60)
+    ranks.by_peers(0, 16)
+    ranks.meetings[0].mailbox[ABORT] = 1
+    torch.cuda.synchronize()
+    assert Said.of(int(ranks.meetings[0].mailbox[SAID])) is not None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+
+# 3.2 and 3.3 lack what the kernels call. 3.4 does not hand an atomic's result to all threads of a CTA: only its first
+# warp would see the peers' signals, and the others wait for the timeout.
+MIN_TRITON = (3, 5)
 MIN_CAPABILITY = (
     8,
     0,
@@ -48,8 +54,12 @@ def symm_mem_reason() -> str | None:
     import torch
     from torch import distributed
 
+    if torch.version.hip is not None:
+        return f"this torch is built for ROCm {torch.version.hip}; the kernels are for NVIDIA's GPUs"
     if find_spec("triton") is None:
         return "triton is not installed: pip install triton"
+    if reason := _triton_reason():
+        return reason
     if not distributed.is_available() or find_spec("torch.distributed._symmetric_memory") is None:
         return "this build of torch has no symmetric memory (2.6 or newer, built with torch.distributed, is needed)"
     if not torch.cuda.is_available():
@@ -59,3 +69,25 @@ def symm_mem_reason() -> str | None:
     if capability < MIN_CAPABILITY:
         return f"the device has compute capability {capability}, expected {MIN_CAPABILITY} (Ampere) or newer"
     return None
+
+
+def _triton_reason() -> str | None:
+    version = _triton_version()
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is not None and (int(numbers[1]), int(numbers[2])) >= MIN_TRITON:
+        return None
+    wanted = ".".join(map(str, MIN_TRITON))
+    return (
+        f"triton is {version}, and {wanted} or newer is needed: an older one lacks what the kernels call, or compiles "
+        "a barrier that hangs; install a newer torch, which brings a newer triton"
+    )
+
+
+def _triton_version() -> str:
+    """By its metadata, so that it is not imported: a process decides at the import whether it interprets kernels."""
+    from importlib import metadata
+
+    for name in ("triton", "pytorch-triton"):  # the second: as torch's nightly builds call it
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "of no known version"

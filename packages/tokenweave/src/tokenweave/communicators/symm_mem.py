@@ -9,30 +9,41 @@ Invariants:
      behind a failed one end at once and write nothing. Results count only after a later call, or `synchronize`, has
      returned without raising.
   3. Counters and slots are new with each communicator: nothing that an aborted one left behind is ever read.
+  4. Ranks that call with different numbers of tokens, or of CTAs, find it out when their kernels meet: each raises
+     `CollectiveMismatch`. A call of no tokens launches nothing, so ranks that meet nobody then time out.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tokenweave.communicators.activation_ring import BuffersTaken
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S
 from tokenweave.communicators.bulletin import SLICE_S
+from tokenweave.communicators.fused_checks import check_fused
+from tokenweave.communicators.partial_ring import PartialRing, ring_bytes
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory, TorchSymmetricMemory
 from tokenweave.communicators.torch import TorchCommunicator
-from tokenweave.errors import CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.cuda.sharing import (
     ABORT,
-    FAILED_RANK,
+    SAID,
     VECTOR_BYTES,
     VECTOR_ELEMENTS,
+    CtaTable,
     Meeting,
+    Said,
+    describe,
+    pads_bytes,
     shard,
     slots_bytes,
 )
@@ -49,18 +60,18 @@ ONE_SHOT_TOKENS = (
     16  # up to so many tokens a second barrier is taken to cost more than it saves; not measured here
 )
 MAX_RANKS = 72  # of one NVLink domain
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class SymmMemCommunicator(TorchCommunicator):
     """One rank of a group on GPUs. Channel: symmetric memory (the fused operation), the group (everything else).
 
     All ranks must be given the same `num_ctas` and `one_shot_tokens`, and must agree in each call on whether `hidden`
-    lies in memory of `symmetric_empty`, and where. The backend of the group should serve both kinds of tensor:
+    lies in memory of `new_partial` or `symmetric_empty`, and where. The group may be one of "nccl" alone, or of
     "cpu:gloo,cuda:nccl".
     """
 
     name = "symm_mem"
+    _meeting: Meeting
 
     def __init__(
         self,
@@ -72,10 +83,14 @@ class SymmMemCommunicator(TorchCommunicator):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         check_calls: bool = True,
         memory: SymmetricMemory | None = None,
-        num_ctas: int = NUM_CTAS,
+        num_ctas: int | CtaTable = NUM_CTAS,
         one_shot_tokens: int = ONE_SHOT_TOKENS,
     ) -> None:
-        """As for `TorchCommunicator`. `memory` is torch's on the current device unless given."""
+        """As for `TorchCommunicator`. `memory` is torch's on the current device unless given.
+
+        `num_ctas`: how many CTAs a call takes, or a table of it by tokens. There are counters for the most of them:
+        `use_ctas` chooses among these later.
+        """
         super().__init__(
             group,
             control_group,
@@ -84,38 +99,43 @@ class SymmMemCommunicator(TorchCommunicator):
             timeout_s=timeout_s,
             check_calls=check_calls,
         )
-        if num_ctas < 1 or one_shot_tokens < 0 or self.size > MAX_RANKS:
+        if one_shot_tokens < 0 or self.size > MAX_RANKS:
             raise CommunicatorError(
-                f"got num_ctas={num_ctas}, one_shot_tokens={one_shot_tokens} and {self.size} ranks; expected at least "
-                f"1, at least 0 and at most {MAX_RANKS}"
+                f"got one_shot_tokens={one_shot_tokens} and {self.size} ranks; expected at least 0 and at most "
+                f"{MAX_RANKS}"
             )
         self.one_shot_tokens = one_shot_tokens
         self._memory = memory if memory is not None else self._default_memory()
         self._buffers: list[SymmetricBuffer] = []
         self._staging: SymmetricBuffer | None = None
-        self._slots: SymmetricBuffer | None = None
-        self._meet_through(num_ctas)
+        self._slots: dict[int, SymmetricBuffer] = {}  # by the bytes of a row
+        self._ring: PartialRing | None = None
+        self._meet_through(num_ctas if isinstance(num_ctas, CtaTable) else CtaTable.always(num_ctas))
 
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """As for every communicator; the normed rows replace those of `hidden`, which is returned.
 
         hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 on the communicator's device. Up to
         `one_shot_tokens` rows may lie anywhere; more are copied to symmetric memory and back, unless they lie in a
-        tensor of `symmetric_empty` (or are rows of one). Sums are float32 and in rank order, unless the switch adds.
+        tensor of `new_partial` or `symmetric_empty` (or are rows of one). residual: all rows, or `owned_rows` alone;
+        it begins at a multiple of 16 bytes. Sums are float32 and in rank order, unless the switch adds.
 
         Raises:
             CommunicatorError: bad arguments, or memory would have to be allocated while a graph is captured.
-            CommunicatorTimeout, RankError: an earlier call failed.
+            CollectiveMismatch, CommunicatorTimeout, RankError: an earlier call failed.
         """
-        self._check_fused(hidden, residual, norms)
+        num_tokens, hidden_size = hidden.shape if hidden.dim() == 2 else (0, 0)
+        owned = self.owned_rows(num_tokens, hidden_size, hidden.dtype)
+        check_fused(self.device, len(owned), hidden, residual, norms)
         self._count_call()  # nothing is compared: the host does not wait for the other ranks
-        num_tokens, hidden_size = hidden.shape
         if num_tokens == 0 or hidden_size == 0:
             return hidden
-        if num_tokens <= self.one_shot_tokens:
-            self._in_one_shot(hidden, residual, norms)
-        else:
-            self._by_owners(hidden, residual, norms)
+        with self._on_device():
+            if num_tokens <= self.one_shot_tokens:
+                self._in_one_shot(hidden, residual, norms)
+            else:
+                self._by_owners(hidden, residual, norms)
+        self._kept.keep(hidden, residual)
         self._raise_if_failed()
         return hidden
 
@@ -132,6 +152,47 @@ class SymmMemCommunicator(TorchCommunicator):
 
     def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
         return num_tokens > self.one_shot_tokens
+
+    def use_ctas(self, num_ctas: int | CtaTable) -> None:
+        """Has later calls that share rows out take so many CTAs, or those of a table; at most the constructor's most.
+
+        For a tuner, and for who has its table. Every rank says it between the same two calls; where they differ a call
+        raises `CollectiveMismatch`. Calls in one shot do not follow it.
+        """
+        table = num_ctas if isinstance(num_ctas, CtaTable) else CtaTable.always(num_ctas)
+        if table.most > self._meeting.num_ctas:
+            raise CommunicatorError(
+                f"got {table.most} CTAs; this communicator was made with counters for {self._meeting.num_ctas}"
+            )
+        self._meeting = replace(self._meeting, table=table)
+
+    def reserve_activations(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
+        super().reserve_activations(num_tokens, hidden_size, dtype)
+        if self._ring is None or not self._ring.fits(num_tokens, hidden_size, dtype):
+            buffer = self._allocate(ring_bytes(num_tokens, hidden_size, dtype))
+            self._buffers.insert(0, buffer)  # where a reduction looks first
+            self._ring = PartialRing(buffer)
+
+    def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """In the ring of `reserve_activations`, if it fits there; else a tensor of the device."""
+        if self._ring is None or not self._ring.fits(num_tokens, hidden_size, dtype):
+            return torch.empty((num_tokens, hidden_size), dtype=dtype, device=self.device)
+        return self._ring.new_partial(num_tokens, hidden_size, dtype)
+
+    def begin_pass(self) -> None:
+        if self._ring is not None:
+            self._ring.begin_pass()
+
+    @property
+    def buffers_taken(self) -> BuffersTaken:
+        return BuffersTaken() if self._ring is None else self._ring.taken
+
+    def take_buffers(self, num: BuffersTaken) -> None:
+        if self._ring is not None:
+            self._ring.take(num)
+
+    def call_sites(self) -> None:
+        """None: a pass over it is captured as a CUDA graph, not call by call."""
 
     def symmetric_empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor that `all_reduce_rms_norm` takes without a copy; a collective. It lives as long as the communicator.
@@ -167,8 +228,9 @@ class SymmMemCommunicator(TorchCommunicator):
         """
         self._check_usable()
         if self.device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            with self._on_device():
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.record()
             looked_s = time.monotonic()
             while not event.query():  # type: ignore[no-untyped-call]
                 time.sleep(50e-6)
@@ -190,22 +252,30 @@ class SymmMemCommunicator(TorchCommunicator):
         device = torch.device("cuda", torch.cuda.current_device())
         return TorchSymmetricMemory(self._data, device)
 
-    def _meet_through(self, num_ctas: int) -> None:
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Makes the device current: a new thread begins on the first one, where no kernel of this rank may run."""
+        device = self.device
+        if device.type != "cuda" or torch.cuda.current_device() == device.index:
+            return nullcontext()
+        return torch.cuda.device(device)
+
+    def _meet_through(self, table: CtaTable) -> None:
         """Allocates the counters by which the kernels meet."""
         device = self.device
         self._mailbox = self._memory.mailbox()
         self._letters = self._mailbox.numpy()  # as fast to look at as any array
-        self._pads = self._allocate(num_ctas * self.size * torch.int32.itemsize)
+        self._pads = self._allocate(pads_bytes(self.size, table.most))
         self._meeting = Meeting(
             rank=self.rank,
             size=self.size,
-            num_ctas=num_ctas,
+            num_ctas=table.most,
             pads=self._pads.table,
+            epochs=torch.zeros(table.most, dtype=torch.int32, device=device),
             failed=torch.zeros(1, dtype=torch.int32, device=device),
             mailbox=self._mailbox,
             timeout_ns=int(self.timeout_s * 1e9),
+            table=table,
         )
-        self._epochs = torch.zeros(num_ctas, dtype=torch.int32, device=device)
 
     def _in_one_shot(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> None:
         from tokenweave.kernels.cuda import launch  # not above: triton is an extra of its own
@@ -213,11 +283,11 @@ class SymmMemCommunicator(TorchCommunicator):
         meeting = self._meeting
         rows_per_cta = -(-self.one_shot_tokens // meeting.num_ctas)
         row_bytes = hidden.shape[1] * hidden.itemsize
-        needed = slots_bytes(self.size, meeting.num_ctas, rows_per_cta, row_bytes)
-        if self._slots is None or self._slots.local.nbytes < needed:
-            self._slots = self._allocate(needed)
+        if row_bytes not in self._slots:
+            needed = slots_bytes(self.size, meeting.num_ctas, rows_per_cta, row_bytes)
+            self._slots[row_bytes] = self._allocate(needed)
         rows = hidden.contiguous()
-        launch.in_one_shot(meeting, self._slots.table, self._epochs, rows_per_cta, rows, residual, norms)
+        launch.in_one_shot(meeting, self._slots[row_bytes].table, rows_per_cta, rows, residual, norms)
         if rows is not hidden:
             hidden.copy_(rows)
 
@@ -258,32 +328,35 @@ class SymmMemCommunicator(TorchCommunicator):
                 f"{size_bytes:,} bytes of symmetric memory would have to be allocated while a graph is captured; call "
                 "prepare() for this hidden size, dtype and number of tokens first"
             )
-        buffer = self._memory.allocate(size_bytes)
+        with self._on_device():
+            buffer = self._memory.allocate(size_bytes)
         self.barrier()
         return buffer
-
-    def _check_fused(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> None:
-        device = self.device
-        if hidden.dim() != 2 or hidden.dtype not in DTYPES or hidden.device != device:
-            raise CommunicatorError(
-                f"got hidden of {hidden.dtype} {tuple(hidden.shape)} on {hidden.device}; expected (num_tokens, "
-                f"hidden_size) of float32, bfloat16 or float16 on {device}"
-            )
-        _check_beside("residual", residual, hidden.shape, (torch.float32,), device)
-        for name, weight in norms.weights.items():
-            _check_beside(name, weight, hidden.shape[1:], DTYPES, device)
 
     def _raise_if_failed(self) -> None:
         """Looks at what this rank's kernels have said; costs a read of host memory."""
         if self._waits.failure is not None:
             raise copy(self._waits.failure)
-        said = int(self._letters[FAILED_RANK])
-        if said == 0:
+        said = Said.of(int(self._letters[SAID]))
+        if said is None:
             return
-        message = f"rank {self.rank} waited {self.timeout_s:g} s in all_reduce_rms_norm for rank {said - 1}"
-        self._waits.failure = RankError(message, said - 1)
-        self._tell(message, said - 1)
+        if said.came:
+            self._raise_mismatch(said)
+        message = f"rank {self.rank} waited {self.timeout_s:g} s in all_reduce_rms_norm for rank {said.rank}"
+        self._waits.failure = RankError(message, said.rank)
+        self._tell(message, said.rank)
         raise CommunicatorTimeout(f"{message}; check that it is alive, or raise timeout_s")
+
+    def _raise_mismatch(self, said: Said) -> None:
+        """The other rank says the same of this one, so nobody has to be told but third ranks."""
+        message = (
+            f"rank {self.rank} called {describe(said.called)} where rank {said.rank} called {describe(said.came)}; "
+            "every rank must make the same calls in order"
+        )
+        self._waits.failure = CollectiveMismatch(message)
+        with suppress(RuntimeError):  # the store is gone
+            self._waits.bulletin.abort(message, None)
+        raise copy(self._waits.failure)
 
     def _tell(self, message: str, rank: int) -> None:
         """The first reason that any rank gave for the end stays."""
@@ -311,24 +384,3 @@ class SymmMemCommunicator(TorchCommunicator):
     def _check_usable(self) -> None:
         super()._check_usable()
         self._raise_if_failed()
-
-
-def _check_beside(
-    name: str,
-    tensor: Tensor,
-    shape: torch.Size,
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device,
-) -> None:
-    if (
-        tensor.shape == shape
-        and tensor.dtype in dtypes
-        and tensor.device == device
-        and tensor.is_contiguous()
-    ):
-        return
-    wanted = " or ".join(str(dtype) for dtype in dtypes)
-    raise CommunicatorError(
-        f"got {name} of {tensor.dtype} {tuple(tensor.shape)} on {tensor.device} with strides {tensor.stride()}; "
-        f"expected {wanted} {tuple(shape)} on {device}, contiguous"
-    )

@@ -47,8 +47,8 @@ class SymmetricMemory(ABC):
         """A new buffer. The ranks must meet before one of them uses another's."""
 
     def mailbox(self) -> Tensor:
-        """(2,) int32, zero, in host memory that a kernel on `device` reaches too."""
-        return torch.zeros(2, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        """(2,) int64, zero, in host memory that a kernel on `device` reaches too."""
+        return torch.zeros(2, dtype=torch.int64, pin_memory=self.device.type == "cuda")
 
 
 class TorchSymmetricMemory(SymmetricMemory):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenweave.kernels.arguments import ResidualNorms
 from tokenweave.kernels.cuda import launch
-from tokenweave.kernels.cuda.sharing import Meeting, slots_bytes
+from tokenweave.kernels.cuda.sharing import WORDS_PER_CTA, CtaTable, Meeting, slots_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +43,11 @@ class OneDevice:
         self.weight = torch.ones(hidden_size, dtype=dtype, device=self.device)
         self.has_weight = True  # whether the residual is normed before it is given on
         self.post_weight: Tensor | None = None
-        self.pads = [self._zeros((num_ctas, size), torch.int32) for _ in range(size)]
+        self.pads = [self._zeros((num_ctas, WORDS_PER_CTA, size), torch.int32) for _ in range(size)]
         row_bytes = hidden_size * dtype.itemsize
         slots = slots_bytes(size, num_ctas, rows_per_cta, row_bytes)
         self._slots = [self._zeros((slots,), torch.uint8) for _ in range(size)]
         self._rows_per_cta = rows_per_cta
-        self._epochs = [self._zeros((num_ctas,), torch.int32) for _ in range(size)]
         self._buffer_table, self._slot_table = self._table(self.hidden), self._table(self._slots)
         pads = self._table(self.pads)
         on_gpu = self.device.type == "cuda"
@@ -58,9 +57,11 @@ class OneDevice:
                 size=size,
                 num_ctas=num_ctas,
                 pads=pads,
+                epochs=self._zeros((num_ctas,), torch.int32),
                 failed=self._zeros((1,), torch.int32),
-                mailbox=torch.zeros(2, dtype=torch.int32, pin_memory=on_gpu),
+                mailbox=torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu),
                 timeout_ns=int(timeout_s * 1e9),
+                table=CtaTable.always(num_ctas),
             )
             for rank in range(size)
         ]
@@ -77,7 +78,6 @@ class OneDevice:
         launch.in_one_shot(
             self.meetings[rank],
             self._slot_table,
-            self._epochs[rank],
             self._rows_per_cta,
             hidden,
             residual,

@@ -14,90 +14,126 @@ import triton.language as tl
 from tokenweave.kernels.cuda.barrier import ORDERED, RELAXED, meet
 from tokenweave.kernels.cuda.rows import (
     base_pointers,
-    join,
-    load_and_sum,
+    held_weight,
+    inverse_rms,
     load_parts,
-    load_weight,
-    rows_for_next,
+    reduce_row,
+    store_row,
     sum_in_rank_order,
 )
 
 
-@triton.jit(do_not_specialize=["offset_bytes", "first_row", "last_row", "rank", "timeout_ns"])
+@triton.jit(
+    do_not_specialize=["offset_bytes", "kept_shift", "first_row", "last_row", "rank", "tag", "timeout_ns"]
+)
 def peer_kernel(
     buffers,  # *int64 (SIZE,): each rank's symmetric buffer
     offset_bytes,  # where in it the rows begin
     pads,
+    epochs,  # *int32, of this rank, one for each CTA
     failed,
     mailbox,
-    residual,  # *float32 (num_tokens, HIDDEN)
+    residual,  # *float32 (num_tokens, HIDDEN), or the rows that this rank owns
+    kept_shift,  # what is added to a row's number for its place in `residual`
     weight,  # (HIDDEN,), of the residual's norm
     post_weight,  # (HIDDEN,), of the sum's
     first_row,  # the rows that this rank owns
     last_row,
     rank,
+    tag,
     eps,
     timeout_ns,
     DTYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
-    BLOCK: tl.constexpr,  # HIDDEN rounded up to a power of two
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
     SIZE: tl.constexpr,
     PEERS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_POST: tl.constexpr,
-    PREFETCHES: tl.constexpr,  # loads of the next row are in flight while this one is worked on
+    PREFETCHES: tl.constexpr,  # of rows of one chunk: the next row's loads are in flight while this one is worked on
 ):
-    columns = tl.arange(0, BLOCK)
-    is_column = columns < HIDDEN
-    scale = load_weight(weight, columns, is_column, HAS_WEIGHT)
-    post_scale = load_weight(post_weight, columns, is_column, HAS_POST)
+    epoch = tl.load(epochs + tl.program_id(0))
+    columns = tl.arange(0, CHUNK)
+    scale = held_weight(weight, HIDDEN, CHUNK, CHUNKS, HAS_WEIGHT)
+    post_scale = held_weight(post_weight, HIDDEN, CHUNK, CHUNKS, HAS_POST)
     rows = base_pointers(buffers, offset_bytes, DTYPE, SIZE)
+    kepts = residual + kept_shift.to(tl.int64) * HIDDEN
     step = tl.num_programs(0)
     row = first_row.to(tl.int64) + tl.program_id(0)
-    if meet(pads, failed, mailbox, rank, timeout_ns, SIZE, PEERS, RELAXED):
+    if meet(pads, failed, mailbox, rank, tag, epoch, timeout_ns, SIZE, PEERS, RELAXED):
         if PREFETCHES:
             is_first = columns < tl.where(row < last_row, HIDDEN, 0)
             parts = load_parts(rows, row * HIDDEN, columns, is_first, SIZE)
-            kept = tl.load(residual + row * HIDDEN + columns, mask=is_first, other=0.0)
+            kept = tl.load(kepts + row * HIDDEN + columns, mask=is_first, other=0.0)
             while row < last_row:
-                wide = join(kept, sum_in_rank_order(parts, SIZE), post_scale, eps, HIDDEN, HAS_POST)
+                total = sum_in_rank_order(parts, SIZE)
+                if HAS_POST:
+                    total = total * inverse_rms((total,), eps, HIDDEN, 1) * post_scale
+                wide = (kept + total,)
                 later = row + step
                 is_next = columns < tl.where(later < last_row, HIDDEN, 0)
                 parts = load_parts(rows, later * HIDDEN, columns, is_next, SIZE)
-                kept = tl.load(residual + later * HIDDEN + columns, mask=is_next, other=0.0)
-                finish_row(
-                    rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE, HAS_WEIGHT
+                kept = tl.load(kepts + later * HIDDEN + columns, mask=is_next, other=0.0)
+                place = row * HIDDEN
+                store_row(
+                    rows,
+                    place,
+                    kepts + place,
+                    wide,
+                    weight,
+                    scale,
+                    eps,
+                    DTYPE,
+                    HIDDEN,
+                    CHUNK,
+                    CHUNKS,
+                    SIZE,
+                    HAS_WEIGHT,
                 )
                 row = later
         else:
             while row < last_row:
-                kept = tl.load(residual + row * HIDDEN + columns, mask=is_column, other=0.0)
-                total = load_and_sum(rows, row * HIDDEN, columns, is_column, SIZE)
-                wide = join(kept, total, post_scale, eps, HIDDEN, HAS_POST)
-                finish_row(
-                    rows, residual, wide, scale, row, columns, is_column, eps, DTYPE, HIDDEN, SIZE, HAS_WEIGHT
+                place = row * HIDDEN
+                sources = rows_again(rows, buffers, offset_bytes, DTYPE, CHUNKS, SIZE)
+                wide = reduce_row(
+                    sources,
+                    place,
+                    kepts + place,
+                    post_weight,
+                    post_scale,
+                    eps,
+                    HIDDEN,
+                    CHUNK,
+                    CHUNKS,
+                    SIZE,
+                    HAS_POST,
+                )
+                targets = rows_again(rows, buffers, offset_bytes, DTYPE, CHUNKS, SIZE)
+                store_row(
+                    targets,
+                    place,
+                    kepts + place,
+                    wide,
+                    weight,
+                    scale,
+                    eps,
+                    DTYPE,
+                    HIDDEN,
+                    CHUNK,
+                    CHUNKS,
+                    SIZE,
+                    HAS_WEIGHT,
                 )
                 row += step
-        meet(pads, failed, mailbox, rank, timeout_ns, SIZE, PEERS, ORDERED)
+        meet(pads, failed, mailbox, rank, tag, epoch + 1, timeout_ns, SIZE, PEERS, ORDERED)
+        tl.store(epochs + tl.program_id(0), epoch + 2)
 
 
 @triton.jit
-def finish_row(
-    rows,
-    residual,
-    wide,
-    scale,
-    row,
-    columns,
-    is_column,
-    eps,
-    DTYPE: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    SIZE: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-):
-    """Stores the new residual here and the normed row on every rank."""
-    tl.store(residual + row * HIDDEN + columns, wide, mask=is_column)
-    normed = rows_for_next(wide, scale, eps, HIDDEN, HAS_WEIGHT).to(DTYPE)
-    for peer in tl.static_range(SIZE):
-        tl.store(rows[peer] + row * HIDDEN + columns, normed, mask=is_column)
+def rows_again(rows, buffers, offset_bytes, DTYPE: tl.constexpr, CHUNKS: tl.constexpr, SIZE: tl.constexpr):
+    """`rows`; of a wide row loaded anew, or the compiler holds an address for each rank and chunk from use to use."""
+    if CHUNKS == 1:
+        return rows
+    else:
+        return base_pointers(buffers, offset_bytes, DTYPE, SIZE)

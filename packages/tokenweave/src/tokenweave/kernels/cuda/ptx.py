@@ -71,14 +71,43 @@ def load_sum(address, is_wanted, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def to_floats(words, DTYPE: tl.constexpr):
-    """Words to eight float32."""
+def load_words(address, is_wanted, DTYPE: tl.constexpr):
+    """The words of this rank's memory, as `load_sum` gives those of the ranks' sum."""
+    if DTYPE == tl.float32:
+        return tl.inline_asm_elementwise(
+            """{ .reg .pred %wanted; setp.ne.s32 %wanted, $9, 0;
+            mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
+            mov.b32 $4, 0; mov.b32 $5, 0; mov.b32 $6, 0; mov.b32 $7, 0;
+            @%wanted ld.global.v4.b32 {$0, $1, $2, $3}, [$8];
+            @%wanted ld.global.v4.b32 {$4, $5, $6, $7}, [$8 + 16]; }""",
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l,r",
+            [address, is_wanted],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        return tl.inline_asm_elementwise(
+            """{ .reg .pred %wanted; setp.ne.s32 %wanted, $5, 0;
+            mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
+            @%wanted ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }""",
+            "=&r,=&r,=&r,=&r,l,r",
+            [address, is_wanted],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+
+
+@triton.jit
+def to_floats(words, DTYPE: tl.constexpr, VECTORS: tl.constexpr):
+    """The words of so many vectors to eight float32 for each."""
     floats = ()
     if DTYPE == tl.float32:
-        for word in tl.static_range(8):
+        for word in tl.static_range(8 * VECTORS):
             floats = floats + (words[word].to(tl.float32, bitcast=True),)
     else:
-        for word in tl.static_range(4):
+        for word in tl.static_range(4 * VECTORS):
             if DTYPE == tl.bfloat16:
                 low = (words[word] << 16).to(tl.float32, bitcast=True)
                 high = (words[word] & -65536).to(tl.float32, bitcast=True)
@@ -135,27 +164,7 @@ def store_to_all(address, floats, is_wanted, DTYPE: tl.constexpr):
 @triton.jit
 def load_floats(address, is_wanted):
     """Eight float32 of this rank's memory."""
-    return tl.inline_asm_elementwise(
-        """{ .reg .pred %wanted; setp.ne.s32 %wanted, $9, 0;
-        mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
-        mov.b32 $4, 0; mov.b32 $5, 0; mov.b32 $6, 0; mov.b32 $7, 0;
-        @%wanted ld.global.v4.f32 {$0, $1, $2, $3}, [$8];
-        @%wanted ld.global.v4.f32 {$4, $5, $6, $7}, [$8 + 16]; }""",
-        "=&f,=&f,=&f,=&f,=&f,=&f,=&f,=&f,l,r",
-        [address, is_wanted],
-        dtype=(
-            tl.float32,
-            tl.float32,
-            tl.float32,
-            tl.float32,
-            tl.float32,
-            tl.float32,
-            tl.float32,
-            tl.float32,
-        ),
-        is_pure=False,
-        pack=1,
-    )
+    return to_floats(load_words(address, is_wanted, tl.float32), tl.float32, 1)
 
 
 @triton.jit
