@@ -274,7 +274,7 @@ def test_an_unknown_stage_is_an_error_that_names_the_stages(invoke: Callable[...
 @pytest.mark.parametrize(("target", "options"), [("gpu", "gpu"), ("gpu-quick", "gpu --quick")])
 def test_make_runs_it_from_the_sources(target: str, options: str) -> None:
     done = subprocess.run(
-        ["make", "--dry-run", target, "GPU_PYTHON=python3", "ARGS=--stages fused"],
+        ["make", "--no-print-directory", "--dry-run", target, "GPU_PYTHON=python3", "ARGS=--stages fused"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -286,7 +286,7 @@ def test_make_runs_it_from_the_sources(target: str, options: str) -> None:
 
 
 def test_the_name_of_the_benchmark_is_no_target() -> None:
-    words = ["make", "--dry-run", "bench", "gpu", "ARGS=--quick"]
+    words = ["make", "--no-print-directory", "--dry-run", "bench", "gpu", "ARGS=--quick"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert [line for line in done.stdout.splitlines() if "-m benchmarks" in line] == [

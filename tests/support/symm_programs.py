@@ -64,7 +64,7 @@ def fused_by_shards(comm: Any, cases: list[Case]) -> list[tuple[Tensor, Tensor, 
 
 
 def called_with_ctas(comm: Any, num_ctas: int, num_tokens: int) -> str:
-    """What a call with so many CTAs raises."""
+    """Returns what a call with so many CTAs raises."""
     comm.use_ctas(num_ctas)
     return time_to_raise(comm, num_tokens)[1]
 
@@ -285,7 +285,7 @@ def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
 
 
 def launch_behind_a_failure(comm: Any, num_tokens: int) -> tuple[list[int], str]:
-    """What the mailbox says after each of some calls whose host does not look, and what the next look raises."""
+    """The mailbox after each of some calls whose host does not look, and what the next look raises."""
     look, said = comm._raise_if_failed, []
     comm._raise_if_failed = lambda: None
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""What `symm_mem` takes: the checks of a fused call's arguments, before anything of it is launched."""
+"""The checks of a fused call's arguments, before anything of it is launched."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ KEPT_CALLS = 4
 
 
 class KeptTensors:
-    """What the last `KEPT_CALLS` calls on CUDA tensors took and gave."""
+    """The tensors that the last `KEPT_CALLS` calls on CUDA tensors took and gave."""
 
     def __init__(self) -> None:
         self._calls: deque[tuple[Tensor | None, ...]] = deque(maxlen=KEPT_CALLS)

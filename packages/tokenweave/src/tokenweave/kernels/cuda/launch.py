@@ -141,7 +141,7 @@ def _weights(norms: ResidualNorms, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kept_shift(residual: Tensor, num_tokens: int, rows: range) -> int:
-    """What is added to a row's number for its place in `residual`."""
+    """Returns what is added to a row's number for its place in `residual`."""
     return 0 if residual.shape[0] == num_tokens else -rows.start
 
 

@@ -92,7 +92,7 @@ class Said(NamedTuple):
 
     @classmethod
     def of(cls, word: int) -> Said | None:
-        """What a mailbox's word says; None for the zero that it says until a kernel has failed."""
+        """Reads a mailbox's word; None for the zero that it says until a kernel has failed."""
         if word == 0:
             return None
         rank = (word & 2**RANK_BITS - 1) - 1
