@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_nothing_is_measured_where_bfloat16_is_not_multiplied(
     assert not measured.made
 
 
+def test_beside_weights_in_blocks_it_is_bfloat16_unmeasured(measured: Measurements) -> None:
+    """Their products take as long in both, so a measurement would only tell how busy the machine was."""
+    measured.faster = "float32"
+    in_blocks = replace(EXAMPLE, blocks="q4_1")
+    assert choice.resolve("auto", NativeKernels(), in_blocks) is torch.bfloat16
+    assert choice.resolve("auto", ReferenceKernels(), in_blocks) is torch.float32
+    assert not measured.made
+
+
 def test_a_dtype_with_a_name_is_taken_unmeasured(measured: Measurements) -> None:
     for name in ("float32", "bfloat16"):
         assert choice.resolve(name, NativeKernels(), EXAMPLE) is getattr(torch, name)
@@ -99,5 +109,5 @@ def test_a_process_that_would_choose_otherwise_follows_rank_0(model: str, measur
 @pytest.mark.parametrize(
     ("quantize", "blocks"), [("none", None), ("stored", None), ("int8", "q8_0"), ("int4", "q4_0")]
 )
-def test_weights_in_blocks_are_measured_as_such(model: str, quantize: str, blocks: str | None) -> None:
+def test_the_format_of_weights_in_blocks_is_known(model: str, quantize: str, blocks: str | None) -> None:
     assert choice.blocks_of(quantize, load_model(model).weights) == blocks

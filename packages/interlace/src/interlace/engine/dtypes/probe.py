@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interlace.engine.dtypes.products import BATCH, Comparison, Products, ProductTimes
-from tokenweave.kernels import FORMATS, Kernels, PackedLinear, StoredWeight
+from tokenweave.kernels import Kernels, PackedLinear
 from tokenweave.kernels.memory import lazy_zeros
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -28,7 +28,7 @@ PROMPT_FLOPS = 0.5e9  # of a timed prompt, for each thread
 WEIGHT_BYTES = 64 << 20  # that decoding reads
 PANEL = 32  # outputs: a thread's least share of a product
 PAGE_BYTES = 4096
-FILLING = 0x3C  # of each byte: 0.0115 in bfloat16 and in float32, and no NaN as the scale of a block
+FILLING = 0x3C  # of each byte: 0.0115 in bfloat16 and in float32
 MOST_ROUNDS = 8
 BUDGET_S, PATIENCE_S = 0.1, 0.5  # the second where other programs disturb
 SETTLED = 1.1  # the least time and the one after it are no further apart
@@ -73,7 +73,7 @@ TIMERS: tuple[Callable[[Layers], float], ...] = (  # in the order of the fields 
 
 
 def compare(kernels: Kernels, products: Products) -> Comparison:
-    """Times `products` in both dtypes on `kernels`."""
+    """Times `products` of dense weights in both dtypes on `kernels`."""
     packed = [_packed_layer(kernels, products, dtype) for dtype in DTYPES]
     # A small model asks for no more than it takes itself.
     model_bytes = 2 * (products.layer_weights + products.head_weights)
@@ -104,17 +104,9 @@ def _packed_layer(kernels: Kernels, products: Products, dtype: torch.dtype) -> l
     wanted = PROMPT_FLOPS * kernels.threads / (2 * PROMPT_ROWS)
     share = wanted / sum(n * k for n, k in products.matrices)
     return [
-        _pack(kernels, min(n, max(PANEL, round(n * share / PANEL) * PANEL)), k, dtype, products.blocks)
+        kernels.pack(torch.zeros(min(n, max(PANEL, round(n * share / PANEL) * PANEL)), k, dtype=dtype))
         for n, k in products.matrices
     ]
-
-
-def _pack(kernels: Kernels, n: int, k: int, dtype: torch.dtype, blocks: str | None) -> PackedLinear:
-    if blocks is None:
-        return kernels.pack(torch.zeros(n, k, dtype=dtype))
-    form = FORMATS[blocks]
-    zeros = torch.zeros(n, form.row_bytes(k), dtype=torch.uint8)
-    return kernels.pack_stored(StoredWeight(form, n, k, zeros), dtype=dtype)
 
 
 def _placed(packed: list[PackedLinear], memory: Tensor) -> list[PackedLinear]:
