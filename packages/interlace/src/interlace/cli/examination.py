@@ -78,7 +78,7 @@ def _kernels() -> Facts:
 
 
 def _auto_dtype(kernels: Kernels) -> str:
-    """The dtype that `auto` takes and why. Where that depends on the model: for SmolLM2."""
+    """The dtype that `auto` takes and why. Where that depends on the model: for SmolLM2 with dense weights."""
     from interlace.engine.dtypes import choice
     from interlace.engine.dtypes.products import EXAMPLE
     from tokenweave.kernels import NativeKernels
