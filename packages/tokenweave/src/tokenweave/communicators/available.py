@@ -5,14 +5,6 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
-# 3.2 and 3.3 lack what the kernels call. 3.4 does not hand an atomic's result to all threads of a CTA: only its first
-# warp would see the peers' signals, and the others wait for the timeout.
-MIN_TRITON = (3, 5)
-MIN_CAPABILITY = (
-    8,
-    0,
-)  # bfloat16 conversions; multimem needs (9, 0) and a switch, and is chosen only where it is there
-
 
 def availability() -> dict[str, str | None]:
     """For each backend None when it can be used here, else the reason why not."""
@@ -54,6 +46,8 @@ def symm_mem_reason() -> str | None:
     import torch
     from torch import distributed
 
+    from tokenweave.kernels.cuda.available import device_reason
+
     if torch.version.hip is not None:
         return f"this torch is built for ROCm {torch.version.hip}; the kernels are for NVIDIA's GPUs"
     if find_spec("triton") is None:
@@ -62,16 +56,12 @@ def symm_mem_reason() -> str | None:
         return reason
     if not distributed.is_available() or find_spec("torch.distributed._symmetric_memory") is None:
         return "this build of torch has no symmetric memory (2.6 or newer, built with torch.distributed, is needed)"
-    if not torch.cuda.is_available():
-        built = "for CPUs only" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
-        return f"there is no CUDA device (this torch is built {built})"
-    capability = torch.cuda.get_device_capability()
-    if capability < MIN_CAPABILITY:
-        return f"the device has compute capability {capability}, expected {MIN_CAPABILITY} (Ampere) or newer"
-    return None
+    return device_reason()
 
 
 def _triton_reason() -> str | None:
+    from tokenweave.kernels.cuda.available import MIN_TRITON
+
     version = _triton_version()
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is not None and (int(numbers[1]), int(numbers[2])) >= MIN_TRITON:
