@@ -51,6 +51,11 @@ def device_of(tensor: Tensor) -> torch.device:
     return CPU if tensor.is_cpu else tensor.device
 
 
+def device_called(name: str | torch.device) -> torch.device:
+    """Returns the device as its tensors name it, "cuda" as "cuda:0"; `CPU` itself for the CPU."""
+    return device_of(torch.empty(0, device=name))
+
+
 def check_device(name: str, got: torch.device, expected: torch.device) -> None:
     if got != expected:
         raise KernelError(f"{name} lies {_place(got)}, expected {_place(expected)}; move it first")

@@ -34,7 +34,7 @@ class ReferenceKernels(Kernels):
 
     def __init__(self, threads: int = 1, device: str | torch.device = "cpu") -> None:
         self.threads = threads
-        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+        self.device = checks.device_called(device)
 
     def pack(
         self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None

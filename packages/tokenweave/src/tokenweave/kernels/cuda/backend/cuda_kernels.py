@@ -53,7 +53,7 @@ class CudaKernels(Kernels):
         reason = _reason(torch.device(device))
         if reason is not None:
             raise KernelError(f'kernels "cuda" cannot be had here: {reason}')
-        self.device = checks.device_of(torch.empty(0, device=device))  # "cuda" becomes "cuda:0"
+        self.device = checks.device_called(device)
         self._num_sms = INTERPRETED_SMS
         if self.device.type == "cuda":
             self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
