@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def run_bounded(
     """Runs `command`, which tells through the file at `path` and prints to `log`; ends it after `bound_s`."""
     path.unlink(missing_ok=True)
     began_s = time.perf_counter()
-    with log.open("wb") as output:
+    with log.open("wb") as output, _termination_raised():
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -66,6 +66,20 @@ def run_bounded(
     else:
         told = _judged(told, ending)
     return StageOutcome(name, told.state, told.reason, seconds, told.findings, told.data, lines)
+
+
+@contextlib.contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Lets SIGTERM end this process by an exception, as Ctrl-C does, so that what it started is ended before."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _ending_of(process: subprocess.Popen[bytes], bound_s: float) -> str:

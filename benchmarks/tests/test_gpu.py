@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,6 +115,20 @@ def test_a_stage_that_hangs_is_ended_with_all_it_started_and_its_findings_stay(t
     assert outcome.findings == (FOUND,)
     child = (tmp_path / "child").read_text().strip()
     wait_until(lambda: is_gone(child), "the end of what it had started")
+
+
+def test_sigterm_ends_the_stage_that_runs(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.gpu.process import run_bounded; "
+        "at = Path(sys.argv[1]); run_bounded('stage', ['sh', '-c', f'echo $$ > {at}/pid; exec sleep 600'], "
+        "at / 'told', at / 'log', 600, {})"
+    )
+    script = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment_of(False))
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"))
+    script.terminate()
+    assert script.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    wait_until(lambda: is_gone(pid.read_text().strip()), "the end of the stage")
 
 
 @pytest.mark.slow
