@@ -9,14 +9,12 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.gpu.findings import NoDevice, NotRun
-from tokenweave.plan import Lane
-from tokenweave.streams import CudaStreams, StreamBackend
+from tokenweave.streams import CudaStreams, HostStreams, StreamBackend
 
 if TYPE_CHECKING:
     from tokenweave.kernels.cuda.one_device import OneDevice
@@ -178,27 +176,11 @@ class StandIn(Device):
         return measure
 
     def streams(self) -> StreamBackend[Any, Any]:
-        return OneStream()
+        return HostStreams()
 
     def on_all_ranks(self, ranks: OneDevice, kernel: RankKernel, num_tokens: int) -> None:
         for rank in range(ranks.size):
             kernel(rank, num_tokens)
-
-
-class OneStream:
-    """Streams of a processor: all are the caller's thread, and what was issued is done."""
-
-    def stream(self, lane: Lane) -> None:
-        return None
-
-    def on(self, stream: None) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def record(self, stream: None) -> None:
-        return None
-
-    def wait(self, stream: None, event: None) -> None:
-        return None
 
 
 def open_device(is_dry_run: bool) -> Device:

@@ -20,6 +20,7 @@ from tokenweave.errors import TraceError
 from tokenweave.execute import run_sequential
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
+from tokenweave.stream_times import Alignment
 from tokenweave.trace import Recorder, Trace, check_writable, measure, summarise
 from tokenweave.trace import recorder as recorder_module
 
@@ -88,6 +89,17 @@ def test_ranks_of_one_host_share_a_clock_and_those_of_others_are_moved_to_it(
     assert [a - b for a, b in zip(there.times, moved.times, strict=True)] == pytest.approx(
         [1000] * len(moved.times)
     )
+
+
+def test_a_trace_of_devices_says_how_well_their_clocks_were_placed() -> None:
+    plan = plan_forward(1, 4)
+    own, exact, drifting = record(plan), record(plan), record(plan)
+    assert Trace.join(own, [own.to_bytes()]).clock == Trace.clock
+    exact.alignment, drifting.alignment = Alignment(8e-6, 0.0), Alignment(5e-6, -12e-6)
+    messages = [each.to_bytes() for each in (own, exact)]
+    assert Trace.join(own, messages).clock.endswith("events placed on it within 8 us, drift: none seen")
+    joined = Trace.join(own, [*messages, drifting.to_bytes()])
+    assert joined.clock == f"{Trace.clock}; devices' events placed on it within 8 us, drift: -12 ppm"
 
 
 def test_clock_of_another_time_namespace_is_another_clock() -> None:

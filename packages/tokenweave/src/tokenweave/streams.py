@@ -9,7 +9,7 @@ Invariants
 1. Work of a step begins on the device only after the work of every step that it waits for, and of whatever was queued
    on the caller's stream before the run.
 2. A stream waits for an event only where no wait before it, and no order of a stream, implies the same.
-3. Nothing here synchronises the host with the device, and nothing reads the device.
+3. A run synchronises nothing with the host, and reads nothing of the device; for observed ones see `stream_times`.
 
 A handler that hands on a tensor to another lane must keep it until the run ends, or call its `record_stream`: to
 torch's allocator a tensor is free as soon as the host lets go of it, and its memory the next tensor's of its stream.
@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from time import perf_counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from tokenweave.execute import Handler, check_handlers
+from tokenweave.execute import Handler, Observer, check_handlers, run_sequential
 from tokenweave.plan import Lane, Operation, Plan
 from tokenweave.sm_carveout import SmCarveout
+from tokenweave.stream_times import EventClock, StreamTimes
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +38,8 @@ Event = TypeVar("Event")
 START = -1  # the position of what the caller's stream held before the run
 
 
-class StreamBackend(Protocol[Stream, Event]):
-    """Streams and events. `CudaStreams`; in tests one that writes down what it is told."""
+class StreamBackend(EventClock[Event], Protocol[Stream, Event]):
+    """Streams and events. `CudaStreams`; `HostStreams`; in tests one that writes down what it is told."""
 
     def stream(self, lane: Lane) -> Stream:
         """The lane's stream, the same for each run; the compute lane's is the caller's current one."""
@@ -100,17 +102,38 @@ class StreamExecutor(Generic[Stream, Event]):
 
     def __init__(self, backend: StreamBackend[Stream, Event]) -> None:
         self._backend = backend
+        self.times: StreamTimes[Event] = StreamTimes(backend)
         # By identity: to compare plans, or to hash one, costs about as much as to find out where its streams wait.
         self._syncs: dict[int, tuple[weakref.ref[Plan], Sync]] = {}
 
-    def run(self, plan: Plan, handlers: Mapping[Operation, Handler]) -> None:
+    def run(self, plan: Plan, handlers: Mapping[Operation, Handler], observe: Observer | None = None) -> None:
         """Issue every step of `plan` to its lane's stream. Returns when all is queued, not when it is done.
+
+        `observe`, where given, is told when each step ran on its stream: by `times.collect`, not before.
 
         Raises:
             PlanError: the plan has a step whose operation has no handler; nothing has been issued then.
             Whatever a handler raised. The caller's stream waits for what was issued before.
         """
         check_handlers(plan, handlers)
+        if observe is None:
+            self._issue(plan, handlers)
+        else:
+            with self.times.observed(handlers, observe) as timed:
+                self._issue(plan, timed)
+
+    def run_in_order(
+        self, plan: Plan, handlers: Mapping[Operation, Handler], observe: Observer | None = None
+    ) -> None:
+        """`run` on the caller's stream alone, one step after the other: `run_sequential`, with times of the device."""
+        if observe is None:
+            run_sequential(plan, handlers)
+        else:
+            check_handlers(plan, handlers)
+            with self.times.observed(handlers, observe) as timed:
+                run_sequential(plan, timed)
+
+    def _issue(self, plan: Plan, handlers: Mapping[Operation, Handler]) -> None:
         sync, backend = self._sync_of(plan), self._backend
         streams = {lane: backend.stream(lane) for lane in Lane}
         events: dict[int, Event] = {}
@@ -184,7 +207,49 @@ class CudaStreams:
     def wait(self, stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
         stream.wait_event(event)
 
+    def mark(self) -> torch.cuda.Event:
+        event = self._cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self._cuda.current_stream(self._device))
+        return event
+
+    def has_happened(self, event: torch.cuda.Event) -> bool:
+        return bool(event.query())  # type: ignore[no-untyped-call]
+
+    def wait_until(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
+
+    def seconds(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
+        return 1e-3 * float(first.elapsed_time(second))
+
     @contextmanager
     def _on_with(self, stream: torch.cuda.Stream, carveout: SmCarveout) -> Iterator[None]:
         with self._cuda.stream(stream), carveout:
             yield
+
+
+class HostStreams:
+    """Streams of a processor: all are the calling thread, and what was issued is done. Events are its clock's times."""
+
+    def stream(self, lane: Lane) -> Lane:
+        return lane
+
+    def on(self, stream: Lane) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def record(self, stream: Lane) -> float:
+        return self.mark()
+
+    def wait(self, stream: Lane, event: float) -> None:
+        """Returns at once: the event has happened."""
+
+    def mark(self) -> float:
+        return perf_counter()
+
+    def has_happened(self, event: float) -> bool:
+        return True
+
+    def wait_until(self, event: float) -> None:
+        """Returns at once: the event has happened."""
+
+    def seconds(self, first: float, second: float) -> float:
+        return second - first

@@ -7,6 +7,7 @@ that every rank left when recording began: to within the time that the barrier's
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 import time
@@ -19,10 +20,14 @@ from pathlib import Path
 from tokenweave.errors import TraceError
 from tokenweave.execute import Observer
 from tokenweave.plan import Plan
+from tokenweave.stream_times import Alignment
 from tokenweave.trace.recording import Pass, Recording
 
 MAX_STEPS = 1_000_000  # that a recorder keeps: 16 MB
-_HEAD = struct.Struct("<16sdqq")  # clock, mark, first pass, passes
+_HEAD = struct.Struct(
+    "<16sdqqdd"
+)  # clock, mark, first pass, passes, and the alignment: NaN where there is none
+_NONE = Alignment(math.nan, math.nan)
 
 
 class Recorder:
@@ -37,6 +42,7 @@ class Recorder:
         self._max_steps = max_steps
         self._num_steps = 0
         self.mark_s = time.perf_counter()
+        self.alignment: Alignment | None = None  # of a device's clock, where its events gave the times
 
     def mark(self) -> None:
         """To be called on every rank when it leaves one and the same barrier."""
@@ -54,23 +60,27 @@ class Recorder:
 
     def to_bytes(self) -> bytes:
         """The times alone: every rank runs the same plans in the same order."""
-        head = _HEAD.pack(clock_id(), self.mark_s, self.num_dropped, len(self.passes))
+        device = self.alignment or _NONE
+        told = self.mark_s, self.num_dropped, len(self.passes), device.within_s, device.drift
+        head = _HEAD.pack(clock_id(), *told)
         return b"".join([head, *(each.times.tobytes() for each in self.passes)])
 
 
 def join_messages(own: Recorder, messages: Sequence[bytes]) -> tuple[tuple[Recording, ...], bool]:
     """The recordings of all ranks on the clock of rank 0, and whether they all read that clock themselves.
 
+    A device's times were placed on its host's clock before.
+
     `messages`: what `Recorder.to_bytes` gave on every rank, in rank order; `own` is one of theirs.
 
     Raises:
         TraceError: the ranks recorded different passes.
     """
-    clock, mark_s, _, _ = _HEAD.unpack_from(messages[0])
+    clock, mark_s, *_ = _HEAD.unpack_from(messages[0])
     recordings, is_one_clock = [], True
     sizes = [16 * len(each.plan.steps) for each in own.passes]
     for rank, message in enumerate(messages):
-        other_clock, other_mark_s, first, count = _HEAD.unpack_from(message)
+        other_clock, other_mark_s, first, count, *_ = _HEAD.unpack_from(message)
         if (first, count) != (own.num_dropped, len(sizes)) or len(message) != _HEAD.size + sum(sizes):
             raise TraceError(
                 f"rank {rank} recorded {count} passes from pass {first}; this rank recorded {len(sizes)} from "
@@ -80,6 +90,15 @@ def join_messages(own: Recorder, messages: Sequence[bytes]) -> tuple[tuple[Recor
         is_one_clock = is_one_clock and is_same
         recordings.append(_read(rank, own, message, 0.0 if is_same else mark_s - other_mark_s))
     return tuple(recordings), is_one_clock
+
+
+def widest(messages: Sequence[bytes]) -> Alignment | None:
+    """The worst of the ranks' alignments: the widest, and the largest drift of any; None where no rank has one."""
+    found = [Alignment(*_HEAD.unpack_from(message)[-2:]) for message in messages]
+    aligned = [each for each in found if not math.isnan(each.within_s)]
+    if not aligned:
+        return None
+    return Alignment(max(each.within_s for each in aligned), max((each.drift for each in aligned), key=abs))
 
 
 def _read(rank: int, own: Recorder, message: bytes, offset_s: float) -> Recording:

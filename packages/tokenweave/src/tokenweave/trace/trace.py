@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from tokenweave.errors import TraceError
 from tokenweave.trace.chrome import events_of, recordings_of
 from tokenweave.trace.file import write_whole
-from tokenweave.trace.recorder import Recorder, join_messages
+from tokenweave.trace.recorder import Recorder, join_messages, widest
 from tokenweave.trace.recording import Recording
 
 VERSION = 1
@@ -38,8 +39,11 @@ class Trace:
             TraceError: the ranks recorded different passes.
         """
         recordings, is_one_clock = join_messages(own, messages)
-        aligned = "several hosts: aligned at a barrier when recording began"
-        return cls(recordings, cls.clock if is_one_clock else aligned, own.num_dropped)
+        clock = cls.clock if is_one_clock else "several hosts: aligned at a barrier when recording began"
+        if device := widest(messages):
+            ppm = f"{1e6 * device.drift:+.0f} ppm" if device.drift else "none seen"
+            clock += f"; devices' events placed on it within {ceil(1e6 * device.within_s)} us, drift: {ppm}"
+        return cls(recordings, clock, own.num_dropped)
 
     def to_json(self) -> dict[str, Any]:
         """The trace in the Trace Event Format, times in microseconds from the first step's start."""
