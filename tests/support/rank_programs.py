@@ -215,10 +215,29 @@ def selected_residual(
     comm.all_reduce_rms_norm(hidden, residual, ResidualNorms(weight, 1e-5))
     own = comm.owned_rows(num_tokens, 64, DTYPES[dtype])
     residual[: own.start] = residual[own.stop :] = float("nan")
-    kept = comm.select_residual(residual, torch.tensor(rows, dtype=torch.int32), DTYPES[dtype])
+    kept = comm.select_residual(residual, torch.tensor(rows, dtype=torch.int32), num_tokens, DTYPES[dtype])
     selected = kept.clone()
     few = data_of(comm.rank, (num_tokens, 64), dtype, seed=1)[rows]
     return selected, comm.all_reduce_rms_norm(few, kept, ResidualNorms(weight, 1e-5)).clone()
+
+
+def residual_of_its_own(
+    comm: Communicator, num_tokens: int, rows: list[int], dtype: str
+) -> tuple[Tensor, range, Tensor, Tensor]:
+    """The normed rows of two reductions into a new residual, its rows that a rank owns, these, and `rows` of all."""
+    weight = data_of(200, (64,), dtype)
+    residual = comm.new_residual(num_tokens, 64, DTYPES[dtype])
+    num_rows, is_zero = len(residual), not residual.any()
+    for seed in (0, 1):
+        hidden = data_of(comm.rank, (num_tokens, 64), dtype, seed)
+        normed = comm.all_reduce_rms_norm(hidden, residual, ResidualNorms(weight, 1e-5)).clone()
+    assert is_zero
+    assert residual.dtype == torch.float32
+    own = comm.owned_rows(num_tokens, 64, DTYPES[dtype])
+    assert num_rows in (num_tokens, len(own))
+    owned = residual[own.start : own.stop] if num_rows == num_tokens else residual
+    kept = comm.select_residual(residual, torch.tensor(rows, dtype=torch.int32), num_tokens, DTYPES[dtype])
+    return normed, own, owned.clone(), kept
 
 
 def sequence(comm: Communicator, operations: list[tuple[Any, ...]]) -> list[Any]:

@@ -259,6 +259,28 @@ def test_selected_rows_of_the_residual_are_every_ranks(
             assert_equal_bits(got, own)
 
 
+@pytest.mark.parametrize(("num_tokens", "dtype"), [(0, "float32"), (2, "bfloat16"), (301, "float32")])
+def test_a_residual_of_the_communicators_own_has_the_rows_of_any_other(
+    ranks: Ranks, num_tokens: int, dtype: str
+) -> None:
+    """All of them, or those that the rank owns."""
+    shape, chosen = (num_tokens, 64), list(range(0, num_tokens, 7))
+    residual, weight = torch.zeros(shape), data_of(200, (64,), dtype)
+    for seed in (0, 1):
+        parts = [data_of(rank, shape, dtype, seed) for rank in range(ranks.size)]
+        wanted = reference_reduce_rms_norm(parts, residual, ResidualNorms(weight, 1e-5))
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    outcomes = ranks.run("residual_of_its_own", num_tokens, chosen, dtype)
+    for outcome in outcomes:
+        assert not isinstance(outcome, Exception), outcome
+        normed, owned, rows, selected = outcome
+        assert_rows_close(normed, wanted, tolerance)
+        assert_rows_close(rows, residual[owned.start : owned.stop], tolerance)
+        assert_rows_close(selected, residual[chosen], tolerance)
+        assert_equal_bits(selected, outcomes[0][3])
+    assert {row for _, owned, _, _ in outcomes for row in owned} == set(range(num_tokens))
+
+
 Operation = tuple[object, ...]
 
 

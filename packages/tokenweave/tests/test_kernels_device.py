@@ -160,6 +160,8 @@ def test_kernels_of_a_device_refuse_what_lies_on_the_cpu(sequences):
 def test_partial_sums_lie_where_the_kernels_compute():
     communicator = NullCommunicator(kernels=ReferenceKernels(device="meta"))
     assert communicator.new_partial(3, 32, torch.bfloat16).device == META
+    residual = communicator.new_residual(3, 32, torch.bfloat16)
+    assert (residual.device, residual.shape, residual.dtype) == (META, (3, 32), torch.float32)
 
 
 class Sharing(NullCommunicator):
@@ -176,10 +178,13 @@ def test_rows_of_a_shared_residual_are_chosen_and_foreign_ones_are_zero():
     residual = randn(1, 5, 32)
     residual[:2] = float("nan")
     rows = ints(0, 2, 4)
-    got = Sharing().select_residual(residual, rows, torch.float32)
+    got = Sharing().select_residual(residual, rows, 5, torch.float32)
     assert torch.equal(got, torch.stack([torch.zeros(32), residual[2], residual[4]]))
+    owned = Sharing().select_residual(residual[2:], rows, 5, torch.float32)
+    assert torch.equal(owned, got)
     there = Sharing(kernels=ReferenceKernels(device="meta"))
-    assert there.select_residual(residual.to(META), rows.to(META), torch.float32).shape == (3, 32)
+    for rows_kept in (residual, residual[2:], residual[:0]):
+        assert there.select_residual(rows_kept.to(META), rows.to(META), 5, torch.float32).shape == (3, 32)
 
 
 def test_kernels_are_made_for_a_device():

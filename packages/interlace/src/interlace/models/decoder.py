@@ -166,7 +166,8 @@ class Forward:
         part.hidden = self._new_partial(len(part.token_ids)).copy_(rows)
         if decoder.embedding_scale != 1.0:
             part.hidden *= decoder.embedding_scale
-        part.residual = torch.zeros_like(part.hidden, dtype=torch.float32)
+        num_tokens, hidden_size = part.hidden.shape
+        part.residual = decoder.communicator.new_residual(num_tokens, hidden_size, decoder.dtype)
 
     def attention(self, step: Step) -> None:
         decoder, part, kernels = self.decoder, self._part_of(step), self.decoder.kernels
@@ -199,7 +200,10 @@ class Forward:
             return
         part.hidden = communicator.all_reduce_rms_norm(part.hidden, part.residual, decoder.norms[step.norm])
         if part.wanted is not None and not part.is_done and step.norm == last:
-            part.residual = communicator.select_residual(part.residual, part.wanted, decoder.dtype)
+            num_tokens = len(part.hidden)
+            part.residual = communicator.select_residual(
+                part.residual, part.wanted, num_tokens, decoder.dtype
+            )
 
     def output_head(self, step: Step) -> None:
         part = self._part_of(step)

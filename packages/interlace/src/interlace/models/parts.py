@@ -28,7 +28,7 @@ class Part:
         self.attention = _attention_batches(rotations, indices)
         self.wanted_attention = self.attention if ending is None else _attention_batches(rotations, ending)
         self.hidden: Tensor  # (rows, hidden): a partial sum before REDUCE_NORM, normed after it
-        self.residual: Tensor  # (rows, hidden) float32: belongs to the communicator between its calls
+        self.residual: Tensor  # float32, the communicator's between its calls: see its `new_residual`
         self.logits: Tensor  # (num_logits, local vocab) float32
 
     def read(self, other: Part) -> None:

@@ -174,15 +174,23 @@ class Communicator(ABC):
         """
         return torch.empty((num_tokens, hidden_size), dtype=dtype, device=self.kernels.device)
 
+    def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """Zeros, float32 on the kernels' device: the residual of `num_tokens` before its first `all_reduce_rms_norm`.
+
+        (num_tokens, hidden_size), or the rows `owned_rows` alone where the backend needs no others. dtype: that of the
+        partial sums.
+        """
+        return torch.zeros((num_tokens, hidden_size), dtype=torch.float32, device=self.kernels.device)
+
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
         With a `post_weight` the sum is normed before it is added; without a `weight` the residual goes on as it is.
         hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 (which kernels do not take: the reference norms
-        it); residual: the same shape, float32; the norms' weights: (hidden_size,), of hidden's dtype. Returns the rows
-        for the next sublayer, of hidden's shape and dtype, valid on every rank, until the second reduction after this
-        one of the same tokens. `residual` is updated in place and belongs to the communicator between calls: only the
-        rows `owned_rows` of it are valid. `hidden` is spent.
+        it); residual: what `new_residual` gave, or float32 of hidden's shape; the norms' weights: (hidden_size,), of
+        hidden's dtype. Returns the rows for the next sublayer, of hidden's shape and dtype, valid on every rank, until
+        the second reduction after this one of the same tokens. `residual` is updated in place and belongs to the
+        communicator between calls: only the rows `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
         return self._add_rms_norm(hidden, residual, norms)
@@ -210,15 +218,15 @@ class Communicator(ABC):
         """Whether `owned_rows` may be fewer than all. The same on every rank."""
         return False
 
-    def select_residual(self, residual: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def select_residual(self, residual: Tensor, rows: Tensor, num_tokens: int, dtype: torch.dtype) -> Tensor:
         """These rows of the residual alone, so that later reductions can do without the others.
 
-        residual: (num_tokens, hidden_size) float32, as `all_reduce_rms_norm` of tensors of `dtype` left it; rows: (n,)
-        integers, the same on every rank. Returns (n, hidden_size) float32, every row valid on every rank: what
-        `all_reduce_rms_norm` takes beside n rows. A collective call; of few rows, one exchange of n * hidden_size * 4
-        bytes, and none where every rank has all rows.
+        residual: that of `num_tokens`, as `all_reduce_rms_norm` of tensors of `dtype` left it; rows: (n,) integers, the
+        same on every rank. Returns (n, hidden_size) float32, every row valid on every rank: what `all_reduce_rms_norm`
+        takes beside n rows. A collective call; of few rows, one exchange of n * hidden_size * 4 bytes, and none where
+        every rank has all rows.
         """
-        num_tokens, hidden_size = residual.shape
+        hidden_size = residual.shape[1]
         rows = rows.long()
         if not self.is_residual_sharded(num_tokens, hidden_size, dtype):
             return residual[rows]
@@ -226,7 +234,13 @@ class Communicator(ABC):
         is_foreign = (rows < own.start) | (rows >= own.stop)
         # Every row has one owner, and a sum with zeros is exact. Rows that a rank does not own are zeroed: they may be
         # NaN. They are read before, for to leave them out the host would have to wait to know how many they are.
-        selected = residual[rows].masked_fill_(is_foreign.unsqueeze(1), 0.0)
+        if len(residual) == num_tokens:
+            selected = residual[rows].masked_fill_(is_foreign.unsqueeze(1), 0.0)
+        elif len(residual):  # in the place of a foreign row, the nearest of its own is read
+            nearest = (rows - own.start).clamp_(0, len(residual) - 1)
+            selected = residual[nearest].masked_fill_(is_foreign.unsqueeze(1), 0.0)
+        else:
+            selected = residual.new_zeros(len(rows), hidden_size)
         self.all_reduce(selected)
         return selected
 

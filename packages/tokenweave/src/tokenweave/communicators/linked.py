@@ -76,6 +76,9 @@ class LinkedCommunicator(Communicator):
     def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         return self.inner.new_partial(num_tokens, hidden_size, dtype)
 
+    def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        return self.inner.new_residual(num_tokens, hidden_size, dtype)
+
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         return self.inner.owned_rows(num_tokens, hidden_size, dtype)
 

@@ -179,6 +179,11 @@ class SymmMemCommunicator(TorchCommunicator):
             return torch.empty((num_tokens, hidden_size), dtype=dtype, device=self.device)
         return self._ring.new_partial(num_tokens, hidden_size, dtype)
 
+    def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+        """The rows that this rank owns, and no others."""
+        own = self.owned_rows(num_tokens, hidden_size, dtype)
+        return torch.zeros((len(own), hidden_size), device=self.device)
+
     def begin_pass(self) -> None:
         if self._ring is not None:
             self._ring.begin_pass()

@@ -211,6 +211,11 @@ class TorchCommunicator(Communicator):
     def is_residual_sharded(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> bool:
         return self._shares_rows(num_tokens * hidden_size * dtype.itemsize)
 
+    def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
+        """The rows that this rank owns, and no others."""
+        own = self.owned_rows(num_tokens, hidden_size, dtype)
+        return super().new_residual(len(own), hidden_size, dtype)
+
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
     ) -> torch.Tensor:
@@ -231,7 +236,8 @@ class TorchCommunicator(Communicator):
         scatter, gather = exchanges_of_rows(self.size, num_tokens, len(own), row_bytes)
         summed = self._scatter_rows(hidden.contiguous(), own)
         yield scatter
-        normed = self._add_rms_norm(summed, residual[own.start : own.stop], norms)
+        owned = residual[own.start : own.stop] if len(residual) == num_tokens else residual
+        normed = self._add_rms_norm(summed, owned, norms)
         yield gather
         return self._gather_rows(normed, num_tokens)
 
