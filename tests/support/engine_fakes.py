@@ -105,6 +105,7 @@ class FakeRanks:
         self.model_config = FakeModelFacts()
         self.sampling_defaults: dict[str, Any] = {}
         self.pool = None
+        self.device: torch.device | None = None
         self.cache: dict[int, tuple[int, int, int]] = {}
         self.batches: list[ForwardBatch] = []
         self.failure: Exception | None = None

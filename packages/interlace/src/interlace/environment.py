@@ -2,6 +2,7 @@
 
 INTERLACE_CACHE   where fetched models are kept, and what was measured of this machine
 XDG_CACHE_HOME    where the user's caches lie, if INTERLACE_CACHE is not set
+CUDA_VISIBLE_DEVICES   whether the user has hidden all GPUs
 
 The libraries below have their own: HF_HOME, HF_TOKEN and HF_HUB_OFFLINE (huggingface_hub), pip's, torchrun's.
 """
@@ -18,6 +19,11 @@ def cache_directory() -> Path:
     if own:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interlace"
+
+
+def are_gpus_hidden() -> bool:
+    """Whether the user has CUDA show this process no GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
 def subprocess_environment(**changes: str) -> dict[str, str]:

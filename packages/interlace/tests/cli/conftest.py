@@ -25,6 +25,7 @@ class DescribedRanks(FakeRanks):
         return {
             "ranks": [{"rank": 0}, {"rank": 1}],
             "communicator": "shm",
+            "device": "cpu",
             "dtype": "float32",
             "weights": "none",
             "kernels": "native",

@@ -14,6 +14,7 @@ from tokenweave.link import LinkSpec
 
 BAD: dict[str, list[Any]] = {
     "tp": [0, -1, 1.0, "2", True],
+    "device": ["gpu", "cuda:1", None, 0],
     "communicator": ["mpi", None, ""],
     "dtype": ["float64", None, np.array(["auto", "float32"])],
     "threads": [0, 1.5, True],

@@ -12,9 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from interlace.engine import sampler
 from interlace.engine.output import Logprob
-from interlace.engine.sampler import SampledToken, row_of
+from interlace.engine.sampler import HostSampler, SampledToken, row_of
 from interlace.engine.sampling_params import FLOAT32_MAX, SamplingParams
 from interlace.engine.sequence import Sequence
 from interlace.errors import RequestFailed
@@ -48,9 +47,9 @@ def workers() -> Iterator[None]:
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken]:
     """The tokens of rows that all have one, of the native sampler and of the reference; raises what a row gave."""
     tokens = []
-    native = sampler.sample(logits, sequences, POOLS[0])
+    native = HostSampler(POOLS[0]).sample(logits, sequences)
     if not any(isinstance(token, Exception) for token in native):
-        assert sampler.sample(logits, sequences) == native
+        assert HostSampler().sample(logits, sequences) == native
     for token in native:
         if isinstance(token, Exception):
             raise token
@@ -327,7 +326,7 @@ def test_a_row_of_no_numbers_changes_no_bit_of_its_neighbours(bad: float) -> Non
     healthy = sample(torch.from_numpy(rows), sequences)
     poisoned = rows.copy()
     poisoned[2] = bad
-    found = sampler.sample(torch.from_numpy(poisoned), sequences, POOLS[0])
+    found = HostSampler(POOLS[0]).sample(torch.from_numpy(poisoned), sequences)
     assert isinstance(found[2], RequestFailed)
     assert [*found[:2], *found[3:]] == [*healthy[:2], *healthy[3:]]
 

@@ -62,6 +62,12 @@ def torchrun_local_world_size(environ: Mapping[str, str] | None = None) -> int:
     return _integer(variables, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in variables else 1
 
 
+def torchrun_local_rank(environ: Mapping[str, str] | None = None) -> int:
+    """This rank's number among the group's ranks on this host; where LOCAL_RANK does not say, that in the group."""
+    variables = os.environ if environ is None else environ
+    return _integer(variables, "LOCAL_RANK" if "LOCAL_RANK" in variables else "RANK")
+
+
 def wanted_isa() -> str | None:
     """The instruction set that TOKENWEAVE_ISA holds the kernels to; None where it says nothing."""
     return os.environ.get("TOKENWEAVE_ISA") or None

@@ -101,6 +101,13 @@ ENGINE: dict[str, Any] = {
         str, DEFAULT_MODEL, "Engine", "--model", "-m", help="An alias, a directory, a .gguf file or a hub id."
     ),
     "tp": _option(int, 1, "Engine", help="Ranks to split the model over."),
+    "device": _option(
+        str,
+        "auto",
+        "Engine",
+        help="Where the ranks compute; auto: on GPUs, if there are any.",
+        metavar="auto|cpu|cuda",
+    ),
     "communicator": _option(
         str, "auto", "Engine", help="The channel between the ranks.", metavar="auto|shm|thread|torch|null"
     ),

@@ -25,6 +25,7 @@ CHOOSING = (  # how a token is chosen; the model's files may set these
     "presence_penalty",
     "frequency_penalty",
 )
+DESCRIBED = ("communicator", "device", "dtype", "weights", "kernels", "threads_per_rank")  # of the ranks
 
 
 def json_object(
@@ -43,7 +44,7 @@ def json_object(
         "seed": sampling.seed,
         "sampling": {name: getattr(sampling, name) for name in CHOOSING},
         "tp": len(ranks["ranks"]),
-        **{name: ranks[name] for name in ("communicator", "dtype", "weights", "kernels", "threads_per_rank")},
+        **{name: ranks[name] for name in DESCRIBED},
         "num_kv_blocks": ranks["num_kv_blocks"],
         "memory_per_rank_bytes": ranks["memory_per_rank_bytes"],
         "metrics": asdict(output.metrics) | {"command_to_first_token_s": reply.command_to_first_token_s},
@@ -74,12 +75,13 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
     metrics = reply.output.metrics
     num_ranks, threads = len(ranks["ranks"]), ranks["threads_per_rank"]
     each = "1 thread each" if threads == 1 else f"{threads} threads each"
+    where = each if ranks["device"] == "cpu" else f"on {ranks['device']}"
     return [
         (
             "model",
             f"{engine.model}, {weights_text(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels",
         ),
-        ("ranks", f"{num_ranks}, {each}, communicator {ranks['communicator']}"),
+        ("ranks", f"{num_ranks}, {where}, communicator {ranks['communicator']}"),
         (
             "prompt",
             f"{metrics.num_prompt_tokens} tokens, {_rate(metrics.prefill_tokens_per_second)} (prefill)",

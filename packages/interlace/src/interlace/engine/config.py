@@ -15,6 +15,7 @@ from tokenweave.errors import CommunicatorError
 from tokenweave.link import LinkSpec
 
 COMMUNICATORS = ("auto", "null", "thread", "shm", "torch")
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
@@ -28,6 +29,7 @@ class EngineOptions(TypedDict, total=False):
     """The keyword arguments of LLM and AsyncLLM; EngineConfig says what each means and its default."""
 
     tp: int
+    device: str
     communicator: str
     dtype: str
     threads: int | None
@@ -53,6 +55,7 @@ class EngineConfig:
 
     model: str  # a path, a hub id or an alias
     tp: int = 1  # ranks
+    device: str = "auto"  # where ranks compute; auto: on GPUs where there are any that can, else on the CPU
     communicator: str = "auto"
     dtype: str = "auto"
     threads: int | None = None  # per rank; None: the cores that the host grants, shared among its ranks
@@ -61,7 +64,7 @@ class EngineConfig:
     max_model_len: int | None = None  # tokens of prompt and output; None: the model's context
     num_kv_blocks: int | None = None  # blocks of 16 tokens; None: from kv_cache_gb
     kv_cache_gb: float | None = None  # per rank, 1e9 bytes; None: a share of the memory that is free
-    kernels: str = "auto"
+    kernels: str = "auto"  # native: for CPUs; reference: torch's operations, on any device
     seed: int = 0  # seeds of requests that bring none are derived from it
     timeout_s: float = 60.0  # the longest wait for another rank
     weave: str = (
@@ -91,6 +94,7 @@ class EngineConfig:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for name, choices in (
+            ("device", DEVICES),
             ("communicator", COMMUNICATORS),
             ("dtype", DTYPES),
             ("kernels", KERNELS),
@@ -105,6 +109,7 @@ class EngineConfig:
             _reject("replay", self.replay, "True or False")
         self._check_limits()
         self._check_link()
+        self._check_device()
 
     @property
     def link_spec(self) -> LinkSpec | None:
@@ -118,6 +123,18 @@ class EngineConfig:
             _reject("link", self.link, str(error).rpartition("expected ")[2])
         if is_pointless:
             _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
+
+    def _check_device(self) -> None:
+        if self.device != "cuda":
+            return
+        if self.kernels == "native":
+            _reject(
+                "kernels", self.kernels, "auto or reference with device='cuda': native ones compute on CPUs"
+            )
+        if self.communicator == "shm":
+            _reject("communicator", self.communicator, "another with device='cuda': shm joins ranks on CPUs")
+        if self.link is not None:
+            _reject("link", self.link, "None with device='cuda': links are modelled between ranks on CPUs")
 
     def _check_limits(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:

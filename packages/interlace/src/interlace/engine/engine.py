@@ -22,7 +22,7 @@ from interlace.engine.meter import Meter
 from interlace.engine.output import EngineStats
 from interlace.engine.protocols import Ranks
 from interlace.engine.request import Request, as_request_id
-from interlace.engine.sampler import SampledToken, sample
+from interlace.engine.sampler import HostSampler, SampledToken, Sampler
 from interlace.engine.sampling_params import SamplingParams
 from interlace.engine.scheduler import Scheduled, Scheduler
 from interlace.engine.sequence import Sequence, max_total_tokens
@@ -46,6 +46,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self._num_requests = 0
         self._eos_ids = end_token_ids(ranks)
+        self._sampler = make_sampler(ranks, config.max_num_seqs)
         self._meter = Meter()
         self._failure: Exception | None = None
 
@@ -133,7 +134,7 @@ class Engine:
                 return []
             logits = self.ranks.execute(build_batch(scheduled))
             yielding = [item.sequence for item in scheduled if item.yields_token]
-            sampled = sample(logits, yielding, self.ranks.pool)
+            sampled = self._sampler.sample(logits, yielding)
             self._count(scheduled, yielding)
             self.scheduler.commit(scheduled)
             return self._deliver(yielding, sampled)
@@ -192,6 +193,7 @@ class Engine:
     def _remove(self, request: Request) -> None:
         del self._requests[request.sequence.request_id]
         self.scheduler.remove(request.sequence)
+        self._sampler.forget(request.sequence)
 
     def _derived_seed(self) -> int:
         return mix64(mix64(self.config.seed) + self._num_requests)
@@ -205,6 +207,15 @@ def _advance(request: Request, token: SampledToken | Exception, now_s: float) ->
         return request.accept(token, now_s)
     except Exception as error:
         return request.fail(error, now_s)
+
+
+def make_sampler(ranks: Ranks, max_num_seqs: int) -> Sampler:
+    """Returns a sampler where the logits of `ranks` are."""
+    if ranks.device is None:
+        return HostSampler(ranks.pool)
+    from interlace.engine.device_sampler import SamplerOnDevice
+
+    return SamplerOnDevice(ranks.model_config.vocab_size, max_num_seqs, ranks.device)
 
 
 def end_token_ids(ranks: Ranks) -> tuple[int, ...]:

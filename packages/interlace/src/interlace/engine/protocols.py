@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from interlace.models.batch import ForwardBatch
@@ -63,7 +64,11 @@ class Ranks(Protocol):
         """Blocks of the KV cache."""
 
     def execute(self, batch: ForwardBatch) -> Tensor:
-        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on the CPU."""
+        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on `device`."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the logits are and are sampled; None: the host, by `pool` or by the reference."""
 
     @property
     def pool(self) -> ThreadPool | None:

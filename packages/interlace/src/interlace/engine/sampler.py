@@ -8,7 +8,9 @@ same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -28,20 +30,36 @@ class SampledToken:
     logprobs: dict[int, Logprob] | None  # the likeliest first, then the chosen one if it is not among them
 
 
-def sample(
-    logits: Tensor, sequences: list[Sequence], pool: ThreadPool | None = None
-) -> list[SampledToken | Exception]:
-    """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
+class Sampler(Protocol):
+    """Samples the batches of one engine, which sees each sequence from its first token to its end."""
 
-    The native sampler's workers are those of `pool`; without one the reference samples. A row that no token can be
-    taken from gives the error instead, and changes nothing for the others.
-    """
-    rows = [row_of(sequence) for sequence in sequences]
-    sampled = reference_sample(logits, rows) if pool is None else native_sample(pool, logits, rows)
-    return [
-        _token(logits, row, found, sequence)
-        for row, (found, sequence) in enumerate(zip(sampled, sequences, strict=True))
-    ]
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+        """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
+
+        A row that no token can be taken from gives the error instead, and changes nothing for the others.
+        """
+
+    def forget(self, sequence: Sequence) -> None:
+        """Lets go of what is kept of a sequence that has ended."""
+
+
+class HostSampler:
+    """Samples logits that are on the CPU: natively, on the workers of `pool`, or without one by the reference."""
+
+    def __init__(self, pool: ThreadPool | None = None) -> None:
+        self._pool = pool
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+        rows = [row_of(sequence) for sequence in sequences]
+        pool = self._pool
+        sampled = reference_sample(logits, rows) if pool is None else native_sample(pool, logits, rows)
+        return [
+            sampled_token(found, lambda tokens, row=row: logits[row, tokens].tolist(), sequence)  # type: ignore[misc]
+            for row, (found, sequence) in enumerate(zip(sampled, sequences, strict=True))
+        ]
+
+    def forget(self, sequence: Sequence) -> None:
+        """Nothing is kept."""
 
 
 def row_of(sequence: Sequence) -> SamplingRow:
@@ -62,7 +80,10 @@ def row_of(sequence: Sequence) -> SamplingRow:
     )
 
 
-def _token(logits: Tensor, row: int, found: SampledRow, sequence: Sequence) -> SampledToken | Exception:
+def sampled_token(
+    found: SampledRow, logits_of: Callable[[list[int]], list[float]], sequence: Sequence
+) -> SampledToken | Exception:
+    """The token that was `found` for `sequence`, or why there is none. `logits_of` gives the logits of some tokens."""
     if found.token is None:
         return RequestFailed(
             f"the model's largest logit after {sequence.num_tokens} tokens is {found.largest}: expected a finite "
@@ -73,9 +94,8 @@ def _token(logits: Tensor, row: int, found: SampledRow, sequence: Sequence) -> S
     log_total = found.largest + math.log(found.total)
     ranks = {token: rank for rank, token in enumerate(found.likeliest, start=1)}
     ranks.setdefault(found.token, found.rank)
-    values = logits[row, list(ranks)].tolist()
     logprobs = {
         token: Logprob(value - log_total, rank)
-        for (token, rank), value in zip(ranks.items(), values, strict=True)
+        for (token, rank), value in zip(ranks.items(), logits_of(list(ranks)), strict=True)
     }
     return SampledToken(found.token, logprobs)

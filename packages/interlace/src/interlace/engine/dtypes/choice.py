@@ -1,9 +1,9 @@
 """The dtype of an engine: what it was told, or for `auto` the faster one for this model on this machine.
 
-`auto` is float32 where the kernels have no bfloat16 products. Elsewhere it is bfloat16 for weights in blocks, whose
-products are of the same integers in both: what differs is attention and the cache, which have half of the bytes. For
-dense weights both are measured, once (see `probe` and `kept`), and bfloat16 is taken unless jobs would be slower with
-it (see `Comparison.slowdown`).
+`auto` is bfloat16 on GPUs, and float32 where the kernels have no bfloat16 products. Elsewhere it is bfloat16 for
+weights in blocks, whose products are of the same integers in both: what differs is attention and the cache, which have
+half of the bytes. For dense weights both are measured, once (see `probe` and `kept`), and bfloat16 is taken unless jobs
+would be slower with it (see `Comparison.slowdown`).
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def resolve(name: str, kernels: Kernels, products: Products) -> torch.dtype:
     """The dtype called `name`; of `auto`, the faster one."""
     if name != "auto":
         return DTYPES[name]
+    if kernels.name == "cuda" or kernels.device.type == "cuda":
+        return torch.bfloat16
     if not multiplies_bfloat16(kernels):
         return torch.float32
     if products.blocks is not None:

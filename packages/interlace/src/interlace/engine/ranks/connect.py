@@ -8,6 +8,7 @@ from emucxl import resources
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
+from interlace.engine.ranks.device import device_of_rank
 from interlace.engine.ranks.processes import RankSpec
 from tokenweave.communicators import Communicator, LinkedCommunicator
 from tokenweave.kernels import Kernels, make_kernels
@@ -34,7 +35,7 @@ def behind_link(inner: Communicator, config: EngineConfig) -> Communicator:
 
 def _connect(spec: RankSpec, segment: SharedSegment | None, watch: Callable[[], None] | None) -> Communicator:
     config = spec.engine_config()
-    kernels = kernels_for(config, ranks_on_host=spec.size)
+    kernels = kernels_for(config, ranks_on_host=spec.size, local_rank=spec.rank)
     if segment is not None:
         from tokenweave.communicators.shm import ShmCommunicator
 
@@ -71,7 +72,13 @@ def attach(spec: RankSpec) -> SharedSegment | None:
     return SharedSegment.attach(spec.segment_fd, spec.segment_size_bytes)
 
 
-def kernels_for(config: EngineConfig, ranks_on_host: int) -> Kernels:
-    """Returns a rank's kernels, on its share of the granted cores unless the configuration sets a number."""
+def kernels_for(config: EngineConfig, ranks_on_host: int, local_rank: int = 0) -> Kernels:
+    """Returns a rank's kernels: on its GPU, or on its share of the granted cores unless `config` sets a number.
+
+    `config.device` has been resolved: "auto" is the CPU here.
+    """
     threads = config.threads or max(1, resources.num_threads() // ranks_on_host)
-    return make_kernels(config.kernels, threads)
+    if config.device != "cuda":
+        return make_kernels(config.kernels, threads)
+    name = "cuda" if config.kernels == "auto" else config.kernels
+    return make_kernels(name, threads, device_of_rank(local_rank))

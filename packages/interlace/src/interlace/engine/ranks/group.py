@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from interlace.engine.ranks.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
@@ -72,6 +73,11 @@ class RankGroup:
         return kernels.pool if isinstance(kernels, NativeKernels) else None
 
     @property
+    def device(self) -> torch.device | None:
+        """Where the logits are and are sampled; None: the host."""
+        return self.runner.kernels.device if self.runner.config.device == "cuda" else None
+
+    @property
     def max_model_len(self) -> int:
         return self.runner.max_model_len
 
@@ -100,6 +106,7 @@ class RankGroup:
         return {
             "ranks": [asdict(info) for info in ranks],
             "communicator": self.runner.communicator.name,
+            "device": ranks[0].device,
             "dtype": ranks[0].dtype,
             "weights": ranks[0].weights,
             "kernels": ranks[0].kernels,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from emucxl.shared_memory import empty_segment_fd
 from interlace.engine.config import EngineConfig
+from interlace.engine.ranks.device import resolve_device
 from interlace.engine.ranks.processes import FAILURE_REPORT_S, RankProcesses, RankSpec
 from interlace.errors import EngineError, RankFailed
 from interlace.models.sources import load_model, resolve
@@ -45,6 +46,12 @@ def start(config: EngineConfig) -> RankGroup:
         RankFailed: another rank could not load its part.
     """
     kind = resolve_communicator(config)
+    config = replace(config, device=resolve_device(config))
+    if config.device == "cuda" and kind == "shm":
+        raise EngineError(
+            f"got tp={config.tp} with device='cuda' and communicator='auto'; the ranks of GPUs are threads of one "
+            "process: set communicator to 'thread'"
+        )
     if kind == "torchrun":
         return _start_under_torchrun(config)
     config = replace(config, model=str(resolve(config.model)))
@@ -121,14 +128,18 @@ def _start_threads(config: EngineConfig) -> RankGroup:
     threads = thread_group(config.tp, timeout_s=config.timeout_s)
     group = [behind_link(communicator, config) for communicator in threads]
     for communicator in group:
-        communicator.kernels = kernels_for(config, config.tp)
+        communicator.kernels = kernels_for(config, config.tp, communicator.rank)
     return _load(config, group[0], RankThreads(config, group[1:]))
 
 
 def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     """Rank 0 gets its handle; every other rank serves it and then ends the process."""
     from interlace.engine.ranks.torchrun import announce
-    from tokenweave.environment import torchrun_environment, torchrun_local_world_size
+    from tokenweave.environment import (
+        torchrun_environment,
+        torchrun_local_rank,
+        torchrun_local_world_size,
+    )
 
     announce(torchrun_environment(), config.timeout_s)  # before torch is imported, and anybody waited for
     from interlace.engine.ranks.connect import behind_link, kernels_for
@@ -137,7 +148,7 @@ def _start_under_torchrun(config: EngineConfig) -> RankGroup:
 
     ranks_on_host = torchrun_local_world_size()
     inner = TorchCommunicator.from_environment(
-        kernels=kernels_for(config, ranks_on_host),
+        kernels=kernels_for(config, ranks_on_host, torchrun_local_rank()),
         timeout_s=config.timeout_s,
         check_calls=False,  # one plan makes them all
     )

@@ -48,6 +48,7 @@ class RankInfo:
     rank: int
     host: str
     pid: int
+    device: str  # "cpu", or the name of its GPU
     threads: int
     kernels: str
     dtype: str
@@ -73,9 +74,8 @@ class Runner:
     ) -> None:
         """Load this rank's shard, agree with the other ranks on the size of the KV cache, and allocate it."""
         self.config, self.communicator, self.kernels = config, communicator, communicator.kernels
-        if (
-            config.executor == "lanes"
-        ):  # its transfers run beside the compute lane, and kernels take one caller
+        are_lanes_threads = config.executor == "lanes" and config.device != "cuda"
+        if are_lanes_threads:  # transfers run beside the compute lane, and kernels take one caller
             communicator.kernels = make_kernels(self.kernels.name, threads=1, device=self.kernels.device)
         self.model_config = model.config
         torch.set_num_threads(self.kernels.threads)
@@ -108,9 +108,7 @@ class Runner:
         self.exchange = self._measure_exchange()
         cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
         self.lanes = (
-            LaneExecutor(torch.inference_mode, cores, self._abort_after)
-            if config.executor == "lanes"
-            else None
+            LaneExecutor(torch.inference_mode, cores, self._abort_after) if are_lanes_threads else None
         )
         self.replayer = Replayer(self.kernels, communicator, self.lanes) if config.replay else None
 
@@ -155,6 +153,7 @@ class Runner:
             rank=self.communicator.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
+            device=name_of(self.kernels.device),
             threads=self.kernels.threads,
             kernels=self.kernels.name,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -184,6 +183,11 @@ def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
         for rank in range(communicator.size)
     )
     return [RankInfo(**json.loads(call)) for call in calls]
+
+
+def name_of(device: torch.device) -> str:
+    """Returns a name for people: a GPU's own, behind its number."""
+    return str(device) if device.type != "cuda" else f"{device} {torch.cuda.get_device_name(device)}"
 
 
 def own_cores(rank: int, ranks_on_host: int, threads: int) -> list[int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
+
+_INTERPRETER = threading.Lock()  # it keeps where in the grid it is in one place
 
 
 def start(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **options: Any) -> None:
@@ -18,4 +21,5 @@ def start(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: 
         with torch.cuda.device(device):
             kernel[grid](*arguments, **options)
     else:
-        kernel[grid](*arguments, **options)
+        with _INTERPRETER:
+            kernel[grid](*arguments, **options)

@@ -1,0 +1,77 @@
+"""The engine on fake CUDA: its tokens are those of the engine on the CPU. Run by test_fake_cuda_engine.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interlace import LLM, SamplingParams
+from interlace.engine.output import Logprob
+from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
+
+PROMPTS = [[(7 * i + 3 * p) % VOCAB_SIZE for i in range(length)] for p, length in enumerate((3, 27))]
+GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+FAST = ("llama_untied", "mixtral", "gemma2")
+Answer = tuple[list[int], list[dict[int, Logprob]] | None]
+
+
+def answers(directory: Path, params: list[SamplingParams] | SamplingParams, **options: Any) -> list[Answer]:
+    with LLM(str(directory), dtype="float32", threads=1, **options) as llm:
+        if options.get("device") == "cuda":
+            assert llm.describe()["kernels"] == "cuda"
+        outputs = llm.generate(PROMPTS, params)
+    return [(output.token_ids, output.outputs[0].logprobs) for output in outputs]
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
+)
+def test_every_family_has_the_tokens_of_the_cpu(family: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, family)
+    expected = answers(directory, GREEDY, device="cpu")
+    assert answers(directory, GREEDY, device="cuda") == expected
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_two_ranks_that_weave_have_the_tokens_of_the_cpu(family: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, family)
+    expected = answers(directory, GREEDY, device="cpu")
+    found = answers(directory, GREEDY, device="cuda", tp=2, communicator="thread", weave="always")
+    assert found == expected
+
+
+def test_tokens_are_drawn_and_penalised_as_on_the_cpu(tmp_path: Path) -> None:
+    """Also for sequences that are preempted: the cache holds one of them at a time, towards the end."""
+    directory = make_model(tmp_path)
+    params = [
+        SamplingParams(
+            temperature=0.8, top_p=0.9, top_k=40, seed=5, max_tokens=24, ignore_eos=True, logprobs=3
+        ),
+        SamplingParams(
+            temperature=1.0,
+            min_p=0.02,
+            seed=6,
+            repetition_penalty=1.3,
+            presence_penalty=0.4,
+            frequency_penalty=0.2,
+            max_tokens=24,
+            ignore_eos=True,
+        ),
+    ]
+    expected = answers(directory, params, device="cpu", num_kv_blocks=4)
+    found = answers(directory, params, device="cuda", num_kv_blocks=4)
+    assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
+    (_, logprobs), (_, none) = found
+    assert none is None
+    assert logprobs is not None
+    for own, others in zip(logprobs, expected[0][1] or [], strict=True):
+        assert {token: at.rank for token, at in own.items()} == {
+            token: at.rank for token, at in others.items()
+        }
+        assert [at.logprob for at in own.values()] == pytest.approx(
+            [at.logprob for at in others.values()], abs=1e-4
+        )

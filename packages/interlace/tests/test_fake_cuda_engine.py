@@ -1,0 +1,29 @@
+"""The engine on CUDA without a GPU: its kernels under Triton's interpreter, its tensors on the CPU."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from support.fake_cuda import run_interpreted
+
+PROPERTIES = str(Path(__file__).parent / "interpreted" / "engine_on_fake_cuda.py")
+
+
+def num_passed(*arguments: str) -> int:
+    found = re.search(r"(\d+) passed", run_interpreted(*arguments))
+    return int(found[1]) if found else 0
+
+
+def test_it_has_the_tokens_of_the_engine_on_the_cpu() -> None:
+    assert num_passed("-m", "not slow", PROPERTIES) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_so_it_has_for_every_family_and_two_ranks() -> None:
+    assert num_passed("-m", "slow", PROPERTIES) >= 40
