@@ -39,6 +39,8 @@ Outcome = Any  # what a rank's program returned, or the exception it raised
 class ThreadRanks:
     """Each rank is a thread of this process."""
 
+    is_interpreted = False
+
     def __init__(self, communicators: list[Communicator], segment: SharedSegment | None = None) -> None:
         self.communicators = communicators
         self.size = len(communicators)
@@ -129,6 +131,7 @@ class ProcessRanks:
     def __init__(self, workers: list[Worker], kind: str, options: dict[str, Any]) -> None:
         self.workers = workers
         self.size = len(workers)
+        self.is_interpreted = kind == "symm_mem"
         self.segment: SharedSegment | None = None
         link = options.pop("link", None)
         self.ports = [LinkSpec.parse(link).new_port() for _ in workers] if link else []

@@ -47,6 +47,9 @@ SHAPES = [
     (2, 4096),
     (331, 577),
 ]  # the last in several chunks, unevenly shared
+# Triton's interpreter takes milliseconds a row. There, a call of more than three is shared out already, and these are
+# shared out unevenly, several to each CTA.
+ROWS_INTERPRETED = {301: 21, 1024: 75}
 
 
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda group: f"{group[0]}-{group[1]}")
@@ -55,6 +58,11 @@ def ranks(request: pytest.FixtureRequest, workers: Workers) -> Iterator[Ranks]:
     made = make_ranks(kind, size, workers, timeout_s=TIMEOUT_S)
     yield made
     made.close()
+
+
+def rows(ranks: Ranks, num_tokens: int) -> int:
+    """As many rows as the test asks for, or fewer that take the same ways through an interpreted kernel."""
+    return ROWS_INTERPRETED.get(num_tokens, num_tokens) if ranks.is_interpreted else num_tokens
 
 
 def assert_equal_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
@@ -162,7 +170,7 @@ def test_broadcast_bytes_gives_the_roots_bytes(ranks: Ranks, num_bytes: int, idl
 
 def test_an_idle_wait_sleeps(ranks: Ranks) -> None:
     """One that spun would take all of the processor that it can get: most of the wait, unless others are at work."""
-    for rank, outcome in enumerate(ranks.run("broadcast_from_a_late_root", 0.5)):
+    for rank, outcome in enumerate(ranks.run("broadcast_from_a_late_root", 0.2)):
         assert isinstance(outcome, tuple), outcome
         data, waited_s, busy_s = outcome
         assert data == b"late"
@@ -181,6 +189,7 @@ def test_many_small_sums_one_after_the_other_are_all_right(ranks: Ranks) -> None
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("num_tokens", [0, 1, 5, 301])
 def test_all_reduce_rms_norm_is_sum_then_add_then_norm(ranks: Ranks, num_tokens: int, dtype: str) -> None:
+    num_tokens = rows(ranks, num_tokens)
     total = sum(data_of(rank, (num_tokens, 64), dtype).float() for rank in range(ranks.size))
     before, weight = data_of(100, (num_tokens, 64), "float32"), data_of(200, (64,), dtype)
     # Two roundings are allowed: fused, the sum is never rounded; summed first, it is rounded to the dtype.
@@ -209,7 +218,7 @@ def test_all_reduce_rms_norm_takes_norms_after_the_sublayer_and_may_lack_the_one
     ranks: Ranks, dtype: str, kind: str
 ) -> None:
     """Gemma 2 has both, OLMo 2 the first alone. By hand, of few rows and of rows that are shared out."""
-    for num_tokens in (0, 5, 301):
+    for num_tokens in (0, 5, rows(ranks, 301)):
         total = sum(data_of(rank, (num_tokens, 64), dtype).double() for rank in range(ranks.size))
         weight = data_of(200, (64,), dtype).double()
         added = normed_by_hand(total, weight.flip(0)) if kind in ("after", "both") else total
@@ -219,8 +228,8 @@ def test_all_reduce_rms_norm_takes_norms_after_the_sublayer_and_may_lack_the_one
         for got_normed, got_residual, owned in ranks.run("all_reduce_rms_norm", num_tokens, dtype, kind):
             assert got_normed.dtype is DTYPES[dtype]
             assert_rows_close(got_normed.double(), normed, tolerance)
-            rows = slice(owned.start, owned.stop)
-            assert_rows_close(got_residual[rows].double(), residual[rows], tolerance)
+            own = slice(owned.start, owned.stop)
+            assert_rows_close(got_residual[own].double(), residual[own], tolerance)
 
 
 def assert_rows_close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
@@ -238,6 +247,7 @@ def test_selected_rows_of_the_residual_are_every_ranks(
     ranks: Ranks, num_tokens: int, share: float, dtype: str
 ) -> None:
     """So that a reduction of those rows alone is right on every rank."""
+    num_tokens = rows(ranks, num_tokens)
     generator = torch.Generator().manual_seed(num_tokens)
     chosen = (
         torch.randperm(num_tokens, generator=generator)[: round(share * num_tokens)].sort().values.tolist()
