@@ -9,12 +9,14 @@ import pytest
 
 from tokenweave import native
 
+SECTIONS = ("machine", "software", "kernels", "cuda", "communicators", "models")
+
 
 def test_json_has_the_sections_of_the_text(invoke: Any) -> None:
     report = json.loads(invoke("doctor", "--json").stdout)
-    assert list(report) == ["machine", "software", "kernels", "communicators", "models", "problems"]
+    assert list(report) == [*SECTIONS, "problems"]
     text = invoke("doctor").stdout
-    for section in ("machine", "software", "kernels", "communicators", "models"):
+    for section in SECTIONS:
         assert f"{section}\n" in text
     assert text.endswith("Interlace can run here.\n")
 

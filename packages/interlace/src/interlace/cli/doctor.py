@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from interlace.cli import console
+from interlace.cli.cuda_examination import device_text
 
 
 def doctor(
@@ -35,14 +37,19 @@ def _print_report(report: dict[str, Any]) -> None:
             continue
         print(section)
         for name, value in facts.items():
-            print(f"  {name:<16} {_text(value)}")
+            for label, text in _lines(name, value):
+                print(f"  {label:<16} {text}")
     print()
     for problem in report["problems"]:
         print(f"problem: {problem}")
     print("Interlace cannot run here." if report["problems"] else "Interlace can run here.")
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(value) if value else "none"
-    return console.short_path(value) if value.startswith(os.sep) else str(value)
+def _lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """A fact's lines: one, or one for each device."""
+    if name == "devices" and isinstance(value, list):
+        yield from ((f"device {device['index']}", device_text(device)) for device in value)
+    elif isinstance(value, list):
+        yield name, ", ".join(value) if value else "none"
+    else:
+        yield name, console.short_path(value) if value.startswith(os.sep) else str(value)

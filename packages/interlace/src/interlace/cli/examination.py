@@ -14,7 +14,7 @@ from interlace.cli.console import cpu_quota, megabytes, memory_limit
 if TYPE_CHECKING:
     from tokenweave.kernels import Kernels
 
-PACKAGES = ("interlace", "torch", "numpy", "tokenizers", "safetensors", "gguf", "huggingface_hub")
+PACKAGES = ("interlace", "torch", "triton", "numpy", "tokenizers", "safetensors", "gguf", "huggingface_hub")
 UNITS = {"fma_gflops": "GFLOP/s float32", "bf16_gflops": "GFLOP/s bfloat16", "read_gbps": "GB/s read"}
 MEASURE_S = 0.2  # per limit
 
@@ -32,7 +32,10 @@ def examine(measure: bool = False) -> dict[str, Any]:
     except ImportError as error:
         problems.append(f"torch cannot be imported: {error}; reinstall the package")
     else:
+        from interlace.cli.cuda_examination import examine_cuda
+
         report["kernels"] = _kernels()
+        report["cuda"] = examine_cuda()
         report["communicators"] = _communicators()
     report["models"] = _models()
     if measure and not problems:

@@ -59,6 +59,18 @@ def symm_mem_reason() -> str | None:
     return device_reason()
 
 
+def between_gpus() -> tuple[str, str]:
+    """The communicator that joins ranks on this host's GPUs best, and why: "symm_mem" or "torch"."""
+    from tokenweave.kernels.cuda.devices import separate_pairs
+
+    if reason := symm_mem_reason():
+        return "torch", reason
+    if separate := separate_pairs():
+        pairs = ", ".join(f"{one} and {two}" for one, two in separate)
+        return "torch", f"devices {pairs} do not reach each other's memory"
+    return "symm_mem", "all devices reach each other's memory"
+
+
 def _triton_reason() -> str | None:
     from tokenweave.kernels.cuda.available import MIN_TRITON
 

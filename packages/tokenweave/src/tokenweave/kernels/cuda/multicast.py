@@ -55,18 +55,22 @@ class _Interface:
     __cuda_array_interface__: dict[str, Any]
 
 
+def is_supported(device_index: int) -> bool:
+    """Whether the device and its driver have multicast objects; False where the driver cannot be asked."""
+    try:
+        return _has_multicast(*_driver_of(device_index))
+    except (KernelError, OSError):
+        return False
+
+
 def allocate(size_bytes: int, device_index: int = 0) -> tuple[Tensor, int]:
     """(size_bytes,) uint8 on the device, and the multicast address of the same bytes. Never freed.
 
     Raises:
         KernelError: the device or its driver has no multicast objects, or refuses one of a single device.
     """
-    torch.cuda.init()
-    driver = ctypes.CDLL("libcuda.so.1")
-    device, supported = ctypes.c_int(), ctypes.c_int()
-    _call(driver, "cuDeviceGet", ctypes.byref(device), device_index)
-    _call(driver, "cuDeviceGetAttribute", ctypes.byref(supported), MULTICAST_SUPPORTED, device)
-    if not supported.value:
+    driver, device = _driver_of(device_index)
+    if not _has_multicast(driver, device):
         raise KernelError("the device has no multicast objects; it needs a Hopper GPU behind an NVSwitch")
     wanted = _MulticastProperties(num_devices=1, size=size_bytes)
     unit = ctypes.c_size_t()
@@ -87,6 +91,20 @@ def allocate(size_bytes: int, device_index: int = 0) -> tuple[Tensor, int]:
     local = torch.as_tensor(_Interface(view), device=f"cuda:{device_index}")
     local.zero_()
     return local, shared
+
+
+def _driver_of(device_index: int) -> tuple[ctypes.CDLL, ctypes.c_int]:
+    """The driver, and its handle of the device."""
+    torch.cuda.init()
+    driver, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    _call(driver, "cuDeviceGet", ctypes.byref(device), device_index)
+    return driver, device
+
+
+def _has_multicast(driver: ctypes.CDLL, device: ctypes.c_int) -> bool:
+    supported = ctypes.c_int()
+    _call(driver, "cuDeviceGetAttribute", ctypes.byref(supported), MULTICAST_SUPPORTED, device)
+    return bool(supported.value)
 
 
 def _map(
