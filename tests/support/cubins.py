@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -21,6 +22,13 @@ LAUNCH = (
     "enable_fp_fusion",
 )  # options of the compiler; the others are the kernel's own
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # they come with triton
+REGISTERS_PER_SM = 65536  # what a CTA can have if it is alone
+SHARED_BYTES = {
+    80: 163 * 1024,
+    90: 227 * 1024,
+}  # of a CTA: CUDA C++ programming guide, table of compute capabilities
+SMALLEST_SHARED_BYTES = 99 * 1024  # of sm_86 and sm_89, which run what is compiled for sm_80
+CAPABILITIES = [pytest.param(80, marks=pytest.mark.slow), 90]
 ALIGNMENT = 16  # bytes of a pointer, or what a number is a multiple of: Triton asks for no more
 
 
@@ -57,6 +65,22 @@ class Compiled:
         return Counter(
             re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", self.sass, re.MULTILINE)
         )
+
+
+Compile = Callable[..., Compiled]  # `compile_kernel`, but for the directory
+
+
+def assert_holds(code: Compiled, capability: int) -> None:
+    """No spills, and a CTA that an SM has room for."""
+    assert code.stack_bytes == code.local_bytes == 0
+    assert code.count_sass(r"(LDL|STL)(\..*)?") == 0
+    assert code.registers * code.threads <= REGISTERS_PER_SM
+    assert code.dynamic_shared_bytes <= min(SHARED_BYTES[capability], SMALLEST_SHARED_BYTES)
+
+
+def some_fast(values: Iterable[Any], *fast: Any) -> list[Any]:
+    """Parameters of a test: each is compiled for seconds, so most are slow."""
+    return [pytest.param(each, marks=[] if each in fast else [pytest.mark.slow]) for each in values]
 
 
 LABEL = re.compile(r"^(\.L\w+):")

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.rank_groups import TIMEOUT_S, MakeRanks, Ranks, Workers, make_ranks
+
+if TYPE_CHECKING:
+    from support.cubins import Compile
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +32,14 @@ def make(workers: Workers) -> Iterator[MakeRanks]:
     yield make_one
     for ranks in made:
         ranks.close()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
+    """Compiles a kernel for a GPU, and leaves nothing in the user's cache."""
+    from support.cubins import compile_kernel
+
+    directory = tmp_path_factory.mktemp("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(directory))
+        yield partial(compile_kernel, directory=directory)

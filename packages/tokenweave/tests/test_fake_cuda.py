@@ -17,7 +17,12 @@ from tokenweave.kernels.cuda import available
 HERE = Path(__file__).parent
 CONTRACT, *PROPERTIES = (
     HERE / name
-    for name in ("test_kernels.py", "interpreted/kernel_properties.py", "interpreted/attention_properties.py")
+    for name in (
+        "test_kernels.py",
+        "interpreted/kernel_properties.py",
+        "interpreted/attention_properties.py",
+        "interpreted/mixture_properties.py",
+    )
 )
 
 

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.cubins import Compiled, compile_kernel
+from support.cubins import CAPABILITIES, REGISTERS_PER_SM, Compile, Compiled, assert_holds, some_fast
 from tokenweave.kernels import HeadLayout
 from tokenweave.kernels.cuda.backend import activation, attention, gather, norms, rotary
 
-REGISTERS_PER_SM = 65536  # what a CTA can have if it is alone
-SHARED_BYTES = {
-    80: 163 * 1024,
-    90: 227 * 1024,
-}  # of a CTA: CUDA C++ programming guide, table of compute capabilities
-SMALLEST_SHARED_BYTES = 99 * 1024  # of sm_86 and sm_89, which run what is compiled for sm_80
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -41,34 +31,6 @@ SHAPES: dict[str, Attention] = {
     "Gemma-2-9B": (layout(16, 8, 256), True, True),
 }
 HIDDEN_SIZES = [576, 3584, 4096, 5120, 8192, 12288, 18432]
-CAPABILITIES = [pytest.param(80, marks=pytest.mark.slow), 90]
-Compile = Callable[..., Compiled]
-
-
-def some_fast(values: Iterable[Any], *fast: Any) -> list[Any]:
-    """Parameters of a test: each is compiled for seconds, so most are slow."""
-    return [pytest.param(each, marks=[] if each in fast else [pytest.mark.slow]) for each in values]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
-    """Compiles, and leaves nothing in the user's cache."""
-    directory = tmp_path_factory.mktemp("triton")
-
-    def get(kernel: Any, types: dict[str, str], options: dict[str, Any], **how: Any) -> Compiled:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_CACHE_DIR", str(directory))
-            return compile_kernel(kernel, types, options, Path(directory), **how)
-
-    return get
-
-
-def assert_holds(code: Compiled, capability: int) -> None:
-    """No spills, and a CTA that an SM has room for."""
-    assert code.stack_bytes == code.local_bytes == 0
-    assert code.count_sass(r"(LDL|STL)(\..*)?") == 0
-    assert code.registers * code.threads <= REGISTERS_PER_SM
-    assert code.dynamic_shared_bytes <= min(SHARED_BYTES[capability], SMALLEST_SHARED_BYTES)
 
 
 def compile_attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from support.kernel_cases import DTYPES, PagedSequences, assert_within, ints, randn
 from support.moved_kernels import on
-from tokenweave.kernels import HeadLayout, Kernels, ReferenceKernels, ResidualNorms, linear, make_kernels
+from tokenweave.kernels import (
+    HeadLayout,
+    Kernels,
+    PackedLinear,
+    ReferenceKernels,
+    ResidualNorms,
+    Tolerance,
+    linear,
+    make_kernels,
+)
+from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.attention import TOLERANCE
 from tokenweave.kernels.cuda.available import unavailable_reason
 
@@ -137,6 +148,65 @@ def test_a_graph_of_a_layer_gives_what_its_calls_give(kernels: Kernels) -> None:
         x.copy_(randn(seed, *x.shape).bfloat16())
         graph.replay()
         assert_within(captured.cpu(), run().cpu(), linear.TOLERANCE[torch.bfloat16])
+
+
+@dataclass(frozen=True)
+class Gated:
+    gate: PackedLinear
+    up: PackedLinear
+    down: PackedLinear
+    activation: Activation = "silu"
+
+
+def mixture_of(
+    kernels: Kernels, m: int, dtype: torch.dtype
+) -> tuple[Callable[[Kernels], Tensor], list[Tensor]]:
+    """A mixture of Qwen3-30B-A3B's size but for the number of experts, by any kernels, and what goes in on the GPU."""
+    hidden, inner, num_experts, per_row = 2048, 768, 16, 8
+    shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
+    weights = [[(randn(e, *size) / size[1] ** 0.5).to(dtype) for size in shapes] for e in range(num_experts)]
+    shares, chosen = randn(1, m, num_experts).softmax(-1).topk(per_row, dim=-1)
+    given = [each.to(kernels.device) for each in (randn(2, m, hidden, dtype=dtype), chosen, shares)]
+    packed = {
+        each: each.group_experts([Gated(*map(each.pack, expert)) for expert in weights])
+        for each in (kernels, REFERENCE)
+    }
+
+    def run(each: Kernels) -> Tensor:
+        x, where, how_much = (tensor.to(each.device) for tensor in given)
+        return each.mixture(x, packed[each], where, how_much)
+
+    return run, given
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 8, 64, 300])
+def test_mixtures_equal_the_reference_and_wait_for_nothing(
+    kernels: Kernels, m: int, dtype: torch.dtype
+) -> None:
+    run, _ = mixture_of(kernels, m, dtype)
+    run(kernels)  # compiles
+    with nothing_waits():
+        got = run(kernels)
+    # Sums of eight products, rounded to the dtype on the way.
+    tolerance = Tolerance(1e-3, 1e-3) if dtype is torch.float32 else Tolerance(1.6e-2, 2e-2)
+    assert_within(got.cpu(), run(REFERENCE), tolerance)
+
+
+def test_a_graph_of_a_mixture_follows_other_choices(kernels: Kernels) -> None:
+    run, (x, chosen, _) = mixture_of(kernels, 8, torch.bfloat16)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run(kernels)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        captured = run(kernels)
+    for seed in (1, 2):
+        x.copy_(randn(seed, *x.shape).bfloat16())
+        chosen.copy_((chosen + seed) % 16)
+        graph.replay()
+        assert torch.equal(captured, run(kernels))
 
 
 def test_kernels_of_a_thread_run_on_their_own_device(kernels: Kernels) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.kernel_cases import DTYPES, PagedSequences, assert_within, contract_kernels, ints, randn
 from support.rank_programs import norms_of
+from support.recorded import WAITS, Recorded
 from support.stored_cases import random_weight
 from tokenweave.errors import KernelError
 from tokenweave.kernels import (
@@ -166,19 +166,7 @@ def test_no_kernel_reads_a_tensor_on_the_host(kernels):
         inner.rms_norm(inner.linear(x, packed), weight, 1e-5)
         inner.silu_and_mul(inner.gather_rows(packed, ints(1, 2)))
     assert "aten::mm" in seen.names
-    assert not seen.names & {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero"}
-
-
-class Recorded(TorchDispatchMode):
-    """The names of torch's operations that ran within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        self.names.add(function.name().partition(".")[0])
-        return function(*arguments, **(named or {}))
+    assert not seen.names & WAITS
 
 
 def test_a_weight_packed_by_another_backend_is_refused(kernels):

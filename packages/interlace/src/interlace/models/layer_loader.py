@@ -123,7 +123,9 @@ class LayerLoader:
         has_shared = config.shared_intermediate_size > 0
         return MixtureOfExperts(
             router=self._pack(self.source.load(f"{name}.router")),
-            experts=tuple(self._mlp(f"{name}.experts.{e}", columns) for e in range(config.num_experts)),
+            experts=self.kernels.group_experts(
+                [self._mlp(f"{name}.experts.{e}", columns) for e in range(config.num_experts)]
+            ),
             experts_per_token=config.experts_per_token,
             norm_topk=config.norm_topk,
             shared=self._mlp(f"{name}.shared", shared) if has_shared else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class MixtureOfExperts:
     """
 
     router: PackedLinear  # (num_experts, hidden)
-    experts: tuple[Mlp, ...]
+    experts: Sequence[Mlp]  # as `Kernels.group_experts` gave them
     experts_per_token: int
     norm_topk: bool = True  # the chosen experts' weights sum to 1
     shared: Mlp | None = None
@@ -70,7 +71,7 @@ class MixtureOfExperts:
     @property
     def mlps(self) -> tuple[Mlp, ...]:
         """All experts, the shared one included."""
-        return self.experts if self.shared is None else (*self.experts, self.shared)
+        return (*self.experts,) if self.shared is None else (*self.experts, self.shared)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.checks import CPU
 from tokenweave.kernels.lazy import LazyWeight
-from tokenweave.kernels.mixture import Expert, mixture_of_all_rows, mixture_of_chosen_rows
+from tokenweave.kernels.mixture import E, Expert, mixture_of_all_rows, mixture_of_chosen_rows
 from tokenweave.kernels.stored.linear import Stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
@@ -67,6 +67,13 @@ class Kernels(ABC):
 
         It is rounded to that dtype once, at the end. Both weights are dense, or both stored, one weight in each.
         """
+
+    def group_experts(self, experts: Sequence[E]) -> Sequence[E]:
+        """Returns the experts of a layer as `mixture` multiplies them best, on the same memory.
+
+        Called once, when they are packed. `mixture` takes experts that were not grouped as well.
+        """
+        return tuple(experts)
 
     def mixture(self, x: Tensor, experts: Sequence[Expert], chosen: Tensor, weights: Tensor) -> Tensor:
         """x (m, k) through the experts `chosen` for each row, times its `weights`, summed: (m, n) float32.

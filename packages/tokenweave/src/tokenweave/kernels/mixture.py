@@ -6,10 +6,12 @@ that a row's sum does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from tokenweave.kernels import checks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,9 @@ class Expert(Protocol):
     def activation(self) -> Activation: ...
 
 
+E = TypeVar("E", bound=Expert)
+
+
 class Products(Protocol):
     """The products that mixtures are made of: `Kernels` has them."""
 
@@ -42,6 +47,21 @@ class Products(Protocol):
     def gated_linear(
         self, x: Tensor, gate: PackedLinear, up: PackedLinear, activation: Activation
     ) -> Tensor: ...
+
+
+def check_mixture(
+    x: Tensor,
+    experts: Sequence[Expert],
+    chosen: Tensor,
+    weights: Tensor,
+    layout: str,
+    device: torch.device = checks.CPU,
+) -> None:
+    """Raises unless x has rows for the experts, and each row as many experts as weights."""
+    checks.check_linear(x, experts[0].gate, None, layout, device)
+    choices = (x.shape[0], chosen.shape[-1])
+    checks.check_dense("chosen", chosen, torch.int64, choices, device)
+    checks.check_dense("weights", weights, torch.float32, choices, device)
 
 
 def mixture_of_chosen_rows(

@@ -52,12 +52,18 @@ def gate_rows(
     is_column = columns < width
     x = tl.load(gate + row * stride + columns, mask=is_column, other=0.0).to(tl.float32)
     factor = tl.load(up + row * stride + columns, mask=is_column, other=0.0).to(tl.float32)
+    gated = activated(x, IS_SILU) * factor
+    tl.store(out + row * width + columns, rounded(gated, out.dtype.element_ty), mask=is_column)
+
+
+@triton.jit
+def activated(x, IS_SILU: tl.constexpr):
+    """The activation of float32 values."""
     argument = x
     if not IS_SILU:
         # Half of 1 + tanh(u) is sigmoid(2 u), which takes no difference of near values.
         argument = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-    gated = x * sigmoid(argument) * factor
-    tl.store(out + row * width + columns, rounded(gated, out.dtype.element_ty), mask=is_column)
+    return x * sigmoid(argument)
 
 
 @triton.jit

@@ -15,7 +15,9 @@ from tokenweave.kernels.base import Kernels, ZerosFactory
 from tokenweave.kernels.cuda.available import unavailable_reason
 from tokenweave.kernels.cuda.backend.activation import activate_and_mul
 from tokenweave.kernels.cuda.backend.attention import group_start_on, paged_attention
+from tokenweave.kernels.cuda.backend.experts import ExpertTable
 from tokenweave.kernels.cuda.backend.gather import gather_rows
+from tokenweave.kernels.cuda.backend.grouped import grouped_mixture
 from tokenweave.kernels.cuda.backend.linear import linear, pack, pack_stored, wide_product
 from tokenweave.kernels.cuda.backend.norms import rms_norm
 from tokenweave.kernels.cuda.backend.rotary import rope_and_store
@@ -23,6 +25,7 @@ from tokenweave.kernels.cuda.clock import is_interpreted
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.linear import check_pack
 from tokenweave.kernels.memory import zeros_on
+from tokenweave.kernels.mixture import E, Expert, check_mixture, mixture_of_all_rows
 from tokenweave.kernels.stored.linear import Stored, as_sequence, check_pack_stored
 from tokenweave.kernels.values import HeadLayout, PackedLinear
 
@@ -87,6 +90,16 @@ class CudaKernels(Kernels):
         for packed, product in zip((gate, up), products, strict=True):
             wide_product(x, packed, product)
         return activate_and_mul(products[0], products[1], activation, x.dtype, self.device)
+
+    def group_experts(self, experts: Sequence[E]) -> Sequence[E]:
+        """A table of them, for grouped products; as they are where no grouped product takes them (`ExpertTable.of`)."""
+        return ExpertTable.of(experts, self.device) or tuple(experts)
+
+    def mixture(self, x: Tensor, experts: Sequence[Expert], chosen: Tensor, weights: Tensor) -> Tensor:
+        if not isinstance(experts, ExpertTable):
+            return mixture_of_all_rows(self, x, experts, chosen, weights)
+        check_mixture(x, experts, chosen, weights, self.name, self.device)
+        return grouped_mixture(x, experts, chosen, weights, self.device)
 
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)
