@@ -1,4 +1,4 @@
-"""What `interlace doctor` says of CUDA, with a torch.cuda that is made up."""
+"""The lines of `interlace doctor` about CUDA, with a torch.cuda that is made up."""
 
 from __future__ import annotations
 
