@@ -271,6 +271,17 @@ def wait_for_command(comm: Communicator) -> bytes:
     return comm.broadcast_bytes(None, root=0, idle=True)
 
 
+class Never:
+    """An event of a device that hangs."""
+
+    def query(self) -> bool:
+        return False
+
+
+def wait_for_a_device_that_hangs(comm: Communicator) -> None:
+    comm.wait_for(Never())
+
+
 def abort(comm: Communicator, reason: str) -> None:
     comm.abort(reason)
 

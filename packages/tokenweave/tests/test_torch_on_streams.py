@@ -12,6 +12,7 @@ import torch
 from support.rank_groups import MakeRanks
 from support.rank_programs import expected_sum
 from tokenweave.communicators import TorchCommunicator
+from tokenweave.communicators.device_group import DeviceGroup
 from tokenweave.communicators.kept_tensors import KEPT_CALLS, KeptTensors
 from tokenweave.kernels import ResidualNorms
 
@@ -55,6 +56,7 @@ def comm() -> TorchCommunicator:
     made: Any = object.__new__(TorchCommunicator)
     made.rank, made.size, made.timeout_s = 0, 2, 1.0
     made._data, made._waits, made._kept = FakeGroup(), FakeWaits(), KeptTensors()
+    made._device_group = DeviceGroup(made._data, made._waits)
     made._check_calls = made._closed = False
     made._kernels = None
     found: TorchCommunicator = made

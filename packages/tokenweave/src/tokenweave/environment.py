@@ -1,4 +1,4 @@
-"""The only place where tokenweave reads the environment: torchrun's variables, and TOKENWEAVE_ISA."""
+"""The only place where tokenweave meets the environment: the variables of torchrun and of nccl, and TOKENWEAVE_ISA."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ def torchrun_local_rank(environ: Mapping[str, str] | None = None) -> int:
     """This rank's number among the group's ranks on this host; where LOCAL_RANK does not say, that in the group."""
     variables = os.environ if environ is None else environ
     return _integer(variables, "LOCAL_RANK" if "LOCAL_RANK" in variables else "RANK")
+
+
+def leave_errors_of_nccl_to_callers() -> None:
+    """Has torch, unless told otherwise, not end this process when a call over nccl fails: an error is raised here."""
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
 
 
 def wanted_isa() -> str | None:

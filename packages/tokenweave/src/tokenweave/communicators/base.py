@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenweave.communicators.activation_ring import BuffersTaken
-from tokenweave.errors import CommunicatorError
+from tokenweave.communicators.bulletin import SLICE_S
+from tokenweave.communicators.device_wait import happens
+from tokenweave.errors import CommunicatorError, CommunicatorTimeout
 from tokenweave.traffic import exchanges_of_sum
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.kernels import Kernels, ResidualNorms
     from tokenweave.replay.records import CallSites
     from tokenweave.traffic import Traffic
@@ -261,6 +264,22 @@ class Communicator(ABC):
 
     def take_buffers(self, num: BuffersTaken) -> None:  # noqa: B027 - a backend may have no buffers
         """Counts the buffers of a pass that was replayed, which did not ask for them."""
+
+    def wait_for(self, event: DeviceEvent) -> None:
+        """Returns once `event` has happened on a device: what was queued before it is done, and its calls count.
+
+        To be used instead of the event's own `synchronize`, which would not return where a call on the device waits for
+        a rank that is gone.
+
+        Raises:
+            RankError: a rank died or aborted.
+            CommunicatorTimeout: it took longer than `timeout_s`.
+        """
+        if not happens(event, self.timeout_s, self.check, SLICE_S):
+            message = f"rank {self.rank} waited {self.timeout_s:g} s for its device"
+            self.abort(message)
+            raise CommunicatorTimeout(f"{message}; raise timeout_s where a pass takes longer")
+        self.check()
 
     def share_core(self, is_shared: bool) -> None:  # noqa: B027 - a backend may never spin
         """Says whether another thread of this rank has use for the core while a call waits: then waits sleep at once.

@@ -58,6 +58,24 @@ class Bulletin:
         self.raise_if_aborted()
         return silent
 
+    def silent(self, step: int) -> list[int]:
+        """The ranks that do not wait, now: those that are gone, or that hang.
+
+        Raises:
+            RankError: somebody knows why, and has said so.
+        """
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        for rank in others:  # who waits says so again
+            self._store.delete_key(f"waiting/{rank}")
+        until = time.monotonic() + ROLL_CALL_S
+        while silent := [rank for rank in others if not self._store.check([f"waiting/{rank}"])]:
+            self.raise_if_aborted()
+            if time.monotonic() >= until:
+                break
+            self.post_waiting(step)
+            time.sleep(0.02)
+        return silent
+
     def gone(self, step: int) -> list[int]:
         """The ranks that left the group before their `step`-th collective, so that nobody need wait for them."""
         others = [rank for rank in range(self._size) if rank != self._rank]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from emucxl.links import Link
     from tokenweave.communicators.activation_ring import BuffersTaken
+    from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.kernels import Kernels, ResidualNorms
 
 SLICE_NS = 50_000_000
@@ -107,6 +108,9 @@ class LinkedCommunicator(Communicator):
 
     def take_buffers(self, num: BuffersTaken) -> None:
         self.inner.take_buffers(num)
+
+    def wait_for(self, event: DeviceEvent) -> None:
+        self.inner.wait_for(event)
 
     def share_core(self, is_shared: bool) -> None:
         self.inner.share_core(is_shared)

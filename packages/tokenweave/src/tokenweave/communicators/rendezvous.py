@@ -15,7 +15,10 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from tokenweave.communicators.bulletin import SLICE_S, meet
 from tokenweave.communicators.waits import first_line
+from tokenweave.environment import leave_errors_of_nccl_to_callers
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
+
+UNBOUNDED = timedelta(days=1)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +42,11 @@ def join(
     groups = PrefixStore(prefix, store)
     # Here and not in torch, which counts a group that failed to meet and would look for the next elsewhere.
     meet(groups, where, timeout_s, watch)
+    leave_errors_of_nccl_to_callers()
+    # nccl's timeout ends the process, and looks at no call that a graph replays: `wait_for` bounds waits for a device.
+    group_timeout = UNBOUNDED if "nccl" in backend else timeout
     dist.init_process_group(
-        backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=timeout
+        backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=group_timeout
     )
     # A connection of its own: whoever aborts must not queue behind a rank that waits in the store.
     board = TCPStore(where.master_addr, where.master_port, is_master=False, timeout=timeout)

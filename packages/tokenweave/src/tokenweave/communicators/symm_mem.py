@@ -15,7 +15,6 @@ Invariants:
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import replace
@@ -27,7 +26,6 @@ from torch import Tensor
 
 from tokenweave.communicators.activation_ring import BuffersTaken
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S
-from tokenweave.communicators.bulletin import SLICE_S
 from tokenweave.communicators.fused_checks import check_fused
 from tokenweave.communicators.partial_ring import PartialRing, ring_bytes
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory, TorchSymmetricMemory
@@ -179,11 +177,6 @@ class SymmMemCommunicator(TorchCommunicator):
             return torch.empty((num_tokens, hidden_size), dtype=dtype, device=self.device)
         return self._ring.new_partial(num_tokens, hidden_size, dtype)
 
-    def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
-        """The rows that this rank owns, and no others."""
-        own = self.owned_rows(num_tokens, hidden_size, dtype)
-        return torch.zeros((len(own), hidden_size), device=self.device)
-
     def begin_pass(self) -> None:
         if self._ring is not None:
             self._ring.begin_pass()
@@ -233,21 +226,8 @@ class SymmMemCommunicator(TorchCommunicator):
         """
         self._check_usable()
         if self.device.type == "cuda":
-            with self._on_device():
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                event.record()
-            looked_s = time.monotonic()
-            while not event.query():  # type: ignore[no-untyped-call]
-                time.sleep(50e-6)
-                if time.monotonic() - looked_s > SLICE_S:
-                    self._release_if_aborted()
-                    looked_s = time.monotonic()
+            self.wait_for(torch.cuda.current_stream(self.device).record_event())
         self._raise_if_failed()
-
-    def abort(self, reason: str) -> None:
-        """As for every communicator; this rank's kernels give up at their next look, the others' when they time out."""
-        super().abort(reason)
-        self._release_kernels()
 
     def _default_memory(self) -> SymmetricMemory:
         from tokenweave.communicators.available import symm_mem_reason
@@ -374,17 +354,19 @@ class SymmMemCommunicator(TorchCommunicator):
         except RuntimeError:
             return  # the store is gone, and rank 0 with it
 
-    def _release_if_aborted(self) -> None:
-        try:
-            self._waits.bulletin.raise_if_aborted()
-        except RankError as error:
-            self._waits.failure = self._waits.failure or error
-            self._release_kernels()
-        except RuntimeError:
-            return
+    @property
+    def _place(self) -> torch.device:
+        return self.device
 
-    def _release_kernels(self) -> None:
+    @property
+    def _device_timeout_s(self) -> float:
+        """Longer than a kernel's own, which says more: it knows for whom it waited."""
+        return 2 * self.timeout_s
+
+    def _end_device_calls(self) -> None:
+        """This rank's kernels give up at their next look; the others' do when they time out, or their ranks look."""
         self._letters[ABORT] = 1
+        super()._end_device_calls()
 
     def _check_usable(self) -> None:
         super()._check_usable()

@@ -12,8 +12,7 @@ Invariants:
      partial sum, adds and norms them (the residual stays where it is), and the normed rows are gathered. Its bits are
      those of an all-reduce and a norm. Waits let go of the core and of Python's lock, so another lane computes.
   4. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
-     but it is not the rank order. The host never waits for them: the current stream does. nccl takes a wait with a
-     timeout for one of the host, and ends the group when the timeout has passed.
+     but it is not the rank order. The host never waits for them: the current stream does (`device_group`).
   5. CUDA tensors of the last calls are kept (`kept_tensors`).
 """
 
@@ -32,7 +31,6 @@ from torch._C._distributed_c10d import (
     BroadcastOptions,
     PrefixStore,
     ProcessGroupGloo,
-    ReduceScatterOptions,
     Store,
 )
 
@@ -42,9 +40,12 @@ from tokenweave.communicators.base import (
     run_phases,
     sum_in_rank_order,
 )
-from tokenweave.communicators.bulletin import Bulletin
+from tokenweave.communicators.bulletin import SLICE_S, Bulletin
+from tokenweave.communicators.device_group import DeviceGroup
+from tokenweave.communicators.device_wait import happens
 from tokenweave.communicators.kept_tensors import KeptTensors
 from tokenweave.communicators.rendezvous import (
+    UNBOUNDED,
     default_group,
     default_store,
     end_later,
@@ -55,7 +56,7 @@ from tokenweave.communicators.rendezvous import (
 )
 from tokenweave.communicators.waits import Waits
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
-from tokenweave.errors import CollectiveMismatch, CommunicatorError, RankError
+from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.replay.records import CallSites
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
@@ -63,12 +64,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
     from typing import Self
 
+    from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.kernels import Kernels, ResidualNorms
 
 TWO_STEP_BYTES = 64 * 1024
 FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one takes a second
 LENGTH_BYTES = 8
-UNBOUNDED = timedelta(days=1)
 GOODBYE_S = 2.0
 
 
@@ -117,6 +118,7 @@ class TorchCommunicator(Communicator):
         self._kept = KeptTensors()
         bulletin = Bulletin(PrefixStore("bulletin", own), self.rank, self.size)
         self._waits = Waits(bulletin, self.rank, timeout_s)
+        self._device_group = DeviceGroup(data_group, self._waits)
         self._check_calls = check_calls
         self._aborted_here = False
         self._abort_lock = threading.Lock()
@@ -182,7 +184,20 @@ class TorchCommunicator(Communicator):
                 check_calls=check_calls,
             )
         communicator._owns_everything = True
+        communicator._meet_on_devices(watch)
         return communicator
+
+    def _meet_on_devices(self, watch: Callable[[], None] | None) -> None:
+        """Has nccl connect the ranks, if the group is of it."""
+        if not self._device_group.is_nccl:
+            return
+        device = self._place if self._place.type == "cuda" else torch.device("cuda")
+        try:
+            self._device_group.meet(torch.ones(1, device=device), self.timeout_s, watch)
+        except BaseException as error:
+            self.abort(f"{type(error).__name__}: {error}")
+            self.close()
+            raise
 
     def call_sites(self) -> CallSites | None:
         names = ("_start", "_all_reduce", "_scatter_rows", "_gather_rows")
@@ -214,7 +229,7 @@ class TorchCommunicator(Communicator):
     def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
         """The rows that this rank owns, and no others."""
         own = self.owned_rows(num_tokens, hidden_size, dtype)
-        return super().new_residual(len(own), hidden_size, dtype)
+        return torch.zeros((len(own), hidden_size), device=self._place)
 
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms
@@ -245,6 +260,17 @@ class TorchCommunicator(Communicator):
         self._check_usable()
         self._waits.check()
 
+    def wait_for(self, event: DeviceEvent) -> None:
+        """As for every communicator; a timeout names the ranks that do not answer."""
+        self._check_usable()
+        try:
+            if not happens(event, self._device_timeout_s, self._look, SLICE_S):
+                self._waits.give_up_on_device(self._device_timeout_s)
+        except (RankError, CommunicatorTimeout):
+            self._end_device_calls()
+            raise
+        self._check_usable()
+
     def abort(self, reason: str) -> None:
         """As for every communicator; the others notice within `bulletin.SLICE_S` of waiting, or at their next call."""
         failure = RankError(f"rank {self.rank} aborted the job: {reason}", self.rank)
@@ -255,6 +281,7 @@ class TorchCommunicator(Communicator):
             self._waits.failure = self._waits.failure or failure
             with suppress(RuntimeError):  # the store may be gone with rank 0
                 self._waits.bulletin.abort(str(failure), self.rank)
+            self._end_device_calls()
 
     def close(self) -> None:
         with self._abort_lock:
@@ -268,10 +295,10 @@ class TorchCommunicator(Communicator):
             elif self._aborted_here:
                 self._waits.bulletin.wait_until_heard(patience_s)
         if self._owns_everything:
-            dist.destroy_process_group()
+            self._device_group.destroy()
         # With the last reference to a group go its connections, however long this object lives.
         groups = [self._data, self._control]
-        del self._data, self._control, self._host
+        del self._data, self._control, self._host, self._device_group
         self._kept.clear()
         if unfinished := self._waits.let_go():
             end_later(groups, unfinished)
@@ -281,7 +308,7 @@ class TorchCommunicator(Communicator):
         if tensor.numel() == 0:
             return
         if tensor.is_cuda:
-            self._data.allreduce([tensor]).wait()
+            self._device_group.all_reduce(tensor, "all_reduce")
         elif self.size > 2 and tensor.nbytes >= TWO_STEP_BYTES:
             self._reduce_in_two_steps(tensor)
         else:
@@ -317,7 +344,7 @@ class TorchCommunicator(Communicator):
             share = -(-num_tokens // self.size)
             padded = torch.nn.functional.pad(hidden, (0, 0, 0, self.size * share - num_tokens))
             summed = hidden.new_empty(share, hidden_size)
-            self._data._reduce_scatter_base(summed, padded, ReduceScatterOptions()).wait()
+            self._device_group.scatter_sums(padded, summed, "all_reduce_rms_norm")
             return summed[: len(own)]
         # gloo has no reduce-scatter of its own, and its order of summing would depend on the batch.
         row_bytes = hidden_size * hidden.itemsize
@@ -338,7 +365,7 @@ class TorchCommunicator(Communicator):
             own = torch.nn.functional.pad(own, (0, 0, 0, share - own.shape[0]))
         gathered = own.new_empty(self.size * share, own.shape[1])
         if own.is_cuda:
-            self._data._allgather_base(gathered, own).wait()
+            self._device_group.all_gather(own, gathered, "all_reduce_rms_norm")
         else:
             self._waits.finish(
                 self._host._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
@@ -348,7 +375,7 @@ class TorchCommunicator(Communicator):
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
         self._start(f"all_gather of {_describe(tensor)}", tensor)
         if tensor.is_cuda:
-            self._data._allgather_base(gathered, tensor).wait()
+            self._device_group.all_gather(tensor, gathered, "all_gather")
         elif tensor.numel():
             gathered.view(-1).copy_(self._gather_bytes(_as_bytes(tensor), "all_gather").view(tensor.dtype))
 
@@ -356,11 +383,11 @@ class TorchCommunicator(Communicator):
         self._start(f"broadcast of {_describe(tensor)} from rank {root}", tensor)
         if tensor.numel() == 0:
             return
-        options = BroadcastOptions()
-        options.rootRank = root
         if tensor.is_cuda:
-            self._data.broadcast([tensor], options).wait()
+            self._device_group.broadcast(tensor, root, "broadcast")
         else:
+            options = BroadcastOptions()
+            options.rootRank = root
             self._waits.finish(self._host.broadcast([_as_bytes(tensor)], options), "broadcast")
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
@@ -412,6 +439,24 @@ class TorchCommunicator(Communicator):
                     "every rank must make the same calls in order"
                 )
                 raise copy(self._waits.failure)
+
+    @property
+    def _place(self) -> torch.device:
+        """Where this rank's tensors are."""
+        return self.kernels.device
+
+    @property
+    def _device_timeout_s(self) -> float:
+        """How long `wait_for` waits."""
+        return self.timeout_s
+
+    def _look(self) -> None:
+        self._waits.look("a wait for its device")
+
+    def _end_device_calls(self) -> None:
+        """Ends what hangs on this rank's device. A group of somebody else's is ended by its own timeout."""
+        if self._owns_everything:
+            self._device_group.end()
 
     def _check_usable(self) -> None:
         if self._closed:

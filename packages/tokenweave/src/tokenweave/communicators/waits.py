@@ -11,7 +11,7 @@ import re
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tokenweave.communicators.bulletin import SLICE_S
 from tokenweave.errors import CollectiveMismatch, CommunicatorTimeout, RankError
@@ -52,9 +52,13 @@ class Waits:
                 else:
                     gave_up = GROUP_GAVE_UP in str(error)
                     if not gave_up:
-                        self._fail_as_lost(call, error)
+                        self.fail_as_lost(call, error)
             timed_out = not idle and time.monotonic() >= deadline
             self._look_at_bulletin(call, timed_out or gave_up)
+
+    @property
+    def name(self) -> str:
+        return f"rank {self._rank}"
 
     def check(self) -> None:
         """Raises `RankError` if the job has ended."""
@@ -64,7 +68,33 @@ class Waits:
             self.failure = error
             raise
         except RuntimeError as error:
-            self._fail_as_lost("a wait for the link", error)
+            self.fail_as_lost("a wait for the link", error)
+
+    def look(self, call: str) -> None:
+        """Looks at the bulletin once, as a wait does that goes on.
+
+        Raises:
+            RankError: the job has ended, or a rank has left that the wait is for.
+        """
+        self._look_at_bulletin(call, timed_out=False)
+
+    def give_up_on_device(self, waited_s: float) -> NoReturn:
+        """Raises what a wait for this rank's device raises that has taken too long; it names who does not answer."""
+        try:
+            silent = self.bulletin.silent(self.step)
+        except RankError as error:
+            self.failure = error
+            raise
+        except RuntimeError as error:
+            self.fail_as_lost("a wait for its device", error)
+        who = f"{_ranks(silent)} did not answer" if silent else "every other rank answered"
+        message = f"{self.name} waited {waited_s:g} s for its device, and {who}"
+        self.failure = RankError(message, silent[0] if len(silent) == 1 else None)
+        with suppress(RuntimeError):
+            self.bulletin.abort(message, self.failure.rank)
+        raise CommunicatorTimeout(
+            f"{message}; check that they are alive, or raise timeout_s where a pass takes longer"
+        )
 
     def let_go(self) -> list[dist.Work]:
         """Drops the bulletin and returns the work that has not ended; the last call."""
@@ -90,9 +120,9 @@ class Waits:
             self.failure = error
             raise
         except RuntimeError as error:
-            self._fail_as_lost(call, error)
+            self.fail_as_lost(call, error)
 
-    def _fail_as_lost(self, call: str, cause: RuntimeError) -> None:
+    def fail_as_lost(self, call: str, cause: RuntimeError) -> NoReturn:
         """Raises `RankError` for a connection that broke, naming the rank that no longer answers."""
         try:
             silent = self.bulletin.roll_call(self.step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,11 @@ def send(host: Tensor, target: Tensor) -> Tensor:
     if target.device.type == "cuda":
         host = host.pin_memory()
     return target.copy_(host, non_blocking=True)
+
+
+def synchronize(event: torch.cuda.Event) -> None:
+    """Waits for `event`, as long as it takes."""
+    event.synchronize()
 
 
 class Returning:
@@ -27,8 +34,11 @@ class Returning:
             self._tensor.copy_(tensor, non_blocking=True)
             self._copied = torch.cuda.current_stream(tensor.device).record_event()
 
-    def wait(self) -> Tensor:
-        """The tensor on the host. The one place where sampling waits for a device."""
+    def wait(self, wait_for: Callable[[torch.cuda.Event], None] = synchronize) -> Tensor:
+        """The tensor on the host. The one place where sampling waits for a device: by `wait_for` its event.
+
+        Where ranks share the work that is `Communicator.wait_for`, which ends also when one of them is gone.
+        """
         if self._copied is not None:
-            self._copied.synchronize()
+            wait_for(self._copied)
         return self._tensor.cpu()

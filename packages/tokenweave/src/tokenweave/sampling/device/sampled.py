@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenweave.sampling.device.arithmetic import exp_of_negative, masses
-from tokenweave.sampling.device.copies import Returning
+from tokenweave.sampling.device.copies import Returning, synchronize
 from tokenweave.sampling.device.rules import likeliest_of
 from tokenweave.sampling.reference import quanta_of_one
 from tokenweave.sampling.row import SampledRow, SamplingRow
@@ -38,9 +38,9 @@ class DeviceSampled:
         self.tokens = found[:, TOKEN]  # (num_rows,) int64; -1 where the largest logit is not finite
         self._returning = Returning(found[: len(rows)])
 
-    def fetch(self) -> Fetched:
-        """Waits for the device, and gives what it found."""
-        found = self._returning.wait()
+    def fetch(self, wait_for: Callable[[torch.cuda.Event], None] = synchronize) -> Fetched:
+        """Waits for the device, by `wait_for` the event that says when, and gives what it found."""
+        found = self._returning.wait(wait_for)
         each = zip(self._rows, found.tolist(), found.view(torch.float64).tolist(), strict=True)
         records = [_record(row, numbers, floats) for row, numbers, floats in each]
         return Fetched([row for row, _ in records], [logits for _, logits in records])
