@@ -9,15 +9,17 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from support.stored_cases import random_blocks
 from tokenweave.kernels import FORMATS
+
+if TYPE_CHECKING:
+    import gguf  # where GGUF files are written: directories are written without it, as `make gpu` does
 
 VOCAB_SIZE = 331  # a prime: no number of ranks divides it
 CHAT_TEMPLATE = (
@@ -207,6 +209,8 @@ def make_gguf(
     `max_tensors` it is split: `model.gguf` becomes model-00001-of-00003.gguf and so on. `formats` are the quantisations
     of some parts ("v": "Q6_K"), where they have another. `vocab` may be more than the tokenizer has.
     """
+    import gguf
+
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama" if family == "mixtral" else family, split_max_tensors=max_tensors)
     hidden, inter, heads, kv_heads, d = 256, 512, 8, 2, 32
@@ -281,6 +285,8 @@ def make_gguf(
 
 def _quantised(values: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> np.ndarray[Any, Any]:
     """The values in a format; random blocks of about their size where gguf has no quantisation for it."""
+    import gguf
+
     form = FORMATS.get(kind.name.lower())
     if form is None or form.block_values < 256:
         quantised: np.ndarray[Any, Any] = gguf.quants.quantize(values, kind)

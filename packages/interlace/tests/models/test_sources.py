@@ -219,3 +219,21 @@ def test_a_full_disk_is_told_in_one_line() -> None:
     assert advice.endswith(
         "no space left for it; free some, or set INTERLACE_CACHE to a directory on another disk"
     )
+
+
+WITHOUT_GGUF = """
+import sys
+sys.modules["gguf"] = None
+from interlace.models.sources import load_model
+model = load_model(sys.argv[1])
+assert model.weights.load("embed").shape == (331, 64)
+assert model.tokenizer.encode("a river") and not model.sampling_defaults
+"""
+
+
+@pytest.mark.slow
+def test_a_directory_needs_no_package_for_gguf_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_GGUF, str(make_model(tmp_path))], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -45,12 +45,14 @@ class LoadedModel:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises TokenizerError when it is missing, damaged, or of an unsupported kind."""
-        from interlace.models.gguf.source import GgufSource
-        from interlace.models.gguf.tokenizer import tokenizer_from_gguf
         from interlace.models.tokenization.directory import tokenizer_from_directory
 
-        if not isinstance(self.weights, GgufSource):
+        if not is_gguf(self.path):  # then the package gguf need not be there
             return tokenizer_from_directory(self.path)
+        from interlace.models.gguf.source import GgufSource
+        from interlace.models.gguf.tokenizer import tokenizer_from_gguf
+
+        assert isinstance(self.weights, GgufSource)
         try:
             return tokenizer_from_gguf(self.weights.file.fields)
         except TokenizerError as error:
@@ -59,12 +61,14 @@ class LoadedModel:
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
         """The sampling that its files recommend: see `interlace.models.sampling_defaults`. Nothing is checked."""
-        from interlace.models.gguf.source import GgufSource
         from interlace.models.sampling_defaults import defaults_from_directory, defaults_from_gguf
 
-        if isinstance(self.weights, GgufSource):
-            return defaults_from_gguf(self.weights.file.fields)
-        return defaults_from_directory(self.path)
+        if not is_gguf(self.path):
+            return defaults_from_directory(self.path)
+        from interlace.models.gguf.source import GgufSource
+
+        assert isinstance(self.weights, GgufSource)
+        return defaults_from_gguf(self.weights.file.fields)
 
 
 def resolve(name: str, quiet: bool = False) -> Path:
