@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Call, Device, Measure, check_close
 from benchmarks.gpu.findings import Finding
-from benchmarks.gpu.machine import rate_of_copy, rate_of_product
+from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.overlap import COLD_BYTES
 from benchmarks.gpu.stage import StageJob
 from emucxl.bench.harness import Samples, interleaved
@@ -45,8 +45,6 @@ class KernelShapes:
     products: dict[str, tuple[int, int]]  # (n, k)
     attention: tuple[tuple[int, int, int], ...]  # sequences, keys and new tokens of each
     tokens: tuple[int, ...]  # of products and norms
-    floor_bytes: int
-    floor_size: int
     rounds: int
     calls: int
 
@@ -57,35 +55,17 @@ DECODE, PREFILL = (
     ((1, 32768, 1), (64, 2048, 1), (256, 1024, 1)),
     ((1, 2048, 2048), (1, 8192, 8192), (8, 512, 512)),
 )
-FULL = KernelShapes(LLAMA, 4096, PRODUCTS, DECODE + PREFILL, (1, 64, 2048), 1 << 30, 8192, rounds=7, calls=10)
-QUICK = KernelShapes(
-    LLAMA, 4096, PRODUCTS, (DECODE[1], PREFILL[0]), (1, 2048), 1 << 30, 8192, rounds=3, calls=5
-)
+FULL = KernelShapes(LLAMA, 4096, PRODUCTS, DECODE + PREFILL, (1, 64, 2048), rounds=7, calls=10)
+QUICK = KernelShapes(LLAMA, 4096, PRODUCTS, (DECODE[1], PREFILL[0]), (1, 2048), rounds=3, calls=5)
 DRY = KernelShapes(
     HeadLayout(2, (0, 0), 16),
     32,
     {"o": (32, 32)},
     ((2, 20, 1), (1, 5, 5)),
     (2,),
-    1 << 16,
-    64,
     rounds=1,
     calls=1,
 )
-
-
-@dataclass(frozen=True)
-class Floors:
-    """The rates that nothing here can exceed."""
-
-    bytes_per_s: float
-    flops_per_s: float
-
-    def of(self, num_bytes: float, flops: float) -> tuple[float, str]:
-        """The least microseconds, and what bounds them."""
-        return max(
-            (1e6 * num_bytes / self.bytes_per_s, "memory"), (1e6 * flops / self.flops_per_s, "arithmetic")
-        )
 
 
 @dataclass(frozen=True)
@@ -103,10 +83,7 @@ def run(job: StageJob) -> None:
     device = job.device
     shapes = DRY if job.options.is_dry_run else QUICK if job.options.is_quick else FULL
     kernels = make_kernels("cuda", device=device.kind)
-    floors = Floors(
-        rate_of_copy(device, shapes.floor_bytes, shapes.rounds).median,
-        rate_of_product(device, shapes.floor_size, shapes.rounds).median,
-    )
+    floors = Floors.measured(device, job.options.is_dry_run)
     kept: dict[str, object] = {"bytes_per_s": floors.bytes_per_s, "flops_per_s": floors.flops_per_s}
     for case in cases(device, kernels, shapes):
         found = interleaved({"ours": case.ours, "torch": case.with_torch}, shapes.rounds)

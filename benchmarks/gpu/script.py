@@ -31,7 +31,8 @@ def run_stage(stage: Stage, options: StageOptions, folder: Path) -> StageOutcome
 def environment_of(is_dry_run: bool) -> dict[str, str]:
     """So that a stage finds this checkout's sources where nothing is installed, and says where it is if it hangs."""
     own = subprocess_environment()
-    paths = [*map(str, SOURCES), str(ROOT / "tests"), str(ROOT), *filter(None, [own.get("PYTHONPATH")])]
+    others = (ROOT / "tests", ROOT / "docs" / "images", ROOT)
+    paths = [*map(str, (*SOURCES, *others)), *filter(None, [own.get("PYTHONPATH")])]
     changes = {
         "PYTHONPATH": ":".join(paths),
         "PYTHONFAULTHANDLER": "1",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks.gpu.device import Device, check_close
 from benchmarks.gpu.findings import Finding, StageFile, Verdict, asked
+from benchmarks.gpu.spans import PRODUCT, REDUCTION, Span, busy_us, covered_us, profiled
 from benchmarks.gpu.stack import Stack, StackInput, StackShape
 from benchmarks.gpu.stage import StageJob
 from emucxl.bench.harness import Samples, interleaved
@@ -25,7 +27,6 @@ NUM_LAYERS = 80  # of Llama-3-70B
 FULL = StackShape(2, num_layers=4, num_tokens=2048, hidden_size=4096, inner_size=4096, num_ctas=8)
 DRY = StackShape(1, num_layers=1, num_tokens=4, hidden_size=32, inner_size=16, num_ctas=1)
 BOUND = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # of the relative error
-FUSED_KERNEL = "peer_kernel"
 
 
 def run(job: StageJob) -> None:
@@ -127,55 +128,27 @@ def gain_in_graphs(times: dict[str, Samples]) -> Finding:
 
 def trace_of(woven: Callable[[], None], job: StageJob) -> None:
     """Keeps the order of a woven run's kernels, and how much of the reductions ran beside products."""
-    from torch.profiler import ProfilerActivity, profile
-
-    is_gpu = job.device.kind == "cuda"
     woven()
-    job.device.synchronize()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]
-    with profile(activities=activities) as profiler:
-        woven()
-        job.device.synchronize()
     path = job.options.artefact("trace.json.gz")
-    profiler.export_chrome_trace(str(path))
-    kernels = kernels_of(profiler.events()) if is_gpu else []
-    job.told.keep(kernels=kernels, trace=path.name)
+    spans = profiled(woven, job.device.synchronize, path, job.device.kind == "cuda")
+    job.told.keep(kernels=[asdict(span) for span in spans], trace=path.name)
     what = f"reductions that ran beside products ({path.name})"
-    reductions = [each for each in kernels if FUSED_KERNEL in each["name"]]
+    job.told.show(beside_products(what, spans))
+    if spans:
+        from benchmarks.gpu.picture import (
+            draw,
+        )  # which finds `svg` where a stage does, among the documentation's
+
+        about = f"four layers of products, woven over {FULL.size} ranks on one {job.device.name}"
+        drawn = draw(spans, "The order of a woven run's kernels", about)
+        job.options.artefact("kernels.svg").write_text(drawn)
+
+
+def beside_products(what: str, spans: list[Span]) -> Finding:
+    """How much of the reductions' time had a product beside it."""
+    reductions = [span for span in spans if span.kind == REDUCTION]
     if not reductions:
-        job.told.show(Finding(what, "the profiler saw none", "", Verdict.NOT_RUN))
-        return
-    products = [each for each in kernels if is_product(each["name"])]
-    total_us = covered_us(reductions, reductions)
-    got = f"{covered_us(reductions, products) / total_us:.0%} of {total_us:,.0f} us"
-    job.told.show(Finding(what, got))
-
-
-def kernels_of(events: Any) -> list[dict[str, Any]]:
-    """Name, beginning and end in microseconds of what ran on the GPU, in the order in which it began."""
-    found = [
-        {"name": event.name[:80], "begin_us": event.time_range.start, "end_us": event.time_range.end}
-        for event in events
-        if event.device_type.name == "CUDA"
-    ]
-    return sorted(found, key=lambda each: float(each["begin_us"]))
-
-
-def is_product(name: str) -> bool:
-    """By the names of cuBLAS's kernels."""
-    return any(word in name.lower() for word in ("gemm", "cutlass", "nvjet", "xmma"))
-
-
-def covered_us(spans: list[dict[str, Any]], by: list[dict[str, Any]]) -> float:
-    """How long at least one of `spans` and at least one of `by` ran, in microseconds."""
-    edges: list[tuple[float, int, int]] = []
-    for which, group in enumerate((spans, by)):
-        for each in group:
-            edges += [(each["begin_us"], which, 1), (each["end_us"], which, -1)]
-    running, last_us, total_us = [0, 0], 0.0, 0.0
-    for at_us, which, change in sorted(edges):
-        if running[0] and running[1]:
-            total_us += at_us - last_us
-        running[which] += change
-        last_us = at_us
-    return total_us
+        return Finding(what, "the profiler saw none", "", Verdict.NOT_RUN)
+    products = [span for span in spans if span.kind == PRODUCT]
+    total_us = busy_us(reductions)
+    return Finding(what, f"{covered_us(reductions, products) / total_us:.0%} of {total_us:,.0f} us")
