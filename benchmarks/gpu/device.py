@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Call = Callable[[], object]
 Measure = Callable[[], float]
+Function = TypeVar("Function", bound=Callable[..., Any])
 RankKernel = Callable[[int, int], None]  # of a rank and a number of tokens
 
 TIMEOUT_S = 2.0  # of a rank that waits for another in vain
@@ -45,6 +46,10 @@ class Device(ABC):
     @abstractmethod
     def captured(self, call: Call, calls: int = 1) -> Call:
         """A CUDA graph of `calls` calls, made after one that is not part of it; calling it replays the graph."""
+
+    @abstractmethod
+    def compiled(self, function: Function) -> Function:
+        """`function`, compiled by torch when it is first called with each kind of arguments."""
 
     @abstractmethod
     def timed(self, call: Call, calls: int = 1) -> Measure:
@@ -73,6 +78,19 @@ class Device(ABC):
             took_s = time.perf_counter() - begin_s
             self.synchronize()
             return 1e6 * took_s / calls
+
+        return measure
+
+    def walled(self, call: Call, calls: int = 1) -> Measure:
+        """Times each of `calls` calls of `call` by the host's clock: from an idle device until it is idle again."""
+
+        def measure() -> float:
+            self.synchronize()
+            begin_s = time.perf_counter()
+            for _ in range(calls):
+                call()
+            self.synchronize()
+            return 1e6 * (time.perf_counter() - begin_s) / calls
 
         return measure
 
@@ -126,6 +144,9 @@ class Gpu(Device):
         torch.cuda.synchronize()
         return graph.replay
 
+    def compiled(self, function: Function) -> Function:
+        return cast("Function", torch.compile(function))
+
     def timed(self, call: Call, calls: int = 1) -> Measure:
         event: Any = torch.cuda.Event  # untyped in torch
 
@@ -166,6 +187,10 @@ class StandIn(Device):
                 call()
 
         return replay
+
+    def compiled(self, function: Function) -> Function:
+        """As it is: to trace it takes seconds, to compile it for a processor more."""
+        return function
 
     def timed(self, call: Call, calls: int = 1) -> Measure:
         def measure() -> float:

@@ -11,8 +11,9 @@ import math
 import resource
 import signal
 import sys
+import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,12 @@ class StageJob:
 
     told: StageFile
     options: StageOptions
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """The time until the stage is ended."""
+        return self.options.bound_s - (time.monotonic() - self.began_s)
 
     @cached_property
     def device(self) -> Device:

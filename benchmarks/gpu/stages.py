@@ -34,10 +34,13 @@ STAGES = (
     Stage("machine", "the GPU and its floors", 45, 30),
     Stage("build", "the native libraries", 300, 300, needs_device=False, is_counted=False),
     Stage("tests", "the tests that need a GPU", 120, 25),
+    Stage("families", "every family beside transformers", 45, 20),
     Stage("kernels", "the kernels of a layer", 45, 20),
+    Stage("engine", "the engine on Llama-3-8B's shapes", 60, 30),
     Stage("fused", "the fused operation, ranks on one GPU", 75, 25),
     Stage("overlap", "products beside communication", 45, 20),
     Stage("streams", "woven plans on streams and in graphs", 45, 20),
+    Stage("peers", "the engine beside a plain loop and transformers", 150, 30),
 )
 BUDGET_S = 240.0  # for all stages that are counted
 QUICK_BUDGET_S = 60.0

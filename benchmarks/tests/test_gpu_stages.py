@@ -18,8 +18,8 @@ import torch
 from benchmarks.gpu.build import build
 from benchmarks.gpu.device import StandIn, check_close
 from benchmarks.gpu.findings import State, Verdict
+from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.fused import FusedCase, findings
-from benchmarks.gpu.kernels import Floors
 from benchmarks.gpu.kernels import finding as kernel_finding
 from benchmarks.gpu.overlap import overlap_text, slow_down
 from benchmarks.gpu.process import StageOutcome
@@ -27,27 +27,49 @@ from benchmarks.gpu.registers import Registers, registers_of
 from benchmarks.gpu.script import environment_of, run_stage
 from benchmarks.gpu.stack import StackInput, StackShape
 from benchmarks.gpu.stages import STAGES, StageOptions, stages_named
-from benchmarks.gpu.streams import covered_us, is_product
 from emucxl.bench.harness import Samples
 from interlace.errors import BenchError
 
 PATIENCE_S = 150.0
 
 
-def test_a_dry_run_goes_through_every_stage(invoke: Callable[..., Any], tmp_path: Path) -> None:
+ENGINES = ("families", "engine", "peers")  # stages that import transformers, or run whole models interpreted
+LIGHT = [stage.name for stage in STAGES if stage.name not in ENGINES]
+
+
+def dry_run(invoke: Callable[..., Any], tmp_path: Path, names: list[str]) -> tuple[dict[str, Any], Path]:
+    """The stages of a dry run, all done, and the file of its record."""
     pytest.importorskip("triton", reason="triton is not installed")
-    result = invoke("gpu", "--dry-run", "--json", "--out", str(tmp_path))
+    result = invoke("gpu", "--dry-run", "--json", "--out", str(tmp_path), "--stages", ",".join(names))
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    stages = found["results"]["stages"]
-    assert {name: each["state"] for name, each in stages.items()} == {each.name: "done" for each in STAGES}
+    stages: dict[str, Any] = found["results"]["stages"]
+    assert {name: each["state"] for name, each in stages.items()} == dict.fromkeys(names, "done")
     assert found["results"]["is_dry_run"]
     assert all(each["findings"] for each in stages.values())
-    (path,) = tmp_path.glob("*/gpu-dry-run.json")
+    (path,) = tmp_path.glob("*/gpu-dry-run-*.json")
     assert json.loads(path.read_text()) == found
+    assert list(tmp_path.iterdir()) == [path.parent], "the stages' own files are gone"
+    return stages, path
+
+
+def test_a_dry_run_goes_through_every_stage_that_runs_no_engine(
+    invoke: Callable[..., Any], tmp_path: Path
+) -> None:
+    stages, path = dry_run(invoke, tmp_path, LIGHT)
     with gzip.open(path.with_name(stages["streams"]["data"]["trace"]), "rt") as trace:
         assert json.load(trace)["traceEvents"]
-    assert list(tmp_path.iterdir()) == [path.parent], "the stages' own files are gone"
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_the_stages_of_the_engine(invoke: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    stages, _ = dry_run(invoke, tmp_path, list(ENGINES))
+    verdicts = {each["what"]: each["verdict"] for each in stages["families"]["findings"]}
+    assert set(verdicts.values()) == {"met"}, verdicts
+    assert {"logits_off_by", "cases"} <= stages["engine"]["data"].keys()
+    compared = [names for names in stages["peers"]["data"]["peers"].values() if "transformers" in names]
+    assert [list(names) for names in compared] == [["ours", "plain loop", "transformers"]] * 2
 
 
 def outcome_of_tests(tmp_path: Path, files: dict[str, str], **options: Any) -> StageOutcome:
@@ -223,22 +245,6 @@ def test_a_floor_is_the_longer_of_its_bytes_and_its_operations() -> None:
     found = {"ours": Samples((4.0,)), "torch": Samples((6.0,))}
     told = kernel_finding("norm", found, *floors.of(2e6, 0.0))
     assert told.got == "4.0 (4.0-4.0) us, 50% of the floor (memory); torch takes 1.50 times as long"
-
-
-def spans(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"name": "", "begin_us": begin, "end_us": end} for begin, end in pairs]
-
-
-def test_time_beside_others_counts_once_however_many_there_are() -> None:
-    assert covered_us(spans((0, 10)), spans((5, 7), (6, 20))) == 5
-    assert covered_us(spans((0, 10), (2, 4)), spans((0, 10), (2, 4))) == 10
-    assert covered_us(spans((0, 1)), spans((1, 2))) == 0
-
-
-def test_products_are_known_by_the_names_of_their_kernels() -> None:
-    assert is_product("nvjet_tst_256x128_64x4")
-    assert is_product("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm>")
-    assert not is_product("peer_kernel")
 
 
 def test_a_result_that_is_not_a_number_is_not_close() -> None:

@@ -69,18 +69,12 @@ class Scheduler:
         self.blocks.free(sequence.drop_blocks())
 
     def schedule(self) -> list[Scheduled]:
-        """The next pass; empty only when there is nothing to do. Blocks for its tokens are allocated.
-
-        A sequence that has all its tokens, but for pending ones, is left out: it ends when these are known.
-        """
+        """The next pass; empty only when there is nothing left to do. Blocks for its tokens are allocated."""
         batch: list[Scheduled] = []
-        budget, position = self.max_num_batched_tokens, 0
+        budget = self.max_num_batched_tokens
         preemptions_before = self.num_preemptions
-        while budget > 0 and position < len(self.running):
-            sequence = self.running[position]
-            position += 1
-            if sequence.num_pending and sequence.is_full_then:
-                continue
+        while budget > 0 and len(batch) < len(self.running):
+            sequence = self.running[len(batch)]
             num_new = min(sequence.num_uncomputed, budget)
             if not self._make_room(sequence, num_new):
                 break

@@ -11,7 +11,6 @@ from torch import Tensor
 from tokenweave.communicators.activation_ring import BuffersTaken
 from tokenweave.communicators.bulletin import SLICE_S
 from tokenweave.communicators.device_wait import happens
-from tokenweave.communicators.kept_tensors import KeptTensors
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
 from tokenweave.traffic import exchanges_of_sum
 
@@ -66,7 +65,6 @@ class Communicator(ABC):
         self.size = size
         self.timeout_s = timeout_s
         self._kernels = kernels
-        self._kept = KeptTensors()
 
     @property
     def kernels(self) -> Kernels:
@@ -106,7 +104,6 @@ class Communicator(ABC):
             )
         gathered = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
         self._all_gather(tensor.contiguous(), gathered)
-        self._kept.keep(tensor, gathered)
         return gathered
 
     def gather_columns(self, tensor: Tensor, widths: Sequence[int], root: int = 0) -> Tensor | None:
@@ -126,7 +123,6 @@ class Communicator(ABC):
             return tensor
         gathered = tensor.new_empty((tensor.shape[0], sum(widths))) if self.rank == root else None
         self._gather_columns(tensor.contiguous(), widths, root, gathered)
-        self._kept.keep(tensor, gathered)
         return gathered
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> None:
@@ -200,9 +196,7 @@ class Communicator(ABC):
         communicator between calls: only the rows `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
-        normed = self._add_rms_norm(hidden, residual, norms)
-        self._kept.keep(hidden, residual, normed)
-        return normed
+        return self._add_rms_norm(hidden, residual, norms)
 
     def reduce_norm_phases(
         self, hidden: Tensor, residual: Tensor, norms: ResidualNorms

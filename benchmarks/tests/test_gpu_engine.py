@@ -1,0 +1,148 @@
+"""The stages of `make gpu` that run the engine and its peers: work, floors, weights, and what is told of figures."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+
+from benchmarks.gpu.device import StandIn
+from benchmarks.gpu.engine import DRY, FULL, QUICK, against_floor, idle
+from benchmarks.gpu.families import FamilyErrors
+from benchmarks.gpu.families import findings as family_findings
+from benchmarks.gpu.findings import Verdict
+from benchmarks.gpu.floors import Floors
+from benchmarks.gpu.llama import LLAMA_8B, TINY, PassWork, decode_work, prefill_work
+from benchmarks.gpu.peers import beside
+from benchmarks.gpu.plain import PlainLoop, StaticCache
+from benchmarks.gpu.weights import RandomWeights
+from emucxl.bench.harness import Samples
+from interlace.models.config import weight_shapes
+
+FLOORS = Floors(bytes_per_s=1e12, flops_per_s=1e15)
+IDS = torch.tensor([[3, 14, 15, 92, 65, 35, 8, 9], [79, 3, 23, 84, 62, 64, 33, 83]])
+NUM_READ = 5
+
+
+@pytest.fixture(scope="module")
+def weights() -> RandomWeights:
+    return RandomWeights(TINY, StandIn())
+
+
+def test_a_step_reads_every_weight_but_the_embedding_once_and_every_key() -> None:
+    matrices = {name: shape for name, shape in weight_shapes(LLAMA_8B).items() if len(shape) == 2}
+    values = sum(prod(shape) for name, shape in matrices.items() if name != "embed")
+    keys = 8 * 100 * 2 * 32 * 8 * 128  # sequences, tokens, keys and values, layers, heads, dimensions
+    assert decode_work(LLAMA_8B, 8, 100, 2).num_bytes == 2 * (values + keys)
+    assert decode_work(LLAMA_8B, 1, 0, 2).flops == 2 * values
+
+
+def test_a_prompt_goes_through_all_layers_but_only_its_last_token_through_the_rest_of_the_last() -> None:
+    layer = sum(
+        prod(shape)
+        for name, shape in weight_shapes(TINY).items()
+        if name.startswith("layers.0.") and len(shape) > 1
+    )
+    kept, head = 2 * 2 * 16 * 32, 96 * 32  # k and v; the output head
+    pairs = 5 * 6 // 2 + 5  # of the first layer, and of the last token in the last
+    products = 5 * (layer + kept) + (layer - kept) + head
+    assert prefill_work(TINY, 5, 2).flops == 2 * products + 4 * pairs * 4 * 16
+
+
+def test_random_weights_are_given_as_views_of_what_was_made(weights: RandomWeights) -> None:
+    assert set(weights.names) == set(weight_shapes(TINY))
+    for name, shape in weight_shapes(TINY).items():
+        assert weights.load(name).shape == shape
+        assert weights.load(name).data_ptr() == weights[name].data_ptr()
+    joined = weights["layers.1.qkv"]
+    assert torch.equal(joined, torch.cat([weights[f"layers.1.{part}"] for part in "qkv"]))
+    assert joined.untyped_storage().data_ptr() == weights["layers.1.k"].untyped_storage().data_ptr()
+    assert torch.equal(weights.load("embed", range(3, 9), range(2, 7)), weights["embed"][3:9, 2:7])
+    assert not torch.equal(weights["layers.0.o"], weights["layers.1.o"])
+
+
+def all_logits(model: PlainLoop, read: int) -> torch.Tensor:
+    """The logits after the first `read` tokens, and after each later one."""
+    cache: StaticCache = model.new_cache(len(IDS), IDS.shape[1])
+    found = [model.prefill(IDS[:, :read], cache)]
+    found += [model.decode(IDS[:, at : at + 1], cache) for at in range(read, IDS.shape[1])]
+    return torch.stack(found)
+
+
+def test_the_plain_loop_gives_in_steps_what_it_gives_at_once(weights: RandomWeights) -> None:
+    plain = PlainLoop(weights, StandIn())
+    torch.testing.assert_close(all_logits(plain, 2)[3:], all_logits(plain, NUM_READ))
+
+
+@pytest.mark.slow
+def test_the_plain_loop_is_transformers(weights: RandomWeights) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from benchmarks.gpu.transformers_peer import TransformersPeer
+
+    peer = TransformersPeer(weights, StandIn())
+    expected = all_logits(peer, NUM_READ)  # type: ignore[arg-type]  # it has the same methods
+    torch.testing.assert_close(all_logits(PlainLoop(weights, StandIn()), NUM_READ), expected)
+    torch.testing.assert_close(peer.prefill_alone(IDS[:, :NUM_READ]), expected[0])
+    own = peer._model.model.layers[0].self_attn.q_proj.weight
+    assert own.data_ptr() == weights["layers.0.q"].data_ptr(), "nothing is copied"
+
+
+class Tracing(StandIn):
+    """Traces what is to be compiled, as torch does before it compiles: a whole function, or an error."""
+
+    def compiled(self, function):  # type: ignore[no-untyped-def]
+        return torch.compile(function, backend="eager", fullgraph=True)
+
+
+@pytest.mark.slow
+def test_blocks_and_transformers_can_be_compiled_as_a_whole(weights: RandomWeights) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from benchmarks.gpu.transformers_peer import TransformersPeer
+
+    expected = all_logits(PlainLoop(weights, StandIn()), NUM_READ)
+    torch.testing.assert_close(all_logits(PlainLoop(weights, Tracing()), NUM_READ), expected)
+    peer = TransformersPeer(weights, Tracing(), is_compiled=True)
+    torch.testing.assert_close(all_logits(peer, NUM_READ), expected)  # type: ignore[arg-type]
+
+
+def test_there_is_room_for_every_step_that_is_measured() -> None:
+    for shapes in (FULL, QUICK, DRY):
+        assert shapes.num_steps >= shapes.steps * (shapes.warm_up + shapes.rounds + 1)
+        assert shapes.num_tokens >= max(shapes.batches) * (shapes.prompt + shapes.num_steps)
+        assert shapes.num_tokens > max(shapes.prefills)
+        assert shapes.prompt + shapes.num_steps <= shapes.config.max_position
+
+
+def test_figures_are_held_against_the_floor() -> None:
+    work = PassWork(num_bytes=8e9, flops=1e9)  # 8 ms of memory
+    met = against_floor("decode", Samples((10_000.0,)), FLOORS, work, 4, 0.8)
+    assert met.got == "10.00 (10.00-10.00) ms, 400 tokens/s, 80% of the floor (memory)"
+    assert (met.target, met.verdict) == (">= 80%", Verdict.MET)
+    assert against_floor("decode", Samples((10_001.0,)), FLOORS, work, 4, 0.8).verdict is Verdict.MISSED
+    assert against_floor("decode", Samples((1e6,)), FLOORS, work, 4, None).verdict is Verdict.NONE
+
+
+@pytest.mark.parametrize(
+    ("device_us", "verdict"), [(95.1, Verdict.MET), (94.0, Verdict.MISSED), (None, Verdict.NOT_RUN)]
+)
+def test_the_device_may_be_idle_for_a_twentieth_of_a_step(device_us: float | None, verdict: Verdict) -> None:
+    assert idle("host", Samples((100.0,)), device_us).verdict is verdict
+
+
+def test_the_family_that_is_furthest_off_is_told_for_each_dtype() -> None:
+    good, odd = FamilyErrors(1e-6, 0.02, 0.03), FamilyErrors(1e-7, 0.08, 0.03)
+    exact, rounded = family_findings({"llama": good, "gemma": odd})
+    assert (exact.what, exact.got) == (
+        "2 families beside transformers, float32",
+        "llama is off by 1.0e-06, no other by more",
+    )
+    assert rounded.got == "gemma is off by 8.0e-02; transformers in bfloat16 by 3.0e-02"
+    assert (exact.verdict, rounded.verdict) == (Verdict.MET, Verdict.MISSED)
+    assert list(family_findings({})) == []
+
+
+def test_peers_are_told_by_how_many_times_as_long_they_take() -> None:
+    found = {"ours": Samples((2000.0, 4000.0)), "loop": Samples((3000.0, 6000.0))}
+    assert beside("decode", found).got == "3.00 ms; times as long: loop 1.50 (1.50-1.50)"
+    assert beside("decode", {"ours": Samples((2000.0,))}).got == "2.00 ms; times as long: nobody"
