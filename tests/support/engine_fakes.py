@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,14 @@ class FakeRanks:
         self.closed = False
         self.is_traced = False
 
-    def execute(self, batch: ForwardBatch) -> Tensor:
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
+        if batch.is_fed:
+            assert sampled is not None, "tokens of a pass that gave none"
+            ids = [
+                token if token >= 0 else max(0, int(sampled[-1 - token]))
+                for token in batch.token_ids.tolist()
+            ]
+            batch = replace(batch, token_ids=torch.tensor(ids, dtype=torch.int32))
         if self.failure is not None:
             raise self.failure
         self.batches.append(batch)

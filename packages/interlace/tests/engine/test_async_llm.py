@@ -26,11 +26,11 @@ class HeldRanks(FakeRanks):
         super().__init__()
         self.is_held, self.may_go = threading.Event(), threading.Event()
 
-    def execute(self, batch: ForwardBatch) -> Tensor:
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
         if len(self.batches) == 2:
             self.is_held.set()
             assert self.may_go.wait(PATIENCE_S)
-        return super().execute(batch)
+        return super().execute(batch, sampled)
 
     async def until_held(self) -> None:
         assert await asyncio.to_thread(self.is_held.wait, PATIENCE_S)

@@ -37,8 +37,8 @@ def test_penalised_sequences_may_be_more_than_slots(batches: list[list[int]]) ->
     sequences = [make_sequence(PENALISED, first) for first in range(5)]
     for step, indices in enumerate(batches):
         batch, logits = [sequences[index] for index in indices], logits_of(len(indices), step)
-        found = on_device.sample(logits, batch)
-        assert found == HostSampler().sample(logits, batch)
+        found = on_device.sample(logits, batch).fetch()
+        assert found == HostSampler().sample(logits, batch).fetch()
         for sequence, token in zip(batch, found, strict=True):
             assert isinstance(token, SampledToken)
             sequence.append_token(token.token_id)
@@ -51,7 +51,7 @@ def test_a_sequence_that_ended_leaves_its_slot() -> None:
         on_device.sample(logits_of(1, step), [sequence])
         on_device.forget(sequence)
     on_device.forget(make_sequence(SamplingParams()))  # one that never had a slot
-    assert on_device.sample(logits_of(0, 0), []) == []
+    assert on_device.sample(logits_of(0, 0), []).fetch() == []
 
 
 def test_logprobs_are_those_of_the_host() -> None:
@@ -59,7 +59,7 @@ def test_logprobs_are_those_of_the_host() -> None:
     batch = [
         make_sequence(SamplingParams(seed=seed, logprobs=count)) for seed, count in enumerate((4, 0, None))
     ]
-    found, expected = on_device.sample(logits, batch), HostSampler().sample(logits, batch)
+    found, expected = on_device.sample(logits, batch).fetch(), HostSampler().sample(logits, batch).fetch()
     for own, others in zip(found, expected, strict=True):
         assert isinstance(own, SampledToken)
         assert isinstance(others, SampledToken)
@@ -75,7 +75,7 @@ def test_logprobs_are_those_of_the_host() -> None:
 def test_a_row_without_a_token_fails_alone() -> None:
     on_device, logits = SamplerOnDevice(VOCAB, 2, CPU), logits_of(2, 1)
     logits[0] = math.nan
-    failed, good = on_device.sample(logits, [make_sequence(SamplingParams(seed=1))] * 2)
+    failed, good = on_device.sample(logits, [make_sequence(SamplingParams(seed=1))] * 2).fetch()
     assert isinstance(failed, RequestFailed)
     assert "expected a finite number" in str(failed)
     assert isinstance(good, SampledToken)

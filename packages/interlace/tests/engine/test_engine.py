@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from interlace.engine.engine import end_token_ids
 from interlace.engine.output import RequestOutput
 from interlace.engine.sampling_params import SamplingParams
 from interlace.errors import CacheTooSmall, EngineError, PromptTooLong, RankFailed, RequestError
+from interlace.models.batch import ForwardBatch
 from support.engine_fakes import (
     EOS,
     VOCAB_SIZE,
@@ -21,6 +24,7 @@ from support.engine_fakes import (
     run_all,
     run_alone,
 )
+from tokenweave.sampling.device import DeviceSampled
 
 PROMPT = list(b"hello")
 
@@ -38,6 +42,29 @@ def run(prompt: list[int], params: SamplingParams, **options: Any) -> RequestOut
 def test_max_tokens_ends_with_length() -> None:
     output = run(PROMPT, greedy())
     assert (output.token_ids, output.finish_reason) == (greedy_tokens(PROMPT, 12), "length")
+
+
+def test_a_device_has_the_next_pass_before_the_host_waits_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a request ends with these tokens, and of a prompt that takes several passes."""
+    events: list[str] = []
+
+    class Watched(FakeRanks):
+        def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
+            events.append("execute")
+            return super().execute(batch, sampled)
+
+    fetch = DeviceSampled.fetch
+    monkeypatch.setattr(DeviceSampled, "fetch", lambda self: (events.append("fetch"), fetch(self))[1])
+    ranks = Watched()
+    ranks.device = torch.device("cpu")
+    engine = make_engine(ranks, max_num_batched_tokens=64)
+    engine.add_request("long", [1] * 100, greedy(max_tokens=3))
+    engine.add_request("short", [2] * 20, greedy(max_tokens=1))
+    outputs, _ = run_all(engine)
+    assert outputs["long"].token_ids == greedy_tokens([1] * 100, 3)
+    assert outputs["short"].token_ids == greedy_tokens([2] * 20, 1)
+    # Two passes of prompts, of which the first gives no token; then a token each.
+    assert events == ["execute", "execute", "execute", "fetch", "execute", "fetch", "fetch"]
 
 
 def test_the_end_of_the_context_ends_with_length() -> None:
@@ -287,7 +314,7 @@ def test_a_failed_step_is_the_answer_to_everything_after_it() -> None:
 
 def test_a_step_broken_off_half_way_ends_the_engine() -> None:
     class Interrupted(FakeRanks):
-        def execute(self, batch: object) -> Any:
+        def execute(self, *_: object) -> Any:
             raise KeyboardInterrupt
 
     engine = make_engine(Interrupted())

@@ -174,10 +174,10 @@ def test_a_failing_rank_reaches_the_call_and_every_later_one() -> None:
 
 def test_a_failing_rank_reaches_all_waiting_threads() -> None:
     class Failing(FakeRanks):
-        def execute(self, batch: ForwardBatch) -> torch.Tensor:
+        def execute(self, batch: ForwardBatch, sampled: torch.Tensor | None = None) -> torch.Tensor:
             if len(self.batches) == 5:
                 raise RankFailed("rank 1 died", 1)
-            return super().execute(batch)
+            return super().execute(batch, sampled)
 
     llm = make_llm(Failing())
     errors: list[str] = []
@@ -198,10 +198,10 @@ def test_a_failing_rank_reaches_all_waiting_threads() -> None:
 
 def test_after_ctrl_c_the_requests_are_gone_and_the_llm_still_works() -> None:
     class Interrupted(FakeRanks):
-        def execute(self, batch: ForwardBatch) -> torch.Tensor:
+        def execute(self, batch: ForwardBatch, sampled: torch.Tensor | None = None) -> torch.Tensor:
             if len(self.batches) == 3:
                 signal.raise_signal(signal.SIGINT)
-            return super().execute(batch)
+            return super().execute(batch, sampled)
 
     llm = make_llm(Interrupted())
     with pytest.raises(KeyboardInterrupt):

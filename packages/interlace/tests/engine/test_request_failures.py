@@ -59,8 +59,8 @@ class PoisonedRanks(FakeRanks):
         self.bad = bad
         self.tokenizer = BrittleTokenizer()
 
-    def execute(self, batch: ForwardBatch) -> Tensor:
-        logits = super().execute(batch)
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
+        logits = super().execute(batch, sampled)
         ends = (batch.query_start[1:] - 1).tolist()
         for place, row in enumerate(batch.logit_rows.tolist()):
             first_slot = int(batch.block_tables[ends.index(row)][0]) * 16
@@ -111,11 +111,14 @@ def healthy_alone(name: str) -> RequestOutput:
     prompt=some_prompts,
     request_id=st.one_of(st.just("odd"), anything),
     delay=st.integers(0, 3),
+    is_on_device=st.booleans(),
 )
 def test_whatever_one_request_is_given_the_others_keep_their_tokens(
-    values: dict[str, Any], prompt: Any, request_id: Any, delay: int
+    values: dict[str, Any], prompt: Any, request_id: Any, delay: int, is_on_device: bool
 ) -> None:
-    engine = make_engine(PoisonedRanks(), max_num_batched_tokens=64)
+    ranks = PoisonedRanks()
+    ranks.device = torch.device("cpu") if is_on_device else None
+    engine = make_engine(ranks, max_num_batched_tokens=64)
     for name, (tokens, params) in HEALTHY.items():
         engine.add_request(name, tokens, params)
     outputs = {}

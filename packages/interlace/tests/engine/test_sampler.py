@@ -47,9 +47,9 @@ def workers() -> Iterator[None]:
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken]:
     """The tokens of rows that all have one, of the native sampler and of the reference; raises what a row gave."""
     tokens = []
-    native = HostSampler(POOLS[0]).sample(logits, sequences)
+    native = HostSampler(POOLS[0]).sample(logits, sequences).fetch()
     if not any(isinstance(token, Exception) for token in native):
-        assert HostSampler().sample(logits, sequences) == native
+        assert HostSampler().sample(logits, sequences).fetch() == native
     for token in native:
         if isinstance(token, Exception):
             raise token
@@ -326,7 +326,7 @@ def test_a_row_of_no_numbers_changes_no_bit_of_its_neighbours(bad: float) -> Non
     healthy = sample(torch.from_numpy(rows), sequences)
     poisoned = rows.copy()
     poisoned[2] = bad
-    found = HostSampler(POOLS[0]).sample(torch.from_numpy(poisoned), sequences)
+    found = HostSampler(POOLS[0]).sample(torch.from_numpy(poisoned), sequences).fetch()
     assert isinstance(found[2], RequestFailed)
     assert [*found[:2], *found[3:]] == [*healthy[:2], *healthy[3:]]
 

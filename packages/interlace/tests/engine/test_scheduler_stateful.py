@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import torch
 from hypothesis import settings
 from hypothesis.stateful import (
     Bundle,
@@ -47,10 +48,14 @@ class EngineMachine(RuleBasedStateMachine):
     unfinished = Bundle("unfinished")
 
     @initialize(
-        max_num_seqs=st.integers(1, 6), budget=st.integers(6, 40), num_blocks=st.integers(5, 9)
-    )  # 5 just hold one request
-    def start(self, max_num_seqs: int, budget: int, num_blocks: int) -> None:
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(6, 40),
+        num_blocks=st.integers(5, 9),  # 5 just hold one request
+        is_on_device=st.booleans(),
+    )
+    def start(self, max_num_seqs: int, budget: int, num_blocks: int, is_on_device: bool) -> None:
         self.ranks = FakeRanks(num_blocks, MAX_MODEL_LEN)
+        self.ranks.device = torch.device("cpu") if is_on_device else None
         self.engine = make_engine(self.ranks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
         self.requests: dict[str, tuple[list[int], SamplingParams]] = {}
         self.chunks: dict[str, list[StreamChunk]] = {}

@@ -5,9 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interlace.engine.sampler import SampledToken, row_of, sampled_token
+from interlace.engine.sampler import SampledOnHost, SampledToken, row_of, sampled_token
 from interlace.engine.sequence import Sequence
 from tokenweave.sampling import DeviceSampler
+from tokenweave.sampling.device import DeviceSampled
+
+
+class SampledThere:
+    """A batch that is being sampled on a device."""
+
+    def __init__(self, sampled: DeviceSampled, sequences: list[Sequence]) -> None:
+        self._sampled, self._sequences = sampled, sequences
+        self.tokens = sampled.tokens
+
+    def fetch(self) -> list[SampledToken | Exception]:
+        fetched = self._sampled.fetch()
+        return [
+            sampled_token(found, lambda tokens, own=own: [own[token] for token in tokens], sequence)  # type: ignore[misc]
+            for found, own, sequence in zip(fetched.rows, fetched.logits, self._sequences, strict=True)
+        ]
 
 
 class SamplerOnDevice:
@@ -22,18 +38,15 @@ class SamplerOnDevice:
         self._slots: dict[Sequence, int] = {}
         self._num_slots = max_num_seqs
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> SampledThere | SampledOnHost:
+        """Sequences may have a pending token: the device knows it."""
         if not sequences:  # a pass over a part of a prompt
-            return []
+            return SampledOnHost([])
         rows = [row_of(sequence) for sequence in sequences]
         penalised = [each for each, row in zip(sequences, rows, strict=True) if row.has_penalties]
         self._take_slots(penalised)
-        sampled = self._device.sample(logits, rows, [self._slots.get(sequence) for sequence in sequences])
-        fetched = sampled.fetch()
-        return [
-            sampled_token(found, lambda tokens, own=own: [own[token] for token in tokens], sequence)  # type: ignore[misc]
-            for found, own, sequence in zip(fetched.rows, fetched.logits, sequences, strict=True)
-        ]
+        slots = [self._slots.get(sequence) for sequence in sequences]
+        return SampledThere(self._device.sample(logits, rows, slots), sequences)
 
     def forget(self, sequence: Sequence) -> None:
         slot = self._slots.pop(sequence, None)

@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from interlace.engine.batch_builder import build_batch
 from interlace.engine.cache.blocks import BlockManager
@@ -22,16 +23,28 @@ from interlace.engine.meter import Meter
 from interlace.engine.output import EngineStats
 from interlace.engine.protocols import Ranks
 from interlace.engine.request import Request, as_request_id
-from interlace.engine.sampler import HostSampler, SampledToken, Sampler
+from interlace.engine.sampler import HostSampler, Sampled, SampledToken, Sampler
 from interlace.engine.sampling_params import SamplingParams
-from interlace.engine.scheduler import Scheduled, Scheduler
+from interlace.engine.scheduler import Scheduler
 from interlace.engine.sequence import Sequence, max_total_tokens
 from interlace.engine.text import TextAssembler
 from interlace.engine.values import as_int, shown
 from interlace.errors import EngineError, PromptTooLong, RequestError
 from tokenweave.sampling import mix64
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IssuedPass:
+    """A forward pass that has run, or that a device is running."""
+
+    num_prompt: int  # tokens of prompts, or of texts that are computed again
+    sequences: list[Sequence]  # those that get a token
+    sampled: Sampled
 
 
 class Engine:
@@ -47,6 +60,7 @@ class Engine:
         self._num_requests = 0
         self._eos_ids = end_token_ids(ranks)
         self._sampler = make_sampler(ranks, config.max_num_seqs)
+        self._following: IssuedPass | None = None  # the pass behind the last one whose tokens were given out
         self._meter = Meter()
         self._failure: Exception | None = None
 
@@ -126,18 +140,22 @@ class Engine:
             self._remove(request)
 
     def step(self) -> list[StreamChunk]:
-        """One forward pass; a chunk for each request that got a token. Empty when there is nothing to do."""
+        """The tokens of one forward pass: a chunk for each request that got one. Empty when there is nothing to do.
+
+        A device is given the pass behind it first, so that it has work while the host waits for these tokens and makes
+        the next pass ready. Its sequences go on with tokens that the host does not know yet; what it computes for one
+        that has ended with this pass is dropped.
+        """
         self.raise_if_failed()
         try:
-            scheduled = self.scheduler.schedule()
-            if not scheduled:
+            issued = self._following or self._issue(None)
+            if issued is None:
                 return []
-            logits = self.ranks.execute(build_batch(scheduled))
-            yielding = [item.sequence for item in scheduled if item.yields_token]
-            sampled = self._sampler.sample(logits, yielding)
-            self._count(scheduled, yielding)
-            self.scheduler.commit(scheduled)
-            return self._deliver(yielding, sampled)
+            self._following = None if self.ranks.device is None else self._issue(issued.sampled.tokens)
+            chunks = self._deliver(issued)
+            if not self._requests:
+                self._following = None
+            return chunks
         except Exception as failure:
             self._failure = failure
             raise
@@ -174,20 +192,37 @@ class Engine:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
 
-    def _count(self, scheduled: list[Scheduled], yielding: list[Sequence]) -> None:
-        num_prompt = sum(num_new for s, num_new in scheduled if num_new > 1 or s.num_output == 0)
-        self._meter.record(time.perf_counter(), num_prompt, len(yielding))
+    def _issue(self, known_there: Tensor | None) -> IssuedPass | None:
+        """Starts the next pass; None where there is nothing to compute.
 
-    def _deliver(
-        self, yielding: list[Sequence], sampled: list[SampledToken | Exception]
-    ) -> list[StreamChunk]:
+        `known_there` are the tokens that the last pass gave, where the host does not know them yet.
+        """
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return None
+        sequences = [item.sequence for item in scheduled if item.yields_token]
+        num_prompt = sum(num_new for s, num_new in scheduled if num_new > 1 or s.num_generated == 0)
+        logits = self.ranks.execute(build_batch(scheduled), known_there)
+        sampled = self._sampler.sample(logits, sequences)
+        self.scheduler.commit(scheduled)
+        if sampled.tokens is not None:
+            for row, sequence in enumerate(sequences):
+                sequence.expect_token(row)
+        return IssuedPass(num_prompt, sequences, sampled)
+
+    def _deliver(self, issued: IssuedPass) -> list[StreamChunk]:
+        """Waits for the tokens of a pass, and gives each to its request. Those of requests that ended are dropped."""
+        found = issued.sampled.fetch()
         now_s = time.perf_counter()
         chunks = []
-        for sequence, token in zip(yielding, sampled, strict=True):
-            request = self._requests[sequence.request_id]
+        for sequence, token in zip(issued.sequences, found, strict=True):
+            request = self._requests.get(sequence.request_id)
+            if request is None or request.sequence is not sequence:
+                continue
             chunks.append(_advance(request, token, now_s))
             if request.finish_reason is not None:
                 self._remove(request)
+        self._meter.record(now_s, issued.num_prompt, len(chunks))
         return chunks
 
     def _remove(self, request: Request) -> None:

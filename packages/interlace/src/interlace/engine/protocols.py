@@ -63,8 +63,12 @@ class Ranks(Protocol):
     def num_blocks(self) -> int:
         """Blocks of the KV cache."""
 
-    def execute(self, batch: ForwardBatch) -> Tensor:
-        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on `device`."""
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
+        """Logits of the rows that `batch` asks for, (num_logits, vocab_size) float32 on `device`.
+
+        On a device this need not wait, and a batch may name tokens by the row of the last pass that they were sampled
+        in (see `FedTokens`): then `sampled` has them, (num_rows,) on the device.
+        """
 
     @property
     def device(self) -> torch.device | None:

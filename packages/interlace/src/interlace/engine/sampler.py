@@ -30,17 +30,39 @@ class SampledToken:
     logprobs: dict[int, Logprob] | None  # the likeliest first, then the chosen one if it is not among them
 
 
-class Sampler(Protocol):
-    """Samples the batches of one engine, which sees each sequence from its first token to its end."""
+class Sampled(Protocol):
+    """The tokens of a batch that has been sampled, or is being sampled on a device."""
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
-        """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32.
+    @property
+    def tokens(self) -> Tensor | None:
+        """(num_rows,) int64 on the device, for the next pass to read; None where the host knows them."""
+
+    def fetch(self) -> list[SampledToken | Exception]:
+        """The token of each row, for which the host waits.
 
         A row that no token can be taken from gives the error instead, and changes nothing for the others.
         """
 
+
+class Sampler(Protocol):
+    """Samples the batches of one engine, which sees each sequence from its first token to its end."""
+
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> Sampled:
+        """The next token of each of `sequences`, from its row of `logits` (num_logits, vocab_size) float32."""
+
     def forget(self, sequence: Sequence) -> None:
         """Lets go of what is kept of a sequence that has ended."""
+
+
+@dataclass(frozen=True)
+class SampledOnHost:
+    """A batch that has been sampled here."""
+
+    found: list[SampledToken | Exception]
+    tokens: None = None
+
+    def fetch(self) -> list[SampledToken | Exception]:
+        return self.found
 
 
 class HostSampler:
@@ -49,14 +71,15 @@ class HostSampler:
     def __init__(self, pool: ThreadPool | None = None) -> None:
         self._pool = pool
 
-    def sample(self, logits: Tensor, sequences: list[Sequence]) -> list[SampledToken | Exception]:
+    def sample(self, logits: Tensor, sequences: list[Sequence]) -> SampledOnHost:
         rows = [row_of(sequence) for sequence in sequences]
         pool = self._pool
         sampled = reference_sample(logits, rows) if pool is None else native_sample(pool, logits, rows)
-        return [
+        tokens = [
             sampled_token(found, lambda tokens, row=row: logits[row, tokens].tolist(), sequence)  # type: ignore[misc]
             for row, (found, sequence) in enumerate(zip(sampled, sequences, strict=True))
         ]
+        return SampledOnHost(tokens)
 
     def forget(self, sequence: Sequence) -> None:
         """Nothing is kept."""
@@ -66,7 +89,7 @@ def row_of(sequence: Sequence) -> SamplingRow:
     """How the next token of `sequence` is chosen."""
     params: SamplingParams = sequence.params
     return SamplingRow(
-        tokens=sequence.tokens[: sequence.num_tokens],
+        tokens=sequence.tokens[: sequence.num_tokens + sequence.num_pending],
         num_prompt=sequence.num_prompt,
         seed=sequence.seed,
         temperature=0.0 if params.is_greedy else params.temperature,

@@ -69,12 +69,18 @@ class Scheduler:
         self.blocks.free(sequence.drop_blocks())
 
     def schedule(self) -> list[Scheduled]:
-        """The next pass; empty only when there is nothing left to do. Blocks for its tokens are allocated."""
+        """The next pass; empty only when there is nothing to do. Blocks for its tokens are allocated.
+
+        A sequence that has all its tokens, but for pending ones, is left out: it ends when these are known.
+        """
         batch: list[Scheduled] = []
-        budget = self.max_num_batched_tokens
+        budget, position = self.max_num_batched_tokens, 0
         preemptions_before = self.num_preemptions
-        while budget > 0 and len(batch) < len(self.running):
-            sequence = self.running[len(batch)]
+        while budget > 0 and position < len(self.running):
+            sequence = self.running[position]
+            position += 1
+            if sequence.num_pending and sequence.is_full_then:
+                continue
             num_new = min(sequence.num_uncomputed, budget)
             if not self._make_room(sequence, num_new):
                 break

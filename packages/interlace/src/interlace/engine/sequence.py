@@ -4,6 +4,8 @@ Invariants
 1. `num_computed <= num_tokens <= max_total`; `table` has the KV of tokens 0..num_computed-1.
 2. A sequence with no blocks has `num_computed == 0`.
 3. The last token never needs KV, so a running sequence occupies at most `max_total - 1` tokens.
+4. `tokens` has `num_pending` entries behind those of `num_tokens`: a device has sampled them and the host does not know
+   them yet. Such an entry is -1 - row, by the row of the pass that it was sampled in.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Sequence:
         self.seed = seed
         self.num_prompt = len(prompt)
         self.num_tokens = len(prompt)
+        self.num_pending = 0
         self.num_computed = 0
         self.max_total = max_total_tokens(self.num_prompt, params, max_model_len)
         self.tokens: Int32Array = np.empty(self.max_total, dtype=np.int32)
@@ -53,21 +56,38 @@ class Sequence:
         return self.num_tokens - self.num_prompt
 
     @property
+    def num_generated(self) -> int:
+        """Tokens of the output, with those that the host does not know yet."""
+        return self.num_output + self.num_pending
+
+    @property
     def output_ids(self) -> Int32Array:  # (num_output,)
         return self.tokens[self.num_prompt : self.num_tokens]
 
     @property
     def num_uncomputed(self) -> int:
-        return self.num_tokens - self.num_computed
+        return self.num_tokens + self.num_pending - self.num_computed
 
     @property
     def is_full(self) -> bool:
         """It has every token it was allowed."""
         return self.num_tokens >= self.max_total
 
+    @property
+    def is_full_then(self) -> bool:
+        """It will have every token it was allowed, once the pending ones are known."""
+        return self.num_tokens + self.num_pending >= self.max_total
+
     def append_token(self, token_id: int) -> None:
+        """The next token; where one was pending, the first of these is known now."""
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1
+        self.num_pending = max(0, self.num_pending - 1)
+
+    def expect_token(self, row: int) -> None:
+        """The next token is being sampled in `row` of a pass; `append_token` will say which it is."""
+        self.tokens[self.num_tokens + self.num_pending] = -1 - row
+        self.num_pending += 1
 
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""

@@ -24,7 +24,9 @@ class ForwardBatch:
     `seq_lens[s]` tokens, of which those rows are the last.
     """
 
-    token_ids: Tensor  # (num_tokens,)
+    token_ids: (
+        Tensor  # (num_tokens,)  -1 - row for the token that the last pass sampled in that row: see FedTokens
+    )
     positions: Tensor  # (num_tokens,)
     slots: Tensor  # (num_tokens,)  where K and V of each token go: block * 16 + offset
     query_start: Tensor  # (num_seqs + 1,)
@@ -57,6 +59,11 @@ class ForwardBatch:
     @property
     def num_seqs(self) -> int:
         return self.seq_lens.shape[0]
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether it names tokens that the last pass sampled."""
+        return bool((self.token_ids.numpy() < 0).any())
 
     @cached_property
     def geometry(self) -> BatchGeometry:

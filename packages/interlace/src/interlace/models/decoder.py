@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
+from interlace.models.fed_tokens import FedTokens
 from interlace.models.head_padding import HeadPadding
 from interlace.models.layer_loader import LayerLoader
 from interlace.models.layers import Mlp
@@ -68,6 +69,7 @@ class Decoder:
         self.layers = tuple(loader.layers())
         self.norms = loader.norms()
         source.release_pages()
+        self.fed: FedTokens | None = None  # where batches may name tokens that the host does not know
         self._dense_notices = loader.matrices.notices
 
     @property
@@ -161,7 +163,8 @@ class Forward:
 
     def embed(self, step: Step) -> None:
         decoder, part = self.decoder, self._part_of(step)
-        rows = decoder.kernels.gather_rows(decoder.embed, part.token_ids, decoder.shard.vocab.start)
+        ids = part.token_ids if decoder.fed is None else decoder.fed.resolve(part.token_ids)
+        rows = decoder.kernels.gather_rows(decoder.embed, ids, decoder.shard.vocab.start)
         # Taken here, on the compute lane, as every partial sum: all ranks must take them in one order.
         part.hidden = self._new_partial(len(part.token_ids)).copy_(rows)
         if decoder.embedding_scale != 1.0:

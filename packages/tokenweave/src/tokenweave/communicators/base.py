@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenweave.communicators.activation_ring import BuffersTaken
 from tokenweave.communicators.bulletin import SLICE_S
 from tokenweave.communicators.device_wait import happens
+from tokenweave.communicators.kept_tensors import KeptTensors
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
 from tokenweave.traffic import exchanges_of_sum
 
@@ -65,6 +66,7 @@ class Communicator(ABC):
         self.size = size
         self.timeout_s = timeout_s
         self._kernels = kernels
+        self._kept = KeptTensors()
 
     @property
     def kernels(self) -> Kernels:
@@ -104,6 +106,7 @@ class Communicator(ABC):
             )
         gathered = tensor.new_empty((self.size * tensor.shape[0], *tensor.shape[1:]))
         self._all_gather(tensor.contiguous(), gathered)
+        self._kept.keep(tensor, gathered)
         return gathered
 
     def gather_columns(self, tensor: Tensor, widths: Sequence[int], root: int = 0) -> Tensor | None:
@@ -123,6 +126,7 @@ class Communicator(ABC):
             return tensor
         gathered = tensor.new_empty((tensor.shape[0], sum(widths))) if self.rank == root else None
         self._gather_columns(tensor.contiguous(), widths, root, gathered)
+        self._kept.keep(tensor, gathered)
         return gathered
 
     def broadcast(self, tensor: Tensor, root: int = 0) -> None:
@@ -196,7 +200,9 @@ class Communicator(ABC):
         communicator between calls: only the rows `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
-        return self._add_rms_norm(hidden, residual, norms)
+        normed = self._add_rms_norm(hidden, residual, norms)
+        self._kept.keep(hidden, residual, normed)
+        return normed
 
     def reduce_norm_phases(
         self, hidden: Tensor, residual: Tensor, norms: ResidualNorms

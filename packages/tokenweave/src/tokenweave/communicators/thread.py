@@ -5,6 +5,8 @@ Thread safety: all state shared by the ranks lives in `_Rendezvous`, under its c
 Invariants:
   1. The n-th collective of every rank meets in the n-th `_Round`; rounds are never reused, so nothing resets.
   2. A value put in a round is never written again: ranks deposit copies and read each other's without a lock.
+  3. On CUDA devices, one or several, ranks meet on the host, and their streams wait for each other's copies
+     (`shared_tensors`). So no wait is left on a device that another rank would have to end.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, sum_in_rank_order
+from tokenweave.communicators.shared_tensors import give, take
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.replay.records import CallSites
 
@@ -114,7 +117,10 @@ class _Rendezvous:
 
 
 class ThreadCommunicator(Communicator):
-    """One thread's end of a `thread_group`. Channel: this process's memory."""
+    """One thread's end of a `thread_group`. Channel: this process's memory, that of its devices included.
+
+    Calls on CUDA tensors are queued on the thread's current stream. No CUDA graph can capture them.
+    """
 
     name = "thread"
 
@@ -145,24 +151,25 @@ class ThreadCommunicator(Communicator):
 
     def close(self) -> None:
         self._closed = True
+        self._kept.clear()
         self._rendezvous.leave(self.rank)
 
     def _all_reduce(self, tensor: Tensor) -> None:
         call = _describe("all_reduce", tensor)
-        values = self._meet(call, tensor.clone(), range(self.size), self.timeout_s)
-        sum_in_rank_order([values[rank] for rank in range(self.size)], out=tensor)
+        values = self._meet(call, give(tensor), range(self.size), self.timeout_s)
+        sum_in_rank_order([take(values[rank], tensor.device) for rank in range(self.size)], out=tensor)
 
     def _all_gather(self, tensor: Tensor, gathered: Tensor) -> None:
         call = _describe("all_gather", tensor)
-        values = self._meet(call, tensor.clone(), range(self.size), self.timeout_s)
+        values = self._meet(call, give(tensor), range(self.size), self.timeout_s)
         for rank, part in enumerate(gathered.chunk(self.size) if gathered.numel() else ()):
-            part.copy_(values[rank])
+            part.copy_(take(values[rank], tensor.device))
 
     def _broadcast(self, tensor: Tensor, root: int) -> None:
         call = _describe(f"broadcast from rank {root}", tensor)
-        value = tensor.clone() if self.rank == root else None
+        value = give(tensor) if self.rank == root else None
         values = self._meet(call, value, (root,), self.timeout_s)
-        tensor.copy_(values[root])
+        tensor.copy_(take(values[root], tensor.device))
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
         timeout_s = None if idle else self.timeout_s

@@ -43,7 +43,6 @@ from tokenweave.communicators.base import (
 from tokenweave.communicators.bulletin import SLICE_S, Bulletin
 from tokenweave.communicators.device_group import DeviceGroup
 from tokenweave.communicators.device_wait import happens
-from tokenweave.communicators.kept_tensors import KeptTensors
 from tokenweave.communicators.rendezvous import (
     UNBOUNDED,
     default_group,
@@ -61,7 +60,7 @@ from tokenweave.replay.records import CallSites
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
     from typing import Self
 
     from tokenweave.communicators.device_wait import DeviceEvent
@@ -115,7 +114,6 @@ class TorchCommunicator(Communicator):
             PrefixStore("control", own), self.rank, self.size, timedelta(seconds=timeout_s)
         )
         self._host: Any = data_group if serves_cpu(data_group) else self._control
-        self._kept = KeptTensors()
         bulletin = Bulletin(PrefixStore("bulletin", own), self.rank, self.size)
         self._waits = Waits(bulletin, self.rank, timeout_s)
         self._device_group = DeviceGroup(data_group, self._waits)
@@ -206,18 +204,6 @@ class TorchCommunicator(Communicator):
     def barrier(self) -> None:
         self._start("barrier")
         self._gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        gathered = super().all_gather(tensor)
-        self._kept.keep(tensor, gathered)
-        return gathered
-
-    def gather_columns(
-        self, tensor: torch.Tensor, widths: Sequence[int], root: int = 0
-    ) -> torch.Tensor | None:
-        gathered = super().gather_columns(tensor, widths, root)
-        self._kept.keep(tensor, gathered)
-        return gathered
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """Each rank's share, in rank order, the last ones' smaller; all rows where the tensor is small."""

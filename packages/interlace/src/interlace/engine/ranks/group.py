@@ -85,8 +85,10 @@ class RankGroup:
     def model_config(self) -> ModelConfig:
         return self.runner.model_config
 
-    def execute(self, batch: ForwardBatch) -> Tensor:
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
         """Run `batch` on every rank. Returns the logits it asks for, (num_logits, vocab_size) float32.
+
+        `sampled`: the tokens of the last pass, (num_rows,) on rank 0's device, where the batch names some by their row.
 
         The weaver decides where to split it, unless the batch brings a split.
 
@@ -98,7 +100,7 @@ class RankGroup:
                 batch = replace(batch, split=split)
             if self.runner.communicator.size > 1:
                 self.runner.communicator.broadcast_bytes(BATCH + batch.to_bytes())
-            return self.runner.execute(batch)
+            return self.runner.execute(batch, sampled)
 
     def describe(self) -> dict[str, object]:
         """The ranks as they are now: where, with which kernels and dtype, and their peak memory in bytes."""

@@ -26,6 +26,7 @@ from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
+from interlace.models.fed_tokens import FedTokens
 from interlace.models.footprint import resolve_quantize, weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
@@ -93,6 +94,8 @@ class Runner:
             self.max_model_len,
             quantize,
         )
+        if config.device == "cuda":
+            self.decoder.fed = FedTokens(config.max_num_seqs, self.kernels.device)
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
         self.num_blocks = affordable_blocks(
@@ -113,11 +116,13 @@ class Runner:
         self.replayer = Replayer(self.kernels, communicator, self.lanes) if config.replay else None
 
     @torch.inference_mode()
-    def execute(self, batch: ForwardBatch) -> Tensor:
+    def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32 on the kernels'
-        device."""
+        device, and takes the last pass's tokens where the batch names some by their row."""
         plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
         self.communicator.begin_pass()
+        if self.decoder.fed is not None and batch.is_fed:
+            self.decoder.fed.take(sampled, self.communicator)
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
         observe = self.observe if self.recorder is None else self.recorder.observe(plan)
         is_woven = self.lanes is not None and plan.overlaps
