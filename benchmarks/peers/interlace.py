@@ -49,6 +49,8 @@ class InterlaceSystem:
         runner.observe, begin = observe, time.perf_counter()
         try:
             run = self.generate(prompts, max_tokens)
+            if runner.streams is not None:
+                runner.streams.collect()
         finally:
             runner.observe = None
         first = begin + run["first_s"]

@@ -220,6 +220,21 @@ def test_the_compute_lane_alone_leaves_sms_to_others(monkeypatch: pytest.MonkeyP
     assert seen == {lane: {16} if lane is Lane.COMPUTE else {None} for lane in Lane}
 
 
+class FakeEvent:
+    def synchronize(self) -> None:
+        raise AssertionError("waits for ever where a rank is gone")
+
+
+def test_the_host_waits_for_an_event_as_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch, "cuda", FakeCuda())
+    event: Any = FakeEvent()
+    CudaStreams(wait=waited.append).wait_until(event)
+    assert waited == [event]
+    with pytest.raises(AssertionError, match="for ever"):
+        CudaStreams().wait_until(event)
+
+
 class Sums:
     """Handlers on a GPU whose result depends on the order: each step reads what the steps before it wrote."""
 

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from interlace import LLM, SamplingParams
+from interlace.cli.main import app
 from interlace.engine.output import Logprob
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
+from tokenweave.plan import Lane
+from tokenweave.streams import HostStreams
+from tokenweave.trace import Trace
 
 PROMPTS = [[(7 * i + 3 * p) % VOCAB_SIZE for i in range(length)] for p, length in enumerate((3, 27))]
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -42,6 +47,32 @@ def test_two_ranks_that_weave_have_the_tokens_of_the_cpu(family: str, tmp_path: 
     expected = answers(directory, GREEDY, device="cpu")
     found = answers(directory, GREEDY, device="cuda", tp=2, communicator="thread", weave="always")
     assert found == expected
+
+
+@pytest.mark.slow
+def test_the_command_traces_two_woven_ranks_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over streams that wait for each other, so that each step is behind those that it waits for."""
+    waits: list[Lane] = []
+    monkeypatch.setattr(HostStreams, "wait", lambda self, stream, event: waits.append(stream))
+    directory, path = make_model(tmp_path / "model", "qwen3"), tmp_path / "trace.json"
+    ranks = ["--device", "cuda", "--tp", "2", "--communicator", "thread", "--weave", "always"]
+    options = ["--model", str(directory), "--raw", "--max-tokens", "3", "--ignore-eos", "--trace", str(path)]
+    done = CliRunner().invoke(app, ["generate", *ranks, *options, "a b c d e f g h"])
+    assert done.exit_code == 0, done.output
+    trace = Trace.read(path)
+    assert "devices' events placed on it within" in trace.clock
+    assert {Lane.COMPUTE, Lane.TRANSFER} == set(waits)
+    assert len(trace.recordings) == 2
+    for recording in trace.recordings:
+        assert recording.passes[0].plan.split is not None
+        assert len(recording.passes) == 3
+        for each in recording.passes:
+            spans = list(each.spans())
+            assert [span.step for span in spans] == list(each.plan.steps)
+            for span in spans:
+                assert all(spans[other].end_s <= span.start_s + 1e-8 for other in span.step.waits_for)
 
 
 def test_tokens_are_drawn_and_penalised_as_on_the_cpu(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ torch's allocator a tensor is free as soon as the host lets go of it, and its me
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,8 +173,16 @@ class CudaStreams:
     The device is current inside `on`, whatever the calling thread's is: torch sets it with the stream.
     """
 
-    def __init__(self, device: torch.device | int | None = None, sm_carveout: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device | int | None = None,
+        sm_carveout: int = 0,
+        wait: Callable[[torch.cuda.Event], None] | None = None,
+    ) -> None:
         """`device`: the current one unless given. `sm_carveout`: SMs that the compute lane's products leave to others.
+
+        `wait` holds the host until an event has happened, `Communicator.wait_for` say; unless given, the event does,
+        for ever where a collective before it waits for a rank that is gone.
 
         Raises:
             RuntimeError: this torch, or this machine, has no CUDA.
@@ -183,6 +191,7 @@ class CudaStreams:
 
         self._cuda = torch.cuda
         self._carveout = SmCarveout(sm_carveout) if sm_carveout else None
+        self._wait = wait
         self._device = torch.cuda.current_device() if device is None else device
         self._streams = {
             lane: torch.cuda.Stream(self._device, priority=-1)  # type: ignore[no-untyped-call]
@@ -216,7 +225,10 @@ class CudaStreams:
         return bool(event.query())  # type: ignore[no-untyped-call]
 
     def wait_until(self, event: torch.cuda.Event) -> None:
-        event.synchronize()
+        if self._wait is None:
+            event.synchronize()
+        else:
+            self._wait(event)
 
     def seconds(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
         return 1e-3 * float(first.elapsed_time(second))

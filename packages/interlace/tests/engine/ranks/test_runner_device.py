@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,17 @@ import torch
 
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.runner import Runner
+from interlace.engine.ranks.tracing import collect_recordings, start_recording
 from interlace.models.batch import ForwardBatch
 from interlace.models.sources import load_model
 from support.tiny_models import VOCAB_SIZE, make_model
 from tokenweave.communicators import NullCommunicator
 from tokenweave.kernels import ReferenceKernels
+from tokenweave.plan import Lane, Step
+from tokenweave.streams import HostStreams
+from tokenweave.trace import Trace
 
+BATCHES = [replace(ForwardBatch.prefill(20, VOCAB_SIZE), split=7), ForwardBatch.prefill(1, VOCAB_SIZE)]
 META = torch.device("meta")
 
 
@@ -30,3 +37,60 @@ def test_a_rank_runs_batches_on_the_device_of_its_kernels(tmp_path: Path, execut
         for num_tokens in (20, 1, 1, 1):  # one token: what would be replayed where kernels are native
             logits = runner.execute(ForwardBatch.prefill(num_tokens, VOCAB_SIZE))
             assert (logits.device, logits.shape) == (META, (1, VOCAB_SIZE))
+
+
+@pytest.fixture
+def on_fake_device(tmp_path: Path) -> Callable[..., Runner]:
+    """`on_fake_device(executor="lanes")`: a rank that is told to be on a GPU, whose tensors are on the CPU."""
+    directory = make_model(tmp_path)
+
+    def make(executor: str = "lanes") -> Runner:
+        config = EngineConfig(
+            str(directory), device="cuda", dtype="float32", num_kv_blocks=8, executor=executor
+        )
+        communicator = NullCommunicator(kernels=ReferenceKernels())
+        return Runner(config, load_model(str(directory)), communicator)
+
+    return make
+
+
+def test_woven_passes_on_a_device_go_over_streams_and_the_oracles_over_one(
+    on_fake_device: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[Lane] = []
+    monkeypatch.setattr(HostStreams, "wait", lambda self, stream, event: waits.append(stream))
+    logits = {}
+    for executor in ("sequential", "lanes"):
+        with closing(on_fake_device(executor)) as runner:
+            logits[executor] = [runner.execute(batch).clone() for batch in BATCHES]
+        assert (executor == "lanes") is (Lane.TRANSFER in waits)
+    assert all(map(torch.equal, *logits.values()))
+
+
+@pytest.mark.parametrize("executor", ["lanes", "sequential"])
+def test_a_trace_of_a_device_has_every_step_and_says_how_its_clock_was_placed(
+    on_fake_device: Callable[..., Runner], executor: str
+) -> None:
+    with closing(on_fake_device(executor)) as runner:
+        start_recording(runner)
+        for batch in BATCHES:
+            runner.execute(batch)
+        trace = Trace.join(*collect_recordings(runner))
+    assert "devices' events placed on it within" in trace.clock
+    (recording,) = trace.recordings
+    assert [done.plan.split for done in recording.passes] == [7, None]
+    for done in recording.passes:
+        assert [span.step for span in done.spans()] == list(done.plan.steps)
+
+
+def test_an_observer_of_a_device_is_told_when_the_times_are_collected(
+    on_fake_device: Callable[..., Runner],
+) -> None:
+    told: list[Step] = []
+    with closing(on_fake_device()) as runner:
+        runner.observe = lambda step, start_s, end_s: told.append(step)
+        runner.execute(BATCHES[0])
+        assert told == []
+        assert runner.streams is not None
+        runner.streams.collect()
+    assert told

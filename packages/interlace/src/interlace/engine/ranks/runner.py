@@ -21,6 +21,7 @@ from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
+from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
@@ -106,14 +107,19 @@ class Runner:
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
         communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
-        self.observe: Observer | None = None  # told of every step of every batch, when set
+        # Told of every step of every batch, when set; of those on a GPU by `streams.collect`.
+        self.observe: Observer | None = None
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
         self.exchange = self._measure_exchange()
         cores = own_cores(communicator.rank, ranks_on_host, self.kernels.threads)
         self.lanes = (
             LaneExecutor(torch.inference_mode, cores, self._abort_after) if are_lanes_threads else None
         )
-        self.replayer = Replayer(self.kernels, communicator, self.lanes) if config.replay else None
+        self.streams = (
+            DeviceExecutor(communicator, config.executor == "lanes") if config.device == "cuda" else None
+        )
+        is_replayed = config.replay and self.streams is None
+        self.replayer = Replayer(self.kernels, communicator, self.lanes) if is_replayed else None
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
@@ -128,7 +134,9 @@ class Runner:
         is_woven = self.lanes is not None and plan.overlaps
         if is_woven:
             self.communicator.share_core(True)
-        if self.replayer is not None:
+        if self.streams is not None:
+            self.streams.run(plan, forward.handlers, observe)
+        elif self.replayer is not None:
             self.replayer.run(forward, observe)
         else:
             run_plan(plan, forward.handlers, observe, self.lanes)

@@ -20,10 +20,15 @@ def start_recording(runner: Runner) -> None:
 
 
 def collect_recordings(runner: Runner) -> tuple[Recorder, list[bytes]]:
-    """End the recording: this rank's own, and every rank's in rank order, over the channel of commands."""
+    """End the recording: this rank's own, and every rank's in rank order, over the channel of commands.
+
+    A rank on a GPU waits for it first.
+    """
     recorder, runner.recorder = runner.recorder, None
     if recorder is None:
         raise TraceError("no trace is being recorded: start one first")
+    if runner.streams is not None:
+        recorder.alignment = runner.streams.collect()
     communicator, own = runner.communicator, recorder.to_bytes()
     messages = [
         communicator.broadcast_bytes(own if rank == communicator.rank else None, root=rank)
