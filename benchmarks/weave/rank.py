@@ -20,7 +20,7 @@ from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.connect import kernels_for
 from interlace.engine.ranks.runner import Runner
-from interlace.engine.weaving.stage_timing import RandomWeights
+from interlace.engine.weaving.random_weights import RandomWeights
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig, RopeConfig
 from interlace.models.sources import LoadedModel, load_model

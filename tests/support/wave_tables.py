@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from tokenweave.curves import AttentionTimes, Curve, Pace
+from tokenweave.host_costs import HostCosts
+from tokenweave.sm_sharing import BesideCtas, SmSharing
 from tokenweave.wave_table import (
     CURVES,
-    AttentionTimes,
-    Curve,
     KindTimes,
     LayerKind,
     MlpShape,
-    Pace,
     RankShape,
     TableKey,
     WaveTable,
@@ -55,8 +55,7 @@ def linear_table(size: int = 2, token_s: float = 20e-6, reduce_s: float = 1e-6) 
         embed=curve(1e-6),
         logits=curve(20e-6),
         reduce=curve(reduce_s),
-        switch_s=10e-6,
-        wake_s=0.0,
+        host=HostCosts(switch_s=10e-6),
     )
 
 
@@ -71,6 +70,23 @@ def mixed_table() -> WaveTable:
     (times,) = table.kinds
     sparse = KindTimes(times.attention, Curve((1, 4096), (10e-6, 4096 * 10e-6)))
     return replace(table, key=key_of(kinds=KINDS), kinds=(times, times, sparse))
+
+
+def gpu_table(reduce_us: dict[int, float], slow_down: dict[int, float], issue_s: float = 0.0) -> WaveTable:
+    """A table of a GPU of 132 SMs: by numbers of CTAs, a reduction's microseconds a token, and by what products beside
+    it take longer. Reductions take the most CTAs."""
+    table = linear_table(reduce_s=1e-6 * reduce_us[max(reduce_us)])
+    beside = tuple(
+        BesideCtas(
+            num_ctas,
+            Curve((128, 4096), (128e-6 * reduce_us[num_ctas], 4096e-6 * reduce_us[num_ctas])),
+            table.projections.times(slow_down[num_ctas]),
+            (table.kinds[0].mlp.times(slow_down[num_ctas]),),
+        )
+        for num_ctas in sorted(reduce_us)
+    )
+    sharing = SmSharing(132, beside, ((1, max(reduce_us)),))
+    return replace(table, host=HostCosts(issue_s=issue_s), sharing=sharing)
 
 
 def curves() -> st.SearchStrategy[Curve]:
@@ -92,8 +108,7 @@ def tables() -> st.SearchStrategy[WaveTable]:
         WaveTable,
         key=st.just(key_of()),
         kinds=st.tuples(st.builds(KindTimes, attention, curves())),
-        switch_s=st.floats(0, 1e-3),
-        wake_s=st.floats(0, 1e-3),
+        host=st.builds(HostCosts, *[st.floats(0, 1e-3)] * 4),
         pace=st.builds(Pace, st.just((1, 512)), st.tuples(st.floats(0.5, 2), st.floats(0.5, 2))),
         **each,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from support.wave_tables import KINDS, WINDOWED, key_of, linear_table, mixed_table
-from tokenweave.cost import ATTENTION_EFFICIENCY, CALL_S, GEMM_EFFICIENCY, CostModel, Peaks, analytic_table
+from tokenweave.cost import ATTENTION_EFFICIENCY, GEMM_EFFICIENCY, CostModel, Peaks, analytic_table
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry
+from tokenweave.host_costs import LANES
 from tokenweave.plan import Op, plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.wave_table import LayerKind, MlpShape
@@ -32,7 +33,7 @@ def gated_flops(rows: float, columns: int) -> float:
 
 
 def gemms_s(flops: float) -> float:
-    return CALL_S + flops / (GEMM_EFFICIENCY * FLOPS_PER_S)
+    return LANES.call_s + flops / (GEMM_EFFICIENCY * FLOPS_PER_S)
 
 
 def test_attention_is_priced_by_the_keys_that_its_window_shows() -> None:

@@ -78,6 +78,34 @@ def test_no_step_begins_before_what_it_waits_for_and_lanes_keep_their_order(
             assert before.end_s <= after.start_s
 
 
+@given(layers=st.integers(1, 6), compute_s=st.floats(1, 10), share=st.floats(0, 1), woven=st.booleans())
+def test_a_host_that_issues_faster_than_steps_end_costs_the_first_steps_issue(
+    layers: int, compute_s: float, share: float, woven: bool
+) -> None:
+    """All steps are on the compute lane's way: transfers take nothing."""
+    plan, issue_s = plan_forward(layers, 8, 4 if woven else None), share * compute_s / 2
+    timeline = simulate(plan, costs(compute_s, 0, 0), shared_core=False, issue_s=issue_s)
+    computing = len(plan.on(Lane.COMPUTE)) * compute_s
+    assert timeline.total_s == pytest.approx(issue_s + computing)
+
+
+@given(layers=st.integers(1, 6), issue_s=st.floats(1e-6, 10), share=st.floats(0, 1), woven=st.booleans())
+def test_steps_that_end_sooner_than_they_are_issued_wait_for_the_host(
+    layers: int, issue_s: float, share: float, woven: bool
+) -> None:
+    plan, step_s = plan_forward(layers, 8, 4 if woven else None), share * issue_s
+    timeline = simulate(plan, costs(step_s, step_s, 0), shared_core=False, issue_s=issue_s)
+    assert timeline.total_s == pytest.approx(len(plan.steps) * issue_s + step_s)
+    for interval in timeline.intervals:
+        assert interval.start_s == pytest.approx((interval.position + 1) * issue_s)
+
+
+def test_steps_without_costs_are_issued_too() -> None:
+    plan = plan_forward(2, 8, 4)
+    timeline = simulate(plan, lambda step: (), shared_core=False, issue_s=0.5)
+    assert timeline.total_s == pytest.approx(0.5 * len(plan.steps))
+
+
 def test_a_plan_without_costs_takes_no_time() -> None:
     timeline = simulate(plan_forward(2, 8, 4), lambda step: (), shared_core=True)
     assert timeline.total_s == 0

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from support.wave_tables import linear_table, mixed_table, tables
 from tokenweave.cost import CostModel, LinkSpeed
+from tokenweave.curves import Curve
 from tokenweave.errors import PlanError
 from tokenweave.geometry import BatchGeometry
+from tokenweave.host_costs import HostCosts
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.split import Choice, LayerSample, alignment_of, candidates, choose_split, extrapolate, middle
-from tokenweave.wave_table import Curve, WaveTable
+from tokenweave.wave_table import WaveTable
 
 LAYERS = 3
 SLOW = LinkSpeed(2e8, 5e-6)
@@ -83,10 +85,11 @@ def test_the_choice_is_never_predicted_to_be_slower_than_no_split(
 
 @given(table=tables(), num_tokens=st.integers(1, 3000))
 @example(  # parts for nothing, and a whole for something
-    table=replace(linear_table(token_s=0.0), switch_s=0.0, reduce=Curve((24, 25), (0.0, 1.0))), num_tokens=25
+    table=replace(linear_table(token_s=0.0), host=HostCosts(), reduce=Curve((24, 25), (0.0, 1.0))),
+    num_tokens=25,
 )
 @example(  # parts for next to nothing
-    table=replace(linear_table(token_s=0.0), switch_s=0.0, reduce=Curve((24, 25), (5e-324, 1.0))),
+    table=replace(linear_table(token_s=0.0), host=HostCosts(), reduce=Curve((24, 25), (5e-324, 1.0))),
     num_tokens=25,
 )
 def test_nothing_is_woven_where_only_the_core_has_work(table: WaveTable, num_tokens: int) -> None:

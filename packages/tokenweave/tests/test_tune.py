@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Mapping
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.fake_events import FakeDevice, OneFakeStream
 from support.wave_tables import KINDS, key_of
 from tokenweave import tune
 from tokenweave.cost import CostModel
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry, pairs_seen
-from tokenweave.plan import plan_forward
+from tokenweave.host_costs import HostCosts
+from tokenweave.host_timing import measure_lanes, measure_stream_switch_s, measure_switch_s
+from tokenweave.plan import Lane, plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.tune import MIN_ROUNDS, measure_exchange, measure_switch_s, measure_table, token_grid
+from tokenweave.stage_clock import EventClock
+from tokenweave.tune import MIN_ROUNDS, device_grid, measure_exchange, measure_table, token_grid
 from tokenweave.wave_table import TableKey
 
 PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
@@ -25,6 +30,9 @@ PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
 
 class FakeStages:
     """Two ranks, the second slower. Every third sample is disturbed."""
+
+    ctas: tuple[int, ...] = ()
+    num_sms = 0
 
     def __init__(self, key: TableKey | None = None, layers: tuple[int, ...] = (0, 0, 0)) -> None:
         self.calls = self.passes = 0
@@ -34,14 +42,14 @@ class FakeStages:
     def seconds(self, num_tokens: int) -> float:
         return 1e-6 * -(-num_tokens // 12)
 
-    def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
+    def time(self, stage: str, num_tokens: int, repeats: int, num_ctas: int = 0) -> tuple[float, ...]:
         self.calls += 1
         noise = 1.0 if self.calls % 3 else 5.0
         return self.seconds(num_tokens) * noise, 2 * self.seconds(num_tokens) * noise
 
-    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> tuple[float, ...]:
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int, num_ctas: int = 0) -> tuple[float, ...]:
         self.timed.add(("mlp", kind))
-        return tuple((1 + kind) * seconds for seconds in self.time("mlp", num_tokens, repeats))
+        return tuple((1 + kind) * seconds for seconds in self.time("mlp", num_tokens, repeats, num_ctas))
 
     def time_attention(
         self, kind: int, num_seqs: int, num_new: int, num_keys: int, repeats: int
@@ -50,9 +58,12 @@ class FakeStages:
         seconds = 1e-6 + 1e-9 * self.pairs(num_new, num_keys, self.key.kinds[kind].window)
         return (num_seqs * (1 + kind) * seconds,) * 2
 
-    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
+    def time_pass(self, num_tokens: int, num_ctas: int = 0) -> tuple[float, ...]:
         self.passes += 1
         return 0.0, PASS_TOKEN_S * num_tokens * (100.0 if self.passes % 5 == 0 else 1.0)
+
+    def host_costs(self) -> HostCosts:
+        return HostCosts(switch_s=1e-6)
 
     def pairs(self, num_new: int, num_keys: int, window: int = 0) -> float:
         return float(pairs_seen(np.array([float(num_new)]), np.array([float(num_keys)]), window)[0])
@@ -76,8 +87,8 @@ def test_a_measured_table_has_the_slowest_ranks_best_times() -> None:
         1e-6 + 1e-9 * stages.pairs(64, 700)
     )
     assert table.is_measured
-    assert table.switch_s > 0
-    assert table.wake_s >= 0
+    assert table.host == HostCosts(switch_s=1e-6)
+    assert table.sharing is None
     fractions = [done for done, _ in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -115,6 +126,58 @@ def test_each_kind_of_layer_is_measured_once_and_priced_as_itself() -> None:
     assert simulate(plan, costs, shared_core=True).total_s == pytest.approx(PASS_TOKEN_S * 256)
 
 
+class FakeGpu(FakeStages):
+    """A GPU of 132 SMs: reductions take half as long with 8 CTAs, and products beside them a tenth longer."""
+
+    ctas = (2, 8)
+    num_sms = 132
+    slow_down: Mapping[int, float] = MappingProxyType({0: 1.0, 2: 1.02, 8: 1.1})
+
+    def time(self, stage: str, num_tokens: int, repeats: int, num_ctas: int = 0) -> tuple[float, ...]:
+        found = super().time(stage, num_tokens, repeats)
+        if num_ctas:
+            self.timed.add((f"{stage} by CTAs", num_tokens))
+        factor = {0: 1.0, 2: 2.0, 8: 1.0} if stage == "reduce" else self.slow_down
+        return tuple(factor[num_ctas] * seconds for seconds in found)
+
+
+def test_a_gpus_table_has_reductions_by_ctas_and_the_products_beside_them() -> None:
+    stages = FakeGpu()
+    table = measure_table(stages, key_of(), max_tokens=2048, row_tile=128, budget_s=0.0)
+    assert table.sharing is not None
+    two, eight = table.sharing.beside
+    for tokens in (128, 2048):
+        assert two.reduce(tokens) == pytest.approx(2 * eight.reduce(tokens))
+        assert eight.mlps[0](tokens) == pytest.approx(1.1 * table.kinds[0].mlp(tokens))
+        assert two.projections(tokens) == pytest.approx(1.02 * table.projections(tokens))
+    assert all(tokens % 128 == 0 for tokens in two.mlps[0].tokens)
+    assert two.mlps[0].tokens[-1] == 2048
+    assert table.sharing.ctas == ((2048, 8),)
+    assert table.reduce(2048) == eight.reduce(2048)
+
+
+def test_products_that_would_not_leave_sms_are_taken_to_lose_in_proportion() -> None:
+    stages = FakeGpu()
+    stages.slow_down = {0: 1.0, 2: 1.0, 8: 1.01}
+    table = measure_table(stages, key_of(), max_tokens=512, row_tile=128, budget_s=0.0)
+    assert table.sharing is not None
+    for each in table.sharing.beside:
+        lost = 132 / (132 - each.num_ctas)
+        assert each.projections(300) == pytest.approx(lost * table.projections(300))
+        assert each.mlps[0](512) == pytest.approx(lost * table.kinds[0].mlp(512))
+
+
+def test_a_gpus_grid_has_both_sides_of_every_tile() -> None:
+    grid = device_grid(4096, 128)
+    assert grid[:8] == (1, 2, 4, 8, 16, 32, 64, 128)
+    assert {count + side for count in range(128, 4096, 128) for side in (0, 1)} <= set(grid)
+    assert grid[-1] == 4096
+    assert len(device_grid(16384, 128)) < 90
+    assert device_grid(5, 128) == (1, 2, 4, 5)
+    with pytest.raises(TuneError, match="row_tile=0"):
+        device_grid(5, 0)
+
+
 def test_the_budget_ends_the_rounds() -> None:
     stages = FakeStages()
     measure_table(stages, key_of(), max_tokens=12, row_tile=12, budget_s=0.0)
@@ -143,6 +206,9 @@ def test_a_grid_of_nothing_is_refused() -> None:
 
 def test_handing_a_step_over_takes_time() -> None:
     assert 0 < measure_switch_s(num_layers=4, rounds=2) < float("inf")
+    costs = measure_lanes()
+    assert costs.switch_s > 0
+    assert costs.issue_s == 0
 
 
 class TimedGroup:
@@ -171,3 +237,14 @@ def test_the_speed_of_an_unknown_link_is_found_by_waiting_for_it(monkeypatch: py
     assert exchange.link.bytes_per_s == pytest.approx(group.bytes_per_s)
     assert exchange.link.latency_s == pytest.approx(group.latency_s)
     assert exchange.reduce(256) == pytest.approx(group.compute_s)
+
+
+def test_the_hand_over_between_streams_is_what_they_take_longer_than_one() -> None:
+    device = FakeDevice()
+    streams = OneFakeStream(device, wait_s=3e-6)
+    clock = EventClock(device, device.now)
+    found = measure_stream_switch_s(clock, streams, lambda: device.issue(0.0, 1e-6), num_layers=3, rounds=2)
+    waits_of_a_run = streams.waits / 6  # two samples of three calls
+    num_transfers = len(plan_forward(3, 2).on(Lane.TRANSFER))
+    assert found == pytest.approx(waits_of_a_run * 3e-6 / num_transfers)
+    assert waits_of_a_run >= 2 * num_transfers - 1  # there and back, for each transfer but the last

@@ -14,18 +14,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from support.wave_tables import curves, key_of, linear_table, mixed_table, tables
+from support.wave_tables import curves, gpu_table, key_of, linear_table, mixed_table, tables
+from tokenweave.curves import AttentionTimes, Curve
 from tokenweave.errors import TuneError
 from tokenweave.geometry import pairs_seen
-from tokenweave.wave_table import (
-    FORMAT,
-    AttentionTimes,
-    Curve,
-    LayerKind,
-    MlpShape,
-    WaveTable,
-    load_table,
-)
+from tokenweave.host_costs import HostCosts
+from tokenweave.wave_table import FORMAT, LayerKind, MlpShape, WaveTable, load_table
 
 
 @given(curve=curves(), num_tokens=st.integers(0, 10_000))
@@ -90,6 +84,7 @@ def test_noise_makes_no_attention_time_negative() -> None:
 
 @given(table=tables())
 @example(table=mixed_table())
+@example(table=gpu_table({2: 3.0, 8: 1.0}, {2: 1.1, 8: 1.5}))
 def test_a_table_survives_its_json(table: WaveTable) -> None:
     assert WaveTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
@@ -152,7 +147,7 @@ def test_a_table_of_an_older_format_is_told_and_measured_again(
     assert not caplog.records  # nobody promised it one
     assert load_table(tmp_path, key) is None
     (record,) = caplog.records
-    assert "has format 2, expected 3; `interlace tune` measures it again" in record.getMessage()
+    assert "has format 2, expected 4; `interlace tune` measures it again" in record.getMessage()
     linear_table().save(tmp_path)
     assert load_table(tmp_path, key) == linear_table()
     assert len(caplog.records) == 1
@@ -195,6 +190,6 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(
     table.save(tmp_path)
     monkeypatch.setattr("json.dump", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        replace(table, switch_s=1.0).save(tmp_path)
+        replace(table, host=HostCosts(switch_s=1.0)).save(tmp_path)
     assert load_table(tmp_path, table.key) == table
     assert len(list(tmp_path.iterdir())) == 1

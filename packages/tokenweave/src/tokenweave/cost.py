@@ -10,22 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from tokenweave.curves import AttentionTimes, Curve
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry
+from tokenweave.host_costs import LANES, HostCosts
 from tokenweave.ops import Operation
 from tokenweave.phases import Phase, PricedStep
 from tokenweave.plan import Plan, Step
 from tokenweave.simulate import Cost
 from tokenweave.traffic import exchanges_of_sum
-from tokenweave.wave_table import (
-    AttentionTimes,
-    Curve,
-    KindTimes,
-    MlpShape,
-    RankShape,
-    TableKey,
-    WaveTable,
-)
+from tokenweave.wave_table import KindTimes, MlpShape, RankShape, TableKey, WaveTable
 
 Load = BatchGeometry  # under this name it is priced
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -33,9 +27,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What the analytic default assumes where nothing was measured. Efficiencies are shares of the peak: ours on Zen 4.
 GEMM_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = 0.6
-CALL_S = 15e-6  # of calling one stage
-SWITCH_S = 30e-6  # of handing a step from lane to lane
-WAKE_S = 60e-6  # of waking up after a wait for a link
 ANALYTIC_TOKENS = tuple(sorted({*range(1, 49), *(12 * 2**power for power in range(2, 12))}))
 
 
@@ -78,28 +69,45 @@ class CostModel:
                 f"got a plan of {plan.num_layers} layers; expected {len(self.layers)}, as many as have a kind"
             )
         loads = [load.part(rows) for rows in plan.parts]
+        tables = self._tables_of(loads)
         last = plan.num_layers - 1
         prices: dict[tuple[Operation, int, int | None, bool, bool], tuple[Phase, ...]] = {}
 
         def cost(step: Step) -> tuple[Phase, ...]:
             key = (step.op, self._kind_of(step), step.part, step.layer == last, step.norm == 2 * last)
             if key not in prices:
-                prices[key] = self._phases(step, load, loads, last)
+                prices[key] = self._phases(step, load, loads, tables, last)
             return prices[key]
 
         return cost
+
+    def _tables_of(self, parts: list[BatchGeometry]) -> list[WaveTable]:
+        """The table of each part's stages: while one part computes, the other is reduced."""
+        if len(parts) != 2:
+            return [self.table] * len(parts)
+        return [self.table.beside_reduction(other.num_tokens) for other in reversed(parts)]
 
     def _kind_of(self, step: Step) -> int:
         """The kind of the step's layer; outside of the layers all kinds are alike."""
         return self.layers[step.layer] if self.layers and step.layer is not None else 0
 
     def _part_s(
-        self, step: Step, part: int, whole: BatchGeometry, parts: list[BatchGeometry], *, is_last: bool
+        self,
+        step: Step,
+        part: int,
+        whole: BatchGeometry,
+        parts: list[BatchGeometry],
+        tables: list[WaveTable],
+        *,
+        is_last: bool,
     ) -> float:
         """Seconds on the core of one part's stage. Cutting a stage in two never makes it cheaper: where the table says
         so, that is noise in it, and the parts share what the whole takes."""
         op, kind = step.op, self._kind_of(step)
-        each_s = [self.stage_s(op, load, kind, is_last=is_last) for load in parts]
+        each_s = [
+            _stage_s(table, op, load, kind, is_last=is_last)
+            for table, load in zip(tables, parts, strict=True)
+        ]
         apart_s, whole_s = sum(each_s), self.stage_s(op, whole, kind, is_last=is_last)
         if apart_s >= whole_s:
             return each_s[part]
@@ -111,7 +119,7 @@ class CostModel:
     def stage_s(self, op: Operation, load: BatchGeometry, kind: int = 0, *, is_last: bool = False) -> float:
         """Seconds on the core of one stage in a layer of `kind`; `is_last`: in the last layer, which ends with the rows
         that are wanted."""
-        return op.price.core_s(self.table, kind, load, load.ending if is_last else load)
+        return _stage_s(self.table, op, load, kind, is_last=is_last)
 
     def link_s(self, num_tokens: int) -> float:
         """Seconds on the link of a reduce-scatter, and of an all-gather, over `num_tokens` rows."""
@@ -120,21 +128,26 @@ class CostModel:
         key = self.table.key
         size = len(key.ranks)
         sent_bytes = num_tokens * key.hidden_size * DTYPE_BYTES[key.dtype] * (size - 1) / size
-        return self.link.seconds(sent_bytes) + self.table.wake_s
+        return self.link.seconds(sent_bytes) + self.table.host.wake_s
 
     def keep_s(self, num_rows: int) -> float:
         """Seconds on the link of `select_residual` for so many rows."""
         if self.link is None or not num_rows:
             return 0.0
         exchanges = exchanges_of_sum(len(self.table.key.ranks), num_rows * self.table.key.hidden_size * 4)
-        return sum(self.link.seconds(each.sent_bytes) + self.table.wake_s for each in exchanges)
+        return sum(self.link.seconds(each.sent_bytes) + self.table.host.wake_s for each in exchanges)
 
     def hideable_s(self, num_tokens: int, *, shared_core: bool) -> float:
         """Seconds of one reduction that another part's computation could hide."""
         return 2 * self.link_s(num_tokens) + (0.0 if shared_core else self.table.reduce(num_tokens))
 
     def _phases(
-        self, step: Step, whole: BatchGeometry, parts: list[BatchGeometry], last: int
+        self,
+        step: Step,
+        whole: BatchGeometry,
+        parts: list[BatchGeometry],
+        tables: list[WaveTable],
+        last: int,
     ) -> tuple[Phase, ...]:
         """`last` is the plan's last layer. A step of no part works on what all parts left."""
         load = whole if step.part is None else parts[step.part]
@@ -142,17 +155,21 @@ class CostModel:
         if step.part is None:
             core_s = self.stage_s(step.op, whole, self._kind_of(step), is_last=is_last)
         else:
-            core_s = self._part_s(step, step.part, whole, parts, is_last=is_last)
+            core_s = self._part_s(step, step.part, whole, parts, tables, is_last=is_last)
         rest = load.ending if is_last else load
         selects_residual = step.norm == 2 * last and load.ending is not load
         priced = PricedStep(
             num_rows=rest.num_tokens,
             core_s=self.table.pace(whole.num_tokens) * core_s,
             link_s=self.link_s(rest.num_tokens),
-            handed_over_s=self.table.switch_s if len(parts) > 1 else 0.0,
+            handed_over_s=self.table.host.switch_s if len(parts) > 1 else 0.0,
             select_s=self.keep_s(load.ending.num_tokens) if selects_residual else None,
         )
         return step.op.price.phases(priced)
+
+
+def _stage_s(table: WaveTable, op: Operation, load: BatchGeometry, kind: int, *, is_last: bool) -> float:
+    return op.price.core_s(table, kind, load, load.ending if is_last else load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +181,19 @@ class Peaks:
 
 
 def analytic_table(
-    key: TableKey, peaks: Peaks, row_tile: int = 1, weight_bytes: float | None = None
+    key: TableKey,
+    peaks: Peaks,
+    row_tile: int = 1,
+    weight_bytes: float | None = None,
+    host: HostCosts = LANES,
 ) -> WaveTable:
     """A table from FLOPs and bytes, for when none was measured. Rows are counted in whole tiles of `row_tile`.
 
     `weight_bytes` are those of a value of a weight, fewer than the dtype's where weights are held in blocks.
     """
-    stages = [_Stages(key, rank, peaks, row_tile, weight_bytes) for rank in range(len(key.ranks))]
+    stages = [
+        _Stages(key, rank, peaks, row_tile, weight_bytes, host.call_s) for rank in range(len(key.ranks))
+    ]
 
     def curve(stage: Callable[[_Stages, int], float]) -> Curve:
         return Curve(ANALYTIC_TOKENS, tuple(max(stage(rank, n) for rank in stages) for n in ANALYTIC_TOKENS))
@@ -189,8 +212,7 @@ def analytic_table(
         embed=curve(_Stages.embed),
         logits=curve(_Stages.logits),
         reduce=curve(_Stages.reduce),
-        switch_s=SWITCH_S,
-        wake_s=WAKE_S,
+        host=host,
         is_measured=False,
     )
 
@@ -199,9 +221,16 @@ class _Stages:
     """One rank's stages, priced by the slower of arithmetic and memory."""
 
     def __init__(
-        self, key: TableKey, rank: int, peaks: Peaks, row_tile: int, weight_bytes: float | None
+        self,
+        key: TableKey,
+        rank: int,
+        peaks: Peaks,
+        row_tile: int,
+        weight_bytes: float | None,
+        call_s: float,
     ) -> None:
         self.key, self.rank, self.peaks, self.row_tile = key, rank, peaks, row_tile
+        self.call_s = call_s
         self.shape: RankShape = key.ranks[rank]
         self.item_bytes = DTYPE_BYTES[key.dtype]
         self.weight_bytes = self.item_bytes if weight_bytes is None else weight_bytes
@@ -222,7 +251,7 @@ class _Stages:
         return seconds
 
     def embed(self, num_tokens: int) -> float:
-        return CALL_S + 3 * num_tokens * self.key.hidden_size * self.item_bytes / self.peaks.bytes_per_s
+        return self.call_s + 3 * num_tokens * self.key.hidden_size * self.item_bytes / self.peaks.bytes_per_s
 
     def logits(self, num_tokens: int) -> float:
         return self._gemms(num_tokens, [(self.key.hidden_size, self.shape.vocab_rows)])
@@ -231,14 +260,14 @@ class _Stages:
         """Each rank reads every rank's part of its rows, updates its residual, and writes and is written all rows."""
         size, row_bytes = len(self.key.ranks), self.key.hidden_size * self.item_bytes
         own_bytes = num_tokens / size * (size * row_bytes + 2 * 4 * self.key.hidden_size + row_bytes)
-        return CALL_S + (own_bytes + num_tokens * row_bytes) / self.peaks.bytes_per_s
+        return self.call_s + (own_bytes + num_tokens * row_bytes) / self.peaks.bytes_per_s
 
     def _gated(self, num_tokens: int, columns: int) -> float:
         return self._gemms(num_tokens, [(self.key.hidden_size, 2 * columns), (columns, self.key.hidden_size)])
 
     def _gemms(self, num_tokens: int, shapes: list[tuple[int, int]]) -> float:
         rows = math.ceil(num_tokens / self.row_tile) * self.row_tile
-        seconds = CALL_S
+        seconds = self.call_s
         for k, n in shapes:
             flops_s = 2 * rows * k * n / (GEMM_EFFICIENCY * self.peaks.flops_per_s)
             seconds += max(flops_s, k * n * self.weight_bytes / self.peaks.bytes_per_s)

@@ -5,6 +5,8 @@ carries them while the core is free. Each lane runs its steps in order, each as 
 Where lanes share one core (a rank of one CPU thread), a transfer's phase goes before a computation's, as a thread that
 wakes up goes before one that has been running.
 
+Where lanes are streams, one thread of the host issues all steps, in list order: a step cannot begin before it has been.
+
 Everything it returns is *modelled*.
 """
 
@@ -54,12 +56,13 @@ class Timeline:
         return 1.0 if transfers <= 0 else max(0.0, 1 - self.blocked_s / transfers)
 
 
-def simulate(plan: Plan, cost: Cost, *, shared_core: bool) -> Timeline:
+def simulate(plan: Plan, cost: Cost, *, shared_core: bool, issue_s: float = 0.0) -> Timeline:
     """Run `plan` on paper. `shared_core`: the lanes have one core between them; otherwise one each.
 
+    `issue_s`: the host's time to issue a step to a stream, one after the other from the beginning.
     Costs: linear in the number of steps.
     """
-    return _Simulation(plan, cost, shared_core).run()
+    return _Simulation(plan, cost, shared_core, issue_s).run()
 
 
 class _Worker:
@@ -77,8 +80,8 @@ class _Worker:
 
 
 class _Simulation:
-    def __init__(self, plan: Plan, cost: Cost, shared_core: bool) -> None:
-        self.plan, self.cost, self.shared_core = plan, cost, shared_core
+    def __init__(self, plan: Plan, cost: Cost, shared_core: bool, issue_s: float) -> None:
+        self.plan, self.cost, self.shared_core, self.issue_s = plan, cost, shared_core, issue_s
         self.now_s = 0.0
         self.ends: dict[int, Interval] = {}
         self.busy_s = dict.fromkeys(Lane, 0.0)
@@ -86,30 +89,46 @@ class _Simulation:
 
     def run(self) -> Timeline:
         while len(self.ends) < len(self.plan.steps):
-            for worker in self.workers.values():
-                self._begin(worker)
+            while any(self._begin(worker) for worker in self.workers.values()):
+                pass  # steps without cost ended, and may let others begin
             running = self._running()
-            if not running:  # steps without cost ended, and let others begin
+            pauses_s = [*(self.workers[lane].left_s for lane in running), *self._until_issued()]
+            if not pauses_s:
                 continue
-            elapsed_s = min(self.workers[lane].left_s for lane in running)
+            elapsed_s = min(pauses_s)
             self.now_s += elapsed_s
             for lane in running:
                 self._advance(lane, elapsed_s)
         intervals = tuple(self.ends[position] for position in range(len(self.plan.steps)))
         return Timeline(intervals, self.now_s, self.busy_s)
 
-    def _begin(self, worker: _Worker) -> None:
-        """Give an idle lane its next step, if that may begin; steps without phases end at once."""
+    def _begin(self, worker: _Worker) -> bool:
+        """Give an idle lane its next step, if that may begin. Steps without phases end at once: whether any did."""
+        ended = False
         while not worker.phases and worker.queue:
             step = self.plan.steps[worker.queue[-1]]
-            if any(other not in self.ends for other in step.waits_for):
-                return
+            if any(other not in self.ends for other in step.waits_for) or not self._is_issued(worker):
+                break
             worker.start_s = self.now_s
             worker.phases = [phase for phase in reversed(self.cost(step)) if phase.seconds > 0]
             if worker.phases:
                 worker.left_s = worker.phases[-1].seconds
             else:
                 self._end(worker)
+                ended = True
+        return ended
+
+    def _issued_s(self, worker: _Worker) -> float:
+        """When the lane's next step has been issued."""
+        return (worker.queue[-1] + 1) * self.issue_s
+
+    def _is_issued(self, worker: _Worker) -> bool:
+        return self.now_s >= self._issued_s(worker)
+
+    def _until_issued(self) -> list[float]:
+        """How long the idle lanes will wait for their next step to be issued."""
+        idle = [worker for worker in self.workers.values() if worker.queue and not worker.phases]
+        return [self._issued_s(worker) - self.now_s for worker in idle if not self._is_issued(worker)]
 
     def _running(self) -> list[Lane]:
         """The lanes that make progress now."""

@@ -87,15 +87,16 @@ def choose_split(
     shared_core: bool,
     guard: float = GUARD,
     sample: LayerSample | None = None,
+    issue_s: float = 0.0,
 ) -> Choice:
     """The candidate whose plan is predicted to end first, if that gains more than `guard`; otherwise no split.
 
     `guard` is a share of the time without a split. With a `sample`, the plans have its layers only: see `extrapolate`.
-    Of candidates that are equally good the first wins.
+    `shared_core`, `issue_s`: as for `simulate`. Of candidates that are equally good the first wins.
     """
 
     def price(split: int | None) -> float:
-        timeline = simulate(plan_of(split), cost_of(split), shared_core=shared_core)
+        timeline = simulate(plan_of(split), cost_of(split), shared_core=shared_core, issue_s=issue_s)
         return timeline.total_s if sample is None else extrapolate(timeline, sample)
 
     unsplit_s = price(None)

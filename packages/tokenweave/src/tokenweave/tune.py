@@ -17,26 +17,19 @@ import numpy as np
 import torch
 
 from tokenweave.cost import CostModel, LinkSpeed
+from tokenweave.cta_choice import choose_ctas
+from tokenweave.curves import AttentionTimes, Curve, Pace
 from tokenweave.errors import TuneError
-from tokenweave.execute import Handler
 from tokenweave.geometry import BatchGeometry, pairs_seen
 from tokenweave.kernels import ResidualNorms
-from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import Lane, Operation, plan_forward
+from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.wave_table import (
-    CURVES,
-    AttentionTimes,
-    Curve,
-    KindTimes,
-    MlpShape,
-    Pace,
-    TableKey,
-    WaveTable,
-)
+from tokenweave.sm_sharing import BesideCtas, SmSharing
+from tokenweave.wave_table import CURVES, KindTimes, MlpShape, TableKey, WaveTable
 
 if TYPE_CHECKING:
     from tokenweave.communicators import Communicator
+    from tokenweave.host_costs import HostCosts
 
 Progress = Callable[[float, str], None]  # the fraction that is done, and what is being measured
 
@@ -44,6 +37,8 @@ DENSE_TILES = 4  # every count up to here, in row tiles: where waves matter most
 GROWTH = 2**0.25  # from each count to the next above those
 QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 CONTEXT = 1024  # keys before the new tokens, in the second of two measurements of attention
+LEFT = 0.25  # of the time that products should lose with the SMs: less says that they lost no SMs
+WAVE_TILES = 32  # on GPUs, both sides of every row tile up to so many
 MANY = 8  # sequences of up to FEW_QUERIES new tokens that are timed together
 FEW_QUERIES = 16
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
@@ -54,7 +49,6 @@ PACE_ROUNDS = 5
 MOST_PACE = 3.0  # whatever slows a pass by more than that is no property of the machine
 EXCHANGED_TOKENS = (16, 256)
 LEAST_S_PER_BYTE = 1e-13  # faster links than that are none
-NAP_S = 5e-4  # about what one waits for a link
 
 
 class Stages(Protocol):
@@ -63,10 +57,13 @@ class Stages(Protocol):
     `kind` is a place in the kinds of the table's key; a layer of that kind is timed.
     """
 
-    def time(self, stage: str, num_tokens: int, repeats: int) -> tuple[float, ...]:
-        """Seconds that each rank took on average, all of them beginning together. `stage` is one of CURVES."""
+    def time(self, stage: str, num_tokens: int, repeats: int, num_ctas: int = 0) -> tuple[float, ...]:
+        """Seconds that each rank took on average, all of them beginning together. `stage` is one of CURVES.
 
-    def time_mlp(self, kind: int, num_tokens: int, repeats: int) -> tuple[float, ...]:
+        With `num_ctas`, one of `ctas`, a reduction takes so many CTAs, and products have the SMs that these leave.
+        """
+
+    def time_mlp(self, kind: int, num_tokens: int, repeats: int, num_ctas: int = 0) -> tuple[float, ...]:
         """The same of the MLP, or of the experts."""
 
     def time_attention(
@@ -74,12 +71,24 @@ class Stages(Protocol):
     ) -> tuple[float, ...]:
         """The same of attention alone: the last `num_new` of the `num_keys` tokens of each sequence."""
 
-    def time_pass(self, num_tokens: int) -> tuple[float, ...]:
-        """Seconds by the wall clock that each rank took for a pass, not woven, over one sequence from its start."""
+    def time_pass(self, num_tokens: int, num_ctas: int = 0) -> tuple[float, ...]:
+        """Seconds that each rank took for a pass, not woven, over one sequence from its start: by the wall clock, or
+        on a GPU by the device's, with reductions of `num_ctas`."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The kind of each layer of that pass."""
+
+    @property
+    def ctas(self) -> tuple[int, ...]:
+        """The numbers of CTAs that a reduction may take, ascending; () on processors."""
+
+    @property
+    def num_sms(self) -> int:
+        """The SMs that lanes share; 0 on processors."""
+
+    def host_costs(self) -> HostCosts:
+        """Measures what the executor adds to a plan's steps."""
 
 
 def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
@@ -96,6 +105,24 @@ def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
     return tuple(sorted(count for count in found if count <= max_tokens))
 
 
+def device_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
+    """The token counts of a GPU: powers of two within the first row tile, then the last of a tile and the first of the
+    next, tile by tile for `WAVE_TILES`, then ever farther apart.
+
+    A tile of rows is as many thread blocks as a product has tiles of columns, and a wave as many blocks as the device
+    has SMs: so a wave ends with some of the tiles, other ones for each product, and both sides of each show which.
+    """
+    if max_tokens < 1 or row_tile < 1:
+        raise TuneError(f"got max_tokens={max_tokens}, row_tile={row_tile}; expected at least 1 of each")
+    found = {max_tokens, *(1 << power for power in range(row_tile.bit_length()))}
+    for tile in range(1, WAVE_TILES + 1):
+        found |= {tile * row_tile, tile * row_tile + 1}
+    at = float(WAVE_TILES * row_tile)
+    while (at := at * GROWTH) < max_tokens:
+        found.add(round(at / row_tile) * row_tile)
+    return tuple(sorted(count for count in found if count <= max_tokens))
+
+
 class _Place(NamedTuple):
     """Where in the table a cell is."""
 
@@ -103,6 +130,7 @@ class _Place(NamedTuple):
     num_tokens: int
     kind: int = 0  # the first one with this MLP or this window: what is alike is measured once
     num_keys: int = 0
+    num_ctas: int = 0
 
 
 @dataclass
@@ -134,10 +162,18 @@ def measure_table(
     budget_s: float = 60.0,
     progress: Progress | None = None,
 ) -> WaveTable:
-    """Measure every cell, round after round, for about `budget_s` seconds or at least three rounds."""
-    cells = _cells(stages, key, token_grid(max_tokens, row_tile))
+    """Measures every cell, round after round, for about `budget_s` seconds or at least three rounds.
+
+    On a GPU the table also says how many CTAs a reduction takes.
+    """
+    grid_of = device_grid if stages.ctas else token_grid
+    cells = _cells(stages, key, grid_of(max_tokens, row_tile))
+    if stages.ctas:
+        cells |= _cells_by_ctas(stages, key, grid_of(max_tokens, row_tile), row_tile)
     _run_rounds(cells, budget_s, progress)
-    table = _table(key, cells)
+    table = _table(key, cells, stages.host_costs())
+    if stages.ctas:
+        table = _with_ctas(table, cells, stages)
     return replace(table, pace=_measure_pace(stages, table, max_tokens))
 
 
@@ -158,6 +194,60 @@ def _cells(stages: Stages, key: TableKey, grid: tuple[int, ...]) -> dict[_Place,
     return cells
 
 
+def _cells_by_ctas(
+    stages: Stages, key: TableKey, grid: tuple[int, ...], row_tile: int
+) -> dict[_Place, _Sample]:
+    """Reductions of each number of CTAs, and products beside them: of whole tiles, as the parts of a batch are."""
+    whole = tuple(count for count in grid if count % row_tile == 0) or grid[-1:]
+    cells: dict[_Place, _Sample] = {}
+    for ctas in stages.ctas:
+        for count in _counts("reduce", grid):
+            cells[_Place("reduce", count, num_ctas=ctas)] = _Sample(
+                partial(stages.time, "reduce", count, num_ctas=ctas)
+            )
+        for count in whole:
+            cells[_Place("projections", count, num_ctas=ctas)] = _Sample(
+                partial(stages.time, "projections", count, num_ctas=ctas)
+            )
+        for kind in sorted({_first_with(kind.mlp, key) for kind in key.kinds}):
+            for count in whole:
+                sample = _Sample(partial(stages.time_mlp, kind, count, num_ctas=ctas))
+                cells[_Place("mlp", count, kind, num_ctas=ctas)] = sample
+    return cells
+
+
+def _with_ctas(table: WaveTable, cells: Mapping[_Place, _Sample], stages: Stages) -> WaveTable:
+    """`table` with the times by CTAs, and with the number of CTAs that they speak for."""
+    firsts = [_first_with(kind.mlp, table.key) for kind in table.key.kinds]
+    beside = tuple(
+        BesideCtas(
+            ctas,
+            _curve(cells, "reduce", 0, ctas),
+            _curve(cells, "projections", 0, ctas),
+            tuple(_curve(cells, "mlp", first, ctas) for first in firsts),
+        )
+        for ctas in stages.ctas
+    )
+    sharing = SmSharing(stages.num_sms, beside, ((1, stages.ctas[-1]),))
+    if not _leave_sms(table, sharing):
+        sharing = sharing.in_proportion(table.projections, tuple(kind.mlp for kind in table.kinds))
+    table = replace(table, sharing=sharing)
+    return table.taking(choose_ctas(CostModel(table, layers=stages.layers)))
+
+
+def _leave_sms(table: WaveTable, sharing: SmSharing) -> bool:
+    """Whether products did leave SMs when they were told to: only some of torch's libraries follow its switch.
+
+    Where they don't, products that were timed alone would seem to lose nothing to CTAs beside them.
+    """
+    most = sharing.beside[-1]
+    pairs = [(table.projections, most.projections)]
+    pairs += [(kind.mlp, mlp) for kind, mlp in zip(table.kinds, most.mlps, strict=True)]
+    alone_s = sum(alone(count) for alone, beside in pairs for count in beside.tokens)
+    beside_s = sum(seconds for _, beside in pairs for seconds in beside.seconds)
+    return beside_s - alone_s > LEFT * (sharing.slow_down(most.num_ctas) - 1) * alone_s
+
+
 def _first_with(what: MlpShape | int, key: TableKey) -> int:
     """The place of the first kind that has this MLP, or this window."""
     return next(place for place, kind in enumerate(key.kinds) if what in (kind.mlp, kind.window))
@@ -169,14 +259,15 @@ def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
     taken: dict[int, list[float]] = {count: [] for count in counts}
     for turn in range(1 + PACE_ROUNDS):
         for count in counts:
-            seconds = max(stages.time_pass(count))
+            ctas = 0 if table.sharing is None else table.sharing.of(count).num_ctas
+            seconds = max(stages.time_pass(count, ctas))
             if turn:  # the first one touches memory for the first time
                 taken[count].append(seconds)
     factors = []
     for count in counts:
         plan = plan_forward(len(stages.layers), count)
         costs = CostModel(table, layers=stages.layers).cost_of(plan, BatchGeometry.prefill(count))
-        alone_s = simulate(plan, costs, shared_core=True).total_s
+        alone_s = simulate(plan, costs, shared_core=True).total_s  # without the host's part, as it is timed
         factors.append(min(MOST_PACE, max(1 / MOST_PACE, statistics.median(taken[count]) / alone_s)))
     return Pace(counts, tuple(factors))
 
@@ -221,7 +312,7 @@ def _run_rounds(cells: Mapping[_Place, _Sample], budget_s: float, progress: Prog
         progress(1.0, "")
 
 
-def _table(key: TableKey, cells: Mapping[_Place, _Sample]) -> WaveTable:
+def _table(key: TableKey, cells: Mapping[_Place, _Sample], host: HostCosts) -> WaveTable:
     projections, embed, logits, reduce = (_curve(cells, name, 0) for name in CURVES)
     kinds = tuple(
         KindTimes(
@@ -230,14 +321,14 @@ def _table(key: TableKey, cells: Mapping[_Place, _Sample]) -> WaveTable:
         )
         for kind in key.kinds
     )
-    return WaveTable(key, projections, kinds, embed, logits, reduce, measure_switch_s(), measure_wake_s())
+    return WaveTable(key, projections, kinds, embed, logits, reduce, host)
 
 
-def _curve(cells: Mapping[_Place, _Sample], stage: str, kind: int) -> Curve:
+def _curve(cells: Mapping[_Place, _Sample], stage: str, kind: int, num_ctas: int = 0) -> Curve:
     points = sorted(
         (place.num_tokens, cell.seconds)
         for place, cell in cells.items()
-        if (place.stage, place.kind) == (stage, kind)
+        if (place.stage, place.kind, place.num_ctas) == (stage, kind, num_ctas)
     )
     return Curve(*(tuple(axis) for axis in zip(*points, strict=True)))
 
@@ -251,29 +342,6 @@ def _attention_times(cells: Mapping[_Place, _Sample], kind: int, window: int) ->
             pairs = float(pairs_seen(new, keys, window)[0])
             found.setdefault(place.num_tokens, []).append((pairs, cell.seconds))
     return AttentionTimes.fit((count, few, many) for count, (few, many) in found.items())
-
-
-def measure_switch_s(num_layers: int = 20, rounds: int = 5) -> float:
-    """Seconds that the lane executor adds to each transfer of a woven plan: a plan whose steps do nothing."""
-    plan = plan_forward(num_layers, 2, 1)
-    nothing: dict[Operation, Handler] = {op: lambda step: None for op in plan.ops}
-    best_s = float("inf")
-    with LaneExecutor() as executor:
-        for _ in range(rounds):
-            start = time.perf_counter()
-            executor.run(plan, nothing)
-            best_s = min(best_s, time.perf_counter() - start)
-    return best_s / len(plan.on(Lane.TRANSFER))
-
-
-def measure_wake_s(rounds: int = 50) -> float:
-    """Seconds by which a short sleep ends late: the median, as here the late ones are the rule."""
-    late_s = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        time.sleep(NAP_S)
-        late_s.append(time.perf_counter() - start - NAP_S)
-    return max(0.0, statistics.median(late_s))
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,19 @@ import json
 import logging
 import os
 import tempfile
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from tokenweave.curves import LEVEL, AttentionTimes, Curve, Pace
 from tokenweave.errors import TuneError
+from tokenweave.host_costs import HostCosts
+from tokenweave.sm_sharing import CtaRows, SmSharing
 
-FORMAT = 3
+FORMAT = 4
 CURVES = ("projections", "embed", "logits", "reduce")  # of all layers alike, or of none
 _log = logging.getLogger("tokenweave")
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -105,93 +101,6 @@ class TableKey:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Seconds at some token counts, ascending; straight lines between them, and on from the last in proportion."""
-
-    tokens: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in pairwise(self.tokens))
-        if not self.tokens or len(self.tokens) != len(self.seconds) or self.tokens[0] < 1 or not ascending:
-            raise TuneError(
-                f"got a curve at {self.tokens}; expected ascending token counts and a time for each"
-            )
-        if not all(0 <= value < float("inf") for value in self.seconds):
-            raise TuneError(f"got times {self.seconds}; expected finite numbers of seconds from 0 on")
-
-    def __call__(self, num_tokens: int) -> float:
-        """Exact at the measured counts; 0 for no tokens."""
-        tokens, seconds = self.tokens, self.seconds
-        if num_tokens <= 0:
-            return 0.0
-        after = bisect_left(tokens, num_tokens)
-        if after == len(tokens):
-            return seconds[-1] * num_tokens / tokens[-1]
-        if tokens[after] == num_tokens or after == 0:
-            return seconds[after]
-        share = (num_tokens - tokens[after - 1]) / (tokens[after] - tokens[after - 1])
-        return seconds[after - 1] + share * (seconds[after] - seconds[after - 1])
-
-
-@dataclass(frozen=True)
-class AttentionTimes:
-    """Attention over cached keys: for so many new tokens of a sequence, a time plus a time for each pair.
-
-    A pair is a new token and a key that it sees.
-    """
-
-    queries: tuple[int, ...]
-    floor_s: tuple[float, ...]
-    pair_s: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        Curve(self.queries, self.floor_s)
-        Curve(self.queries, self.pair_s)
-
-    @classmethod
-    def fit(cls, samples: Iterable[tuple[int, tuple[float, float], tuple[float, float]]]) -> AttentionTimes:
-        """From (new tokens, (pairs, seconds), (more pairs, seconds)): the line through both points of each."""
-        lines = [(queries, *_line(few, many)) for queries, few, many in sorted(samples)]
-        return cls(*(tuple(column) for column in zip(*lines, strict=True)))
-
-    def __call__(self, num_new: Floats, pairs: Floats) -> float:
-        """The time of a batch of sequences with `num_new` new tokens and `pairs` pairs each, both (num_seqs,)."""
-        floor_s = np.interp(num_new, self.queries, self.floor_s)
-        pair_s = np.interp(num_new, self.queries, self.pair_s)
-        return float((floor_s + pair_s * pairs).sum())
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The time of a whole pass over that of its stages alone, at some token counts; lines between, level outside.
-
-    Stages are timed alone and at their best. In a pass they follow one another for long enough to slow the processor's
-    clock, or to meet what the other ranks do to shared caches, and how much differs between processors.
-    """
-
-    tokens: tuple[int, ...] = (1,)
-    factors: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        Curve(self.tokens, self.factors)
-        if not all(factor > 0 for factor in self.factors):
-            raise TuneError(f"got factors {self.factors}; expected positive ones")
-
-    def __call__(self, num_tokens: int) -> float:
-        return float(np.interp(num_tokens, self.tokens, self.factors))
-
-
-def _line(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
-    """Floor and slope, neither negative: where noise would have it so, the other alone passes through a point."""
-    if many[1] <= few[1] or many[0] <= few[0]:  # the latter with a window of one key
-        return min(few[1], many[1]), 0.0  # noise only adds: the smaller time is the better
-    slope = (many[1] - few[1]) / (many[0] - few[0])
-    floor = few[1] - slope * few[0]
-    return (floor, slope) if floor >= 0 else (0.0, many[1] / many[0])
-
-
-@dataclass(frozen=True)
 class KindTimes:
     """Times of the stages that differ between kinds of layers."""
 
@@ -211,16 +120,43 @@ class WaveTable:
     embed: Curve
     logits: Curve  # against the number of rows whose logits are wanted
     reduce: Curve  # all-reduce, residual add and norm, without a link
-    switch_s: float  # what handing a step from lane to lane adds to each transfer of a woven plan
-    wake_s: float  # what waking up adds to a wait for a link
-    pace: Pace = Pace()
+    host: HostCosts
+    pace: Pace = LEVEL
     is_measured: bool = True
+    sharing: SmSharing | None = None  # on GPUs; None: lanes do not share SMs
 
     def __post_init__(self) -> None:
         if len(self.kinds) != len(self.key.kinds):
             raise TuneError(
                 f"got times of {len(self.kinds)} kinds of layers; expected {len(self.key.kinds)}, as in the key"
             )
+        beside = () if self.sharing is None else self.sharing.beside
+        if any(len(each.mlps) != len(self.kinds) for each in beside):
+            raise TuneError(
+                f"got MLPs beside CTAs of other kinds; expected {len(self.kinds)} of each number of CTAs"
+            )
+
+    def taking(self, ctas: CtaRows) -> WaveTable:
+        """The table of reductions that take these CTAs, by tokens. Only for one with `sharing`."""
+        assert self.sharing is not None
+        sharing = replace(self.sharing, ctas=ctas)
+        return replace(self, sharing=sharing, reduce=sharing.reduce())
+
+    def beside_reduction(self, num_tokens: int) -> WaveTable:
+        """The times of stages that run beside a reduction of so many tokens, which holds SMs.
+
+        Attention fills the device, so it is slowed down in proportion; products were timed. The table itself where SMs
+        are not shared.
+        """
+        if self.sharing is None or not num_tokens:
+            return self
+        beside = self.sharing.of(num_tokens)
+        factor = self.sharing.slow_down(beside.num_ctas)
+        kinds = (
+            KindTimes(kind.attention.times(factor), mlp)
+            for kind, mlp in zip(self.kinds, beside.mlps, strict=True)
+        )
+        return replace(self, projections=beside.projections, kinds=tuple(kinds))
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -234,14 +170,14 @@ class WaveTable:
             return cls(
                 key=_key_from_json(found["key"]),
                 kinds=tuple(
-                    KindTimes(AttentionTimes(**_tuples(kind["attention"])), _curve_from_json(kind["mlp"]))
+                    KindTimes(AttentionTimes(**_tuples(kind["attention"])), Curve.from_json(kind["mlp"]))
                     for kind in found["kinds"]
                 ),
-                switch_s=float(found["switch_s"]),
-                wake_s=float(found["wake_s"]),
+                host=HostCosts(**found["host"]),
                 is_measured=bool(found["is_measured"]),
                 pace=Pace(*(tuple(found["pace"][axis]) for axis in ("tokens", "factors"))),
-                **{name: _curve_from_json(found[name]) for name in CURVES},
+                sharing=None if found["sharing"] is None else SmSharing.from_json(found["sharing"]),
+                **{name: Curve.from_json(found[name]) for name in CURVES},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TuneError(f"it is damaged ({type(error).__name__}: {error})") from error
@@ -264,10 +200,6 @@ class WaveTable:
 def _key_from_json(found: Mapping[str, Any]) -> TableKey:
     kinds = tuple(LayerKind(MlpShape(**_tuples(kind["mlp"])), kind["window"]) for kind in found["kinds"])
     return TableKey(**{**found, "kinds": kinds, "ranks": tuple(RankShape(**rank) for rank in found["ranks"])})
-
-
-def _curve_from_json(found: Mapping[str, Any]) -> Curve:
-    return Curve(tuple(found["tokens"]), tuple(found["seconds"]))
 
 
 def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:

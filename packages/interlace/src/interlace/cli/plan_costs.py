@@ -36,7 +36,8 @@ class PlanCosts:
     def timeline(self, plan: Plan) -> Timeline:
         """`plan` over one sequence from position 0, simulated."""
         load = BatchGeometry.prefill(plan.num_tokens)
-        return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core)
+        issue_s = self.model.table.host.issue_s
+        return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core, issue_s=issue_s)
 
 
 def round_costs(
@@ -75,7 +76,7 @@ def tuned_costs(source: WeightSource, tp: int, dtype: str, quantize: str, link: 
 
     from interlace.engine.config import EngineConfig
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.weaving.stage_timing import table_key
+    from interlace.engine.weaving.this_machine import table_key
     from interlace.engine.weaving.weaver import table_directory
     from interlace.models.footprint import weights_name
     from interlace.models.shard import Shard

@@ -15,8 +15,9 @@ from interlace.errors import EngineError
 
 if TYPE_CHECKING:
     from interlace.models.weights import WeightSource
+    from tokenweave.curves import Curve
     from tokenweave.tune import Progress
-    from tokenweave.wave_table import Curve, LayerKind, MlpShape, WaveTable
+    from tokenweave.wave_table import LayerKind, MlpShape, WaveTable
 
 DENSE = 48  # tokens up to which the chart shows single waves
 
@@ -109,7 +110,8 @@ def _measure(
     from interlace.engine.dtypes import choice as dtypes
     from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
+    from interlace.engine.weaving.stage_timing import HostStages
+    from interlace.engine.weaving.this_machine import row_tile, table_key
     from interlace.models.footprint import formats_of, resolve_quantize, weights_name
     from interlace.models.shard import Shard
     from tokenweave.tune import measure_table

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from interlace.engine.weaving.stage_timing import HostStages, row_tile, table_key
+from interlace.engine.weaving.stage_timing import HostStages
 from interlace.engine.weaving.table_key import kinds_of_layers
+from interlace.engine.weaving.this_machine import row_tile, table_key
 from interlace.models.config import ModelConfig
 from interlace.models.shard import Shard
 from support.configs import SMOLLM2
 from tokenweave.errors import TuneError
-from tokenweave.kernels import NativeKernels, make_kernels
+from tokenweave.kernels import NativeKernels, ReferenceKernels, make_kernels
 from tokenweave.tune import measure_table
 from tokenweave.wave_table import CURVES, MlpShape
 
@@ -67,7 +69,7 @@ def test_layers_are_of_as_many_kinds_as_they_differ() -> None:
 
 def test_of_each_kind_as_many_layers_are_made_as_no_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer of SMALL takes 415 kB in float32."""
-    monkeypatch.setattr("interlace.engine.weaving.stage_timing.COLD_BYTES", 1e6)
+    monkeypatch.setattr("interlace.engine.weaving.cold_layers.COLD_BYTES", 1e6)
     deep = replace(SMALL, num_layers=20)
     with HostStages(deep, 1, "reference", 1, torch.float32, 1) as stages:
         assert stages.layers == (0,) * 3
@@ -130,3 +132,30 @@ def test_a_key_tells_instruction_sets_builds_and_weights_apart(monkeypatch: pyte
     assert len(keys) == 12
     monkeypatch.setattr("tokenweave.native.build", lambda: "another")
     assert table_key(SMOLLM2, 2, NativeKernels(1, "baseline"), torch.float32) not in keys
+
+
+class KernelsOfAGpu(ReferenceKernels):
+    """As far as a key is concerned."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.device = torch.device("cuda:0")
+
+
+def test_a_gpus_key_has_its_sms_and_what_loads_and_compiles_its_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = SimpleNamespace(name="NVIDIA H100 80GB HBM3", multi_processor_count=132, major=9, minor=0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: found)
+    monkeypatch.setattr("interlace.engine.weaving.this_machine.driver_version", lambda: "580.65.06")
+    key = table_key(SMALL, 2, KernelsOfAGpu(), torch.bfloat16)
+    assert key.machine == "NVIDIA H100 80GB HBM3, 132 SMs"
+    assert key.kernels == "cuda sm_90"
+    for part in (f"torch {torch.__version__}", "triton 3.", "driver 580.65.06"):
+        assert part in key.library
+    assert key.dtype == "bfloat16"
+    assert row_tile(KernelsOfAGpu()) == 128
+    found.multi_processor_count = 114
+    assert table_key(SMALL, 2, KernelsOfAGpu(), torch.bfloat16) != key

@@ -14,7 +14,7 @@ from interlace import LLM, SamplingParams
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.group import RankGroup
 from interlace.engine.ranks.launch import start
-from interlace.engine.weaving.stage_timing import table_key
+from interlace.engine.weaving.this_machine import table_key
 from interlace.engine.weaving.weaver import Weaver, table_directory
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model

@@ -1,6 +1,6 @@
 """Ranks as threads of one process, meeting under a lock: the readable backend, and the one easiest to debug.
 
-Thread safety: all state shared by the ranks lives in `_Rendezvous`, under its condition's lock.
+Thread safety: all state shared by the ranks lives in `Rendezvous`, under its condition's lock.
 
 Invariants:
   1. The n-th collective of every rank meets in the n-th `_Round`; rounds are never reused, so nothing resets.
@@ -39,7 +39,7 @@ class _Round:
     num_left: int = 0
 
 
-class _Rendezvous:
+class Rendezvous:
     """Where the ranks of one group meet."""
 
     def __init__(self, size: int) -> None:
@@ -126,7 +126,7 @@ class ThreadCommunicator(Communicator):
 
     def __init__(
         self,
-        rendezvous: _Rendezvous,
+        rendezvous: Rendezvous,
         rank: int,
         *,
         kernels: Kernels | None = None,
@@ -192,7 +192,7 @@ def thread_group(
     """The `size` ends of one group, to be handed to as many threads."""
     if size < 1:
         raise CommunicatorError(f"got a group of {size}; expected at least one rank")
-    rendezvous = _Rendezvous(size)
+    rendezvous = Rendezvous(size)
     return [
         ThreadCommunicator(rendezvous, rank, kernels=kernels, timeout_s=timeout_s) for rank in range(size)
     ]

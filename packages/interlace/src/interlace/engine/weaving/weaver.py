@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emucxl import resources
-from interlace.engine.weaving.stage_timing import row_tile, table_key
 from interlace.engine.weaving.table_key import kinds_of_layers
+from interlace.engine.weaving.this_machine import row_tile, table_key
 from interlace.environment import cache_directory
 from interlace.models.shard import Shard
 from tokenweave import native
@@ -108,6 +108,7 @@ class Weaver:
             shared_core=self.shared_core,
             guard=guard,
             sample=sample,
+            issue_s=costs.table.host.issue_s,
         )
 
     def _kind(self, load: BatchGeometry) -> tuple[int, ...]:
