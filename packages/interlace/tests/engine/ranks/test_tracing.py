@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from interlace import LLM, SamplingParams
 from interlace.errors import EngineError, RankFailed
@@ -112,3 +115,29 @@ def test_a_closed_llm_records_nothing(tmp_path: Path) -> None:
     llm.close()
     with pytest.raises(EngineError, match="closed"), llm.trace(tmp_path / "out.json"):
         pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_steps_of_woven_ranks_lie_within_the_hosts_time_and_behind_their_edges(
+    tmp_path: Path,
+) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    options: dict[str, Any] = {"device": "cuda", "communicator": "thread", "weave": "always"}
+    with LLM(str(model), tp=2, num_kv_blocks=32, **options) as llm:
+        llm.generate([PROMPT], GREEDY)  # compiles
+        ranks: Any = llm._ranks  # type: ignore[attr-defined]
+        ranks.start_trace()
+        begun_s = time.perf_counter()
+        llm.generate([PROMPT], GREEDY)
+        trace = ranks.end_trace()
+        ended_s = time.perf_counter()
+    assert "devices' events placed on it within" in trace.clock
+    for recording in trace.recordings:
+        assert recording.passes[0].plan.split is not None
+        for done in recording.passes:
+            spans = list(done.spans())
+            assert [span.step for span in spans] == list(done.plan.steps)
+            for span in spans:
+                assert begun_s - 1e-4 <= span.start_s <= span.end_s <= ended_s + 1e-4
+                assert all(spans[other].end_s <= span.start_s + 1e-6 for other in span.step.waits_for)
