@@ -81,14 +81,41 @@ def test_memory_that_nobody_tells_of_is_an_error_that_says_what_to_set(available
         blocks()
 
 
-def test_a_rank_takes_four_fifths_of_what_is_free_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither what the host has nor the number of ranks on it changes that."""
-    device = torch.device("cuda", 1)
-    told = {device: (10 * BLOCK_BYTES, 99 * BLOCK_BYTES)}
+GPU = torch.device("cuda", 1)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the second has room for ten blocks."""
+    told = {GPU: (10 * BLOCK_BYTES, 99 * BLOCK_BYTES)}
     monkeypatch.setattr(torch.cuda, "mem_get_info", told.__getitem__)
-    assert affordable_blocks(EngineConfig("model"), 4096, LAYOUT, 2, device) == 8
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize(
+    ("ranks_on_host", "blocks_of_a_pass", "expected"), [(1, 0, 9), (2, 0, 9), (4, 0, 4), (2, 6, 3)]
+)
+@pytest.mark.usefixtures("two_gpus")
+def test_a_rank_takes_nine_tenths_of_what_a_pass_leaves_free_on_its_device(
+    ranks_on_host: int, blocks_of_a_pass: int, expected: int
+) -> None:
+    """What the host has changes nothing, nor do ranks on the other GPU."""
+    pass_bytes = blocks_of_a_pass * BLOCK_BYTES
+    assert affordable_blocks(EngineConfig("model"), 4096, LAYOUT, ranks_on_host, GPU, pass_bytes) == expected
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_size_that_is_set_counts_on_a_device_too() -> None:
     config = EngineConfig("model", kv_cache_gb=3.9 * BLOCK_BYTES / 1e9)
-    assert affordable_blocks(config, 4096, LAYOUT, 2, device) == 3
+    assert affordable_blocks(config, 4096, LAYOUT, 2, GPU) == 3
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_device_that_a_pass_fills_is_refused_with_advice() -> None:
+    with pytest.raises(
+        CacheTooSmall, match=r"beside [\d,]+ of a pass; .* lower max_num_batched_tokens, or raise tp"
+    ):
+        affordable_blocks(EngineConfig("model"), 4096, LAYOUT, 1, GPU, 10 * BLOCK_BYTES)
 
 
 def test_a_device_that_does_not_tell_its_memory_has_to_be_told() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from emucxl.errors import EmucxlError
 from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.memory import MemorySource, default_source
+from interlace.engine.cache.sizing import free_device_bytes
 from interlace.errors import EngineError
 from tokenweave.kernels import Kernels
 
@@ -37,10 +38,17 @@ class KVCache:
             self._source.close()
             raise EngineError(
                 f"got a KV cache of {num_blocks:,} blocks, {layout.size_bytes(num_blocks):,} bytes; the system "
-                f"grants no such room: lower num_kv_blocks or kv_cache_gb ({error})"
+                f"grants no such room{_that_fit(kernels.device, layout)}: lower num_kv_blocks or kv_cache_gb ({error})"
             ) from error
 
     def close(self) -> None:
         """Gives the memory back. The cache is of no more use."""
         del self.tensor
         self._source.close()
+
+
+def _that_fit(device: torch.device, layout: CacheLayout) -> str:
+    """How many blocks a GPU has room for, as a part of a sentence; nothing about other memory."""
+    if device.type != "cuda" or not layout.block_bytes:
+        return ""
+    return f", {free_device_bytes(device) // layout.block_bytes:,} blocks would fit"

@@ -13,7 +13,7 @@ from tokenweave.kernels.checks import CPU
 
 SHARE_OF_MEMORY = 0.4  # of the memory free when the engine starts, over all ranks of a host
 SHARE_OF_DEVICE_MEMORY = (
-    0.8  # of what the weights leave free; the rest is for what a pass computes. Not measured
+    0.9  # of what weights and a pass leave free; the rest is for other streams and fragments
 )
 MOST_BYTES = 2**63  # kv_cache_gb times 1e9 may be infinite
 
@@ -24,11 +24,12 @@ def affordable_blocks(
     layout: CacheLayout,
     ranks_on_host: int,
     device: torch.device = CPU,
+    pass_bytes: int = 0,
 ) -> int:
     """Returns `num_kv_blocks` where it is set, else what `kv_cache_gb` or a share of the free memory holds.
 
-    The memory is that of `device`: the ranks of a host share the host's, and a rank has any other device to itself.
-    It is never more than all sequences of a pass can fill: see `notices_of`.
+    The memory is that of `device`, of which a pass will take `pass_bytes`: the ranks of a host share the host's, and
+    its GPUs where they are more than these. It is never more than all sequences of a pass can fill: see `notices_of`.
 
     Raises:
         CacheTooSmall: not even one block fits.
@@ -41,12 +42,14 @@ def affordable_blocks(
     if config.kv_cache_gb is not None:
         budget_bytes = int(min(config.kv_cache_gb * 1e9, float(MOST_BYTES)))
     else:
-        budget_bytes = _share_bytes(ranks_on_host, device)
+        budget_bytes = _share_bytes(ranks_on_host, device, pass_bytes)
     blocks = min(wanted, budget_bytes // layout.block_bytes)
     if blocks < 1:
+        beside = f" beside {pass_bytes:,} of a pass" if pass_bytes else ""
+        advice = "" if device.type == "cpu" else ", or lower max_num_batched_tokens, or raise tp"
         raise CacheTooSmall(
-            f"got {budget_bytes:,} bytes for the KV cache; one block of {BLOCK_SIZE} tokens takes "
-            f"{layout.block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks"
+            f"got {budget_bytes:,} bytes for the KV cache{beside}; one block of {BLOCK_SIZE} tokens takes "
+            f"{layout.block_bytes:,} bytes; raise kv_cache_gb or set num_kv_blocks{advice}"
         )
     return blocks
 
@@ -64,11 +67,17 @@ def notices_of(config: EngineConfig, max_model_len: int, layout: CacheLayout) ->
     )
 
 
-def _share_bytes(ranks_on_host: int, device: torch.device) -> int:
+def _share_bytes(ranks_on_host: int, device: torch.device, pass_bytes: int) -> int:
     """Bytes of free memory that a rank takes unless it is told."""
     if device.type == "cpu":
         return int(available_memory_bytes() * SHARE_OF_MEMORY) // ranks_on_host
-    return int(free_device_bytes(device) * SHARE_OF_DEVICE_MEMORY)
+    left_bytes = max(0, free_device_bytes(device) - pass_bytes)
+    return int(left_bytes * SHARE_OF_DEVICE_MEMORY) // ranks_on_one_device(ranks_on_host)
+
+
+def ranks_on_one_device(ranks_on_host: int) -> int:
+    """How many ranks of a host share a GPU."""
+    return -(-ranks_on_host // torch.cuda.device_count())
 
 
 def free_device_bytes(device: torch.device) -> int:

@@ -190,6 +190,11 @@ class RankGroup:
 
     def _explain(self, error: BaseException) -> InterlaceError:
         """Returns an error that names the rank that failed, as far as is known."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return EngineError(
+                f"rank 0 ran out of memory in a step: lower max_num_batched_tokens, or leave the KV cache less "
+                f"(kv_cache_gb, num_kv_blocks). {str(error).partition(chr(10))[0]}"
+            )
         if not isinstance(error, RankError | CommunicatorTimeout):
             return EngineError(f"rank 0 failed in a step: {type(error).__name__}: {error}")
         known = self._others.wait_for_failure(FAILURE_REPORT_S) if self._others is not None else None

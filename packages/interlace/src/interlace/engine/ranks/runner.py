@@ -23,6 +23,7 @@ from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.replayer import Replayer, run_plan
+from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -86,26 +87,28 @@ class Runner:
         self.weights_name = weights_name(model.weights, quantize)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
-        self.decoder = Decoder(
-            model.weights,
-            shard,
-            self.kernels,
-            communicator,
-            self.dtype,
-            self.max_model_len,
-            quantize,
-        )
+        with told_of_device(self.kernels.device, model.weights, shard, self.dtype, quantize):
+            self.decoder = Decoder(
+                model.weights,
+                shard,
+                self.kernels,
+                communicator,
+                self.dtype,
+                self.max_model_len,
+                quantize,
+            )
         if config.device == "cuda":
             self.decoder.fed = FedTokens(config.max_num_seqs, self.kernels.device)
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
+        communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
+        pass_bytes = bytes_of_a_pass(self.decoder, layout, config.max_num_batched_tokens, config.max_num_seqs)
         self.num_blocks = affordable_blocks(
-            config, self.max_model_len, layout, ranks_on_host, self.kernels.device
+            config, self.max_model_len, layout, ranks_on_host, self.kernels.device, pass_bytes
         )
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
-        communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
         # Told of every step of every batch, when set; of those on a GPU by `streams.collect`.
         self.observe: Observer | None = None
