@@ -99,7 +99,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rank_takes_nine_tenths_of_what_a_pass_leaves_free_on_its_device(
     ranks_on_host: int, blocks_of_a_pass: int, expected: int
 ) -> None:
-    """What the host has changes nothing, nor do ranks on the other GPU."""
+    """Neither the memory of the host counts nor the ranks on the other GPU."""
     pass_bytes = blocks_of_a_pass * BLOCK_BYTES
     assert affordable_blocks(EngineConfig("model"), 4096, LAYOUT, ranks_on_host, GPU, pass_bytes) == expected
 

@@ -1,4 +1,4 @@
-"""What a pass takes of a GPU is found out by a trial, and a GPU that is too small is told with figures."""
+"""A trial pass finds out how much of a GPU a pass takes, and a GPU that is too small is told with figures."""
 
 from __future__ import annotations
 
