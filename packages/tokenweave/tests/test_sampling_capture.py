@@ -11,20 +11,14 @@ import torch
 from support.device_sampling import (
     EVERYTHING,
     VOCAB_SIZE,
-    Operations,
     logits_of,
     row_of,
     rows_of,
     slots_of,
 )
+from support.operations import WAITING, Operations
 from tokenweave.sampling import DeviceSampler, SamplingRow, reference_sample
 from tokenweave.sampling.device import DeviceSampled, Features, rules, search
-
-# Whatever reads a number on the host, or gives a shape that depends on numbers.
-WAITING = {
-    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "index", "index_put_", "unique",
-    "_unique2", "unique_consecutive", "repeat_interleave", "bincount", "argwhere",
-}  # fmt: skip
 
 
 def operations_of(device: DeviceSampler, rows: list[SamplingRow], logits: torch.Tensor) -> Operations:

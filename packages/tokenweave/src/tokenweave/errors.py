@@ -4,6 +4,7 @@ TokenweaveError
 ├── PlanError               a plan is malformed, or an executor was given a step it has no handler for
 ├── NativeError             the native library is missing, too old, or refused a call
 ├── KernelError             arguments a kernel cannot take
+├── GraphError              work that cannot be captured in a graph
 ├── TuneError               a wave table cannot be measured or read
 ├── TraceError              a trace cannot be recorded, written or read
 ├── CommunicatorError       arguments or a set-up that a communicator cannot take
@@ -27,6 +28,10 @@ class NativeError(TokenweaveError):
 
 class KernelError(TokenweaveError):
     """Arguments a kernel cannot take."""
+
+
+class GraphError(TokenweaveError):
+    """Work that cannot be captured in a graph."""
 
 
 class TuneError(TokenweaveError):

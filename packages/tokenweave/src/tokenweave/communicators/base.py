@@ -260,6 +260,11 @@ class Communicator(ABC):
         """
         return None
 
+    @property
+    def no_graph_reason(self) -> str | None:
+        """Why a CUDA graph cannot hold calls on CUDA tensors; None where it can, as where they only queue work."""
+        return f"the ranks of communicator {self.name!r} meet on the host"
+
     def begin_pass(self) -> None:  # noqa: B027 - a backend may have no buffers
         """Every rank calls it before a pass, all before each pass that may be captured or replayed."""
 

@@ -31,6 +31,10 @@ class NullCommunicator(Communicator):
     def call_sites(self) -> CallSites:
         return CallSites()
 
+    @property
+    def no_graph_reason(self) -> None:
+        """None: there are no calls to hold."""
+
     def barrier(self) -> None:
         self._check_usable()
 

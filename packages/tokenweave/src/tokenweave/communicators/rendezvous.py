@@ -97,6 +97,14 @@ def serves_cpu(group: dist.ProcessGroup) -> bool:
     return True
 
 
+def is_queued(group: dist.ProcessGroup) -> bool:
+    """Whether calls on CUDA tensors over `group` only queue work: those of nccl do."""
+    try:
+        return bool(group._get_backend(torch.device("cuda")).name() == "nccl")
+    except RuntimeError:
+        return False
+
+
 def default_store() -> Store:
     """The default group's store, for which torch has no public name."""
     from torch.distributed.distributed_c10d import _get_default_store

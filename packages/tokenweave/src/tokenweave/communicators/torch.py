@@ -49,6 +49,7 @@ from tokenweave.communicators.rendezvous import (
     default_store,
     end_later,
     forgotten_on_failure,
+    is_queued,
     join,
     own_store,
     serves_cpu,
@@ -200,6 +201,10 @@ class TorchCommunicator(Communicator):
     def call_sites(self) -> CallSites | None:
         names = ("_start", "_all_reduce", "_scatter_rows", "_gather_rows")
         return CallSites(python=tuple((self, name) for name in names))
+
+    @property
+    def no_graph_reason(self) -> str | None:
+        return None if is_queued(self._data) else "the group's calls on CUDA tensors are not nccl's"
 
     def barrier(self) -> None:
         self._start("barrier")
