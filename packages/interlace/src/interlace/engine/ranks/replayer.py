@@ -10,10 +10,10 @@ Ranks need not agree: a rank that replays meets one that does not in the same co
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from interlace.engine.ranks.captures import Captures
 from tokenweave.errors import KernelError
 from tokenweave.execute import run_sequential, run_steps
 from tokenweave.kernels import NativeKernels
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from tokenweave.plan import Plan
 
 CAPTURED_OPS = frozenset({Op.EMBED, Op.ATTENTION, Op.MLP, Op.REDUCE_NORM})
-MAX_SEEN = 4096  # sizes that are remembered to have come once
 MAX_CAPTURES = 64  # some 50 KB each for 30 layers; the tensors of all lie in one memory
 WAITS_PER_STEP = (
     3  # bounded ones that the longest step of a lane consists of: two synchronisations and a link
@@ -68,25 +67,21 @@ class Replayer:
         self._sites = call_sites(kernels, communicator)
         self._memory = PassMemory()
         self._progress = Progress(WAITS_PER_STEP * communicator.timeout_s)
-        self._seen: set[_Key] = set()
-        self._captures: OrderedDict[_Key, _Captured] = OrderedDict()
+        self._captures: Captures[_Captured] = Captures(MAX_CAPTURES)
         self.refusal = None if self._sites is not None else "the kernels or the communicator run in Python"
         self.num_replayed = 0  # passes
 
     def run(self, forward: Forward, observe: Observer | None = None) -> None:
         """Runs every step of the pass: what `run_plan` does, with the same bits."""
         key = self._key_of(forward)
-        if key is None:
-            run_plan(forward.plan, forward.handlers, observe, self._lanes)
-        elif key in self._captures:
-            self._replay(self._captures[key], forward, observe)
-            self._captures.move_to_end(key)
-        elif key in self._seen:
+        captured = None if key is None else self._captures.find(key)
+        if captured is not None:
+            self._replay(captured, forward, observe)
+        elif key is not None and self._captures.comes_again(key):
             num_done = self._capture(key, forward, observe)
             run_steps(forward.plan.steps[num_done:], forward.handlers, observe)
         else:
             run_plan(forward.plan, forward.handlers, observe, self._lanes)
-            self._remember(key)
 
     def close(self) -> None:
         """Lets go of the captures, and of the memory that they point to."""
@@ -98,11 +93,6 @@ class Replayer:
         if num_rows is None:
             return None
         return num_rows, forward.plan.split, self._communicator.buffers_taken.phase
-
-    def _remember(self, key: _Key) -> None:
-        if len(self._seen) >= MAX_SEEN:
-            self._seen.clear()
-        self._seen.add(key)
 
     def _replay(self, captured: _Captured, forward: Forward, observe: Observer | None) -> None:
         """Makes the calls again, and runs the steps behind them."""
@@ -126,10 +116,8 @@ class Replayer:
         if isinstance(recorded, Refusal):
             self.refusal = recorded.reason
             return sum(step.op in CAPTURED_OPS for step in forward.plan.steps)
-        while len(self._captures) >= MAX_CAPTURES:
-            self._captures.popitem(last=False)
         taken = self._communicator.buffers_taken.since(before)
-        self._captures[key] = _Captured(self._bind(recorded), source, taken)
+        self._captures.add(key, _Captured(self._bind(recorded), source, taken))
         return len(recorded.steps)
 
     def _bind(self, recorded: Recorded) -> Replayable:
