@@ -3,97 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from interlace.engine.cache.kv_cache import KVCache
-from interlace.engine.cache.layout import CacheLayout
 from interlace.models.batch import ForwardBatch
-from interlace.models.decoder import Decoder, Forward
-from interlace.models.shard import Shard
-from interlace.models.sources import load_model
+from support.device_ranks import AsOnADevice, Passes, Rank
 from support.driver import Driver
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
-from tokenweave.communicators import Communicator, NullCommunicator, thread_group
+from tokenweave.communicators import NullCommunicator
 from tokenweave.execute import run_sequential
-from tokenweave.kernels import Kernels, ReferenceKernels
-from tokenweave.kernels.attention import reference_masked_attention
-from tokenweave.kernels.mixture import mixture_of_all_rows
-from tokenweave.plan import plan_forward
+from tokenweave.kernels import ReferenceKernels
 
 META = torch.device("meta")
 LENGTHS = (1, 17, 40)  # in phi3_longrope's short context, and beyond it
 TOTAL = sum(LENGTHS)
-NUM_BLOCKS = 16
-
-
-class OnlyOn(TorchDispatchMode):
-    """Fails where an operation has a tensor of another device: the host gave it, or is to read it."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        places = {leaf.device for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
-        assert places <= {self.device}, f"{func} has tensors on {places}"
-        return result
-
-
-class Rank:
-    """One rank of a model, on kernels of any device."""
-
-    def __init__(self, directory: Path, communicator: Communicator) -> None:
-        model, kernels = load_model(str(directory)), communicator.kernels
-        shard = Shard.of(model.config, communicator.rank, communicator.size)
-        self.decoder = Decoder(model.weights, shard, kernels, communicator, torch.float32, 256)
-        layout = CacheLayout(model.config.num_layers, self.decoder.heads, torch.float32)
-        self.cache = KVCache(kernels, layout, NUM_BLOCKS).tensor
-        self.is_watched = False
-
-    def forward(self, batch: ForwardBatch) -> Forward:
-        plan = plan_forward(self.decoder.config.num_layers, batch.num_tokens, batch.split)
-        return self.decoder.forward(plan, batch, self.cache)
-
-    @torch.inference_mode()
-    def execute(self, batch: ForwardBatch) -> Tensor:
-        forward = self.forward(batch)
-        if self.is_watched:
-            with OnlyOn(self.decoder.kernels.device):
-                run_sequential(forward.plan, forward.handlers)
-        else:
-            run_sequential(forward.plan, forward.handlers)
-        return forward.logits
-
-
-class Passes:
-    """All ranks of a model, in threads; what `Driver` drives."""
-
-    num_blocks = NUM_BLOCKS
-
-    def __init__(self, directory: Path, *kernels: Kernels) -> None:
-        """`kernels`: of each rank."""
-        group: Sequence[Communicator] = (
-            [NullCommunicator()] if len(kernels) == 1 else thread_group(len(kernels))
-        )
-        for communicator, own in zip(group, kernels, strict=True):
-            communicator.kernels = own
-        self.ranks = [Rank(directory, communicator) for communicator in group]
-
-    def execute(self, batch: ForwardBatch) -> Tensor:
-        """Gives rank 0's logits."""
-        with ThreadPoolExecutor(len(self.ranks)) as threads:
-            logits, *_ = threads.map(lambda rank: rank.execute(batch), self.ranks)
-        return logits
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -129,16 +55,6 @@ def test_a_pass_leaves_nothing_on_the_host_and_reads_nothing_back(
         rank.is_watched = True
     for logits, rows in zip(all_kinds_of_passes(passes, split), (9, 0, TOTAL, 3, 3), strict=True):
         assert (logits.device, logits.shape) == (META, (rows, VOCAB_SIZE))
-
-
-class AsOnADevice(ReferenceKernels):
-    """Computes on the CPU by the ways that are for other devices."""
-
-    def paged_attention(self, q: Tensor, cache_layer: Tensor, batch: Any, layer: Any) -> Tensor:
-        return reference_masked_attention(q, cache_layer, batch, layer)
-
-    def mixture(self, x: Tensor, experts: Sequence[Any], chosen: Tensor, weights: Tensor) -> Tensor:
-        return mixture_of_all_rows(self, x, experts, chosen, weights)
 
 
 @pytest.mark.parametrize("split", [None, 30])

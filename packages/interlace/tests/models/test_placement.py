@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.placement import Indices, in_one_copy, moved, place
+from interlace.models.placement import Indices, StaticIndices, in_one_copy, moved, place
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -43,6 +43,21 @@ def test_indices_keep_their_places() -> None:
     copied = groups[1].replaced(iter(in_one_copy(groups[1].tensors, CPU)))
     assert all(torch.equal(*pair) for pair in zip(copied.tensors, groups[1].tensors, strict=True))
     assert torch.equal(copied.rotation_rows[1], batch.positions)
+
+
+def test_batches_alike_come_to_one_place_one_after_the_other() -> None:
+    batches = [ForwardBatch.prefill(21, size) for size in (331, 7)]
+    groups = [[Indices.of(batch, [batch.positions]), Indices.of(batch, [])] for batch in batches]
+    memory = StaticIndices(groups[0], CPU)
+    places = [tensor.data_ptr() for group in memory.groups for tensor in group.tensors]
+    for given in (groups[1], groups[0]):
+        memory.fill(given)
+        for group, wanted in zip(memory.groups, given, strict=True):
+            assert all(torch.equal(*pair) for pair in zip(group.tensors, wanted.tensors, strict=True))
+    assert [tensor.data_ptr() for group in memory.groups for tensor in group.tensors] == places
+    assert (
+        len({tensor.untyped_storage().data_ptr() for group in memory.groups for tensor in group.tensors}) == 1
+    )
 
 
 def test_a_tensor_is_moved() -> None:

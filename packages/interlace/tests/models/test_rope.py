@@ -84,6 +84,13 @@ def rope_parameters(scaling: dict[str, Any], head_dim: int, theta: float) -> dic
     return {"rope_theta": theta, "short_factor": ramp[::-1], "long_factor": ramp, **scaling}
 
 
+def long_rope(kind: str) -> RopeConfig:
+    """A scaling that depends on how long a text is: on whether it has more than 64 tokens."""
+    scaling = rope_parameters({"rope_type": kind, "original_max_position_embeddings": 64}, 16, 10_000.0)
+    hf = {"rope_scaling": {"factor": 4.0, **scaling}, "max_position_embeddings": 64}
+    return read_hf_config({**LLAMA, **hf}).rope
+
+
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
@@ -110,9 +117,7 @@ def test_table_equals_transformers(scaling: dict[str, Any], head_dim: int, theta
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_a_rotation_depends_on_its_own_text_alone(kind: str) -> None:
-    scaling = rope_parameters({"rope_type": kind, "original_max_position_embeddings": 64}, 16, 10_000.0)
-    hf = {"rope_scaling": {"factor": 4.0, **scaling}, "max_position_embeddings": 64}
-    rotations = Rotations(read_hf_config({**LLAMA, **hf}).rope, 16, 256)
+    rotations = Rotations(long_rope(kind), 16, 256)
     whole = {length: rotations_of(rotations, text((length, length))) for length in (10, 64, 65, 200)}
     mixed = rotations_of(rotations, text((200, 7), (64, 64), (65, 1), (10, 3)))
     expected = torch.cat([whole[200][-7:], whole[64], whole[65][-1:], whole[10][-3:]])
@@ -140,6 +145,22 @@ def test_a_table_grows_with_the_positions_and_keeps_its_bits() -> None:
 def test_a_table_ends_with_the_context() -> None:
     rotations = Rotations(RopeConfig(10_000.0), 16, 100)
     assert len(rotations.of(text((7, 7)))[0]) == 100
+
+
+@pytest.mark.parametrize("kind", ["linear", "longrope", "dynamic"])
+def test_a_complete_table_never_moves_and_has_the_same_bits(kind: str) -> None:
+    """Texts beyond the original context have tables of their own only where each length has its frequencies."""
+    rope = RopeConfig(10_000.0, "linear", factor=4.0) if kind == "linear" else long_rope(kind)
+    grown, complete = Rotations(rope, 16, 5000), Rotations(rope, 16, 5000)
+    complete.complete()
+    short = complete.of(text((7, 7)))[0]
+    for batch in (text((64, 64), (10, 3)), text((200, 7), (64, 64), (4500, 1)), text((200, 7))):
+        table, rows = complete.of(batch)
+        assert rows.dtype == torch.int32
+        assert torch.equal(table[rows.long()], rotations_of(grown, batch))
+        is_of_one_pass = kind == "dynamic" and int(batch.seq_lens.max()) > 64
+        assert complete.keeps(table) == (not is_of_one_pass)
+        assert (table is short) == (not is_of_one_pass)
 
 
 def test_divisors_divide_each_frequency() -> None:

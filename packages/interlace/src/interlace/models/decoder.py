@@ -6,7 +6,7 @@ the plan does, and an executor runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from interlace.models.fed_tokens import FedTokens
 from interlace.models.head_padding import HeadPadding
 from interlace.models.layer_loader import LayerLoader
 from interlace.models.layers import Mlp
-from interlace.models.parts import Part, parts_on
+from interlace.models.parts import Part, PassInputs
 from interlace.models.rope import Rotations
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
@@ -103,7 +103,16 @@ class Decoder:
 
     def forward(self, plan: Plan, batch: ForwardBatch, cache: Tensor) -> Forward:
         """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave."""
-        return Forward(self, plan, batch, cache)
+        parts = self.inputs(batch, plan.parts).parts_on(self.kernels.device)
+        return Forward(self, plan, batch, cache, parts)
+
+    def inputs(self, batch: ForwardBatch, cuts: Sequence[range]) -> PassInputs:
+        """All that kernels read of a pass over the parts of `batch` that have the rows `cuts`."""
+        kinds = [rotations.of(batch) for rotations in self.rotations]
+        are_kept = all(
+            rotations.keeps(table) for rotations, (table, _) in zip(self.rotations, kinds, strict=True)
+        )
+        return PassInputs.of(batch, cuts, kinds, are_kept)
 
 
 class Forward:
@@ -112,10 +121,10 @@ class Forward:
     Thread safety: handlers of steps that do not wait for each other may run at the same time.
     """
 
-    def __init__(self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor) -> None:
-        self.decoder, self.plan, self.batch, self.cache = decoder, plan, batch, cache
-        kinds = [rotations.of(batch) for rotations in decoder.rotations]
-        self.parts = parts_on(decoder.kernels.device, batch, plan.parts, kinds)
+    def __init__(
+        self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor, parts: tuple[Part, ...]
+    ) -> None:
+        self.decoder, self.plan, self.batch, self.cache, self.parts = decoder, plan, batch, cache, parts
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
@@ -132,7 +141,7 @@ class Forward:
     def to_capture(self) -> Forward:
         """The same pass with token ids of its own, which a capture reads from: see `read`."""
         batch = replace(self.batch, token_ids=self.batch.token_ids.clone())
-        return Forward(self.decoder, self.plan, batch, self.cache)
+        return self.decoder.forward(self.plan, batch, self.cache)
 
     def read(self, other: Forward) -> None:
         """Has the native calls that were captured on this pass work on the batch of `other`, a pass alike.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from interlace.models.batch import ForwardBatch
-from interlace.models.placement import Indices, place
+from interlace.models.placement import Indices, StaticIndices, place
 from tokenweave.kernels import AttentionBatch
 
 
@@ -75,21 +76,57 @@ class PartOnDevice(Part):
         self._residuals.append(residual)
 
 
-def parts_on(
-    device: torch.device,
-    batch: ForwardBatch,
-    cuts: Sequence[range],
-    rotations: Sequence[tuple[Tensor, Tensor]],
-) -> tuple[Part, ...]:
-    """The parts of `batch` that have the rows `cuts`, with their tensors on `device`.
+@dataclass(frozen=True)
+class PassInputs:
+    """All that kernels read of a pass: tables of rotations on the device, and integers on the CPU, part by part."""
 
-    Each kind of layers has its rotations: a table on the device, and each token's row of it, (num_tokens,) on the CPU.
-    """
-    tables, rotation_rows = [table for table, _ in rotations], [rows for _, rows in rotations]
-    parts = [_indices_of(batch, rotation_rows, rows) for rows in cuts]
-    placed = iter(place([indices for part in parts for indices in part], device))
-    kind = Part if device.type == "cpu" else PartOnDevice
-    return tuple(kind(tables, *islice(placed, len(part))) for part in parts)
+    tables: tuple[Tensor, ...]  # of each kind of layers
+    groups: tuple[
+        Indices, ...
+    ]  # a part's rows, and then those of its rows that go on in the last layer, if few
+    lengths: tuple[int, ...]  # how many groups each part has
+    are_tables_kept: bool  # for other passes: none was made for this one
+
+    @classmethod
+    def of(
+        cls,
+        batch: ForwardBatch,
+        cuts: Sequence[range],
+        rotations: Sequence[tuple[Tensor, Tensor]],
+        are_tables_kept: bool,
+    ) -> PassInputs:
+        """Those of the parts of `batch` that have the rows `cuts`.
+
+        Each kind of layers has its rotations: a table on the device, and on the CPU each token's row, (num_tokens,).
+        """
+        rotation_rows = [rows for _, rows in rotations]
+        parts = [_indices_of(batch, rotation_rows, rows) for rows in cuts]
+        groups = tuple(indices for part in parts for indices in part)
+        return cls(tuple(table for table, _ in rotations), groups, tuple(map(len, parts)), are_tables_kept)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for passes that differ in the numbers of their groups alone, while one of them keeps its tables alive.
+
+        None where a table was made for this pass.
+        """
+        if not self.are_tables_kept:
+            return None
+        shapes = tuple(tensor.shape for group in self.groups for tensor in group.tensors)
+        return shapes, self.lengths, tuple(map(id, self.tables))
+
+    def parts_on(self, device: torch.device) -> tuple[Part, ...]:
+        """The parts, with their tensors on `device`."""
+        kind = Part if device.type == "cpu" else PartOnDevice
+        return self._parts(kind, place(self.groups, device))
+
+    def parts_in(self, memory: StaticIndices) -> tuple[Part, ...]:
+        """The parts, of the integers in `memory`, which was made for groups alike."""
+        return self._parts(PartOnDevice, memory.groups)
+
+    def _parts(self, kind: type[Part], placed: Sequence[Indices]) -> tuple[Part, ...]:
+        each = iter(placed)
+        return tuple(kind(self.tables, *islice(each, length)) for length in self.lengths)
 
 
 def _attention_batches(rotations: Sequence[Tensor], indices: Indices) -> tuple[AttentionBatch, ...]:

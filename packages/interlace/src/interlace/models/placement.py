@@ -68,14 +68,47 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def in_one_copy(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """int32 tensors of the CPU on `device`, as views of one that is copied there."""
-    sizes = [-(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
-    starts = list(accumulate(sizes, initial=0))
+    there = _joined(tensors, device).to(device, non_blocking=True)
+    return _views(there, tensors)
+
+
+class StaticIndices:
+    """The integers of passes alike, at one place of a device, where a captured pass finds them each time."""
+
+    def __init__(self, groups: Sequence[Indices], device: torch.device) -> None:
+        """`groups` are on the CPU, and are what is there first."""
+        tensors = [tensor for group in groups for tensor in group.tensors]
+        self._device = device
+        self._flat = torch.empty(_starts(tensors)[-1], dtype=torch.int32, device=device)
+        there = iter(_views(self._flat, tensors))
+        self.groups = tuple(group.replaced(there) for group in groups)
+        self.fill(groups)
+
+    def fill(self, groups: Sequence[Indices]) -> None:
+        """Queues one copy of `groups`, which have the same shapes, behind what reads the last ones. No wait."""
+        tensors = [tensor for group in groups for tensor in group.tensors]
+        self._flat.copy_(_joined(tensors, self._device), non_blocking=True)
+
+
+def _starts(tensors: Sequence[Tensor]) -> list[int]:
+    """Where each of `tensors` begins in the one that has them all, and where that ends."""
+    sizes = (-(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)
+    return list(accumulate(sizes, initial=0))
+
+
+def _joined(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """int32 tensors of the CPU as one; pinned where it is to be copied to a CUDA device."""
+    starts = _starts(tensors)
     flat = torch.empty(starts[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
     integers = flat.numpy()
     for start, tensor in zip(starts, tensors, strict=False):
         integers[start : start + tensor.numel()] = tensor.numpy().ravel()
-    there = flat.to(device, non_blocking=True)  # pinned above, where that matters
+    return flat
+
+
+def _views(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The places of `tensors` in `flat`."""
     return [
-        there[start : start + tensor.numel()].view(tensor.shape)
-        for start, tensor in zip(starts, tensors, strict=False)
+        flat[start : start + tensor.numel()].view(tensor.shape)
+        for start, tensor in zip(_starts(tensors), tensors, strict=False)
     ]

@@ -41,9 +41,10 @@ class Rotations:
 
         Tables are computed on the CPU, so that their bits are the same everywhere, and read on `device`.
         """
-        self.rope, self.head_dim, self._device = rope, head_dim, device
+        self.rope, self.head_dim, self._max_position, self._device = rope, head_dim, max_position, device
         self._padding = padding or HeadPadding(head_dim, head_dim)
         self._short = _Table(rope, self._frequencies(), max_position, device)
+        self._both: Tensor | None = None  # the rows of the short table, and then those of the long one
         self._long = _Table(rope, self._frequencies(rope.original_max_position + 1), max_position, device)
 
     def of(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,8 @@ class Rotations:
             return self._short.on_device(end), batch.positions
         lengths = batch.text_lengths()
         is_long = lengths > self.rope.original_max_position
+        if self._both is not None:
+            return self._both, batch.positions + is_long.int() * (len(self._both) // 2)
         if not is_long.any():
             return self._short.on_device(end), batch.positions
         if self.rope.scaling == "longrope" and is_long.all():
@@ -68,6 +71,18 @@ class Rotations:
     def table(self, num_positions: int) -> Tensor:
         """The rotations of at least the first `num_positions`, in a text within the original context, on the device."""
         return self._short.on_device(num_positions)
+
+    def keeps(self, table: Tensor) -> bool:
+        """Whether `table`, given by `of`, is kept for other passes, and not made for one."""
+        return any(table is kept for kept in (self._short.moved, self._long.moved, self._both))
+
+    def complete(self) -> None:
+        """Computes the tables to the end of the context, so that none grows under a captured pass."""
+        if self.rope.scaling == "longrope":  # a pass may have texts of both kinds
+            both = torch.cat([table.up_to(self._max_position) for table in (self._short, self._long)])
+            self._both = both.to(self._device)
+        else:
+            self._short.on_device(self._max_position)
 
     def _of_long_texts(self, positions: Tensor, lengths: Tensor) -> Tensor:
         """cos and sin of tokens whose texts go beyond the original context: float32 (num_tokens, width of a head)."""
@@ -90,7 +105,7 @@ class _Table:
     ) -> None:
         self._rope, self._frequencies, self._max_position = rope, frequencies, max_position
         self._rows = torch.empty(0, 2 * len(frequencies))
-        self._device, self._moved = device, self._rows.to(device)
+        self._device, self.moved = device, self._rows.to(device)  # the rows that are on the device
 
     def up_to(self, end: int) -> Tensor:
         """Rows for at least the positions before `end`, as far as the context goes."""
@@ -104,9 +119,9 @@ class _Table:
     def on_device(self, end: int) -> Tensor:
         """The same rows, where kernels read them."""
         rows = self.up_to(end)
-        if len(self._moved) < len(rows):
-            self._moved = rows.to(self._device)  # the host waits, as often as the table has doubled
-        return self._moved
+        if len(self.moved) < len(rows):
+            self.moved = rows.to(self._device)  # the host waits, as often as the table has doubled
+        return self.moved
 
 
 def cos_sin(positions: Tensor, frequencies: Tensor, rope: RopeConfig) -> Tensor:
