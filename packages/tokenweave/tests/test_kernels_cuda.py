@@ -104,12 +104,9 @@ WIDE_STACK_BYTES = {
 
 
 @pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
-@pytest.mark.parametrize("hidden_size", WIDE)
-def test_a_wide_row_stays_in_registers_with_both_norms(
-    compiled: Compile, path: str, hidden_size: int
-) -> None:
-    """The case that takes most of them: the sum waits for its own norm."""
-    code = compiled(path, (hidden_size, torch.bfloat16, 8), True, True)
+def test_a_wide_row_stays_in_registers_with_both_norms(compiled: Compile, path: str) -> None:
+    """The norms that take most of them: the sum waits for its own. Wider rows are compiled below, for longer."""
+    code = compiled(path, (WIDE[0], torch.bfloat16, 8), True, True)
     assert code.stack_bytes == code.local_bytes == 0
     assert code.registers * code.threads <= REGISTERS_PER_CTA
     assert code.shared_bytes <= 2048
@@ -128,6 +125,7 @@ def test_a_wide_row_of_any_dtype_stays_in_registers(
     assert code.local_bytes == 0
     assert code.stack_bytes <= most
     assert code.registers * code.threads <= REGISTERS_PER_CTA
+    assert code.shared_bytes <= 2048
 
 
 @pytest.mark.parametrize("path", ["multimem", "peer", "one_shot"])
