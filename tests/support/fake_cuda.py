@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -50,16 +51,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [
         item
         for item in items
-        if not item.path.name.startswith("test_") or "kernels" in getattr(item, "fixturenames", ())
+        if not item.path.name.startswith("test_")
+        or ("kernels" in getattr(item, "fixturenames", ()) and not repeats(item))
     ]
     for item in items:
         if takes_long(item):
             item.add_marker(pytest.mark.slow)
 
 
+def repeats(item: pytest.Item) -> bool:
+    """Whether a case of attention is left out: all heads meet all masks, each pair in one of the dtypes."""
+    if getattr(item, "originalname", "") != "test_attention_equals_reference":
+        return False
+    case = item.callspec.params
+    pair = case["heads"].num_heads + (case["sliding_window"] or 0) + (case["softcap"] is not None)
+    return (case["dtype"] is torch.float32) != (pair % 2 == 0)
+
+
 def takes_long(item: pytest.Item) -> bool:
     """Whether the interpreter takes seconds for a case of the contract: each program takes milliseconds."""
     case = item.callspec.params if hasattr(item, "callspec") else {}
-    if getattr(item, "originalname", "") == "test_attention_equals_reference":
+    name = getattr(item, "originalname", "")
+    if name == "test_attention_equals_reference":
         return case["heads"].num_heads != 5 or case["sliding_window"] != 37
+    if name == "test_rope_rotates_q_as_the_reference":
+        return case["heads"].num_heads == 60
     return case.get("m") == 400

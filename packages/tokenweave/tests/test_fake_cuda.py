@@ -31,12 +31,10 @@ def num_passed(*arguments: object) -> int:
     return int(found[1]) if found else 0
 
 
-def test_fake_cuda_keeps_the_contract_of_kernels() -> None:
-    assert num_passed("-m", "not slow", CONTRACT) > 100
-
-
-def test_fake_cuda_keeps_its_own_promises() -> None:
-    assert num_passed("-m", "not slow", *PROPERTIES) > 20
+@pytest.mark.timeout(1200)
+def test_fake_cuda_keeps_the_contract_of_kernels_and_its_own_promises() -> None:
+    """In one run, because it takes seconds to start."""
+    assert num_passed("-m", "not slow", CONTRACT, *PROPERTIES) > 120
 
 
 @pytest.mark.slow

@@ -51,7 +51,8 @@ def reference(sequences, chunks, window=None, softcap=None):
     return REFERENCE.paged_attention(queries(sequences, chunks), sequences.cache, batch, layer)
 
 
-@settings(max_examples=6)
+@pytest.mark.slow
+@settings(max_examples=8)
 @given(
     st.sampled_from(LAYOUTS),
     st.sampled_from(DTYPES),
@@ -60,26 +61,41 @@ def reference(sequences, chunks, window=None, softcap=None):
     st.sampled_from([None, 20.0]),
     st.data(),
 )
-def test_a_batch_equals_the_reference_and_has_the_same_bits_in_any_pieces(
+def test_any_batch_equals_the_reference_and_has_the_same_bits_in_any_pieces(
     heads, dtype, lengths, window, softcap, data
 ):
-    """Chunks of sequences, as a scheduler makes them; cut in two, as weaving does; by one program for each tile or by
-    many; each sequence alone."""
     firsts = [data.draw(st.integers(max(0, n - 25), n - 1)) for n in lengths]
     chunks = [(s, first, n) for s, (first, n) in enumerate(zip(firsts, lengths, strict=True))]
-    sequences = stored(heads, lengths, dtype)
+    split = data.draw(st.integers(0, sum(last - first for _, first, last in chunks)))
+    num_sms = data.draw(st.sampled_from([FEW_SMS, MANY_SMS]))
+    assert_the_same_in_any_pieces(heads, dtype, chunks, window, softcap, split, num_sms)
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype", "chunks", "window", "softcap", "split", "num_sms"),
+    [
+        (LAYOUTS[1], torch.float32, [(0, 13, 16), (1, 252, PARTITION_KEYS + 1)], 40, None, 5, MANY_SMS),
+        (LAYOUTS[3], torch.bfloat16, [(0, 597, 600), (1, 0, 1)], None, 20.0, 2, FEW_SMS),
+    ],
+)
+def test_a_batch_equals_the_reference_and_has_the_same_bits_in_any_pieces(
+    heads, dtype, chunks, window, softcap, split, num_sms
+):
+    """A chunk that crosses a partition's end, and one of several partitions; a chunk cut in two by the split."""
+    assert_the_same_in_any_pieces(heads, dtype, chunks, window, softcap, split, num_sms)
+
+
+def assert_the_same_in_any_pieces(heads, dtype, chunks, window, softcap, split, num_sms):
+    """Chunks of sequences, as a scheduler makes them; cut in two, as weaving does; by one program for each tile or by
+    many; each sequence alone."""
+    sequences = stored(heads, [last for _, _, last in chunks], dtype)
     whole = attend(sequences, chunks, window, softcap)
     assert_within(whole, reference(sequences, chunks, window, softcap), TOLERANCE[dtype])
     assert torch.equal(attend(sequences, chunks, window, softcap, MANY_SMS), whole)
-    split = data.draw(st.integers(0, len(whole)))
-    num_sms = data.draw(st.sampled_from([FEW_SMS, MANY_SMS]))
     for rows, part in zip((slice(0, split), slice(split, None)), halves(chunks, split), strict=True):
         if part:
             assert torch.equal(attend(sequences, part, window, softcap, num_sms), whole[rows])
-    ends = [
-        0,
-        *torch.tensor([n - first for first, n in zip(firsts, lengths, strict=True)]).cumsum(0).tolist(),
-    ]
+    ends = [0, *torch.tensor([last - first for _, first, last in chunks]).cumsum(0).tolist()]
     for chunk, (first, last) in zip(chunks, pairwise(ends), strict=True):
         assert torch.equal(attend(sequences, [chunk], window, softcap, num_sms), whole[first:last])
 
