@@ -1,0 +1,93 @@
+"""The engine on a GPU: its tokens are those of the engine on the CPU, and its host waits for nothing but them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interlace import LLM, SamplingParams
+from interlace.engine.config import EngineConfig
+from interlace.engine.ranks.launch import start
+from interlace.errors import EngineError
+from interlace.models.batch import ForwardBatch
+from support.tiny_models import VOCAB_SIZE, make_model
+from tokenweave.kernels.cuda.available import unavailable_reason
+
+reason = unavailable_reason()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(reason is not None, reason=f"cuda kernels: {reason}")]
+
+PROMPTS = [[(7 * i + 3 * p) % VOCAB_SIZE for i in range(length)] for p, length in enumerate((5, 40, 17, 1))]
+NUM_TOKENS = 24
+GREEDY = [SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)] * len(PROMPTS)
+DRAWN = [
+    SamplingParams(temperature=0.8, top_p=0.9, top_k=40, seed=5, max_tokens=NUM_TOKENS, ignore_eos=True),
+    SamplingParams(temperature=1.0, min_p=0.02, seed=6, max_tokens=NUM_TOKENS, ignore_eos=True),
+    SamplingParams(
+        repetition_penalty=1.3, presence_penalty=0.4, seed=7, max_tokens=NUM_TOKENS, ignore_eos=True
+    ),
+    GREEDY[0],
+]
+
+
+def tokens_of(directory: Path, params: list[SamplingParams], **options: Any) -> list[list[int]]:
+    with LLM(str(directory), dtype="float32", **options) as llm:
+        return [output.token_ids for output in llm.generate(PROMPTS, params)]
+
+
+@pytest.mark.parametrize("family", ["llama_untied", "llama_5_heads", "qwen3", "mixtral", "gemma3"])
+def test_tokens_are_those_of_the_cpu(family: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, family)
+    expected = tokens_of(directory, GREEDY, device="cpu", kernels="reference")
+    assert tokens_of(directory, GREEDY, device="cuda") == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_num_seqs": 4, "max_num_batched_tokens": 16}, {"num_kv_blocks": 6}, {"replay": False}],
+    ids=["prompts in pieces", "preempted", "step by step"],
+)
+def test_drawn_and_penalised_tokens_are_those_of_the_cpu(options: dict[str, Any], tmp_path: Path) -> None:
+    directory = make_model(tmp_path)
+    expected = tokens_of(directory, DRAWN, device="cpu", kernels="reference")
+    assert tokens_of(directory, DRAWN, device="cuda", **options) == expected
+
+
+@pytest.mark.parametrize("weave", ["always", "never"])
+def test_two_ranks_on_one_gpu_have_the_tokens_of_one(weave: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, "qwen3")
+    expected = tokens_of(directory, GREEDY, device="cuda")
+    assert tokens_of(directory, GREEDY, device="cuda", tp=2, communicator="thread", weave=weave) == expected
+
+
+def test_a_cache_that_no_gpu_can_hold_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"a KV cache of .* blocks, .* bytes; .* lower num_kv_blocks"):
+        LLM(str(make_model(tmp_path)), device="cuda", num_kv_blocks=2**31)
+
+
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    """Inside, whatever makes the host wait for the device raises RuntimeError, where torch can tell."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_pass_lets_the_host_go_on(tmp_path: Path) -> None:
+    config = EngineConfig(str(make_model(tmp_path)), device="cuda", num_kv_blocks=16)
+    group = start(config)
+    try:
+        batch = ForwardBatch.prefill(40, VOCAB_SIZE)
+        first = group.execute(batch).clone()  # compiles kernels
+        with waits_are_errors():
+            again = group.execute(batch)
+        assert torch.equal(again, first)
+    finally:
+        group.close()
