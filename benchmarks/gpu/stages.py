@@ -40,6 +40,7 @@ STAGES = (
     Stage("fused", "the fused operation, ranks on one GPU", 75, 25),
     Stage("overlap", "products beside communication", 45, 20),
     Stage("streams", "woven plans on streams and in graphs", 45, 20),
+    Stage("woven", "woven passes of the engine", 45, 20),
     Stage("peers", "the engine beside a plain loop and transformers", 150, 30),
 )
 BUDGET_S = 240.0  # for all stages that are counted

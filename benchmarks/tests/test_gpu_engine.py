@@ -17,6 +17,9 @@ from benchmarks.gpu.llama import LLAMA_8B, TINY, PassWork, decode_work, prefill_
 from benchmarks.gpu.peers import beside
 from benchmarks.gpu.plain import PlainLoop, StaticCache
 from benchmarks.gpu.weights import RandomWeights
+from benchmarks.gpu.woven import FULL as FULL_WOVEN
+from benchmarks.gpu.woven import IN_GRAPHS, ON_STREAMS, ORACLE, decoding
+from benchmarks.gpu.woven import findings as woven_findings
 from emucxl.bench.harness import Samples
 from interlace.models.config import weight_shapes
 
@@ -140,6 +143,27 @@ def test_the_family_that_is_furthest_off_is_told_for_each_dtype() -> None:
     assert rounded.got == "gemma is off by 8.0e-02; transformers in bfloat16 by 3.0e-02"
     assert (exact.verdict, rounded.verdict) == (Verdict.MET, Verdict.MISSED)
     assert list(family_findings({})) == []
+
+
+def test_sequences_that_decode_have_blocks_of_their_own_behind_the_prompts() -> None:
+    batch = decoding(num_seqs=2, num_keys=18, first_block=3, vocab_size=50)
+    assert batch.block_tables.tolist() == [[3, 4], [5, 6]]
+    assert batch.slots.tolist() == [4 * 16 + 1, 6 * 16 + 1]
+    assert (batch.positions.tolist(), batch.seq_lens.tolist()) == ([17, 17], [18, 18])
+    assert max(FULL_WOVEN.batches()["decode"].slots.tolist()) < FULL_WOVEN.num_blocks * 16
+
+
+def test_woven_passes_are_held_against_whole_ones_and_their_bits_against_those_in_order() -> None:
+    whole = {"prompt": torch.ones(2, 3), "decode": torch.ones(1, 3)}
+    close = {"prompt": whole["prompt"] + 1e-6, "decode": whole["decode"]}
+    far = {"prompt": whole["prompt"], "decode": whole["decode"] + 0.1}
+    found = woven_findings(
+        {"whole": whole, ORACLE: close, ON_STREAMS: dict(close), IN_GRAPHS: far}, torch.float32
+    )
+    in_order, on_streams, in_graphs = found
+    assert in_order.verdict is on_streams.verdict is Verdict.MET
+    assert on_streams.got.endswith("the same bits as one step after the other")
+    assert (in_graphs.verdict, in_graphs.got) == (Verdict.MISSED, "off by 1.0e-01 (decode), other bits")
 
 
 def test_peers_are_told_by_how_many_times_as_long_they_take() -> None:

@@ -27,13 +27,19 @@ from benchmarks.gpu.registers import Registers, registers_of
 from benchmarks.gpu.script import environment_of, run_stage
 from benchmarks.gpu.stack import StackInput, StackShape
 from benchmarks.gpu.stages import STAGES, StageOptions, stages_named
+from benchmarks.gpu.woven import WAYS
 from emucxl.bench.harness import Samples
 from interlace.errors import BenchError
 
 PATIENCE_S = 150.0
 
 
-ENGINES = ("families", "engine", "peers")  # stages that import transformers, or run whole models interpreted
+ENGINES = (
+    "families",
+    "engine",
+    "woven",
+    "peers",
+)  # stages that import transformers, or run whole models interpreted
 LIGHT = [stage.name for stage in STAGES if stage.name not in ENGINES]
 
 
@@ -68,6 +74,9 @@ def test_a_dry_run_goes_through_the_stages_of_the_engine(invoke: Callable[..., A
     verdicts = {each["what"]: each["verdict"] for each in stages["families"]["findings"]}
     assert set(verdicts.values()) == {"met"}, verdicts
     assert {"logits_off_by", "cases"} <= stages["engine"]["data"].keys()
+    woven = {each["what"]: each for each in stages["woven"]["findings"] if each["target"]}
+    assert [each["verdict"] for each in woven.values()] == ["met"] * 3
+    assert list(stages["woven"]["data"]["pass_us"]) == list(WAYS)
     compared = [names for names in stages["peers"]["data"]["peers"].values() if "transformers" in names]
     assert [list(names) for names in compared] == [["ours", "plain loop", "transformers"]] * 2
 
