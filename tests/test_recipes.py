@@ -59,7 +59,9 @@ def kernels() -> list[str]:
 
 
 REPLAYED = "packages/tokenweave/native/replay/functions.cpp"
-NOT_OF_THE_ENGINE = {"symm_mem": "the engine computes on CPUs"}
+JOINED_ELSEWHERE = {
+    "symm_mem": "`tokenweave.communicators.gpus` joins ranks on GPUs, and chooses what joins them"
+}
 ENDS_A_REQUEST = dict.fromkeys(
     ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"), "no token is chosen by it"
 )
@@ -109,10 +111,7 @@ RECIPES = {
             "interlace/cli/options.py": r'metavar="auto\|.*\b{}\b',
             "docs/communicators.md": r"^\| `{}` \|",
         },
-        dict.fromkeys(
-            ("interlace/engine/config.py", "interlace/engine/ranks/", "interlace/cli/options.py"),
-            NOT_OF_THE_ENGINE,
-        ),
+        {"interlace/engine/ranks/": JOINED_ELSEWHERE},
     ),
     "Add a step": Recipe(
         lambda: [op.label for op in Op],

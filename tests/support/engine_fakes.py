@@ -17,6 +17,7 @@ from interlace.engine.engine import Engine
 from interlace.engine.output import RequestOutput
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.batch import ForwardBatch
+from tokenweave.communicators.device_wait import DeviceEvent
 from tokenweave.sampling import mix64
 from tokenweave.trace import Trace
 
@@ -111,6 +112,9 @@ class FakeRanks:
         self.failure: Exception | None = None
         self.closed = False
         self.is_traced = False
+
+    def wait_for(self, event: DeviceEvent) -> None:
+        raise AssertionError("nothing here has events")
 
     def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
         if batch.is_fed:

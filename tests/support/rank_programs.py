@@ -221,6 +221,21 @@ def selected_residual(
     return selected, comm.all_reduce_rms_norm(few, kept, ResidualNorms(weight, 1e-5)).clone()
 
 
+def reduced_on_its_device(comm: Communicator, num_tokens: int) -> tuple[str, Tensor, Tensor]:
+    """The communicator's name, a sum, and normed rows of ones, computed where the rank's kernels compute."""
+    device, shape = comm.kernels.device, (num_tokens, 64)
+    total = data_of(comm.rank, shape, "float32").to(device)
+    comm.all_reduce(total)
+    comm.reserve_activations(num_tokens, 64, torch.float32)
+    partial = comm.new_partial(num_tokens, 64, torch.float32).fill_(1.0)
+    residual = comm.new_residual(num_tokens, 64, torch.float32)
+    norms = ResidualNorms(torch.ones(64, device=device), 1e-5)
+    normed = comm.all_reduce_rms_norm(partial, residual, norms)
+    if device.type == "cuda":
+        comm.wait_for(torch.cuda.current_stream(device).record_event())
+    return comm.name, total.cpu(), normed.cpu()
+
+
 def residual_of_its_own(
     comm: Communicator, num_tokens: int, rows: list[int], dtype: str
 ) -> tuple[Tensor, range, Tensor, Tensor]:

@@ -98,7 +98,25 @@ def join_torch(rank: int, size: int, options: dict[str, Any], fds: list[int]) ->
     return TorchCommunicator.connect(rank, size, "127.0.0.1", options.pop("port"), **options), None
 
 
-JOIN = {"shm": join_shm, "symm_mem": join_symm_mem, "symm_gpu": join_symm_gpu, "torch": join_torch}
+def join_gpus(rank: int, size: int, options: dict[str, Any], fds: list[int]) -> tuple[Any, None]:
+    """Joins ranks on GPUs, one each; without `on_gpus` the CPU stands for them, as under Triton's interpreter."""
+    from tokenweave.communicators.gpus import connect_gpus
+    from tokenweave.environment import TorchrunEnvironment
+    from tokenweave.kernels import make_kernels
+
+    device = f"cuda:{rank}" if options.pop("on_gpus", False) else "cpu"
+    where = TorchrunEnvironment(rank, size, "127.0.0.1", options.pop("port"))
+    kernels = make_kernels("reference", device=device)
+    return connect_gpus(where, kernels, ranks_on_host=size, **options), None
+
+
+JOIN = {
+    "gpus": join_gpus,
+    "shm": join_shm,
+    "symm_mem": join_symm_mem,
+    "symm_gpu": join_symm_gpu,
+    "torch": join_torch,
+}
 
 
 def main() -> None:

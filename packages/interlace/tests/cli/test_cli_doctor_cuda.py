@@ -122,15 +122,15 @@ def test_peers_that_do_not_reach_each_other_and_a_missing_switch_are_named(machi
     machine(3, separate=((0, 2), (1, 2)), has_multicast=False)
     found = examine_cuda()
     assert found["peers"] == "0 and 2, 1 and 2 do not reach each other"
-    assert found["between ranks"] == "torch: devices 0 and 2, 1 and 2 do not reach each other's memory"
+    assert found["between ranks"] == "nccl: devices 0 and 2, 1 and 2 do not reach each other's memory"
     assert found["multicast"] == "not on 0, 1, 2"
 
 
-def test_where_the_kernels_cannot_run_the_reason_is_told_and_torch_joins_the_ranks(machine: Machine) -> None:
+def test_where_the_kernels_cannot_run_the_reason_is_told_and_nccl_joins_the_ranks(machine: Machine) -> None:
     machine(2, capability=(7, 5))
     found = examine_cuda()
     assert found["kernels"].startswith("unavailable: ")
-    assert found["between ranks"].startswith("torch: ")
+    assert found["between ranks"].startswith("nccl: ")
 
 
 def test_one_device_needs_no_communicator(machine: Machine) -> None:

@@ -54,7 +54,7 @@ def test_a_device_has_the_next_pass_before_the_host_waits_for_tokens(monkeypatch
             return super().execute(batch, sampled)
 
     fetch = DeviceSampled.fetch
-    monkeypatch.setattr(DeviceSampled, "fetch", lambda self: (events.append("fetch"), fetch(self))[1])
+    monkeypatch.setattr(DeviceSampled, "fetch", lambda self, _: (events.append("fetch"), fetch(self))[1])
     ranks = Watched()
     ranks.device = torch.device("cpu")
     engine = make_engine(ranks, max_num_batched_tokens=64)

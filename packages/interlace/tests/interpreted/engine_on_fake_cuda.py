@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from interlace import LLM, SamplingParams
 from interlace.cli.main import app
 from interlace.engine.output import Logprob
+from interlace.errors import EngineError
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 from tokenweave.plan import Lane
 from tokenweave.streams import HostStreams
@@ -73,6 +74,16 @@ def test_the_command_traces_two_woven_ranks_step_by_step(
             assert [span.step for span in spans] == list(each.plan.steps)
             for span in spans:
                 assert all(spans[other].end_s <= span.start_s + 1e-8 for other in span.step.waits_for)
+
+
+@pytest.mark.slow
+def test_ranks_that_are_processes_have_the_tokens_of_the_cpu(tmp_path: Path) -> None:
+    """Joined as on GPUs, but that gloo stands for nccl, and that none of them has symmetric memory."""
+    directory = make_model(tmp_path)
+    expected = answers(directory, GREEDY, device="cpu")
+    assert answers(directory, GREEDY, device="cuda", tp=2, weave="always") == expected
+    with pytest.raises(EngineError, match=r"got communicator='symm_mem': symm_mem cannot be had: rank 0: "):
+        answers(directory, GREEDY, device="cuda", tp=2, communicator="symm_mem")
 
 
 def test_tokens_are_drawn_and_penalised_as_on_the_cpu(tmp_path: Path) -> None:

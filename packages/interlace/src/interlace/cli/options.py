@@ -109,7 +109,11 @@ ENGINE: dict[str, Any] = {
         metavar="auto|cpu|cuda",
     ),
     "communicator": _option(
-        str, "auto", "Engine", help="The channel between the ranks.", metavar="auto|shm|thread|torch|null"
+        str,
+        "auto",
+        "Engine",
+        help="The channel between the ranks.",
+        metavar="auto|shm|thread|torch|nccl|symm_mem|null",
     ),
     "dtype": _option(
         str,

@@ -14,7 +14,8 @@ from interlace.errors import EngineError
 from tokenweave.errors import CommunicatorError
 from tokenweave.link import LinkSpec
 
-COMMUNICATORS = ("auto", "null", "thread", "shm", "torch")
+COMMUNICATORS = ("auto", "null", "thread", "shm", "torch", "nccl", "symm_mem")
+OF_GPUS = ("nccl", "symm_mem")  # communicators that join ranks on GPUs alone
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 KERNELS = ("auto", "native", "reference")
@@ -125,6 +126,8 @@ class EngineConfig:
             _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
 
     def _check_device(self) -> None:
+        if self.device == "cpu" and self.communicator in OF_GPUS:
+            _reject("communicator", self.communicator, "another with device='cpu': it joins ranks on GPUs")
         if self.device != "cuda":
             return
         if self.kernels == "native":

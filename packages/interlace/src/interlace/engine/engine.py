@@ -250,7 +250,7 @@ def make_sampler(ranks: Ranks, max_num_seqs: int) -> Sampler:
         return HostSampler(ranks.pool)
     from interlace.engine.device_sampler import SamplerOnDevice
 
-    return SamplerOnDevice(ranks.model_config.vocab_size, max_num_seqs, ranks.device)
+    return SamplerOnDevice(ranks.model_config.vocab_size, max_num_seqs, ranks.device, ranks.wait_for)
 
 
 def end_token_ids(ranks: Ranks) -> tuple[int, ...]:

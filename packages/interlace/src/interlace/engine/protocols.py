@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from interlace.models.batch import ForwardBatch
+    from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.native import ThreadPool
     from tokenweave.trace import Trace
 
@@ -73,6 +74,9 @@ class Ranks(Protocol):
     @property
     def device(self) -> torch.device | None:
         """Where the logits are and are sampled; None: the host, by `pool` or by the reference."""
+
+    def wait_for(self, event: DeviceEvent) -> None:
+        """Waits for an event of `device`, as long as the ranks are there and answer."""
 
     @property
     def pool(self) -> ThreadPool | None:

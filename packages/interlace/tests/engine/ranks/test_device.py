@@ -12,10 +12,13 @@ import torch
 
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import device
-from interlace.engine.ranks.connect import kernels_for
-from interlace.engine.ranks.device import device_of_rank, resolve_device
-from interlace.engine.ranks.launch import start
+from interlace.engine.ranks.connect import connect_by_torch, kernels_for
+from interlace.engine.ranks.device import check_each_has_one, device_of_rank, resolve_device
+from interlace.engine.ranks.launch import resolve_communicator, start
 from interlace.errors import EngineError
+from tokenweave.environment import TorchrunEnvironment
+from tokenweave.errors import CommunicatorError
+from tokenweave.kernels import make_kernels
 from tokenweave.kernels.cuda import available
 
 Host = Callable[..., None]
@@ -72,6 +75,79 @@ def test_cuda_that_cannot_be_had_is_an_error_with_the_reason(host: Host) -> None
     host(has_driver=True, reason="triton is too old")
     with pytest.raises(EngineError, match="device='cuda'; it cannot be had here: triton is too old; or set"):
         start(EngineConfig("smollm2", device="cuda"))
+
+
+def test_communicators_of_gpus_choose_them_and_are_refused_on_cpus(host: Host) -> None:
+    host(has_driver=False, reason="there is no CUDA device")
+    for name in ("nccl", "symm_mem"):
+        with pytest.raises(EngineError, match="got device='cuda'; it cannot be had here: there is no CUDA"):
+            resolve_device(EngineConfig("smollm2", communicator=name, tp=2))
+        with pytest.raises(EngineError, match="expected another with device='cpu': it joins ranks on GPUs"):
+            EngineConfig("smollm2", device="cpu", communicator=name, tp=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "named", "kind"),
+    [
+        ("cpu", "auto", "shm"),
+        ("cuda", "auto", "torch"),
+        ("cuda", "torch", "torch"),
+        ("cuda", "nccl", "torch"),
+        ("cuda", "symm_mem", "torch"),
+        ("cuda", "thread", "thread"),
+    ],
+)
+def test_ranks_on_gpus_are_processes_of_a_torch_group_unless_they_are_to_be_threads(
+    device: str, named: str, kind: str
+) -> None:
+    assert resolve_communicator(EngineConfig("smollm2", device=device, communicator=named, tp=2)) == kind
+    assert resolve_communicator(EngineConfig("smollm2", device=device, communicator=named)) == "null"
+
+
+@pytest.mark.parametrize("named", ["auto", "nccl", "symm_mem"])
+def test_under_torchrun_the_ranks_are_its_own(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resolve_communicator(EngineConfig("smollm2", device="cuda", communicator=named)) == "torchrun"
+
+
+def test_more_ranks_than_gpus_are_an_error_that_says_what_to_do(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host(has_driver=True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_each_has_one(2)
+    with pytest.raises(EngineError) as refused:
+        start(EngineConfig("smollm2", device="cuda", tp=4))
+    assert str(refused.value) == (
+        "got tp=4 on a host with 2 GPUs; each rank needs one of its own: set tp to at most 2, device to 'cpu', or "
+        "communicator to 'thread', whose ranks share what there are"
+    )
+
+
+@pytest.mark.parametrize(("named", "choice"), [("auto", "auto"), ("torch", "nccl"), ("symm_mem", "symm_mem")])
+def test_ranks_on_gpus_are_joined_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch, named: str, choice: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+    config, where = (
+        EngineConfig("smollm2", device="cuda", communicator=named),
+        TorchrunEnvironment(1, 2, "h", 5),
+    )
+
+    def join(*arguments: Any, **options: Any) -> None:
+        asked.append({"where": arguments[0], **options})
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise CommunicatorError("rank 1: triton is 3.4")
+
+    monkeypatch.setattr("tokenweave.communicators.gpus.connect_gpus", join)
+    connect_by_torch(config, where, make_kernels("reference"), ranks_on_host=2)
+    expected = {"where": where, "choice": choice, "ranks_on_host": 2, "timeout_s": 60.0, "watch": None}
+    assert asked == [expected]
+    monkeypatch.setattr("tokenweave.communicators.gpus.connect_gpus", refuse)
+    with pytest.raises(EngineError, match=f"got communicator='{named}': rank 1: triton is 3.4"):
+        connect_by_torch(config, where, make_kernels("reference"), ranks_on_host=2)
 
 
 def test_reference_kernels_need_no_triton(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

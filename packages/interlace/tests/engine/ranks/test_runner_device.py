@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +13,13 @@ import pytest
 import torch
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.ranks.runner import Runner
+from interlace.engine.ranks.runner import Runner, wait_until_loaded
 from interlace.engine.ranks.tracing import collect_recordings, start_recording
 from interlace.models.batch import ForwardBatch
 from interlace.models.sources import load_model
+from support.patience import PATIENCE_S
 from support.tiny_models import VOCAB_SIZE, make_model
-from tokenweave.communicators import NullCommunicator
+from tokenweave.communicators import NullCommunicator, thread_group
 from tokenweave.kernels import ReferenceKernels
 from tokenweave.plan import Lane, Step
 from tokenweave.streams import HostStreams
@@ -94,3 +97,12 @@ def test_an_observer_of_a_device_is_told_when_the_times_are_collected(
         assert runner.streams is not None
         runner.streams.collect()
     assert told
+
+
+def test_a_rank_that_loads_longer_than_the_timeout_is_waited_for() -> None:
+    early, late = thread_group(2, timeout_s=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_until_loaded, early)
+        time.sleep(0.1)
+        wait_until_loaded(late)
+        waiting.result(PATIENCE_S)

@@ -59,15 +59,18 @@ def symm_mem_reason() -> str | None:
     return device_reason()
 
 
-def between_gpus() -> tuple[str, str]:
-    """The communicator that joins ranks on this host's GPUs best, and why: "symm_mem" or "torch"."""
+def between_gpus(ranks_on_host: int | None = None) -> tuple[str, str]:
+    """The communicator that joins ranks on this host's GPUs best, and why: "symm_mem" or "nccl".
+
+    The ranks are on the first GPUs, one on each; on all of them unless a number is given.
+    """
     from tokenweave.kernels.cuda.devices import separate_pairs
 
     if reason := symm_mem_reason():
-        return "torch", reason
-    if separate := separate_pairs():
+        return "nccl", reason
+    if separate := separate_pairs(ranks_on_host):
         pairs = ", ".join(f"{one} and {two}" for one, two in separate)
-        return "torch", f"devices {pairs} do not reach each other's memory"
+        return "nccl", f"devices {pairs} do not reach each other's memory"
     return "symm_mem", "all devices reach each other's memory"
 
 

@@ -189,6 +189,15 @@ class Communicator(ABC):
         """
         return torch.zeros((num_tokens, hidden_size), dtype=torch.float32, device=self.kernels.device)
 
+    def prepare(  # noqa: B027 - a backend may have nothing to make ready
+        self, hidden_size: int, dtype: torch.dtype, max_tokens: int, *norms: ResidualNorms
+    ) -> None:
+        """Makes ready what reductions of up to `max_tokens` rows need, due before a CUDA graph captures any.
+
+        A collective call, after `reserve_activations`. `norms` are examples of those of the calls to come, such as all
+        of a model's.
+        """
+
     def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 

@@ -80,6 +80,9 @@ class LinkedCommunicator(Communicator):
     def new_residual(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
         return self.inner.new_residual(num_tokens, hidden_size, dtype)
 
+    def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int, *norms: ResidualNorms) -> None:
+        self.inner.prepare(hidden_size, dtype, max_tokens, *norms)
+
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         return self.inner.owned_rows(num_tokens, hidden_size, dtype)
 

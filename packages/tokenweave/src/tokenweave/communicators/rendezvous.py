@@ -58,6 +58,9 @@ def forgotten_on_failure(where: TorchrunEnvironment, timeout_s: float) -> Iterat
     """Has torch forget a group that fails to form in this block, and says who could not meet whom."""
     try:
         yield
+    except CommunicatorError:
+        _forget_groups()
+        raise
     except RuntimeError as error:
         _forget_groups()
         raise CommunicatorTimeout(

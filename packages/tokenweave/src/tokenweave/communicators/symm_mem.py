@@ -206,16 +206,14 @@ class SymmMemCommunicator(TorchCommunicator):
     def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int, *norms: ResidualNorms) -> None:
         """Allocates and compiles what calls of up to `max_tokens` rows need: a collective, due before a capture.
 
-        `norms` are examples of those of the calls to come, such as all of a model's: a kernel is compiled for each
-        combination of weights that are there. With none given they have a `weight` and no `post_weight`.
+        A kernel is compiled for each combination of weights that `norms` have. With none given there is a `weight` and
+        no `post_weight`.
         """
         norms = norms or (ResidualNorms(torch.ones(hidden_size, dtype=dtype, device=self.device), 1.0),)
         each = {tuple(example.weights): example for example in norms}.values()
         for num_tokens in sorted({min(max_tokens, self.one_shot_tokens), max_tokens}):
             for example in each:
-                hidden = torch.zeros(num_tokens, hidden_size, dtype=dtype, device=self.device)
-                residual = torch.zeros(num_tokens, hidden_size, device=self.device)
-                self.all_reduce_rms_norm(hidden, residual, example)
+                self._reduce_zeros(num_tokens, hidden_size, dtype, example)
         self.synchronize()
 
     def synchronize(self) -> None:

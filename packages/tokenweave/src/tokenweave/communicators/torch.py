@@ -148,8 +148,14 @@ class TorchCommunicator(Communicator):
             CommunicatorTimeout: not all ranks came within `timeout_s`; it names those that did not.
             Whatever `watch` raised.
         """
-        where = TorchrunEnvironment(rank, size, address, port)
-        return cls._join(where, backend, kernels, timeout_s, check_calls, watch)
+        return cls.join(
+            TorchrunEnvironment(rank, size, address, port),
+            backend,
+            kernels=kernels,
+            timeout_s=timeout_s,
+            check_calls=check_calls,
+            watch=watch,
+        )
 
     @classmethod
     def from_environment(
@@ -161,18 +167,22 @@ class TorchCommunicator(Communicator):
         check_calls: bool = True,
     ) -> Self:
         """As `connect`, from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, set by torchrun or by hand."""
-        return cls._join(torchrun_environment(), backend, kernels, timeout_s, check_calls)
+        return cls.join(
+            torchrun_environment(), backend, kernels=kernels, timeout_s=timeout_s, check_calls=check_calls
+        )
 
     @classmethod
-    def _join(
+    def join(
         cls,
         where: TorchrunEnvironment,
-        backend: str,
-        kernels: Kernels | None,
-        timeout_s: float,
-        check_calls: bool,
+        backend: str = "gloo",
+        *,
+        kernels: Kernels | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        check_calls: bool = True,
         watch: Callable[[], None] | None = None,
     ) -> Self:
+        """As `connect`, at a place that is known."""
         if dist.is_initialized():
             raise CommunicatorError("torch.distributed is initialised already; use TorchCommunicator(group)")
         with forgotten_on_failure(where, timeout_s):
@@ -182,14 +192,18 @@ class TorchCommunicator(Communicator):
                 timeout_s=timeout_s,
                 check_calls=check_calls,
             )
-        communicator._owns_everything = True
-        communicator._meet_on_devices(watch)
-        return communicator
+        return communicator.owning(watch)
 
-    def _meet_on_devices(self, watch: Callable[[], None] | None) -> None:
-        """Has nccl connect the ranks, if the group is of it."""
+    def owning(self, watch: Callable[[], None] | None = None) -> Self:
+        """Has `close` leave the group too. A collective call where that is of nccl, which connects the ranks by it.
+
+        Raises:
+            CommunicatorTimeout, RankError: nccl could not connect them.
+            Whatever `watch` raised.
+        """
+        self._owns_everything = True
         if not self._device_group.is_nccl:
-            return
+            return self
         device = self._place if self._place.type == "cuda" else torch.device("cuda")
         try:
             self._device_group.meet(torch.ones(1, device=device), self.timeout_s, watch)
@@ -197,6 +211,7 @@ class TorchCommunicator(Communicator):
             self.abort(f"{type(error).__name__}: {error}")
             self.close()
             raise
+        return self
 
     def call_sites(self) -> CallSites | None:
         names = ("_start", "_all_reduce", "_scatter_rows", "_gather_rows")
@@ -221,6 +236,19 @@ class TorchCommunicator(Communicator):
         """The rows that this rank owns, and no others."""
         own = self.owned_rows(num_tokens, hidden_size, dtype)
         return torch.zeros((len(own), hidden_size), device=self._place)
+
+    def prepare(self, hidden_size: int, dtype: torch.dtype, max_tokens: int, *norms: ResidualNorms) -> None:
+        """Has nccl connect the ranks for the calls that a reduction makes, of few rows and of many."""
+        if self._device_group.is_nccl:
+            for num_tokens in (1, max_tokens):
+                self._reduce_zeros(num_tokens, hidden_size, dtype, norms[0])
+            self.wait_for(torch.cuda.current_stream(self._place).record_event())
+
+    def _reduce_zeros(
+        self, num_tokens: int, hidden_size: int, dtype: torch.dtype, norms: ResidualNorms
+    ) -> None:
+        partial = self.new_partial(num_tokens, hidden_size, dtype).zero_()
+        self.all_reduce_rms_norm(partial, self.new_residual(num_tokens, hidden_size, dtype), norms)
 
     def all_reduce_rms_norm(
         self, hidden: torch.Tensor, residual: torch.Tensor, norms: ResidualNorms

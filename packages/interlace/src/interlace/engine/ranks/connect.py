@@ -10,7 +10,10 @@ from emucxl.shared_memory import SharedSegment
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.device import device_of_rank
 from interlace.engine.ranks.processes import RankSpec
+from interlace.errors import EngineError
 from tokenweave.communicators import Communicator, LinkedCommunicator
+from tokenweave.environment import TorchrunEnvironment
+from tokenweave.errors import CommunicatorError
 from tokenweave.kernels import Kernels, make_kernels
 
 
@@ -48,21 +51,49 @@ def _connect(spec: RankSpec, segment: SharedSegment | None, watch: Callable[[], 
             symmetric_fd=spec.symmetric_fd,
         )
     if spec.communicator == "torch":
-        from tokenweave.communicators.torch import TorchCommunicator
-
-        return TorchCommunicator.connect(
-            spec.rank,
-            spec.size,
-            "127.0.0.1",
-            spec.master_port,
-            kernels=kernels,
-            timeout_s=config.timeout_s,
-            check_calls=False,  # one plan makes them all
-            watch=watch,
-        )
+        where = TorchrunEnvironment(spec.rank, spec.size, "127.0.0.1", spec.master_port)
+        return connect_by_torch(config, where, kernels, spec.size, watch)
     from tokenweave.communicators.null import NullCommunicator
 
     return NullCommunicator(kernels=kernels, timeout_s=config.timeout_s)
+
+
+def connect_by_torch(
+    config: EngineConfig,
+    where: TorchrunEnvironment,
+    kernels: Kernels,
+    ranks_on_host: int,
+    watch: Callable[[], None] | None = None,
+) -> Communicator:
+    """Joins the torch.distributed group at `where`: over gloo, or as ranks on GPUs are joined best.
+
+    Raises:
+        EngineError: the GPUs of the ranks cannot be joined as `config` says.
+    """
+    if config.device == "cuda":
+        from tokenweave.communicators.gpus import connect_gpus
+
+        choice = "nccl" if config.communicator == "torch" else config.communicator
+        try:
+            return connect_gpus(
+                where,
+                kernels,
+                choice=choice,
+                ranks_on_host=ranks_on_host,
+                timeout_s=config.timeout_s,
+                watch=watch,
+            )
+        except CommunicatorError as error:
+            raise EngineError(f"got communicator={config.communicator!r}: {error}") from error
+    from tokenweave.communicators.torch import TorchCommunicator
+
+    return TorchCommunicator.join(
+        where,
+        kernels=kernels,
+        timeout_s=config.timeout_s,
+        check_calls=False,  # one plan makes them all
+        watch=watch,
+    )
 
 
 def attach(spec: RankSpec) -> SharedSegment | None:

@@ -6,9 +6,11 @@ Where this host has no GPU it is found out without torch, whose import takes lon
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interlace.engine.config import OF_GPUS
 from interlace.environment import are_gpus_hidden
 from interlace.errors import EngineError
 
@@ -24,11 +26,15 @@ _log = logging.getLogger("interlace")
 def resolve_device(config: EngineConfig) -> str:
     """Returns "cpu" or "cuda": what `config.device` names, or for `auto` GPUs where this host has any that can compute.
 
+    A communicator of GPUs alone makes `auto` these.
+
     Options that are of CPUs alone make `auto` the CPU: native kernels, shared memory, a modelled link.
 
     Raises:
         EngineError: there is no such device here; the message says why, and what to do.
     """
+    if config.device == "auto" and config.communicator in OF_GPUS:
+        config = replace(config, device="cuda")
     if config.device == "cpu" or (config.device == "auto" and not _is_gpu_expected(config)):
         return "cpu"
     reason = _reason(config)
@@ -53,6 +59,18 @@ def device_of_rank(local_rank: int) -> torch.device:
     if _is_interpreted():
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def check_each_has_one(tp: int) -> None:
+    """Raises EngineError where this host has fewer GPUs than ranks that are processes, which cannot share one."""
+    import torch
+
+    if _is_interpreted() or tp <= (count := torch.cuda.device_count()):
+        return
+    raise EngineError(
+        f"got tp={tp} on a host with {count} GPU{'s' if count > 1 else ''}; each rank needs one of its own: set tp to "
+        f"at most {count}, device to 'cpu', or communicator to 'thread', whose ranks share what there are"
+    )
 
 
 def _is_gpu_expected(config: EngineConfig) -> bool:

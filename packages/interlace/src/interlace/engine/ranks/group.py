@@ -26,6 +26,7 @@ from tokenweave.trace import Trace
 
 if TYPE_CHECKING:
     from interlace.models.tokenizer import Tokenizer
+    from tokenweave.communicators.device_wait import DeviceEvent
 
 
 class StartedRanks(Protocol):
@@ -101,6 +102,15 @@ class RankGroup:
             if self.runner.communicator.size > 1:
                 self.runner.communicator.broadcast_bytes(BATCH + batch.to_bytes())
             return self.runner.execute(batch, sampled)
+
+    def wait_for(self, event: DeviceEvent) -> None:
+        """Returns once `event` of this rank's device has happened, as the fetch of token ids has to wait.
+
+        Raises:
+            RankFailed: a rank died or stopped answering meanwhile, or the device took longer than `timeout_s`.
+        """
+        with self._in_step():
+            self.runner.communicator.wait_for(event)
 
     def describe(self) -> dict[str, object]:
         """The ranks as they are now: where, with which kernels and dtype, and their peak memory in bytes."""

@@ -5,7 +5,8 @@ Where the ranks are:
 - `shm`: rank 0 in the caller's process, the others as processes of this host, joined by shared memory.
 - `thread`: every rank a thread of the caller's process.
 - `torch`: a torch.distributed group. Under torchrun (or anything that sets its variables) each rank is a process
-  that somebody else started, on any host; otherwise as for `shm`, over gloo on this host.
+  that somebody else started, on any host; otherwise as for `shm`, over gloo on this host. On GPUs, one for each rank,
+  it is over nccl, or by fused kernels over symmetric memory: `nccl` and `symm_mem` name them, `auto` chooses.
 
 Rank processes are started before torch is imported here, so that all ranks load at the same time.
 """
@@ -20,8 +21,8 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from emucxl.shared_memory import empty_segment_fd
-from interlace.engine.config import EngineConfig
-from interlace.engine.ranks.device import resolve_device
+from interlace.engine.config import OF_GPUS, EngineConfig
+from interlace.engine.ranks.device import check_each_has_one, resolve_device
 from interlace.engine.ranks.processes import FAILURE_REPORT_S, RankProcesses, RankSpec
 from interlace.errors import EngineError, RankFailed
 from interlace.models.sources import load_model, resolve
@@ -45,13 +46,10 @@ def start(config: EngineConfig) -> RankGroup:
         EngineError: the configuration does not fit the model, the machine or the group.
         RankFailed: another rank could not load its part.
     """
-    kind = resolve_communicator(config)
     config = replace(config, device=resolve_device(config))
-    if config.device == "cuda" and kind == "shm":
-        raise EngineError(
-            f"got tp={config.tp} with device='cuda' and communicator='auto'; the ranks of GPUs are threads of one "
-            "process: set communicator to 'thread'"
-        )
+    kind = resolve_communicator(config)
+    if config.device == "cuda" and kind == "torch":
+        check_each_has_one(config.tp)
     if kind == "torchrun":
         return _start_under_torchrun(config)
     config = replace(config, model=str(resolve(config.model)))
@@ -69,7 +67,8 @@ def resolve_communicator(config: EngineConfig) -> str:
     from tokenweave.environment import torchrun_world_size
 
     world_size = torchrun_world_size()
-    if config.communicator in ("auto", "torch") and world_size is not None and world_size > 1:
+    is_of_torch = config.communicator in ("auto", "torch", *OF_GPUS)
+    if is_of_torch and world_size is not None and world_size > 1:
         if config.tp not in (1, world_size):
             raise EngineError(
                 f"got tp={config.tp} in a group of {world_size} ranks, as WORLD_SIZE says; leave tp out or set it to "
@@ -86,6 +85,8 @@ def resolve_communicator(config: EngineConfig) -> str:
         raise EngineError(
             f"got communicator='null' with tp={config.tp}; it joins one rank: use 'auto' or 'shm'"
         )
+    if config.communicator in OF_GPUS or (config.communicator == "auto" and config.device == "cuda"):
+        return "torch"
     return "shm" if config.communicator == "auto" else config.communicator
 
 
@@ -142,16 +143,12 @@ def _start_under_torchrun(config: EngineConfig) -> RankGroup:
     )
 
     announce(torchrun_environment(), config.timeout_s)  # before torch is imported, and anybody waited for
-    from interlace.engine.ranks.connect import behind_link, kernels_for
+    from interlace.engine.ranks.connect import behind_link, connect_by_torch, kernels_for
     from interlace.engine.ranks.follow import follow
-    from tokenweave.communicators.torch import TorchCommunicator
 
     ranks_on_host = torchrun_local_world_size()
-    inner = TorchCommunicator.from_environment(
-        kernels=kernels_for(config, ranks_on_host, torchrun_local_rank()),
-        timeout_s=config.timeout_s,
-        check_calls=False,  # one plan makes them all
-    )
+    kernels = kernels_for(config, ranks_on_host, torchrun_local_rank())
+    inner = connect_by_torch(config, torchrun_environment(), kernels, ranks_on_host)
     communicator = behind_link(inner, config)
     if communicator.rank == 0:
         return _load(config, communicator, None, ranks_on_host)

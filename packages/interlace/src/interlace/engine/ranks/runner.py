@@ -101,7 +101,10 @@ class Runner:
             self.decoder.fed = FedTokens(config.max_num_seqs, self.kernels.device)
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
         self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
-        communicator.reserve_activations(config.max_num_batched_tokens, model.config.hidden_size, self.dtype)
+        wait_until_loaded(communicator)
+        num_tokens, hidden_size = config.max_num_batched_tokens, model.config.hidden_size
+        communicator.reserve_activations(num_tokens, hidden_size, self.dtype)
+        communicator.prepare(hidden_size, self.dtype, num_tokens, *self.decoder.norms)
         pass_bytes = bytes_of_a_pass(self.decoder, layout, config.max_num_batched_tokens, config.max_num_seqs)
         self.num_blocks = affordable_blocks(
             config, self.max_model_len, layout, ranks_on_host, self.kernels.device, pass_bytes
@@ -189,6 +192,12 @@ class Runner:
         if is_decided or not communicator.name.startswith("torch") or self.kernels.device.type != "cpu":
             return None
         return measure_exchange(communicator, self.model_config.hidden_size, self.dtype)
+
+
+def wait_until_loaded(communicator: Communicator) -> None:
+    """Returns once every rank has called it, however long one takes to load: other calls wait for `timeout_s`."""
+    for rank in range(communicator.size):
+        communicator.broadcast_bytes(b"" if rank == communicator.rank else None, root=rank, idle=True)
 
 
 def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:

@@ -34,12 +34,16 @@ def cuda_devices() -> tuple[CudaDevice, ...]:
     return tuple(map(_device, range(torch.cuda.device_count())))
 
 
-def separate_pairs() -> tuple[tuple[int, int], ...]:
-    """The pairs of devices, lower index first, of which one does not reach the other's memory."""
+def separate_pairs(num_devices: int | None = None) -> tuple[tuple[int, int], ...]:
+    """The pairs of devices, lower index first, of which one does not reach the other's memory.
+
+    Of the first `num_devices`, as far as this process sees them; of all unless it is given.
+    """
     if not torch.cuda.is_available():
         return ()
     reaches = torch.cuda.can_device_access_peer
-    pairs = combinations(range(torch.cuda.device_count()), 2)
+    count = torch.cuda.device_count()
+    pairs = combinations(range(count if num_devices is None else min(num_devices, count)), 2)
     return tuple((one, two) for one, two in pairs if not (reaches(one, two) and reaches(two, one)))
 
 
