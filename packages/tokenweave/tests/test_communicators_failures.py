@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 
 def hurried(make: MakeRanks, kind: str, size: int) -> Iterator[tuple[Ranks, float]]:
     """A group of a short timeout, and others in its place for as long as a busy machine needs more to start them."""
-    for timeout_s in (0.5, 5.0, TIMEOUT_S):
+    for timeout_s in (0.3, 5.0, TIMEOUT_S):
         try:
             ranks = make(kind, size, timeout_s=timeout_s)
         except CommunicatorTimeout:  # it was too short even to meet

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -179,6 +179,7 @@ def test_captures_share_one_memory() -> None:
     assert torch.equal(models[1].rows, expected)
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_tensors_of_a_pass_do_not_overlap_while_they_live(data: st.DataObject) -> None:
     memory = PassMemory()

@@ -142,4 +142,4 @@ def without_times(output: RequestOutput) -> RequestOutput:
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=30, stateful_step_count=30)
+TestEngine.settings = settings(max_examples=20, stateful_step_count=30)

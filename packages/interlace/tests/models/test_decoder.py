@@ -53,7 +53,7 @@ def ranks(directory: Path, tp: int, **options: object) -> RankGroup:
     return start(EngineConfig(str(directory), tp=tp, **fields))
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
+@pytest.fixture(params=[1, 3, *(pytest.param(tp, marks=pytest.mark.slow) for tp in (2, 4))])
 def group(request: pytest.FixtureRequest, model: tuple[Path, list[Tensor]]) -> Iterator[RankGroup]:
     group = ranks(model[0], request.param)
     yield group

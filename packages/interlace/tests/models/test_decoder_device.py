@@ -44,7 +44,9 @@ def all_kinds_of_passes(passes: Passes, split: int | None) -> list[Tensor]:
     return logits
 
 
-@pytest.mark.parametrize(("split", "tp"), [(None, 1), (30, 1), (30, 2)])
+@pytest.mark.parametrize(
+    ("split", "tp"), [(30, 2), *(pytest.param(split, 1, marks=pytest.mark.slow) for split in (None, 30))]
+)
 def test_a_pass_leaves_nothing_on_the_host_and_reads_nothing_back(
     directory: Path, split: int | None, tp: int
 ) -> None:

@@ -27,7 +27,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return directory
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[2, *(pytest.param(tp, marks=pytest.mark.slow) for tp in (1, 3))])
 def group(request: pytest.FixtureRequest, model: Path) -> Iterator[RankGroup]:
     communicator = "thread" if request.param > 1 else "null"
     config = EngineConfig(

@@ -71,8 +71,14 @@ def wait_until_gone(pids: list[int]) -> None:
     wait_until(lambda: not any(map(is_alive, pids)), f"the end of the processes {pids}")
 
 
-@pytest.mark.parametrize("communicator", ["shm", "torch"])
-@pytest.mark.parametrize("victim", [1, 2])
+@pytest.mark.parametrize(
+    ("communicator", "victim"),
+    [
+        ("shm", 1),
+        ("torch", 2),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("shm", 2), ("torch", 1))),
+    ],
+)
 def test_a_killed_rank_ends_the_job_with_its_name(model: Path, communicator: str, victim: int) -> None:
     llm = LLM(str(model), tp=3, communicator=communicator, num_kv_blocks=10_000)
     pids = rank_pids(llm)
