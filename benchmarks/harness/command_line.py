@@ -10,11 +10,15 @@ import typer
 from emucxl.bench import harness
 from emucxl.bench.harness import Report
 from interlace.cli import console
+from interlace.errors import BenchError
 
 Model = Annotated[str, typer.Option("--model", "-m", help="An alias, a directory or a .gguf file.")]
 Dtype = Annotated[str, typer.Option(metavar="auto|float32|bfloat16")]
 Rounds = Annotated[int, typer.Option(help="Timed rounds, in which the systems take turns.")]
 Threads = Annotated[int | None, typer.Option(help="Of each system; absent: the cores.")]
+Device = Annotated[
+    str, typer.Option(help="Where it is measured. On cuda: those systems that can.", metavar="cpu|cuda")
+]
 PeerPython = Annotated[
     str | None, typer.Option(help="Python of an environment that has the peers; absent: no peers.")
 ]
@@ -27,6 +31,13 @@ Quick = Annotated[
     typer.Option("--quick", help="Small shapes: checks that the benchmark runs; its times mean nothing."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def checked_device(device: str) -> str:
+    """Returns `device`. Raises BenchError unless it is one that a benchmark can be told."""
+    if device not in ("cpu", "cuda"):
+        raise BenchError(f"got device={device!r}; expected cpu or cuda")
+    return device
 
 
 def finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool, folder: str = "") -> None:

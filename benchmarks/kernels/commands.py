@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.harness.command_line import Json, Out, PeerPython, Quick, Rounds, Threads, finish
+from benchmarks.harness.command_line import (
+    Device,
+    Json,
+    Out,
+    PeerPython,
+    Quick,
+    Rounds,
+    Threads,
+    checked_device,
+    finish,
+)
 from emucxl import resources
 from emucxl.bench.harness import Progress, Report
 from interlace.cli import console
@@ -79,11 +89,15 @@ def collectives(
 def fused(
     peer_python: PeerPython = None,
     rounds: Rounds = 15,
+    device: Device = "cpu",
     out: Out = None,
     quick: Quick = False,
     as_json: Json = False,
 ) -> None:
     """Sum over two ranks, residual add and RMSNorm in one, beside our own in two, vLLM's and gloo's."""
+    if checked_device(device) != "cpu":  # of four ranks on one: see `fused-cuda`
+        fused_cuda(rounds=rounds, out=out, quick=quick, as_json=as_json)
+        return
     from benchmarks.kernels.fused import QUICK_TOKENS, TOKENS, FusedOptions, measure, report
 
     tokens = QUICK_TOKENS if quick else TOKENS

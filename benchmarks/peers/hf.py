@@ -15,11 +15,14 @@ from .protocol import Operation, TokenRecorder
 class HfSystem:
     """One model in one dtype. `forward` is called directly: `generate` adds work per token that serves no one here."""
 
-    def load(self, model: str, dtype: str, threads: int, is_compiled: bool = False) -> dict[str, Any]:
-        """Read the model (a directory) and keep it in `dtype`; compiled once, for shapes that change."""
+    def load(
+        self, model: str, dtype: str, threads: int, is_compiled: bool = False, device: str = "cpu"
+    ) -> dict[str, Any]:
+        """Read the model (a directory) and keep it in `dtype` on `device`; compiled once, for shapes that change."""
         torch.set_num_threads(threads)
         options = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
-        loaded = _transformers().AutoModelForCausalLM.from_pretrained(model, **options).eval()
+        loaded = _transformers().AutoModelForCausalLM.from_pretrained(model, **options).to(device).eval()
+        self._device = device
         self._forward = torch.compile(loaded.forward, dynamic=True) if is_compiled else loaded.forward
         return {"versions": {name: version(name) for name in ("transformers", "torch")}}
 
@@ -30,7 +33,7 @@ class HfSystem:
         Prompts must be of one length: a static batch pads nothing.
         """
         recorder = TokenRecorder(len(prompts))
-        ids, cache, gaps = torch.tensor(prompts), None, []
+        ids, cache, gaps = torch.tensor(prompts, device=self._device), None, []
         for _ in range(max_tokens):
             out = self._forward(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = out.logits[:, -1].float(), out.past_key_values  # (batch, vocab)

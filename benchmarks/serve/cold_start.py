@@ -13,7 +13,7 @@ PROMPT = "What is the capital of France?"
 TIMEOUT_S = 120.0
 
 
-def time_to_first_token(model: str, tp: int) -> float:
+def time_to_first_token(model: str, tp: int, device: str = "cpu") -> float:
     """Seconds until the command has printed the first byte.
 
     Raises: BenchError when it prints nothing.
@@ -25,6 +25,8 @@ def time_to_first_token(model: str, tp: int) -> float:
         model,
         "--tp",
         str(tp),
+        "--device",
+        device,
     ]
     sampling = ["--temperature", "0", "--max-tokens", "8"]
     start = time.perf_counter()

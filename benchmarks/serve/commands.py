@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.harness.command_line import Json, Model, Out, Quick, Rounds, Threads, finish, write
+from benchmarks.harness.command_line import (
+    Device,
+    Json,
+    Model,
+    Out,
+    Quick,
+    Rounds,
+    Threads,
+    checked_device,
+    finish,
+    write,
+)
 from emucxl import resources
 from interlace.cli import console
 
@@ -37,6 +48,7 @@ def serve(
     ] = None,
     rounds: Rounds = 5,
     threads: Threads = None,
+    device: Device = "cpu",
     out: Out = None,
     quick: Quick = False,
     machine_report: Annotated[
@@ -71,6 +83,7 @@ def serve(
         pythons=Interpreters.parse(peer_python or (), [*KINDS, *(system.name for system in SYSTEMS)]),
         rounds=rounds,
         threads=threads or resources.num_threads(),
+        device=checked_device(device),
         is_quick=quick,
         workloads=shapes.choose(_names(workloads), quick),
     )

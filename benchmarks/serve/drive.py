@@ -27,7 +27,7 @@ from interlace.cli.bench.workload import ServeWorkload, longest_sequence, whole_
 from interlace.errors import BenchError
 from interlace.models.sources import LoadedModel, load_model
 
-COLD_START_RANKS = (1, 2)
+COLD_START_RANKS = {"cpu": (1, 2), "cuda": (1,)}  # by device
 CHAT_TOKENS = 256  # room for the longest question of the correctness check
 FOREIGN_CORES = 0.2  # busy beside the benchmark; more is worth a warning
 Say = Callable[[str], None]
@@ -42,6 +42,7 @@ class ServeOptions:
     pythons: Interpreters = field(default_factory=Interpreters)
     rounds: int = 5
     threads: int = 2
+    device: str = "cpu"
     is_quick: bool = False
     workloads: tuple[ServeWorkload, ...] = all_workloads(is_quick=False)
 
@@ -77,10 +78,10 @@ def serve(options: ServeOptions, say: Say) -> ServeRun:
     Raises: BenchError when Interlace is wrong or fails. A peer that fails is left out, with its reason.
     """
     model = load_model(options.model)
-    chosen = systems.choose(options.systems, options.pythons)
+    chosen = systems.choose(options.systems, options.pythons, options.device)
     options = replace(options, workloads=fitted(options.workloads, model.config.max_position))
     run = ServeRun(options, _model_facts(model))
-    run.limits = Limits(Shapes.of(model.config), options.threads)
+    run.limits = Limits(Shapes.of(model.config), options.threads, device=options.device)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="interlace-bench-")))
         limits_worker = Worker(sys.executable, "limits")
@@ -90,7 +91,8 @@ def serve(options: ServeOptions, say: Say) -> ServeRun:
         _start_systems(run, chosen, model, directory, say)
         _check(run, model, say)
         _rounds(run, model.config.vocab_size, limits_worker, say)
-        _profile(run, model.config.vocab_size, say)
+        if options.device == "cpu":
+            _profile(run, model.config.vocab_size, say)
         _cold_starts(run, say)
         for participant in run.participants:
             participant.memory_bytes = participant.worker.memory_bytes()
@@ -107,7 +109,7 @@ def _start_systems(
 ) -> None:
     options = run.options
     room = max(longest_sequence(options.workloads), CHAT_TOKENS + correctness.NUM_TOKENS)
-    may_use = Allowance(options.threads, max_model_len=whole_blocks(room))
+    may_use = Allowance(options.threads, max_model_len=whole_blocks(room), device=options.device)
     for system in sorted(chosen, key=lambda system: KINDS.index(system.kind)):
         say(f"starting {system.name}")
         python = options.pythons.of(system) or sys.executable
@@ -202,7 +204,10 @@ def _watch_others(run: ServeRun, say: Say) -> None:
 
 
 def _profile(run: ServeRun, vocab_size: int, say: Say) -> None:
-    """Where Interlace's time goes, in runs of their own: timing every step costs a little."""
+    """Where Interlace's time goes, in runs of their own: timing every step costs a little.
+
+    On CPUs alone: a GPU's steps are in a trace (`interlace generate --trace`).
+    """
     for participant in run.participants:
         if participant.system.is_peer:
             continue
@@ -215,9 +220,11 @@ def _profile(run: ServeRun, vocab_size: int, say: Say) -> None:
 
 def _cold_starts(run: ServeRun, say: Say) -> None:
     for number in range(run.options.rounds):
-        for tp in COLD_START_RANKS:
+        for tp in COLD_START_RANKS[run.options.device]:
             say(f"cold start {number + 1} of {run.options.rounds}, {tp} rank{'s' if tp > 1 else ''}")
-            run.cold_start_s.setdefault(tp, []).append(time_to_first_token(run.options.model, tp))
+            run.cold_start_s.setdefault(tp, []).append(
+                time_to_first_token(run.options.model, tp, run.options.device)
+            )
 
 
 @contextlib.contextmanager

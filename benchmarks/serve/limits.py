@@ -102,6 +102,7 @@ class Limits:
     copy_bytes_per_s: list[float] = field(default_factory=list)
     gemm_s: dict[tuple[str, str, int], list[float]] = field(default_factory=dict)  # backend, dtype, tokens
     peak_flops_per_s: dict[str, list[float]] = field(default_factory=dict)  # "fma", "bf16", ...
+    device: str = "cpu"
 
     def sample(
         self,
@@ -112,10 +113,10 @@ class Limits:
     ) -> None:
         """Measure everything once, in the worker's own turn."""
         with turn(worker):
-            found = worker.ask("bandwidth", threads=self.threads)
+            found = worker.ask("bandwidth", threads=self.threads, device=self.device)
             self.read_bytes_per_s.append(found["read_bytes_per_s"])
             self.copy_bytes_per_s.append(found["copy_bytes_per_s"])
-            for loop, rate in worker.ask("peak", threads=self.threads).items():
+            for loop, rate in worker.ask("peak", threads=self.threads, device=self.device).items():
                 self.peak_flops_per_s.setdefault(loop, []).append(rate)
             products = list(product(dtypes, tokens))
             for number, (dtype, num_tokens) in enumerate(products):
@@ -125,7 +126,7 @@ class Limits:
 
     def _sample_gemm(self, worker: Worker, dtype: str, num_tokens: int) -> None:
         arguments = {"shapes": self.shapes.weights, "num_tokens": num_tokens, "threads": self.threads}
-        reply = worker.ask("gemm", dtype=dtype, **arguments)
+        reply = worker.ask("gemm", dtype=dtype, device=self.device, **arguments)
         for backend, result in reply["backends"].items():
             self.gemm_s.setdefault((backend, dtype, num_tokens), []).append(result["seconds"])
 

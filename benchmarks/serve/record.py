@@ -23,6 +23,7 @@ def to_json(run: ServeRun) -> dict[str, Any]:
         "model": run.model,
         "is_quick": run.options.is_quick,
         "threads": run.options.threads,
+        "device": run.options.device,
         "rounds": run.options.rounds,
         "warm_up_rounds": 1,
         "foreign_cores": run.foreign_cores,

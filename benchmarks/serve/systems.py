@@ -46,6 +46,7 @@ class Allowance:
     max_model_len: int
     max_num_seqs: int = 64
     kv_cache_gb: int = 2
+    device: str = "cpu"
 
 
 SYSTEMS = (
@@ -65,15 +66,16 @@ SYSTEMS = (
     System("llamacpp-no-amx", "llamacpp", STORED, needs_own_python=True),
 )
 BY_REQUEST = ("interlace-f32-tp2", "interlace-stored-tp2", "hf-f32-compiled", "hf-bf16-compiled", "vllm-f32")
+ON_GPUS = ("interlace-bf16", "interlace-f32", "hf-f32", "hf-bf16", "hf-f32-compiled", "hf-bf16-compiled")
 DEFAULT = tuple(system.name for system in SYSTEMS if system.name not in BY_REQUEST)
 
 
-def choose(names: tuple[str, ...], pythons: Interpreters) -> list[System]:
-    """The systems asked for, in the order of the table; without names, the default ones that can run.
+def choose(names: tuple[str, ...], pythons: Interpreters, device: str = "cpu") -> list[System]:
+    """The systems asked for, in the order of the table; without names, the default ones that can run on `device`.
 
     Raises: BenchError for an unknown name, or a peer without a Python to run it.
     """
-    known = {system.name: system for system in SYSTEMS}
+    known = {system.name: system for system in SYSTEMS if device == "cpu" or system.name in ON_GPUS}
     if unknown := [name for name in names if name not in known]:
         raise BenchError(f"got systems {unknown}; expected some of {list(known)}")
     if names:
@@ -83,7 +85,7 @@ def choose(names: tuple[str, ...], pythons: Interpreters) -> list[System]:
                 f"{lacking} need --peer-python: the Python of an environment that has them installed"
             )
         return chosen
-    return [known[name] for name in DEFAULT if pythons.of(known[name]) is not None]
+    return [known[name] for name in DEFAULT if name in known and pythons.of(known[name]) is not None]
 
 
 def model_form(system: System) -> ModelForm:
@@ -99,12 +101,25 @@ def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, 
         weights = (
             {"dtype": "auto", "quantize": "stored"} if system.dtype == STORED else {"dtype": system.dtype}
         )
-        return {"model": model, **weights, "tp": system.ranks, "threads": threads, **shapes}
+        return {
+            "model": model,
+            **weights,
+            "tp": system.ranks,
+            "threads": threads,
+            "device": machine.device,
+            **shapes,
+        }
     if system.kind == "vllm":
         return {"model": model, "dtype": system.dtype, **shapes}
     if system.kind == "llamacpp":
         return {"model": model, "threads": threads}
-    return {"model": model, "dtype": system.dtype, "threads": threads, "is_compiled": system.is_compiled}
+    return {
+        "model": model,
+        "dtype": system.dtype,
+        "threads": threads,
+        "is_compiled": system.is_compiled,
+        "device": machine.device,
+    }
 
 
 def environment(system: System, machine: Allowance) -> dict[str, str]:

@@ -79,3 +79,15 @@ def test_it_runs(tmp_path: Path, invoke: Callable[..., Any]) -> None:
     assert [shape["shape"][0] for shape in found] == [16, 256] * 2
     assert all(set(shape["seconds"]) == {FUSED, UNFUSED, GLOO} for shape in found)
     assert list(tmp_path.glob("*/fused-quick.json"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "nothing to measure"), ("gpu", "expected cpu or cuda")]
+)
+def test_a_device_that_is_not_there_is_an_error(
+    invoke: Callable[..., Any], device: str, message: str
+) -> None:
+    result = invoke("fused", "--device", device)
+    assert result.exit_code == 1
+    assert message in result.stderr

@@ -83,3 +83,14 @@ def test_another_build_of_a_peer_runs_only_where_its_python_is_named() -> None:
 def test_wrong_pythons_are_told(values: list[str], message: str) -> None:
     with pytest.raises(BenchError, match=message):
         Interpreters.parse(values, ["hf"])
+
+
+def test_on_a_gpu_only_those_take_part_that_can() -> None:
+    chosen = choose((), PEERS, "cuda")
+    assert [system.name for system in chosen] == ["interlace-bf16", "interlace-f32", "hf-f32", "hf-bf16"]
+    with pytest.raises(
+        BenchError, match=r"got systems \['llamacpp'\]; expected some of \['interlace-bf16', "
+    ):
+        choose(("llamacpp",), PEERS, "cuda")
+    on_gpu = Allowance(threads=2, max_model_len=2064, device="cuda")
+    assert {load_arguments(system, "model", on_gpu)["device"] for system in chosen} == {"cuda"}

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from benchmarks.weave import blocked, end_to_end
 from benchmarks.weave.blocked import AUTO, FUSED, NOTHING, UNFUSED, WOVEN, WeaveFigures, WeaveOptions
 from emucxl.bench.harness import Samples, record
+from interlace.cli.bench.workload import ServeWorkload
 from interlace.errors import BenchError
 from tokenweave.errors import CommunicatorError
 
@@ -75,6 +77,45 @@ def test_end_to_end_reports_ratios_by_pairs() -> None:
     report = end_to_end.report(end_to_end.EndToEndOptions(), [each], "a link (modelled)")
     assert "modelled" in report.title
     json.dumps(record(report, quick=True))
+
+
+def test_on_gpus_the_ranks_are_threads_and_the_record_says_so() -> None:
+    options = end_to_end.EndToEndOptions(device="cuda")
+    each = end_to_end.EndToEndFigures(
+        end_to_end.THROUGHPUT, {mode: samples(1.0) for mode in end_to_end.MODES}
+    )
+    with end_to_end._joined(options) as joined:
+        report = end_to_end.report(options, [each], joined.text)
+    assert report.name == "weave-cuda"
+    assert "two ranks as threads of one process" in report.title
+    with pytest.raises(BenchError, match="got device='cuda' between hosts"):
+        end_to_end.EndToEndOptions(device="cuda", between_hosts=True)
+
+
+class Answers:
+    """A worker that gives one token for each prompt."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def ask(self, op: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+        rows = [[token] * max_tokens for token in self.tokens[: len(prompts)]]
+        return {"tokens": rows, "first_s": 1.0, "num_at_first": 1, "total_s": 2.0}
+
+    def resume(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+
+def test_on_gpus_most_answers_must_begin_alike_and_on_cpus_all_must_be_the_same() -> None:
+    workload = ServeWorkload("job", 4, 8, 2)
+    workers: Any = {"weave never": Answers(1, 2, 3, 4), "weave always": Answers(1, 2, 3, 9)}
+    end_to_end._check(workers, workload, 300, end_to_end.LEAST_SAME["cuda"])
+    with pytest.raises(BenchError, match="weave always gives other tokens than weave never"):
+        end_to_end._check(workers, workload, 300, end_to_end.LEAST_SAME["cpu"])
+    workers["weave always"] = Answers(9, 9, 9, 4)
+    with pytest.raises(BenchError, match="nothing was timed"):
+        end_to_end._check(workers, workload, 300, end_to_end.LEAST_SAME["cuda"])
 
 
 @pytest.mark.slow

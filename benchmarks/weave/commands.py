@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.harness.command_line import Dtype, Json, Model, Out, Quick, Rounds, finish
+from benchmarks.harness.command_line import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Out,
+    Quick,
+    Rounds,
+    checked_device,
+    finish,
+)
 from interlace.cli import console
 
 
@@ -33,6 +43,7 @@ def weave(
     hosts: Annotated[
         bool, typer.Option("--hosts", help="The engine instead, between two network namespaces.")
     ] = False,
+    device: Device = "cpu",
     out: Out = None,
     quick: Quick = False,
     as_json: Json = False,
@@ -41,8 +52,9 @@ def weave(
     from benchmarks.weave import blocked
     from benchmarks.weave.end_to_end import EndToEndOptions, measure, report
 
-    if end_to_end or hosts:
-        whole = EndToEndOptions(model or "smollm2", dtype, links or "0.25GB/s,5us", hosts, rounds, quick)
+    if end_to_end or hosts or checked_device(device) != "cpu":
+        link = links or "0.25GB/s,5us"
+        whole = EndToEndOptions(model or "smollm2", dtype, link, hosts, checked_device(device), rounds, quick)
         with console.progress("measuring") as progress:
             reports = [report(whole, *measure(whole, progress))]
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from emucxl.bench.harness import Samples
 from interlace.cli.bench import command, workload
 from interlace.cli.bench.generation import generate
 from interlace.cli.bench.workload import ServeWorkload
@@ -65,3 +66,12 @@ def test_no_rounds_are_refused(invoke: Invoke) -> None:
     result = invoke("bench", "--rounds", "0")
     assert result.exit_code == 1
     assert "got rounds=0; expected at least 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "told"), [("cpu", "1 rank of 2 threads, "), ("cuda:0 NVIDIA X", "1 rank on cuda:0 NVIDIA X, ")]
+)
+def test_the_table_says_where_the_ranks_are(device: str, told: str) -> None:
+    ranks = {"ranks": [{}], "threads_per_rank": 2, "device": device, "weights": "none", "dtype": "float32"}
+    found = command.report(ranks | {"kernels": "cuda"}, {SHORT[0]: Samples((1.0,))}, rounds=1)
+    assert found.title.startswith(told)

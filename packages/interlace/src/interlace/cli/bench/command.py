@@ -29,6 +29,7 @@ def bench(
         str, typer.Option("--model", "-m", help="An alias, a directory, a .gguf file or a hub id.")
     ] = "smollm2",
     tp: Annotated[int, typer.Option(help="Ranks to split the model over.")] = 1,
+    device: Annotated[str, typer.Option(help="As in `generate`.", metavar="auto|cpu|cuda")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
     quantize: Annotated[
         str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4")
@@ -54,7 +55,9 @@ def bench(
         raise BenchError(f"got rounds={rounds}; expected at least 1")
     workloads = QUICK if quick else FULL
     room = whole_blocks(longest_sequence(workloads))
-    config = EngineConfig(model, tp=tp, dtype=dtype, threads=threads, max_model_len=room, quantize=quantize)
+    config = EngineConfig(
+        model, tp=tp, device=device, dtype=dtype, threads=threads, max_model_len=room, quantize=quantize
+    )
     with console.progress("measuring") as progress:
         result = report(*measure(config, workloads, rounds, progress), rounds)
     if out is not None:
@@ -116,7 +119,10 @@ def report(ranks: dict[str, Any], rates: dict[ServeWorkload, Samples], rounds: i
     from interlace.cli.report import weights_text
 
     count, threads = len(ranks["ranks"]), ranks["threads_per_rank"]
-    split = f"{count} rank{'s' * (count > 1)} of {threads} thread{'s' * (threads > 1)}"
+    split = f"{count} rank{'s' * (count > 1)} "
+    split += (
+        f"of {threads} thread{'s' * (threads > 1)}" if ranks["device"] == "cpu" else f"on {ranks['device']}"
+    )
     return Report(
         name="engine",
         title=f"{split}, {weights_text(ranks['weights'])}{ranks['dtype']}, {ranks['kernels']} kernels (measured)",
