@@ -34,13 +34,10 @@ from interlace.errors import BenchError
 PATIENCE_S = 150.0
 
 
-ENGINES = (
-    "families",
-    "engine",
-    "woven",
-    "peers",
-)  # stages that import transformers, or run whole models interpreted
-LIGHT = [stage.name for stage in STAGES if stage.name not in ENGINES]
+# Stages that import transformers, or run whole models interpreted.
+ENGINES = ("families", "engine", "woven", "peers")
+LONGER = ("tests", "streams")  # they collect every test, and run a stack of layers in every order
+LIGHT = [stage.name for stage in STAGES if stage.name not in (*ENGINES, *LONGER)]
 
 
 def dry_run(invoke: Callable[..., Any], tmp_path: Path, names: list[str]) -> tuple[dict[str, Any], Path]:
@@ -59,10 +56,15 @@ def dry_run(invoke: Callable[..., Any], tmp_path: Path, names: list[str]) -> tup
     return stages, path
 
 
-def test_a_dry_run_goes_through_every_stage_that_runs_no_engine(
+def test_a_dry_run_goes_through_the_light_stages(invoke: Callable[..., Any], tmp_path: Path) -> None:
+    dry_run(invoke, tmp_path, LIGHT)
+
+
+@pytest.mark.slow
+def test_a_dry_run_goes_through_the_stages_that_take_longer(
     invoke: Callable[..., Any], tmp_path: Path
 ) -> None:
-    stages, path = dry_run(invoke, tmp_path, LIGHT)
+    stages, path = dry_run(invoke, tmp_path, list(LONGER))
     with gzip.open(path.with_name(stages["streams"]["data"]["trace"]), "rt") as trace:
         assert json.load(trace)["traceEvents"]
 
