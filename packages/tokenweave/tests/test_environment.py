@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tokenweave.environment import (
     TorchrunEnvironment,
+    have_nccl_spare_the_process,
     torchrun_environment,
     torchrun_local_world_size,
     torchrun_world_size,
@@ -56,3 +59,15 @@ def test_a_process_started_alone_is_in_no_group() -> None:
 def test_the_ranks_of_this_host_are_known_where_torchrun_says_so() -> None:
     assert torchrun_local_world_size({"LOCAL_WORLD_SIZE": "4"}) == 4
     assert torchrun_local_world_size({}) == 1
+
+
+def test_nccl_is_to_spare_the_process_unless_the_user_has_set_it_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handling, monitoring = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING"
+    monkeypatch.setattr("os.environ", {handling: "1"})
+    have_nccl_spare_the_process()
+    assert (os.environ[handling], os.environ[monitoring]) == ("1", "0")
+    monkeypatch.setattr("os.environ", {})
+    have_nccl_spare_the_process()
+    assert os.environ[handling] == "2"

@@ -68,9 +68,15 @@ def torchrun_local_rank(environ: Mapping[str, str] | None = None) -> int:
     return _integer(variables, "LOCAL_RANK" if "LOCAL_RANK" in variables else "RANK")
 
 
-def leave_errors_of_nccl_to_callers() -> None:
-    """Has torch, unless told otherwise, not end this process when a call over nccl fails: an error is raised here."""
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+def have_nccl_spare_the_process() -> None:
+    """Has torch end what hangs over nccl, or fails, and not this process with it: what the user has not set, is set."""
+    clean_up_only = {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
+        "TORCH_NCCL_ENABLE_MONITORING": "0",  # minutes after a timeout the monitor would end the process
+        "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",  # in a thread of nccl's; the next call here raises them
+    }
+    for name, value in clean_up_only.items():
+        os.environ.setdefault(name, value)
 
 
 def wanted_isa() -> str | None:

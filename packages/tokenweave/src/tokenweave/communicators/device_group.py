@@ -4,8 +4,8 @@ Thread safety: as the communicator's, one thread at a time; `end` may be called 
 
 Invariants:
   1. The host waits for no call. nccl takes a wait with a timeout for one of the host, so none is given.
-  2. nccl ends nothing by itself here: the group is joined without its timeouts (`rendezvous.join`), which would end the
-     process. A wait for a device is bounded by `Communicator.wait_for`, and what hangs on it is ended by `end`.
+  2. A wait for a device is bounded by `Communicator.wait_for`, and what hangs on it is ended by `end`. nccl's own
+     timeout is twice as long in a group that is made here (`rendezvous.join`), and spares the process.
   3. nccl connects the ranks within the first call, which knows no timeout: `meet` makes it and bounds it.
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import BroadcastOptions, ReduceScatterOptions
 
 from tokenweave.communicators.device_wait import within
+from tokenweave.communicators.rendezvous import nccl_of
 from tokenweave.errors import CommunicatorTimeout
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class DeviceGroup:
 
     @property
     def is_nccl(self) -> bool:
-        return self._nccl() is not None
+        return nccl_of(self._group) is not None
 
     def meet(self, one: Tensor, timeout_s: float, watch: Callable[[], None] | None = None) -> None:
         """Returns once all ranks have called it; `one` is a one, (1,) on the device, and is spent.
@@ -81,7 +81,7 @@ class DeviceGroup:
 
     def end(self) -> None:
         """Ends what nccl has queued, which would wait for a lost rank for ever. It is of no use after that."""
-        if (nccl := self._nccl()) is not None:
+        if (nccl := nccl_of(self._group)) is not None:
             with suppress(RuntimeError):  # ended already
                 within(END_S, nccl.abort)
 
@@ -91,14 +91,6 @@ class DeviceGroup:
             within(END_S, dist.destroy_process_group)
         else:
             dist.destroy_process_group()
-
-    def _nccl(self) -> Any:
-        """The backend that serves CUDA tensors, if it is nccl."""
-        try:
-            backend = self._group._get_backend(torch.device("cuda"))
-        except RuntimeError:  # none does
-            return None
-        return backend if backend.name() == "nccl" else None
 
     @contextmanager
     def _named(self, call: str) -> Iterator[None]:

@@ -15,10 +15,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from tokenweave.communicators.bulletin import SLICE_S, meet
 from tokenweave.communicators.waits import first_line
-from tokenweave.environment import leave_errors_of_nccl_to_callers
+from tokenweave.environment import have_nccl_spare_the_process
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
-
-UNBOUNDED = timedelta(days=1)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,9 +40,10 @@ def join(
     groups = PrefixStore(prefix, store)
     # Here and not in torch, which counts a group that failed to meet and would look for the next elsewhere.
     meet(groups, where, timeout_s, watch)
-    leave_errors_of_nccl_to_callers()
-    # nccl's timeout ends the process, and looks at no call that a graph replays: `wait_for` bounds waits for a device.
-    group_timeout = UNBOUNDED if "nccl" in backend else timeout
+    have_nccl_spare_the_process()
+    # So that `wait_for`, which can name a rank, is the first to give up. nccl's timeout is for a host that stands still
+    # in a launch because too much is queued behind what hangs; it looks at no call that a graph replays.
+    group_timeout = 2 * timeout if "nccl" in backend else timeout
     dist.init_process_group(
         backend, store=groups, rank=where.rank, world_size=where.world_size, timeout=group_timeout
     )
@@ -100,12 +99,13 @@ def serves_cpu(group: dist.ProcessGroup) -> bool:
     return True
 
 
-def is_queued(group: dist.ProcessGroup) -> bool:
-    """Whether calls on CUDA tensors over `group` only queue work: those of nccl do."""
+def nccl_of(group: dist.ProcessGroup) -> Any | None:
+    """The backend by which `group` serves CUDA tensors, if it is nccl: then calls on them only queue work."""
     try:
-        return bool(group._get_backend(torch.device("cuda")).name() == "nccl")
-    except RuntimeError:
-        return False
+        backend = group._get_backend(torch.device("cuda"))
+    except RuntimeError:  # none does
+        return None
+    return backend if backend.name() == "nccl" else None
 
 
 def default_store() -> Store:

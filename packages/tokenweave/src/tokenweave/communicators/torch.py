@@ -3,14 +3,11 @@
 Thread safety: one thread at a time per rank; `abort` may be called from any thread.
 
 Invariants:
-  1. CPU tensors are summed here and not by gloo: the order of gloo's ring depends on where in the buffer an element
-     lies, so its bits depend on what else is in the batch. Each rank gathers all parts and sums them in rank order;
-     from three ranks and `TWO_STEP_BYTES` on it sums only its share and gathers the shares. Cost: at two ranks
-     nothing; at three, tensors smaller than that travel 1.5 times the bytes of a ring.
+  1. CPU tensors are summed in rank order (`host_group`).
   2. Every wait is one of `waits.Waits`: an abort or a dead peer ends it, also one without bound.
   3. `all_reduce_rms_norm` shares the rows of all but small tensors out: each rank is sent its rows of every rank's
      partial sum, adds and norms them (the residual stays where it is), and the normed rows are gathered. Its bits are
-     those of an all-reduce and a norm. Waits let go of the core and of Python's lock, so another lane computes.
+     those of an all-reduce and a norm.
   4. CUDA tensors are summed by the group's own all_reduce (nccl): its order is fixed for a given size and topology,
      but it is not the rank order. The host never waits for them: the current stream does (`device_group`).
   5. CUDA tensors of the last calls are kept (`kept_tensors`).
@@ -26,31 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import (
-    AllToAllOptions,
-    BroadcastOptions,
-    PrefixStore,
-    ProcessGroupGloo,
-    Store,
-)
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
-from tokenweave.communicators.base import (
-    DEFAULT_TIMEOUT_S,
-    Communicator,
-    run_phases,
-    sum_in_rank_order,
-)
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, run_phases
 from tokenweave.communicators.bulletin import SLICE_S, Bulletin
 from tokenweave.communicators.device_group import DeviceGroup
 from tokenweave.communicators.device_wait import happens
+from tokenweave.communicators.host_group import HostGroup
 from tokenweave.communicators.rendezvous import (
-    UNBOUNDED,
     default_group,
     default_store,
     end_later,
     forgotten_on_failure,
-    is_queued,
     join,
+    nccl_of,
     own_store,
     serves_cpu,
 )
@@ -67,9 +53,6 @@ if TYPE_CHECKING:
     from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.kernels import Kernels, ResidualNorms
 
-TWO_STEP_BYTES = 64 * 1024
-FRAME_BYTES = 4096  # a message this short goes in one broadcast; a longer one takes a second
-LENGTH_BYTES = 8
 GOODBYE_S = 2.0
 
 
@@ -114,10 +97,12 @@ class TorchCommunicator(Communicator):
         self._control: Any = control_group or ProcessGroupGloo(
             PrefixStore("control", own), self.rank, self.size, timedelta(seconds=timeout_s)
         )
-        self._host: Any = data_group if serves_cpu(data_group) else self._control
         bulletin = Bulletin(PrefixStore("bulletin", own), self.rank, self.size)
         self._waits = Waits(bulletin, self.rank, timeout_s)
         self._device_group = DeviceGroup(data_group, self._waits)
+        self._commands = HostGroup(self._control, self._waits, self.size)
+        serves_host = serves_cpu(data_group)
+        self._host_group = HostGroup(data_group, self._waits, self.size) if serves_host else self._commands
         self._check_calls = check_calls
         self._aborted_here = False
         self._abort_lock = threading.Lock()
@@ -219,11 +204,11 @@ class TorchCommunicator(Communicator):
 
     @property
     def no_graph_reason(self) -> str | None:
-        return None if is_queued(self._data) else "the group's calls on CUDA tensors are not nccl's"
+        return None if nccl_of(self._data) is not None else "the group's calls on CUDA tensors are not nccl's"
 
     def barrier(self) -> None:
         self._start("barrier")
-        self._gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
+        self._host_group.gather_bytes(torch.zeros(1, dtype=torch.uint8), "barrier")
 
     def owned_rows(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> range:
         """Each rank's share, in rank order, the last ones' smaller; all rows where the tensor is small."""
@@ -317,7 +302,7 @@ class TorchCommunicator(Communicator):
             self._device_group.destroy()
         # With the last reference to a group go its connections, however long this object lives.
         groups = [self._data, self._control]
-        del self._data, self._control, self._host, self._device_group
+        del self._data, self._control, self._device_group, self._commands, self._host_group
         self._kept.clear()
         if unfinished := self._waits.let_go():
             end_later(groups, unfinished)
@@ -328,24 +313,8 @@ class TorchCommunicator(Communicator):
             return
         if tensor.is_cuda:
             self._device_group.all_reduce(tensor, "all_reduce")
-        elif self.size > 2 and tensor.nbytes >= TWO_STEP_BYTES:
-            self._reduce_in_two_steps(tensor)
         else:
-            parts = self._gather_bytes(_as_bytes(tensor), "all_reduce").view(tensor.dtype)
-            sum_in_rank_order(list(parts.view(self.size, *tensor.shape)), out=tensor)
-
-    def _reduce_in_two_steps(self, tensor: torch.Tensor) -> None:
-        """Each rank is sent its share of every rank's tensor, sums it, and the shares are gathered."""
-        share = -(-tensor.numel() // self.size)
-        padded = tensor.new_zeros(self.size * share)
-        padded[: tensor.numel()] = tensor.view(-1)
-        received = torch.empty_like(padded)
-        work = self._host.alltoall_base(_as_bytes(received), _as_bytes(padded), [], [], AllToAllOptions())
-        self._waits.finish(work, "all_reduce")
-        summed = tensor.new_empty(share)
-        sum_in_rank_order(list(received.view(self.size, share)), out=summed)
-        gathered = self._gather_bytes(_as_bytes(summed), "all_reduce").view(tensor.dtype)
-        tensor.view(-1).copy_(gathered[: tensor.numel()])
+            self._host_group.all_reduce(tensor)
 
     def _shares_rows(self, size_bytes: int) -> bool:
         return self.size > 1 and size_bytes >= ONE_EXCHANGE_BYTES
@@ -365,17 +334,9 @@ class TorchCommunicator(Communicator):
             summed = hidden.new_empty(share, hidden_size)
             self._device_group.scatter_sums(padded, summed, "all_reduce_rms_norm")
             return summed[: len(own)]
-        # gloo has no reduce-scatter of its own, and its order of summing would depend on the batch.
         row_bytes = hidden_size * hidden.itemsize
-        sent = [len(self._rows_of(rank, num_tokens, row_bytes)) * row_bytes for rank in range(self.size)]
-        parts = hidden.new_empty(self.size, len(own), hidden_size)
-        received = [len(own) * row_bytes] * self.size
-        work = self._host.alltoall_base(
-            _as_bytes(parts), _as_bytes(hidden), received, sent, AllToAllOptions()
-        )
-        self._waits.finish(work, "all_reduce_rms_norm")
-        sum_in_rank_order(list(parts), out=parts[0])
-        return parts[0]
+        lengths = [len(self._rows_of(rank, num_tokens, row_bytes)) for rank in range(self.size)]
+        return self._host_group.scatter_sums(hidden, lengths, len(own), "all_reduce_rms_norm")
 
     def _gather_rows(self, own: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """Every rank's rows, (num_tokens, hidden_size); they are fewer on the last ranks where they don't divide."""
@@ -386,9 +347,7 @@ class TorchCommunicator(Communicator):
         if own.is_cuda:
             self._device_group.all_gather(own, gathered, "all_reduce_rms_norm")
         else:
-            self._waits.finish(
-                self._host._allgather_base(_as_bytes(gathered), _as_bytes(own)), "all_reduce_rms_norm"
-            )
+            self._host_group.all_gather(own, gathered, "all_reduce_rms_norm")
         return gathered[:num_tokens]
 
     def _all_gather(self, tensor: torch.Tensor, gathered: torch.Tensor) -> None:
@@ -396,7 +355,7 @@ class TorchCommunicator(Communicator):
         if tensor.is_cuda:
             self._device_group.all_gather(tensor, gathered, "all_gather")
         elif tensor.numel():
-            gathered.view(-1).copy_(self._gather_bytes(_as_bytes(tensor), "all_gather").view(tensor.dtype))
+            self._host_group.all_gather(tensor, gathered, "all_gather")
 
     def _broadcast(self, tensor: torch.Tensor, root: int) -> None:
         self._start(f"broadcast of {_describe(tensor)} from rank {root}", tensor)
@@ -405,38 +364,11 @@ class TorchCommunicator(Communicator):
         if tensor.is_cuda:
             self._device_group.broadcast(tensor, root, "broadcast")
         else:
-            options = BroadcastOptions()
-            options.rootRank = root
-            self._waits.finish(self._host.broadcast([_as_bytes(tensor)], options), "broadcast")
+            self._host_group.broadcast(tensor, root, "broadcast")
 
     def _broadcast_bytes(self, data: bytes | None, root: int, idle: bool) -> bytes:
-        self._check_usable()
-        self._waits.step += 1
-        frame = torch.zeros(FRAME_BYTES, dtype=torch.uint8)
-        in_frame = FRAME_BYTES - LENGTH_BYTES
-        if data is not None:
-            head = len(data).to_bytes(LENGTH_BYTES, "little") + data[:in_frame]
-            frame[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
-        self._control_broadcast(frame, root, idle)
-        received = frame.numpy().tobytes()
-        length = int.from_bytes(received[:LENGTH_BYTES], "little")
-        if length <= in_frame:
-            return received[LENGTH_BYTES : LENGTH_BYTES + length]
-        rest = bytearray(data[in_frame:] if data is not None else length - in_frame)
-        self._control_broadcast(torch.frombuffer(rest, dtype=torch.uint8), root, idle=False)
-        return received[LENGTH_BYTES:] + bytes(rest)
-
-    def _control_broadcast(self, content: torch.Tensor, root: int, idle: bool) -> None:
-        options = BroadcastOptions()
-        options.rootRank = root
-        options.timeout = UNBOUNDED
-        self._waits.finish(self._control.broadcast([content], options), "broadcast_bytes", idle)
-
-    def _gather_bytes(self, content: torch.Tensor, call: str) -> torch.Tensor:
-        """Every rank's `content` (n,), one after the other: (size * n,). All bytes are visible after it."""
-        gathered = content.new_empty(self.size * content.numel())
-        self._waits.finish(self._host._allgather_base(gathered, content), call)
-        return gathered
+        self._count_call()
+        return self._commands.broadcast_bytes(data, root, idle)
 
     def _count_call(self) -> None:
         self._check_usable()
@@ -449,7 +381,9 @@ class TorchCommunicator(Communicator):
 
     def _compare_calls(self, call: str) -> None:
         text = bytearray(call.encode().ljust(128)[:128])
-        texts = self._gather_bytes(torch.frombuffer(text, dtype=torch.uint8), call).view(self.size, -1)
+        texts = self._host_group.gather_bytes(torch.frombuffer(text, dtype=torch.uint8), call).view(
+            self.size, -1
+        )
         calls = [bytes(row.tolist()).decode().rstrip() for row in texts]
         for rank, other in enumerate(calls):
             if other != calls[self.rank]:
@@ -482,12 +416,6 @@ class TorchCommunicator(Communicator):
             raise CommunicatorError("the communicator is closed; make a new one")
         if self._waits.failure is not None:
             raise copy(self._waits.failure)
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor as (nbytes,) uint8, without a copy: gloo moves any dtype's bytes alike."""
-    # Not view(-1): one element may be contiguous with any stride, which a view of another dtype would refuse.
-    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _describe(tensor: torch.Tensor) -> str:
