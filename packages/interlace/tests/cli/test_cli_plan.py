@@ -228,6 +228,19 @@ def test_a_split_draws_both_parts_on_both_lanes_first_and_last_layer(invoke: Any
     assert max(map(len, timeline.splitlines())) <= 120
 
 
+def test_a_plan_on_gpus_is_cut_at_their_tiles_and_priced_on_their_streams(
+    invoke: Any, deep_model: Path
+) -> None:
+    options = ("--tp", "3", "--tokens", "2000", "--split", "middle", "--device", "cuda")
+    shown = invoke("plan", "show", str(deep_model), *options)
+    assert shown.exit_code == 0
+    _, _, timeline = shown.stdout.partition("timeline, modelled: ")
+    assert (
+        "GPUs of 500 TFLOP/s, 3 TB/s and 100 SMs, of which a reduction takes 16" in timeline.splitlines()[0]
+    )
+    assert "split at 1152" in timeline  # three tiles of 128, three times
+
+
 def test_all_draws_every_layer(invoke: Any, deep_model: Path) -> None:
     shown = invoke("plan", "show", str(deep_model), "--tp", "2", "--split", "none", "--all").stdout
     assert shown.count("\ncompute ") == 5
@@ -264,6 +277,7 @@ def test_json_has_when_each_step_would_run(invoke: Any, deep_model: Path) -> Non
         (("--split", "half"), "expected a number of tokens, middle or none"),
         (("--split", "512"), "got split=512 of 512 tokens"),
         (("--link", "fast"), "fast"),
+        (("--device", "tpu"), "expected one of auto, cpu, cuda"),
         (("--tuned", "--dtype", "float32"), "interlace tune"),
     ],
 )

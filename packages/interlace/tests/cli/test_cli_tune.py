@@ -13,7 +13,9 @@ import pytest
 
 from interlace.cli import tune as command
 from interlace.cli.chart import chart
+from support.fake_gpus import FakeGpus
 from support.tiny_models import make_gguf, make_model
+from tokenweave.kernels import ReferenceKernels
 
 Invoke = Callable[..., Any]
 
@@ -98,6 +100,43 @@ def test_a_files_own_blocks_are_measured_and_priced(invoke: Invoke, tmp_path: Pa
     other = invoke(*show, "--quantize", "int8")
     assert other.exit_code == 1
     assert "interlace tune MODEL --tp 2 --dtype float32 --quantize int8" in other.stderr.replace("\n", " ")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that the command finds, played by the processor."""
+    monkeypatch.setattr("interlace.engine.ranks.device.resolve_device", lambda config: "cuda")
+    monkeypatch.setattr("interlace.engine.ranks.connect.kernels_for", lambda *_: ReferenceKernels(1))
+    monkeypatch.setattr(
+        "interlace.engine.weaving.gpu_stages.CudaGpus", lambda size, kernels: FakeGpus(size, num_sms=132)
+    )
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpus_table_has_the_ctas_of_reductions_and_prices_plans(invoke: Invoke, tiny_model: Path) -> None:
+    job = (str(tiny_model), "--tp", "2", "--device", "cuda", "--dtype", "float32")
+    show = ("plan", "show", *job, "--tuned", "--tokens", "16", "--split", "8")
+    missing = invoke(*show)
+    assert missing.exit_code == 1
+    assert "interlace tune MODEL --tp 2 --dtype float32 --device cuda" in missing.stderr.replace("\n", " ")
+
+    shown = invoke("tune", *job, "--max-tokens", "16", "--seconds", "0.1")
+    assert shown.exit_code == 0, shown.output
+    assert "of the host to issue a step" in shown.stdout
+    table = shown.stdout.split("a reduction, ms, by the CTAs that it takes, and those that were chosen\n")[1]
+    heading, sixteen = table.splitlines()[:2]
+    assert heading.split() == ["tokens", "2", "4", "8", "16", "chosen"]
+    assert sixteen.split() == ["16", "64.000", "16.000", "16.000", "16.000", "4"]
+
+    plan = invoke(*show)
+    assert plan.exit_code == 0, plan.output
+    assert "this machine's wave table, lanes are streams of" in plan.stdout.replace("\n", " ")
+
+
+def test_cuda_without_a_gpu_is_an_error_with_the_reason(invoke: Invoke, tiny_model: Path) -> None:
+    result = tune(invoke, tiny_model, "--device", "cuda")
+    assert result.exit_code == 1
+    assert "device='cuda'; it cannot be had here" in result.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize("arguments", [("--tp", "0"), ("--max-tokens", "0"), ("--seconds", "0")])

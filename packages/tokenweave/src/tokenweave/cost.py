@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tokenweave.curves import AttentionTimes, Curve
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry
-from tokenweave.host_costs import LANES, HostCosts
+from tokenweave.host_costs import LANES, STREAMS, HostCosts
 from tokenweave.ops import Operation
 from tokenweave.phases import Phase, PricedStep
 from tokenweave.plan import Plan, Step
 from tokenweave.simulate import Cost
+from tokenweave.sm_sharing import BesideCtas, SmSharing
 from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import KindTimes, MlpShape, RankShape, TableKey, WaveTable
 
@@ -27,6 +28,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What the analytic default assumes where nothing was measured. Efficiencies are shares of the peak: ours on Zen 4.
 GEMM_EFFICIENCY = 0.85
 ATTENTION_EFFICIENCY = 0.6
+ASSUMED_CTAS = 16  # of a reduction on a GPU: what the published kernel needs at most
 ANALYTIC_TOKENS = tuple(sorted({*range(1, 49), *(12 * 2**power for power in range(2, 12))}))
 
 
@@ -215,6 +217,19 @@ def analytic_table(
         host=host,
         is_measured=False,
     )
+
+
+def analytic_gpu_table(key: TableKey, peaks: Peaks, row_tile: int, num_sms: int) -> WaveTable:
+    """As `analytic_table`, of ranks on GPUs of `num_sms`: lanes are streams, and share SMs in proportion.
+
+    A reduction takes `ASSUMED_CTAS` SMs.
+    """
+    table = analytic_table(key, peaks, row_tile, host=STREAMS)
+    mlps = tuple(kind.mlp for kind in table.kinds)
+    num_ctas = max(1, min(ASSUMED_CTAS, num_sms - 1))
+    alone = BesideCtas(num_ctas, table.reduce, table.projections, mlps)
+    sharing = SmSharing(num_sms, (alone,), ((1, num_ctas),))
+    return replace(table, sharing=sharing.in_proportion(table.projections, mlps))
 
 
 class _Stages:

@@ -7,6 +7,7 @@ predicted to pay.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ def alignment_of(row_tile: int, size: int) -> int:
     if row_tile < 1 or size < 1:
         raise PlanError(f"got row_tile={row_tile}, size={size}; expected at least 1 of each")
     return row_tile * size
+
+
+def gpu_alignment_of(row_tile: int, size: int) -> int:
+    """The same on GPUs, where a tile is tall: whole tiles, and rows for each rank, but no tiles for each rank.
+
+    Ranks share rows out evenly however many there are.
+    """
+    return math.lcm(row_tile, alignment_of(1, size))
 
 
 def middle(num_tokens: int, alignment: int) -> int | None:

@@ -103,11 +103,14 @@ class EventClock(Generic[Event]):
 class CudaEvents:
     """Events of the current stream of the current device of torch.cuda. No GPU has run it yet."""
 
-    def __init__(self) -> None:
-        """Finds out how fast the device counts; takes some milliseconds."""
+    def __init__(self, wait: Callable[[torch.cuda.Event], None] | None = None) -> None:
+        """Finds out how fast the device counts; takes some milliseconds.
+
+        `wait` holds the host until an event has happened, `Communicator.wait_for` say; unless given, the event does.
+        """
         import torch
 
-        self._cuda = torch.cuda
+        self._cuda, self._wait = torch.cuda, wait
         begin = self.record()
         self._sleep(CALIBRATED_CYCLES)
         end = self.record()
@@ -127,7 +130,10 @@ class CudaEvents:
         return happened
 
     def wait(self, event: torch.cuda.Event) -> None:
-        event.synchronize()
+        if self._wait is not None:
+            self._wait(event)
+        else:
+            event.synchronize()
 
     def seconds_between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         elapsed_ms: float = begin.elapsed_time(end)

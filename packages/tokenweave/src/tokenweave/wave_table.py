@@ -136,6 +136,11 @@ class WaveTable:
                 f"got MLPs beside CTAs of other kinds; expected {len(self.kinds)} of each number of CTAs"
             )
 
+    @property
+    def is_of_gpu(self) -> bool:
+        """Whether lanes are streams: there one thread issues every step."""
+        return self.host.issue_s > 0
+
     def taking(self, ctas: CtaRows) -> WaveTable:
         """The table of reductions that take these CTAs, by tokens. Only for one with `sharing`."""
         assert self.sharing is not None

@@ -39,6 +39,12 @@ TunedOption = Annotated[
         "--tuned", help="Take the prices of steps from this machine's wave table, not round figures."
     ),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Whose prices: round figures are a processor's unless it is cuda.", metavar="auto|cpu|cuda"
+    ),
+]
 QuantizeOption = Annotated[
     str,
     typer.Option(
@@ -61,6 +67,7 @@ def show(
     dtype: Annotated[
         str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
     ] = "bfloat16",
+    device: DeviceOption = "auto",
     quantize: QuantizeOption = "auto",
     split: SplitOption = None,
     link: LinkOption = None,
@@ -75,19 +82,19 @@ def show(
     from interlace.models.shard import Shard
     from tokenweave.plan import plan_forward
 
-    _check(dtype, tp, quantize)
+    _check(dtype, tp, quantize, device)
     source = _source_of(model)
     quantize = resolve_quantize(quantize, dtype, source)
     config, formats = source.config, formats_of(source, quantize)
-    at = _split_row(split, tokens, tp)
+    at = _split_row(split, tokens, tp, device)
     shards = Shard.all_of(config, tp)
     workloads = [Workload(config, shard, tokens, dtype, at, formats) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
     plan = plan_forward(config.num_layers, tokens, at)
     costs = (
-        tuned_costs(source, tp, dtype, quantize, link)
+        tuned_costs(source, tp, dtype, quantize, link, device)
         if tuned
-        else round_costs(config, shards, dtype, link, weight_bytes(workloads))
+        else round_costs(config, shards, dtype, link, weight_bytes(workloads), device)
     )
     if as_json:
         console.show_json(_json_object(model, plan, workloads, rank, costs))
@@ -99,11 +106,13 @@ def show(
         _print_timeline(plan, plan_forward(config.num_layers, tokens), costs, every_step)
 
 
-def _check(dtype: str, tp: int, quantize: str) -> None:
+def _check(dtype: str, tp: int, quantize: str, device: str) -> None:
     """Refuses what no model could be planned with, before one is looked for."""
     from interlace.cli.plan_work import DTYPE_BYTES
-    from interlace.engine.config import QUANTIZATIONS
+    from interlace.engine.config import DEVICES, QUANTIZATIONS
 
+    if device not in DEVICES:
+        raise EngineError(f"device={device!r}: expected one of {', '.join(DEVICES)}")
     if quantize not in QUANTIZATIONS:
         raise EngineError(f"quantize={quantize!r}: expected one of {', '.join(QUANTIZATIONS)}")
     if dtype not in DTYPE_BYTES:
@@ -112,14 +121,16 @@ def _check(dtype: str, tp: int, quantize: str) -> None:
         raise EngineError(f"tp={tp}: expected an integer of at least 1")
 
 
-def _split_row(split: str | None, tokens: int, tp: int) -> int | None:
+def _split_row(split: str | None, tokens: int, tp: int, device: str) -> int | None:
     """The row that `--split` means."""
-    from interlace.cli.plan_costs import ROUND_TILE
-    from tokenweave.split import alignment_of, middle
+    from interlace.cli.plan_costs import ROUND_GPU_TILE, ROUND_TILE
+    from tokenweave.split import alignment_of, gpu_alignment_of, middle
 
     if split in (None, "none"):
         return None
     if split == "middle":
+        if device == "cuda":
+            return middle(tokens, gpu_alignment_of(ROUND_GPU_TILE, tp))
         return middle(tokens, alignment_of(ROUND_TILE, tp))
     if split is None or not split.isdecimal():
         raise EngineError(f"split={split!r}: expected a number of tokens, middle or none")

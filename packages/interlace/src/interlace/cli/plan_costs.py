@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emucxl import resources
 from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.errors import EngineError
-from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
+from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_gpu_table, analytic_table
 from tokenweave.geometry import BatchGeometry
 from tokenweave.link import LinkSpec
 from tokenweave.simulate import Timeline, simulate
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ROUND = Peaks(flops_per_s=100e9, bytes_per_s=10e9)
 ROUND_TILE = 12  # rows of a tile of matrix products
+ROUND_GPU = Peaks(flops_per_s=500e12, bytes_per_s=3e12)
+ROUND_GPU_TILE = 128
+ROUND_SMS = 100
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,11 @@ def round_costs(
     dtype: str,
     link: str | None,
     weight_bytes: float | None = None,
+    device: str = "cpu",
 ) -> PlanCosts:
-    """The same on every machine: a rank of round figures, whose lanes have a core each.
+    """The same on every machine: a rank of round figures, whose lanes have a core each, or are streams of a GPU.
 
-    `weight_bytes` are those of a value of a weight; None: those of the dtype.
+    `weight_bytes` are those of a value of a weight; None: those of the dtype, which GPUs hold all weights as.
     """
     key = key_of_shards(
         config,
@@ -60,14 +64,25 @@ def round_costs(
         dtype=dtype,
         threads=1,
     )
-    table = analytic_table(key, ROUND, ROUND_TILE, weight_bytes)
-    text = f"ranks of {ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s, a core for each lane"
+    if device == "cuda":
+        table = analytic_gpu_table(key, ROUND_GPU, ROUND_GPU_TILE, ROUND_SMS)
+        assert table.sharing is not None
+        text = (
+            f"GPUs of {ROUND_GPU.flops_per_s / 1e12:g} TFLOP/s, {ROUND_GPU.bytes_per_s / 1e12:g} TB/s and {ROUND_SMS} "
+            f"SMs, of which a reduction takes {table.sharing.beside[0].num_ctas}"
+        )
+    else:
+        table = analytic_table(key, ROUND, ROUND_TILE, weight_bytes)
+        speeds = f"{ROUND.flops_per_s / 1e9:g} GFLOP/s and {ROUND.bytes_per_s / 1e9:g} GB/s"
+        text = f"ranks of {speeds}, a core for each lane"
     costs = CostModel(table, _link(link, len(shards)), kinds_of_layers(config, shards))
     return PlanCosts(costs, False, f"{text}, {_said(link)}")
 
 
-def tuned_costs(source: WeightSource, tp: int, dtype: str, quantize: str, link: str | None) -> PlanCosts:
-    """This machine's, as `interlace tune` measured it.
+def tuned_costs(
+    source: WeightSource, tp: int, dtype: str, quantize: str, link: str | None, device: str = "auto"
+) -> PlanCosts:
+    """This machine's, as `interlace tune` measured it on `device`; auto: where the engine would compute.
 
     Raises:
         EngineError: it has not been measured.
@@ -76,29 +91,35 @@ def tuned_costs(source: WeightSource, tp: int, dtype: str, quantize: str, link: 
 
     from interlace.engine.config import EngineConfig
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.weaving.this_machine import table_key
-    from interlace.engine.weaving.weaver import table_directory
+    from interlace.engine.ranks.device import resolve_device
+    from interlace.engine.weaving.this_machine import table_directory, table_key
     from interlace.models.footprint import weights_name
     from interlace.models.shard import Shard
     from tokenweave.wave_table import load_table
 
-    config, asked = source.config, EngineConfig("model", tp=tp, dtype=dtype, quantize=quantize)
+    config = source.config
+    asked = EngineConfig("model", tp=tp, dtype=dtype, quantize=quantize, device=device)
+    asked = replace(asked, device=resolve_device(asked))
     kernels = kernels_for(asked, tp)
     weights = weights_name(source, quantize)
     table = load_table(table_directory(), table_key(config, tp, kernels, getattr(torch, dtype), weights))
-    option = "" if quantize == "none" else f" --quantize {quantize}"
+    option = ("" if quantize == "none" else f" --quantize {quantize}") + (
+        " --device cuda" if asked.device == "cuda" else ""
+    )
     if table is None:
         raise EngineError(
             f"no wave table of this model on {tp} ranks with --dtype {dtype} --quantize {quantize} has been measured "
             f"on this machine (one for another --dtype or --quantize does not count): run "
             f"`interlace tune MODEL --tp {tp} --dtype {dtype}{option}`, or leave out --tuned"
         )
-    shared_core = tp * (kernels.threads + 1) > resources.num_threads()
-    text = (
-        f"this machine's wave table, {'one core for both lanes' if shared_core else 'a core for each lane'}"
-    )
+    shared_core = asked.device == "cpu" and tp * (kernels.threads + 1) > resources.num_threads()
+    if asked.device == "cuda":
+        lanes = f"lanes are streams of {table.key.machine}"
+    else:
+        lanes = "one core for both lanes" if shared_core else "a core for each lane"
     layers = kinds_of_layers(config, Shard.all_of(config, tp))
-    return PlanCosts(CostModel(table, _link(link, tp), layers), shared_core, f"{text}, {_said(link)}")
+    costs = CostModel(table, _link(link, tp), layers)
+    return PlanCosts(costs, shared_core, f"this machine's wave table, {lanes}, {_said(link)}")
 
 
 def _link(text: str | None, tp: int) -> LinkSpeed | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +15,29 @@ from interlace.cli import console
 from interlace.errors import EngineError
 
 if TYPE_CHECKING:
+    import torch
+
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.weaving.stage_timing import ThreadedStages
+    from interlace.models.config import ModelConfig
+    from interlace.models.footprint import Formats
     from interlace.models.weights import WeightSource
     from tokenweave.curves import Curve
+    from tokenweave.kernels import Kernels
+    from tokenweave.sm_sharing import SmSharing
     from tokenweave.tune import Progress
     from tokenweave.wave_table import LayerKind, MlpShape, WaveTable
 
 DENSE = 48  # tokens up to which the chart shows single waves
+GPU_DENSE = 4096  # the same of a GPU, whose tiles are tall and whose waves are wide
 
 
 def tune(
     model: Annotated[str, typer.Argument(help="An alias, a directory, a .gguf file or a hub id.")],
     tp: Annotated[int, typer.Option(help="Ranks, all on this host.")] = 2,
+    device: Annotated[
+        str, typer.Option(help="Where ranks compute, as in `generate`.", metavar="auto|cpu|cuda")
+    ] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
     ] = "auto",
@@ -53,7 +66,7 @@ def tune(
     _check_directory(directory)
     start = time.perf_counter()
     with console.progress("measuring") as progress:
-        table = _measure(source, tp, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
+        table = _measure(source, tp, device, dtype, quantize, threads, kernels, max_tokens, seconds, progress)
     try:
         path = table.save(directory)
     except OSError:
@@ -75,7 +88,7 @@ def _source_of(model: str) -> WeightSource:
 
 
 def _directory() -> Path:
-    from interlace.engine.weaving.weaver import table_directory
+    from interlace.engine.weaving.this_machine import table_directory
 
     return table_directory()
 
@@ -96,6 +109,7 @@ def _check_directory(directory: Path) -> None:
 def _measure(
     source: WeightSource,
     tp: int,
+    device: str,
     dtype: str,
     quantize: str,
     threads: int | None,
@@ -110,21 +124,24 @@ def _measure(
     from interlace.engine.dtypes import choice as dtypes
     from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
-    from interlace.engine.weaving.stage_timing import HostStages
+    from interlace.engine.ranks.device import resolve_device
     from interlace.engine.weaving.this_machine import row_tile, table_key
     from interlace.models.footprint import formats_of, resolve_quantize, weights_name
     from interlace.models.shard import Shard
     from tokenweave.tune import measure_table
 
     config = source.config
-    checked = EngineConfig("model", tp=tp, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize)
+    checked = EngineConfig(
+        "model", tp=tp, device=device, dtype=dtype, threads=threads, kernels=kernels, quantize=quantize
+    )
+    checked = replace(checked, device=resolve_device(checked))
     own = kernels_for(checked, tp)
     quantize = resolve_quantize(quantize, dtype, source)
     products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize, source))
     found = dtypes.resolve(checked.dtype, own, products)
     torch.set_num_threads(own.threads)
     formats = formats_of(source, quantize) if quantize == "stored" else None
-    with HostStages(config, tp, own.name, own.threads, found, max_tokens, quantize, formats) as stages:
+    with _stages(checked, config, own, found, max_tokens, quantize, formats) as stages:
         return measure_table(
             stages,
             table_key(config, tp, own, found, weights_name(source, quantize)),
@@ -135,8 +152,32 @@ def _measure(
         )
 
 
+def _stages(
+    checked: EngineConfig,
+    config: ModelConfig,
+    own: Kernels,
+    dtype: torch.dtype,
+    max_tokens: int,
+    quantize: str,
+    formats: Formats | None,
+) -> ThreadedStages:
+    """All ranks, on this host's processor or on its GPUs."""
+    if checked.device == "cuda":
+        from interlace.engine.weaving.gpu_stages import CudaGpus, GpuStages
+
+        return GpuStages(config, CudaGpus(checked.tp, own.name), dtype, max_tokens, quantize, formats)
+    from interlace.engine.weaving.stage_timing import HostStages
+
+    return HostStages(config, checked.tp, own.name, own.threads, dtype, max_tokens, quantize, formats)
+
+
 def _summary(table: WaveTable) -> str:
     key = table.key
+    if table.is_of_gpu:
+        return (
+            f"{key.machine}, {key.kernels} kernels, {key.dtype}, \nthe slowest rank's times while all compute, and "
+            f"{1e6 * table.host.issue_s:.0f} µs of the host to issue a step"
+        )
     return (
         f"{key.kernels} kernels, {key.dtype}, {key.threads} thread{'s' if key.threads > 1 else ''} a rank, "
         f"\nthe slowest rank's times while all compute"
@@ -150,7 +191,7 @@ def _charts(table: WaveTable) -> Iterator[str]:
         if len(table.kinds) > 1:
             yield f"{_name_of(kind)}\n"
         if kind.mlp not in charted:
-            yield from _waves(table, table.kinds[place].mlp)
+            yield from _waves(table, table.kinds[place].mlp, GPU_DENSE if table.is_of_gpu else DENSE)
         charted.add(kind.mlp)
         yield f"{'tokens':>8}{'projections':>13}{'attention':>11}{'MLP':>9}{'reduction':>11}   ms"
         for tokens in (1, 12, 16, 64, 256, 1024, 2048, 4096):
@@ -158,6 +199,19 @@ def _charts(table: WaveTable) -> Iterator[str]:
                 yield _row(table, place, tokens)
         if place < len(table.kinds) - 1:
             yield ""
+    if table.sharing is not None:
+        yield ""
+        yield from _reductions(table.sharing)
+
+
+def _reductions(sharing: SmSharing) -> Iterator[str]:
+    """A reduction's time by its CTAs, and those that it takes."""
+    yield "a reduction, ms, by the CTAs that it takes, and those that were chosen"
+    yield f"{'tokens':>8}" + "".join(f"{each.num_ctas:>9}" for each in sharing.beside) + f"{'chosen':>9}"
+    for tokens in (16, 64, 256, 1024, 2048, 4096):
+        if tokens <= sharing.beside[0].reduce.tokens[-1]:
+            times = "".join(f"{1e3 * each.reduce(tokens):>9.3f}" for each in sharing.beside)
+            yield f"{tokens:>8,}{times}{sharing.of(tokens).num_ctas:>9}"
 
 
 def _name_of(kind: LayerKind) -> str:
@@ -169,12 +223,12 @@ def _name_of(kind: LayerKind) -> str:
     return f"layers {keys}, with {kind.mlp.num_experts} experts of {columns}"
 
 
-def _waves(table: WaveTable, mlp: Curve) -> Iterator[str]:
+def _waves(table: WaveTable, mlp: Curve, dense_tokens: int) -> Iterator[str]:
     from interlace.cli.chart import chart
 
     points = list(zip(mlp.tokens, mlp.seconds, strict=True))
-    dense = [(float(tokens), 1e6 * seconds) for tokens, seconds in points if tokens <= DENSE]
-    yield f"MLP of one layer, µs, against tokens up to {DENSE}: every step up is one more wave"
+    dense = [(float(tokens), 1e6 * seconds) for tokens, seconds in points if tokens <= dense_tokens]
+    yield f"MLP of one layer, µs, against tokens up to {dense_tokens:,}: every step up is one more wave"
     yield from chart(dense)
     yield ""
     yield "one layer without its attention, µs per token, against tokens (logarithmic)"

@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from interlace.engine.config import EngineConfig
+from interlace.engine.ranks import device_executor
+from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.runner import Runner, wait_until_loaded
 from interlace.engine.ranks.tracing import collect_recordings, start_recording
 from interlace.models.batch import ForwardBatch
@@ -106,3 +110,12 @@ def test_a_rank_that_loads_longer_than_the_timeout_is_waited_for() -> None:
         time.sleep(0.1)
         wait_until_loaded(late)
         waiting.result(PATIENCE_S)
+
+
+def test_products_of_woven_plans_leave_the_sms_that_reductions_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, ...]] = []
+    monkeypatch.setattr(device_executor, "CudaStreams", lambda *arguments: made.append(arguments))
+    device = torch.device("cuda", 1)
+    communicator: Any = SimpleNamespace(kernels=SimpleNamespace(device=device), wait_for=lambda event: None)
+    DeviceExecutor(communicator, True, 8)
+    assert made == [(device, 8, communicator.wait_for)]

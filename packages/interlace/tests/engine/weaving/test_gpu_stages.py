@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from interlace.engine.weaving.gpu_stages import GpuStages
+from interlace.engine.weaving.gpu_stages import GpuStages, measure_gpus
 from interlace.engine.weaving.this_machine import table_key
 from interlace.models.config import ModelConfig
 from support.configs import SMOLLM2
-from support.fake_events import FakeDevice, OneFakeStream
-from tokenweave.communicators import Communicator, NullCommunicator
-from tokenweave.communicators.thread import Rendezvous, ThreadCommunicator
+from support.fake_gpus import ISSUE_S, REDUCE_S, ROW_S, FakeGpus
 from tokenweave.errors import TuneError
-from tokenweave.kernels import Kernels, PackedLinear, ReferenceKernels, ResidualNorms
-from tokenweave.stage_clock import EventClock
+from tokenweave.kernels import ReferenceKernels
 from tokenweave.tune import measure_table
 from tokenweave.wave_table import CURVES
 
@@ -29,81 +21,6 @@ SMALL = replace(SMOLLM2, hidden_size=144, intermediate_size=112, head_dim=16, nu
 SPARSE = replace(
     SMALL, family="mixtral", num_experts=4, experts_per_token=2, biases=("q", "k", "v", "o"), qk_norm=True
 )
-ISSUE_S, ROW_S, REDUCE_S = 10e-6, 5e-3, {0: 4e-3, 2: 4e-3, 4: 1e-3}  # of a call; of a row; by CTAs
-
-
-class FakeGpus:
-    """Ranks on devices of 10 SMs each, whose work takes what is said here."""
-
-    num_sms = 10
-
-    def __init__(self, size: int) -> None:
-        self.size = self.num_devices = size
-        self.devices = [FakeDevice() for _ in range(size)]
-        self.carved = 0
-        self.inside = threading.local()
-
-    def group(self) -> list[Communicator]:
-        if self.size == 1:
-            return [NullCommunicator()]
-        rendezvous = Rendezvous(self.size)
-        return [FakeFused(rendezvous, rank, self) for rank in range(self.size)]
-
-    def join(self, communicator: Communicator, num_ctas: int) -> None:
-        assert isinstance(communicator, FakeFused)
-        communicator.most = num_ctas
-
-    @contextmanager
-    def on(self, rank: int) -> Iterator[None]:
-        self.inside.rank = rank
-        yield
-        self.inside.rank = None
-
-    def kernels(self, rank: int) -> Kernels:
-        return TimedKernels(self, rank)
-
-    def clock(self, rank: int) -> EventClock[Any]:
-        assert self.inside.rank == rank
-        return EventClock(self.devices[rank], self.devices[rank].now)
-
-    def streams(self, rank: int) -> OneFakeStream:
-        return OneFakeStream(self.devices[rank], wait_s=2e-6)
-
-    @contextmanager
-    def carve_out(self, num_sms: int) -> Iterator[None]:
-        self.carved = num_sms
-        yield
-        self.carved = 0
-
-
-class TimedKernels(ReferenceKernels):
-    """Products take `ROW_S` a row, on the SMs that are left."""
-
-    def __init__(self, gpus: FakeGpus, rank: int) -> None:
-        super().__init__(1)
-        self._gpus, self._rank = gpus, rank
-
-    def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
-        gpus = self._gpus
-        assert gpus.inside.rank == self._rank
-        gpus.devices[self._rank].issue(ISSUE_S, ROW_S * len(x) * gpus.num_sms / (gpus.num_sms - gpus.carved))
-        return super().linear(x, packed, out)
-
-
-class FakeFused(ThreadCommunicator):
-    """Reductions that take the time of their CTAs."""
-
-    def __init__(self, rendezvous: Rendezvous, rank: int, gpus: FakeGpus) -> None:
-        super().__init__(rendezvous, rank)
-        self._gpus, self.num_ctas, self.most = gpus, 0, 0
-
-    def use_ctas(self, num_ctas: int) -> None:
-        self.num_ctas = num_ctas
-
-    def all_reduce_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
-        assert self.num_ctas <= self.most
-        self._gpus.devices[self.rank].issue(ISSUE_S, REDUCE_S[self.num_ctas] * len(hidden))
-        return self._add_rms_norm(hidden, residual, norms)  # the others' part is not needed to take time
 
 
 @pytest.mark.parametrize("config", [SMALL, SPARSE], ids=["dense", "sparse"])
@@ -157,6 +74,17 @@ def test_a_table_of_fake_gpus_says_what_they_do() -> None:
     assert table.pace(32) == pytest.approx(
         1.0, rel=0.1
     )  # these products take the rows' time, whatever their columns
+
+
+def test_a_script_measures_a_table_in_one_call() -> None:
+    said: list[str] = []
+    table = measure_gpus(
+        SMALL, FakeGpus(2, num_sms=132), torch.float32, 4, 0.0, lambda done, what: said.append(what)
+    )
+    assert table.key.kernels.startswith("reference")
+    assert table.sharing is not None
+    assert [each.num_ctas for each in table.sharing.beside] == [2, 4, 8, 16]
+    assert said[-1] == ""
 
 
 def test_a_device_without_sms_to_spare_is_refused() -> None:

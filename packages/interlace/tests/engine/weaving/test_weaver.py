@@ -14,8 +14,8 @@ from interlace import LLM, SamplingParams
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks.group import RankGroup
 from interlace.engine.ranks.launch import start
-from interlace.engine.weaving.this_machine import table_key
-from interlace.engine.weaving.weaver import Weaver, table_directory
+from interlace.engine.weaving.this_machine import table_directory, table_key
+from interlace.engine.weaving.weaver import Weaver
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import make_model
 from support.wave_tables import linear_table, mixed_table

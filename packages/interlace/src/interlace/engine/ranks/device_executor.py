@@ -22,14 +22,15 @@ class DeviceExecutor:
     Thread safety: one `run` at a time.
     """
 
-    def __init__(self, communicator: Communicator, uses_lanes: bool = True) -> None:
+    def __init__(self, communicator: Communicator, uses_lanes: bool = True, left_sms: int = 0) -> None:
         """For the device of the communicator's kernels: on the CPU, where they are interpreted, streams are the caller.
 
-        Without `uses_lanes` all plans are issued to the caller's stream, in list order: the oracle.
+        Without `uses_lanes` all plans are issued to the caller's stream, in list order: the oracle. `left_sms`: those
+        that products of woven plans leave to reductions.
         """
         device = communicator.kernels.device
         self._streams: StreamExecutor[Any, Any] = StreamExecutor(
-            HostStreams() if device.type == "cpu" else CudaStreams(device, wait=communicator.wait_for)
+            HostStreams() if device.type == "cpu" else CudaStreams(device, left_sms, communicator.wait_for)
         )
         self._uses_lanes = uses_lanes
 

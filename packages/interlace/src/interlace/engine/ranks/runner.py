@@ -24,6 +24,7 @@ from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
+from interlace.engine.weaving.gpu_prices import GpuJob, left_sms_of, prepare_gpus
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -105,6 +106,9 @@ class Runner:
         num_tokens, hidden_size = config.max_num_batched_tokens, model.config.hidden_size
         communicator.reserve_activations(num_tokens, hidden_size, self.dtype)
         communicator.prepare(hidden_size, self.dtype, num_tokens, *self.decoder.norms)
+        self.gpu_prices = prepare_gpus(
+            GpuJob(config, model.config, communicator, self.kernels, self.dtype, self.weights_name)
+        )
         pass_bytes = bytes_of_a_pass(self.decoder, layout, config.max_num_batched_tokens, config.max_num_seqs)
         self.num_blocks = affordable_blocks(
             config, self.max_model_len, layout, ranks_on_host, self.kernels.device, pass_bytes
@@ -122,7 +126,9 @@ class Runner:
             LaneExecutor(torch.inference_mode, cores, self._abort_after) if are_lanes_threads else None
         )
         self.streams = (
-            DeviceExecutor(communicator, config.executor == "lanes") if config.device == "cuda" else None
+            DeviceExecutor(communicator, config.executor == "lanes", left_sms_of(self.gpu_prices))
+            if config.device == "cuda"
+            else None
         )
         is_replayed = config.replay and self.streams is None
         self.replayer = Replayer(self.kernels, communicator, self.lanes) if is_replayed else None
@@ -185,7 +191,7 @@ class Runner:
     def _measure_exchange(self) -> Exchange | None:
         """Measures transfers where the choice to weave depends on their speed. All ranks get the same figures.
 
-        Not on devices, whose work the clocks of a process do not see.
+        Not on devices, whose work the clocks of a process do not see: there `prepare_gpus` does.
         """
         config, communicator = self.config, self.communicator
         is_decided = config.weave != "auto" or config.executor != "lanes" or communicator.size == 1

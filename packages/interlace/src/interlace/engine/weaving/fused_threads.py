@@ -7,19 +7,18 @@ Thread safety: one thread and one stream for each rank.
 
 Invariants:
   1. All ranks that share a device run at once, on streams of their own: `num_ctas` of each must fit on it together.
-  2. The host does not wait for a device, save to allocate: what a rank reads of another's is ordered by events.
+  2. The host does not wait for a device, save to allocate.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, sum_in_rank_order
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S
 from tokenweave.communicators.fused_checks import check_fused
 from tokenweave.communicators.partial_ring import PartialRing, ring_bytes
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from tokenweave.kernels import ResidualNorms
 
 ONE_SHOT_TOKENS = 16  # as symm_mem has it
-NUM_KEPT = 16  # tensors that were given to others, which may not have read them yet
 
 
 class ThreadSymmetricMemory(SymmetricMemory):
@@ -77,7 +75,6 @@ class FusedThreadCommunicator(ThreadCommunicator):
         self._ring: PartialRing | None = None
         self._buffers: list[SymmetricBuffer] = []
         self._slots: dict[int, SymmetricBuffer] = {}  # by the bytes of a row
-        self._given: deque[Tensor] = deque(maxlen=NUM_KEPT)
         mailbox = self._memory.mailbox()
         self._letters = mailbox.numpy()
         self._pads = self._allocate(pads_bytes(self.size, num_ctas))
@@ -174,26 +171,6 @@ class FusedThreadCommunicator(ThreadCommunicator):
             )
             self.abort(message)
             raise CommunicatorTimeout(message)
-
-    def _all_reduce(self, tensor: Tensor) -> None:
-        sum_in_rank_order([part.to(tensor.device) for part in self._parts_of_all(tensor)], out=tensor)
-
-    def _all_gather(self, tensor: Tensor, gathered: Tensor) -> None:
-        parts = self._parts_of_all(tensor)
-        for own, part in zip(gathered.chunk(self.size) if gathered.numel() else (), parts, strict=False):
-            own.copy_(part)
-
-    def _parts_of_all(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors that all ranks brought, to be read behind what is queued on the current stream now."""
-        own = tensor.clone()
-        self._given.append(own)
-        event = torch.cuda.current_stream(self.device).record_event() if own.is_cuda else None
-        shape = f"{tensor.numel()} x {tensor.dtype}"
-        met = self._meet(f"exchange of {shape}", (own, event), range(self.size), self.timeout_s)
-        for _, other in (met[rank] for rank in range(self.size)):
-            if other is not None:
-                torch.cuda.current_stream(self.device).wait_event(other)
-        return [met[rank][0] for rank in range(self.size)]
 
     def _tensors_of_all(self, tensor: Tensor) -> list[Tensor]:
         met: dict[int, Any] = self._meet("allocate", tensor, range(self.size), self.timeout_s)

@@ -13,6 +13,7 @@ import torch
 
 from interlace.engine.weaving.rank_stages import DeviceStages, RankStages
 from interlace.engine.weaving.stage_timing import ThreadedStages
+from interlace.engine.weaving.this_machine import row_tile, table_key
 from tokenweave.errors import TuneError
 from tokenweave.host_costs import HostCosts
 from tokenweave.host_timing import measure_stream_switch_s
@@ -20,6 +21,7 @@ from tokenweave.kernels import Kernels, make_kernels
 from tokenweave.sm_carveout import SmCarveout
 from tokenweave.stage_clock import CudaEvents, EventClock
 from tokenweave.streams import CudaStreams
+from tokenweave.tune import measure_table
 
 if TYPE_CHECKING:
     from interlace.models.config import ModelConfig
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from interlace.models.footprint import Formats
     from tokenweave.communicators import Communicator
     from tokenweave.streams import StreamBackend
+    from tokenweave.tune import Progress
+    from tokenweave.wave_table import WaveTable
 
 CTAS = (2, 4, 8, 16)  # published: what reductions were run with
 ISSUED_TOKENS = 16  # of the layer whose launches are timed: as many launches as for any number
@@ -100,7 +104,8 @@ class GpuStages(ThreadedStages):
         assert isinstance(first, DeviceStages)
         with self._inside(0):
             one = torch.zeros(1, device=first.decoder.kernels.device)
-            issue_s = min(first.issue_s(ISSUED_TOKENS) for _ in range(5))
+            num_tokens = min(ISSUED_TOKENS, self._max_tokens)
+            issue_s = min(first.issue_s(num_tokens) for _ in range(5))
             switch_s = measure_stream_switch_s(first.events, self._gpus.streams(0), one.zero_)
         return HostCosts(switch_s=switch_s, issue_s=issue_s)
 
@@ -128,15 +133,36 @@ class GpuStages(ThreadedStages):
         return self._gpus.carve_out(num_sms) if num_sms else nullcontext()
 
 
+def measure_gpus(
+    config: ModelConfig,
+    gpus: Gpus,
+    dtype: torch.dtype,
+    max_tokens: int = 4096,
+    budget_s: float = 60.0,
+    progress: Progress | None = None,
+) -> WaveTable:
+    """The wave table of a model of dense weights on `gpus`: what `interlace tune --device cuda` measures."""
+    kernels = gpus.kernels(0)
+    with GpuStages(config, gpus, dtype, max_tokens) as stages:
+        return measure_table(
+            stages,
+            table_key(config, gpus.size, kernels, dtype),
+            max_tokens=max_tokens,
+            row_tile=row_tile(kernels),
+            budget_s=budget_s,
+            progress=progress,
+        )
+
+
 class CudaGpus:
     """torch.cuda's devices: rank `r` is on device `r`, or where there are fewer, on those in turn."""
 
-    def __init__(self, size: int, devices: Sequence[int] | None = None) -> None:
-        """`devices`: all visible ones unless given."""
+    def __init__(self, size: int, kernels: str = "cuda", devices: Sequence[int] | None = None) -> None:
+        """`kernels`: their name; `devices`: all visible ones unless given."""
         found = list(range(torch.cuda.device_count())) if devices is None else list(devices)
         if not found:
             raise TuneError("there is no CUDA device; without --device cuda the processor is measured")
-        self.size = size
+        self.size, self._name = size, kernels
         self._devices = [torch.device("cuda", found[rank % len(found)]) for rank in range(size)]
         self.num_devices = len(set(self._devices))
         self.num_sms = min(
@@ -162,7 +188,7 @@ class CudaGpus:
             yield
 
     def kernels(self, rank: int) -> Kernels:
-        return make_kernels("cuda", device=self._devices[rank])
+        return make_kernels(self._name, device=self._devices[rank])
 
     def clock(self, rank: int) -> EventClock[Any]:
         return EventClock(CudaEvents())

@@ -94,6 +94,10 @@ class ThreadedStages(WithBlock):
         self._communicators = ()
 
     @abstractmethod
+    def host_costs(self) -> HostCosts:
+        """Measures what the executor adds to a plan's steps."""
+
+    @abstractmethod
     def _kernels(self, rank: int) -> Kernels:
         """The rank's kernels, new ones each time: both lanes have some."""
 

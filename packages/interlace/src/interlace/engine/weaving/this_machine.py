@@ -1,7 +1,8 @@
-"""The parts of a wave table's key that are this machine's, and the row tile of its matrix products."""
+"""This machine: where its wave tables are, what of their keys is its own, the row tile of its matrix products."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import tokenweave
 from emucxl import resources
 from emucxl.bench import machine
 from interlace.engine.weaving.table_key import key_of_shards
+from interlace.environment import cache_directory
 from interlace.models.shard import Shard
 from tokenweave import native
 from tokenweave.kernels import Kernels, NativeKernels
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
 ROW_TILE = 12  # rows of a tile of the native matrix products: native/kernels/kernels.h of tokenweave
 GPU_ROW_TILE = 128  # what the tiles of cuBLAS's products of many rows are, or are multiples of
+
+
+def table_directory() -> Path:
+    """Where `interlace tune` leaves its tables."""
+    return cache_directory() / "tune"
 
 
 class Facts(NamedTuple):

@@ -1,8 +1,9 @@
 """Weaver: rank 0's decision, once for each batch, whether its tokens are cut in two and where.
 
 The plan of each candidate is priced by the simulator, from this machine's wave table if `interlace tune` measured one
-and otherwise from FLOPs and bytes. Prices take milliseconds and batches come in thousands, so a decision is kept and
-holds for batches alike: of about as many tokens, with about as much attention, about as far ahead.
+and otherwise from FLOPs and bytes. On GPUs the group has timed its own reductions (`gpu_prices`). Prices take
+milliseconds and batches come in thousands, so a decision is kept and holds for batches alike: of about as many tokens,
+with about as much attention, about as far ahead.
 """
 
 from __future__ import annotations
@@ -12,23 +13,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from emucxl import resources
 from interlace.engine.weaving.table_key import kinds_of_layers
-from interlace.engine.weaving.this_machine import row_tile, table_key
-from interlace.environment import cache_directory
+from interlace.engine.weaving.this_machine import row_tile, table_directory, table_key
 from interlace.models.shard import Shard
 from tokenweave import native
-from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_table
+from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_gpu_table, analytic_table
 from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import NativeKernels
 from tokenweave.plan import plan_forward
-from tokenweave.split import GUARD, Choice, LayerSample, alignment_of, candidates, choose_split, middle
+from tokenweave.split import (
+    GUARD,
+    Choice,
+    LayerSample,
+    alignment_of,
+    candidates,
+    choose_split,
+    gpu_alignment_of,
+    middle,
+)
 from tokenweave.wave_table import load_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from interlace.engine.ranks.runner import Runner
     from interlace.models.batch import ForwardBatch
     from tokenweave.kernels import Kernels
@@ -64,6 +72,8 @@ class Weaver:
     def of(cls, runner: Runner) -> Weaver:
         """The weaver of rank 0's `runner`. Reads the machine's wave table, if it can matter."""
         config, communicator, kernels = runner.config, runner.communicator, runner.kernels
+        if runner.streams is not None:
+            return cls._of_gpus(runner)
         alignment = alignment_of(row_tile(kernels), communicator.size)
         own = runner.ranks[communicator.rank]
         ranks_here = sum(info.host == own.host for info in runner.ranks)
@@ -74,6 +84,15 @@ class Weaver:
         if runner.lanes is None or (link_of(runner) is None and shared_core):
             return cls("never", alignment, shared_core=shared_core)  # there is nothing to hide
         return cls("auto", alignment, costs_of(runner), shared_core=shared_core)
+
+    @classmethod
+    def _of_gpus(cls, runner: Runner) -> Weaver:
+        """Of ranks whose lanes are streams. Without times of their reductions nothing is woven, unless it always is."""
+        config, size = runner.config, runner.communicator.size
+        alignment = gpu_alignment_of(row_tile(runner.kernels), size)
+        if size == 1 or config.weave != "auto":
+            return cls(config.weave if size > 1 else "never", alignment, shared_core=False)
+        return cls("auto", alignment, gpu_costs_of(runner), shared_core=False)
 
     def split(self, batch: ForwardBatch) -> int | None:
         """The row to split `batch` at; None: leave it whole. Costs microseconds but for the first batch of its kind."""
@@ -133,6 +152,29 @@ def costs_of(runner: Runner) -> CostModel:
     return CostModel(table, link_of(runner), _layers_of(runner))
 
 
+def gpu_costs_of(runner: Runner) -> CostModel | None:
+    """Prices on GPUs: stages from the machine's wave table, or else from what the device could do; reductions as the
+    group has timed them. None where it has not.
+
+    Where the communicator takes no CTAs it is told, its reductions are taken to take the most. Without a table, that,
+    and how long the host takes to issue a step, is assumed.
+    """
+    found, kernels = runner.gpu_prices, runner.kernels
+    if found is None or found.reduce is None:
+        return None
+    table = found.table
+    if table is not None and table.sharing is not None and not found.left_sms:
+        table = table.taking(((1, table.sharing.beside[-1].num_ctas),))
+    if table is None:
+        assert found.peaks is not None
+        key = table_key(
+            runner.model_config, runner.communicator.size, kernels, runner.dtype, runner.weights_name
+        )
+        num_sms = torch.cuda.get_device_properties(kernels.device).multi_processor_count
+        table = analytic_gpu_table(key, found.peaks, row_tile(kernels), num_sms)
+    return CostModel(replace(table, reduce=found.reduce), None, _layers_of(runner))
+
+
 def _layers_of(runner: Runner) -> tuple[int, ...]:
     """The kind of each of the model's layers."""
     config, size = runner.model_config, runner.communicator.size
@@ -145,11 +187,6 @@ def link_of(runner: Runner) -> LinkSpeed | None:
         return runner.exchange.link
     spec = runner.config.link_spec
     return None if spec is None else LinkSpeed(spec.bytes_per_s, spec.latency_s)
-
-
-def table_directory() -> Path:
-    """Where `interlace tune` leaves its tables."""
-    return cache_directory() / "tune"
 
 
 def default_table(key: TableKey, kernels: Kernels) -> WaveTable:

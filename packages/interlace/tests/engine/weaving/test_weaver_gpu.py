@@ -1,0 +1,202 @@
+"""The weaver of ranks on GPUs: from the machine's table and the group's own reductions, or a model of the device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from interlace.engine.weaving import gpu_prices
+from interlace.engine.weaving.gpu_prices import GpuJob, GpuPrices, left_sms_of, prepare_gpus, take_ctas
+from interlace.engine.weaving.this_machine import table_directory
+from interlace.engine.weaving.weaver import Weaver
+from interlace.models.batch import ForwardBatch
+from support.configs import SMOLLM2
+from support.rank_groups import ThreadRanks
+from support.wave_tables import gpu_table
+from tokenweave.communicators import NullCommunicator, thread_group
+from tokenweave.communicators.thread import Rendezvous, ThreadCommunicator
+from tokenweave.cost import Peaks
+from tokenweave.curves import Curve
+from tokenweave.host_costs import STREAMS, HostCosts
+from tokenweave.kernels import ReferenceKernels
+from tokenweave.kernels.cuda.sharing import CtaTable
+
+REDUCE_US = {2: 3.0, 8: 2.0}
+TABLE = gpu_table(REDUCE_US, {2: 1.01, 8: 1.05}).taking(((256, 2), (4096, 8)))
+H100 = SimpleNamespace(name="NVIDIA H100 80GB HBM3", multi_processor_count=132, major=9, minor=0)
+
+
+class KernelsOfAGpu(ReferenceKernels):
+    """As far as a decision is concerned."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.device = torch.device("cuda:0")
+
+
+def runner(prices: GpuPrices | None, **options: Any) -> Any:
+    """Rank 0 of two."""
+    config = SimpleNamespace(
+        **{"weave": "auto", "executor": "lanes", "max_num_batched_tokens": 2048, **options}
+    )
+    return SimpleNamespace(
+        config=config,
+        communicator=SimpleNamespace(size=2, rank=0),
+        kernels=KernelsOfAGpu(),
+        model_config=SMOLLM2,
+        dtype=torch.bfloat16,
+        weights_name="none",
+        streams=object(),
+        gpu_prices=prices,
+    )
+
+
+def slow(us_per_token: float) -> Curve:
+    return Curve((1, 4096), (1e-6 * us_per_token, 4096e-6 * us_per_token))
+
+
+def job(communicator: Any, **options: Any) -> GpuJob:
+    """The same job, before it has prices."""
+    there = runner(None, **options)
+    return GpuJob(there.config, SMOLLM2, communicator, there.kernels, there.dtype, "none")
+
+
+@pytest.fixture(autouse=True)
+def h100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: H100)
+
+
+@pytest.mark.parametrize("executor", ["lanes", "sequential"])
+def test_without_times_of_reductions_nothing_is_woven_unless_asked(executor: str) -> None:
+    batch = ForwardBatch.prefill(2000, 100)
+    assert Weaver.of(runner(None, executor=executor)).split(batch) is None
+    assert Weaver.of(runner(None, executor=executor, weave="never")).split(batch) is None
+    split = Weaver.of(runner(None, executor=executor, weave="always")).split(batch)
+    assert split == 1024
+
+
+def test_a_single_rank_never_weaves() -> None:
+    single = runner(GpuPrices(8, slow(2.0), TABLE), weave="always")
+    single.communicator.size = 1
+    assert Weaver.of(single).mode == "never"
+
+
+def test_stages_are_the_tables_and_reductions_the_groups_own() -> None:
+    found = Weaver.of(runner(GpuPrices(8, slow(5.0), TABLE)))
+    assert found.costs is not None
+    assert found.costs.table.reduce(1000) == pytest.approx(5e-3)
+    assert found.costs.table.projections == TABLE.projections
+    assert found.costs.table.sharing == TABLE.sharing
+    assert not found.shared_core
+    assert found.alignment == 128
+    split = found.split(ForwardBatch.prefill(2048, 100))
+    assert split is not None
+    assert split % 128 == 0
+
+
+def test_the_guard_leaves_batches_whole_whose_reductions_are_short() -> None:
+    found = Weaver.of(runner(GpuPrices(8, slow(0.1), TABLE)))
+    assert found.split(ForwardBatch.prefill(2048, 100)) is None
+
+
+def test_without_a_table_the_device_is_modelled_with_what_it_reaches() -> None:
+    found = Weaver.of(runner(GpuPrices(0, slow(0.02), peaks=Peaks(500e12, 3e12))))
+    assert found.costs is not None
+    table = found.costs.table
+    assert not table.is_measured
+    assert table.host == STREAMS
+    assert table.sharing is not None
+    assert (table.sharing.num_sms, table.sharing.of(512).num_ctas) == (132, 16)
+    batch = ForwardBatch.prefill(2048, 100)
+    assert found.split(batch) is None  # a small model's steps: the host could not issue twice as many in time
+    found.costs = replace(found.costs, table=replace(table, host=HostCosts()))
+    assert found.choose(batch.geometry).split is not None
+
+
+def test_where_nobody_takes_the_tables_ctas_reductions_are_taken_to_take_the_most() -> None:
+    found = Weaver.of(runner(GpuPrices(0, slow(5.0), TABLE)))
+    assert found.costs is not None
+    assert found.costs.table.sharing is not None
+    assert [found.costs.table.sharing.of(tokens).num_ctas for tokens in (16, 256, 4096)] == [8, 8, 8]
+
+
+def test_ranks_on_processors_and_single_ones_have_nothing_to_prepare() -> None:
+    assert prepare_gpus(job(NullCommunicator())) is None
+    there = replace(job(CountingThreads(Rendezvous(2), 0)), kernels=ReferenceKernels(1))
+    assert prepare_gpus(there) is None
+
+
+class CountingThreads(ThreadCommunicator):
+    """Remembers which CTAs it is to take."""
+
+    told: CtaTable | None = None
+
+    def use_ctas(self, num_ctas: CtaTable) -> None:
+        self.told = num_ctas
+
+
+def test_all_ranks_take_the_ctas_of_rank_0s_table() -> None:
+    rendezvous = Rendezvous(2)
+    group = ThreadRanks([CountingThreads(rendezvous, rank, timeout_s=10) for rank in range(2)])
+    outcomes = group.run("gpu_rank_programs.taking_ctas", TABLE)
+    assert outcomes == [8, 8]
+    for communicator in group.communicators:
+        assert isinstance(communicator, CountingThreads)
+        assert communicator.told == CtaTable(((256, 2), (4096, 8)))
+    group.close()
+
+
+@pytest.mark.parametrize("table", [None, replace(TABLE, sharing=None), TABLE])
+def test_where_there_are_no_ctas_or_nobody_takes_them_all_stays_as_it_is(table: Any) -> None:
+    group = ThreadRanks(list(thread_group(2, timeout_s=10)))
+    assert group.run("gpu_rank_programs.taking_ctas", table) == [0, 0]
+    group.close()
+
+
+@pytest.fixture
+def first() -> CountingThreads:
+    """Rank 0 of two: it is told what it says itself, and waits for nobody."""
+    communicator = CountingThreads(Rendezvous(1), 0)
+    communicator.size = 2
+    return communicator
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a device would be timed for."""
+    monkeypatch.setattr(gpu_prices, "CudaEvents", lambda wait: None)
+    monkeypatch.setattr(gpu_prices, "measure_reductions", lambda *_: slow(2.0))
+    monkeypatch.setattr(gpu_prices, "measure_peaks", lambda *_: Peaks(500e12, 3e12))
+
+
+@pytest.mark.parametrize(("weave", "is_timed"), [("auto", True), ("never", False), ("always", False)])
+def test_reductions_are_timed_where_weaving_depends_on_them(
+    weave: str, is_timed: bool, first: CountingThreads
+) -> None:
+    there = job(first, weave=weave)
+    table = replace(TABLE, key=there.key)
+    table.save(table_directory())
+    found = prepare_gpus(there)
+    assert found == (GpuPrices(8, slow(2.0), table) if is_timed else GpuPrices(8))
+    assert left_sms_of(found) == 8
+    assert first.told == CtaTable(((256, 2), (4096, 8)))
+
+
+def test_without_a_table_rank_0_measures_what_the_device_reaches(
+    first: CountingThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare_gpus(job(first)) == GpuPrices(0, slow(2.0), None, Peaks(500e12, 3e12))
+    assert first.told is None
+    first.rank = 1
+    monkeypatch.setattr(first, "broadcast_bytes", lambda own: b"[]")
+    assert prepare_gpus(job(first)) == GpuPrices(0, slow(2.0))
+
+
+def test_processors_leave_no_sms() -> None:
+    assert left_sms_of(None) == take_ctas(NullCommunicator(), None) == 0
