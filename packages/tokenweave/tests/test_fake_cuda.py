@@ -22,6 +22,7 @@ CONTRACT, *PROPERTIES = (
         "interpreted/kernel_properties.py",
         "interpreted/attention_properties.py",
         "interpreted/mixture_properties.py",
+        "interpreted/block_properties.py",
     )
 )
 

@@ -40,6 +40,27 @@ def test_every_family_has_the_tokens_of_the_cpu(family: str, tmp_path: Path) -> 
     assert answers(directory, GREEDY, device="cuda") == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "quantize", "tp"), [("mixtral", "int4", 1), ("qwen3", "int8", 2), ("qwen3_moe", "int4", 2)]
+)
+def test_weights_in_blocks_have_the_tokens_of_the_reference(
+    family: str, quantize: str, tp: int, tmp_path: Path
+) -> None:
+    """The reference rounds no activations, as the kernels of CUDA do not and the CPU's native ones do."""
+    directory = make_model(tmp_path, family)
+    expected = answers(directory, GREEDY, device="cpu", kernels="reference", quantize=quantize)
+    found = answers(
+        directory,
+        GREEDY,
+        device="cuda",
+        quantize=quantize,
+        tp=tp,
+        communicator="thread" if tp > 1 else "auto",
+    )
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow) for name in FAMILIES]
 )

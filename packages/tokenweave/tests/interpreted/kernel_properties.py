@@ -10,14 +10,11 @@ import torch
 from support.kernel_cases import DTYPES, PagedSequences, assert_within, contract_kernels, ints, randn
 from support.rank_programs import norms_of
 from support.recorded import WAITS, Recorded
-from support.stored_cases import random_weight
 from tokenweave.errors import KernelError
 from tokenweave.kernels import (
-    FORMATS,
     HeadLayout,
     ReferenceKernels,
     ResidualNorms,
-    dequantise,
     linear,
     make_kernels,
     norms,
@@ -103,19 +100,6 @@ def test_values_are_rounded_to_the_nearest_and_ties_to_even(kernels):
     hidden = (hidden * (1 + 2.0**-8)).to(torch.float32)
     given = kernels.add_rms_norm(torch.zeros(1, 8).bfloat16(), hidden, ResidualNorms(None, 1e-5))
     torch.testing.assert_close(given, hidden.bfloat16(), rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("form", [FORMATS["q8_0"], FORMATS["q4_k"]], ids=lambda form: form.name)
-def test_weights_in_blocks_are_dequantised_when_they_are_packed(kernels, dtype, form):
-    stack = [random_weight(seed, form, 5, 512) for seed in (1, 2)]
-    packed, bias = kernels.pack_stored(stack, randn(3, 10), dtype), randn(3, 10)
-    values = torch.cat([dequantise(each) for each in stack]).to(dtype)
-    dense = kernels.pack(values, bias)
-    assert (packed.format, packed.size_bytes) == (form.name, dense.size_bytes)
-    assert torch.equal(kernels.gather_rows(packed, ints(*range(10))), values)
-    x = randn(4, 3, 512, dtype=dtype)
-    assert torch.equal(kernels.linear(x, packed), kernels.linear(x, dense))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,11 +9,12 @@ import torch
 
 from support.kernel_cases import DTYPES, assert_within, contract_kernels, randn
 from support.recorded import WAITS, Recorded
+from support.stored_cases import random_weight
 from tokenweave.errors import KernelError
-from tokenweave.kernels import PackedLinear, ReferenceKernels, Tolerance
+from tokenweave.kernels import FORMATS, PackedLinear, ReferenceKernels, Tolerance
 from tokenweave.kernels.cuda.backend.experts import ExpertTable
-from tokenweave.kernels.cuda.backend.grouped import rows_of_tile
 from tokenweave.kernels.cuda.backend.placing import CHUNK, place
+from tokenweave.kernels.cuda.backend.products import rows_of_tile
 from tokenweave.kernels.mixture import mixture_of_chosen_rows
 
 REFERENCE = ReferenceKernels()
@@ -72,8 +73,15 @@ def test_a_mixture_by_grouped_products_is_that_of_each_experts_own_rows(
 
 
 def test_tiles_of_every_size_are_taken():
-    sizes = [rows_of_tile(choices, 8, torch.bfloat16) for choices in (2, 128, 129, 512, 513, 65536)]
-    assert sizes == [16, 16, 64, 64, 128, 128]
+    means = (0.25, 16, 16.1, 64, 64.1, 8192)
+    for dtype, is_gated, form, sizes in [
+        (torch.bfloat16, True, "dense", [16, 16, 64, 64, 128, 128]),
+        (torch.bfloat16, False, "q4_0", [16, 16, 64, 64, 128, 128]),
+        (torch.bfloat16, True, "q8_0", [16, 16, 64, 64, 64, 64]),
+        (torch.float32, True, "dense", [16, 16, 64, 64, 64, 64]),
+        (torch.float32, False, "q8_0", [16, 16, 16, 16, 16, 16]),
+    ]:
+        assert [rows_of_tile(mean, dtype, is_gated, form) for mean in means] == sizes
 
 
 @pytest.mark.parametrize("m", [130])
@@ -163,3 +171,23 @@ def test_choices_that_do_not_fit_are_refused(kernels):
         kernels.mixture(x, table, chosen, shares[:, :1])
     with pytest.raises(KernelError, match=r"x is .*expected torch.float32 \(5, 32\)"):
         kernels.mixture(x[:, :31], table, chosen, shares)
+
+
+@pytest.mark.parametrize("names", [("q4_0", "q8_0"), ("q4_k", "q6_k")], ids="+".join)
+def test_experts_in_blocks_are_multiplied_as_such(kernels, names):
+    inner_form, down_form = (FORMATS[name] for name in names)
+    weights = [
+        [random_weight(9 * e + i, inner_form, 256, 256) for i in (0, 1)]
+        + [random_weight(9 * e + 2, down_form, 40, 256)]
+        for e in range(3)
+    ]
+    x, choice = randn(9, 5, 256) / 16, routed(5, 3, 2)
+    experts = [
+        [Gated(*(each.pack_stored(weight) for weight in expert)) for expert in weights]
+        for each in (REFERENCE, kernels)
+    ]
+    table = kernels.group_experts(experts[1])
+    assert isinstance(table, ExpertTable)
+    expected = mixture_of_chosen_rows(REFERENCE, x, experts[0], *choice)
+    got = kernels.mixture(x, table, *choice)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

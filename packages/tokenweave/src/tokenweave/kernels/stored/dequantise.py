@@ -23,12 +23,12 @@ def dequantise(stored: StoredWeight) -> Tensor:
     return values[:, stored.first_column : stored.first_column + stored.k].contiguous()
 
 
-def _half(blocks: Tensor, first_byte: int) -> Tensor:
-    """The float16 at `first_byte` of each block, as float32: (num_blocks, 1)."""
-    return blocks[:, first_byte : first_byte + 2].contiguous().view(torch.float16).float()
+def half(blocks: Tensor, first_byte: int) -> Tensor:
+    """The float16 at `first_byte` of each block: (num_blocks, 1)."""
+    return blocks[:, first_byte : first_byte + 2].contiguous().view(torch.float16)
 
 
-def _nibbles(codes: Tensor, run: int) -> Tensor:
+def nibbles(codes: Tensor, run: int) -> Tensor:
     """Low nibbles of `run` bytes, then their high ones, and so on: (num_blocks, 2 * bytes)."""
     runs = codes.reshape(codes.shape[0], -1, 1, run)
     return torch.cat([runs & 15, runs >> 4], dim=2).reshape(codes.shape[0], -1)
@@ -41,19 +41,19 @@ def _scaled(scale: Tensor, codes: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[:, 2:], 16).to(torch.int8) - 8
-    return _scaled(_half(blocks, 0), codes).flatten(1)
+    codes = nibbles(blocks[:, 2:], 16).to(torch.int8) - 8
+    return _scaled(half(blocks, 0).float(), codes).flatten(1)
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    return _scaled(_half(blocks, 0), _nibbles(blocks[:, 4:], 16)).flatten(1) + _half(blocks, 2)
+    return _scaled(half(blocks, 0).float(), nibbles(blocks[:, 4:], 16)).flatten(1) + half(blocks, 2).float()
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return _scaled(_half(blocks, 0), blocks[:, 2:].contiguous().view(torch.int8)).flatten(1)
+    return _scaled(half(blocks, 0).float(), blocks[:, 2:].contiguous().view(torch.int8)).flatten(1)
 
 
-def _sub_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
+def sub_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The scales and minima of 6 bits that q4_k and q5_k keep in 12 bytes: two of (num_blocks, 8)."""
     low, minima, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     return (
@@ -63,26 +63,35 @@ def _sub_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_minima(blocks: Tensor, codes: Tensor) -> Tensor:
-    scales, minima = _sub_scales(blocks[:, 4:16])
-    values = _scaled(_half(blocks, 0) * scales.float(), codes)
-    return (values - (_half(blocks, 2) * minima.float()).unsqueeze(2)).flatten(1)
+    scales, minima = sub_scales(blocks[:, 4:16])
+    values = _scaled(half(blocks, 0).float() * scales.float(), codes)
+    return (values - (half(blocks, 2).float() * minima.float()).unsqueeze(2)).flatten(1)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
-    return _with_minima(blocks, _nibbles(blocks[:, 16:], 32))
+    return _with_minima(blocks, nibbles(blocks[:, 16:], 32))
+
+
+def q5_k_codes(blocks: Tensor) -> Tensor:
+    """(num_blocks, 256) uint8, 0 to 31."""
+    high = torch.cat([(blocks[:, 16:48] >> bit) & 1 for bit in range(8)], dim=1)
+    return nibbles(blocks[:, 48:], 32) | (high << 4)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
-    high = torch.cat([(blocks[:, 16:48] >> bit) & 1 for bit in range(8)], dim=1)
-    return _with_minima(blocks, _nibbles(blocks[:, 48:], 32) | (high << 4))
+    return _with_minima(blocks, q5_k_codes(blocks))
+
+
+def q6_k_codes(blocks: Tensor) -> Tensor:
+    """(num_blocks, 256) int8, -32 to 31."""
+    halves = blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    high = torch.cat([(halves >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2).reshape(-1, 256)
+    return (nibbles(blocks[:, :128], 64) | (high << 4)).to(torch.int8) - 32
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
-    halves = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    high = torch.cat([(halves >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2).reshape(-1, 256)
-    codes = (_nibbles(blocks[:, :128], 64) | (high << 4)).to(torch.int8) - 32
     scales = blocks[:, 192:208].contiguous().view(torch.int8).float()
-    return _scaled(_half(blocks, 208) * scales, codes).flatten(1)
+    return _scaled(half(blocks, 208).float() * scales, q6_k_codes(blocks)).flatten(1)
 
 
 _VALUES: dict[str, Callable[[Tensor], Tensor]] = {

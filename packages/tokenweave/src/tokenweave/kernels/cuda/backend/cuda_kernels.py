@@ -15,10 +15,18 @@ from tokenweave.kernels.base import Kernels, ZerosFactory
 from tokenweave.kernels.cuda.available import unavailable_reason
 from tokenweave.kernels.cuda.backend.activation import activate_and_mul
 from tokenweave.kernels.cuda.backend.attention import group_start_on, paged_attention
+from tokenweave.kernels.cuda.backend.blocks import (
+    DeviceBlocks,
+    are_multiplied_together,
+    gated_linear_of_blocks,
+    gather_rows_of_blocks,
+    linear_of_blocks,
+    pack_blocks,
+)
 from tokenweave.kernels.cuda.backend.experts import ExpertTable
 from tokenweave.kernels.cuda.backend.gather import gather_rows
 from tokenweave.kernels.cuda.backend.grouped import grouped_mixture
-from tokenweave.kernels.cuda.backend.linear import linear, pack, pack_stored, wide_product
+from tokenweave.kernels.cuda.backend.linear import linear, pack, wide_product
 from tokenweave.kernels.cuda.backend.norms import rms_norm
 from tokenweave.kernels.cuda.backend.rotary import rope_and_store
 from tokenweave.kernels.cuda.clock import is_interpreted
@@ -73,22 +81,33 @@ class CudaKernels(Kernels):
         bias: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> PackedLinear:
-        """Dequantises them: they take the memory of dense weights of `dtype`, and are multiplied as such."""
+        """Keeps codes and scales apart, with the values of the blocks (see `planes`)."""
         weights = as_sequence(weights)
         check_pack_stored(weights, bias, dtype)
-        return pack_stored(weights, bias, dtype, self.device, self.name)
+        return pack_blocks(weights, bias, dtype, self.device, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name, self.device)
+        if isinstance(packed, DeviceBlocks):
+            return linear_of_blocks(x, packed, out)
         return linear(x, packed, out)
 
     def gated_linear(
         self, x: Tensor, gate: PackedLinear, up: PackedLinear, activation: Activation = "silu"
     ) -> Tensor:
         checks.check_gated_linear(x, gate, up, activation, self.name, self.device)
+        if (
+            isinstance(gate, DeviceBlocks)
+            and isinstance(up, DeviceBlocks)
+            and are_multiplied_together(gate, up)
+        ):
+            return gated_linear_of_blocks(x, gate, up, activation)
         products = torch.empty((2, x.shape[0], gate.n), dtype=torch.float32, device=self.device)
         for packed, product in zip((gate, up), products, strict=True):
-            wide_product(x, packed, product)
+            if isinstance(packed, DeviceBlocks):
+                linear_of_blocks(x, packed, product)
+            else:
+                wide_product(x, packed, product)
         return activate_and_mul(products[0], products[1], activation, x.dtype, self.device)
 
     def group_experts(self, experts: Sequence[E]) -> Sequence[E]:
@@ -104,6 +123,8 @@ class CudaKernels(Kernels):
     def gather_rows(self, packed: PackedLinear, ids: Tensor, first_row: int = 0) -> Tensor:
         checks.check_layout(packed, self.name)
         checks.check_ids(ids, self.device)
+        if isinstance(packed, DeviceBlocks):
+            return gather_rows_of_blocks(packed, ids, first_row)
         return gather_rows(packed.data, ids, first_row, self.device)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenweave.kernels.activation import Activation
+from tokenweave.kernels.cuda.backend.blocks import DeviceBlocks
+from tokenweave.kernels.cuda.backend.products import WeightShape
 from tokenweave.kernels.mixture import Expert
 from tokenweave.kernels.values import PackedLinear
 
@@ -27,23 +29,24 @@ class ExpertTable(Sequence[E], Generic[E]):
     gates: Tensor  # (num_experts,) int64, on the device
     ups: Tensor
     downs: Tensor
-    hidden_size: int
-    inner_size: int
-    dtype: torch.dtype
+    up: WeightShape  # and of gate
+    down: WeightShape
     activation: Activation
 
     @classmethod
     def of(cls, experts: Sequence[E], device: torch.device) -> ExpertTable[E] | None:
-        """None: they have biases or differ in shape, dtype or activation, and no grouped product takes them."""
+        """None: no grouped product takes them, which have biases, or differ in shape, format, dtype or activation."""
         members = tuple(experts)
-        if not members or len({_kind(each) for each in members}) > 1 or _has_bias(members):
+        if len({_kind(each) for each in members}) != 1:
             return None
-        first = members[0]
+        gate, up, down = (_shape_of(packed) for packed in _matrices(members[0]))
+        if up is None or down is None or gate != up:
+            return None
         gates, ups, downs = (
             torch.tensor([packed.data.data_ptr() for packed in matrices], dtype=torch.int64).to(device)
             for matrices in zip(*(_matrices(each) for each in members), strict=True)
         )
-        return cls(members, gates, ups, downs, first.gate.k, first.gate.n, first.gate.dtype, first.activation)
+        return cls(members, gates, ups, downs, up, down, members[0].activation)
 
     @overload
     def __getitem__(self, index: int) -> E: ...
@@ -63,11 +66,16 @@ def _matrices(expert: Expert) -> tuple[PackedLinear, PackedLinear, PackedLinear]
     return expert.gate, expert.up, expert.down
 
 
-def _has_bias(experts: Sequence[Expert]) -> bool:
-    return any(packed.bias is not None for expert in experts for packed in _matrices(expert))
+def _shape_of(packed: PackedLinear) -> WeightShape | None:
+    """How a product reads a weight from its first byte on; None: it is a stack, or has a bias."""
+    if packed.bias is not None:
+        return None
+    if not isinstance(packed, DeviceBlocks):
+        return WeightShape(packed.n, packed.k)
+    return packed.parts[0].shape if len(packed.parts) == 1 else None
 
 
 def _kind(expert: Expert) -> tuple[object, ...]:
     """The properties that all experts of a table share."""
-    shapes = ((packed.n, packed.k, packed.dtype, packed.layout) for packed in _matrices(expert))
-    return expert.activation, *shapes
+    weights = ((packed.dtype, packed.layout, _shape_of(packed)) for packed in _matrices(expert))
+    return expert.activation, *weights

@@ -5,15 +5,12 @@ cuBLAS chooses its kernel by the number of rows among other things. So a row's l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tokenweave.kernels.lazy import LazyWeight, piece_rows, pieces_of
-from tokenweave.kernels.stored.dequantise import dequantise
-from tokenweave.kernels.stored.linear import Stored, format_names
+from tokenweave.kernels.lazy import LazyWeight, pieces_of
 from tokenweave.kernels.values import PackedLinear
 
 # Since torch 2.8, and on GPUs alone, a product of bfloat16 can be float32 without a float32 copy of its factors.
@@ -22,7 +19,7 @@ WIDENS = "dtype_out" in torch.ops.aten.mm.overloads()
 
 @dataclass(frozen=True, eq=False)
 class DeviceLinear(PackedLinear):
-    """`data` is the weight, (n, k) of `dtype`: also where `format` says that it came in blocks."""
+    """`data` is the weight, (n, k) of `dtype`."""
 
     exact_bias: Tensor | None = (
         None  # the bias as `dtype`, if that holds its values: it can go with the product
@@ -33,46 +30,15 @@ def pack(
     weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype, device: torch.device, layout: str
 ) -> DeviceLinear:
     n, k = weight.shape
-    return _pack(n, k, pieces_of(weight), bias, dtype, device, layout, None)
-
-
-def pack_stored(
-    weights: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype, device: torch.device, layout: str
-) -> DeviceLinear:
-    """Dequantises blocks as it packs them, some rows at a time: they take the memory of a dense weight afterwards."""
-    n, k = sum(weight.n for weight in weights), weights[0].k
-    return _pack(n, k, _dequantised(weights), bias, dtype, device, layout, format_names(weights))
-
-
-def _pack(
-    n: int,
-    k: int,
-    pieces: Iterator[tuple[int, Tensor]],
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    layout: str,
-    format: str | None,
-) -> DeviceLinear:
     data = torch.empty((n, k), dtype=dtype, device=device)
-    for first, piece in pieces:
+    for first, piece in pieces_of(weight):
         data[first : first + len(piece)] = piece
     if bias is None:
-        return DeviceLinear(n, k, dtype, layout, data, None, format)
+        return DeviceLinear(n, k, dtype, layout, data, None)
     bias = bias.to(device, torch.float32, copy=True)
     rounded = bias.to(dtype)
-    return DeviceLinear(
-        n, k, dtype, layout, data, bias, format, rounded if torch.equal(rounded.float(), bias) else None
-    )
-
-
-def _dequantised(weights: Sequence[Stored]) -> Iterator[tuple[int, Tensor]]:
-    """The first row of each piece of a stack, and the piece's values."""
-    first = 0
-    for weight in weights:
-        for rows in piece_rows(weight.n, weight.k):
-            yield first + rows.start, dequantise(weight.rows(rows))
-        first += weight.n
+    is_exact = torch.equal(rounded.float(), bias)
+    return DeviceLinear(n, k, dtype, layout, data, bias, exact_bias=rounded if is_exact else None)
 
 
 def linear(x: Tensor, packed: PackedLinear, out: Tensor | None) -> Tensor:
