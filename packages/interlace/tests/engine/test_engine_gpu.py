@@ -16,6 +16,7 @@ from interlace.engine.ranks.launch import start
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from support.tiny_models import VOCAB_SIZE, make_model
+from tokenweave.communicators.available import symm_mem_reason
 from tokenweave.kernels.cuda.available import unavailable_reason
 
 reason = unavailable_reason()
@@ -62,6 +63,26 @@ def test_two_ranks_on_one_gpu_have_the_tokens_of_one(weave: str, tmp_path: Path)
     directory = make_model(tmp_path, "qwen3")
     expected = tokens_of(directory, GREEDY, device="cuda")
     assert tokens_of(directory, GREEDY, device="cuda", tp=2, communicator="thread", weave=weave) == expected
+
+
+@pytest.mark.skipif(symm_mem_reason() is not None, reason=f"symm_mem: {symm_mem_reason()}")
+@pytest.mark.parametrize("weave", ["always", "never"])
+def test_two_ranks_that_are_processes_on_one_gpu_have_the_tokens_of_one(
+    weave: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the fused operation over torch's symmetric memory; gloo stands for nccl, which joins no two ranks on a GPU."""
+    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    directory = make_model(tmp_path, "qwen3")
+    expected = tokens_of(directory, GREEDY, device="cuda")
+    assert tokens_of(directory, GREEDY, device="cuda", tp=2, communicator="symm_mem", weave=weave) == expected
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+@pytest.mark.parametrize("communicator", ["auto", "nccl", "thread"])
+def test_two_ranks_on_two_gpus_have_the_tokens_of_one(communicator: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, "qwen3")
+    expected = tokens_of(directory, GREEDY, device="cuda")
+    assert tokens_of(directory, GREEDY, device="cuda", tp=2, communicator=communicator) == expected
 
 
 def test_a_cache_that_no_gpu_can_hold_is_refused_in_words(tmp_path: Path) -> None:

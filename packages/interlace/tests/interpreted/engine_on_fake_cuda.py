@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from interlace import LLM, SamplingParams
 from interlace.cli.main import app
 from interlace.engine.output import Logprob
-from interlace.errors import EngineError
+from interlace.errors import EngineError, RankFailed
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 from tokenweave.plan import Lane
 from tokenweave.streams import HostStreams
@@ -105,6 +107,17 @@ def test_ranks_that_are_processes_have_the_tokens_of_the_cpu(tmp_path: Path) -> 
     assert answers(directory, GREEDY, device="cuda", tp=2, weave="always") == expected
     with pytest.raises(EngineError, match=r"got communicator='symm_mem': symm_mem cannot be had: rank 0: "):
         answers(directory, GREEDY, device="cuda", tp=2, communicator="symm_mem")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job_with_its_name(tmp_path: Path) -> None:
+    with LLM(str(make_model(tmp_path)), device="cuda", tp=2, dtype="float32", threads=1) as llm:
+        llm.generate(PROMPTS[:1], GREEDY)
+        ranks = llm.describe()["ranks"]
+        assert isinstance(ranks, list)
+        os.kill(ranks[1]["pid"], signal.SIGKILL)
+        with pytest.raises(RankFailed, match=r"rank 1 .* was killed by SIGKILL"):
+            llm.generate(PROMPTS, GREEDY)
 
 
 def test_tokens_are_drawn_and_penalised_as_on_the_cpu(tmp_path: Path) -> None:

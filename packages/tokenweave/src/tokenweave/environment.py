@@ -79,6 +79,11 @@ def have_nccl_spare_the_process() -> None:
         os.environ.setdefault(name, value)
 
 
+def may_ranks_share_gpus() -> bool:
+    """Whether the user has several ranks use one GPU, for trials: by torch's own variable for symmetric memory."""
+    return os.environ.get("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES") == "1"
+
+
 def wanted_isa() -> str | None:
     """The instruction set that TOKENWEAVE_ISA holds the kernels to; None where it says nothing."""
     return os.environ.get("TOKENWEAVE_ISA") or None

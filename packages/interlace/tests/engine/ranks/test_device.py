@@ -123,6 +123,8 @@ def test_more_ranks_than_gpus_are_an_error_that_says_what_to_do(
         "got tp=4 on a host with 2 GPUs; each rank needs one of its own: set tp to at most 2, device to 'cpu', or "
         "communicator to 'thread', whose ranks share what there are"
     )
+    monkeypatch.setenv("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
+    check_each_has_one(4)
 
 
 @pytest.mark.parametrize(("named", "choice"), [("auto", "auto"), ("torch", "nccl"), ("symm_mem", "symm_mem")])

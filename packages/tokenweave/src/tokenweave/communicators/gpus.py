@@ -21,6 +21,7 @@ from tokenweave.communicators.symm_mem import SymmMemCommunicator
 from tokenweave.communicators.symmetric_memory import SymmetricMemory, TorchSymmetricMemory
 from tokenweave.communicators.torch import TorchCommunicator
 from tokenweave.communicators.waits import first_line
+from tokenweave.environment import may_ranks_share_gpus
 from tokenweave.errors import CommunicatorError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def connect_gpus(
     """Joins the ranks of `where`, each on the GPU of its `kernels`, as `TorchCommunicator.connect` does.
 
     choice: "nccl", "symm_mem", or "auto", which is symm_mem where the ranks are of one host and all of them can have
-    it, and otherwise nccl. Calls are not compared. For kernels that Triton interprets on the CPU gloo stands for nccl.
+    it, and otherwise nccl. Calls are not compared. gloo stands for nccl where Triton interprets kernels on the CPU, and
+    where ranks may share a GPU (`environment.may_ranks_share_gpus`).
 
     Raises:
         CommunicatorError: two ranks have one GPU, or symm_mem is the choice and a rank cannot have it.
@@ -54,11 +56,13 @@ def connect_gpus(
     if choice not in CHOICES:
         raise CommunicatorError(f"got choice={choice!r}; expected one of {', '.join(CHOICES)}")
     device = kernels.device
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    may_share = may_ranks_share_gpus()
+    backend = "nccl" if device.type == "cuda" and not may_share else "gloo"
     with forgotten_on_failure(where, timeout_s):
         store = join(where, backend, timeout_s, watch)
         ask = partial(_exchange, store, where, timeout_s, watch)
-        _check_devices(ask("devices", _identity_of(device)), where)
+        if not may_share:
+            _check_devices(ask("devices", _identity_of(device)), where)
         memory = None if choice == "nccl" else _agree_on_memory(ask, choice, device, ranks_on_host)
         options: dict[str, Any] = {
             "store": store,
@@ -69,8 +73,8 @@ def connect_gpus(
         joined = (
             TorchCommunicator(**options) if memory is None else SymmMemCommunicator(memory=memory, **options)
         )
-    if memory is None:
-        joined.name = backend if backend == "nccl" else joined.name
+    if memory is None and backend == "nccl":
+        joined.name = backend
     return joined.owning(watch)
 
 

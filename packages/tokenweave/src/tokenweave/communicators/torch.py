@@ -261,6 +261,7 @@ class TorchCommunicator(Communicator):
         return self._gather_rows(normed, num_tokens)
 
     def check(self) -> None:
+        """As for every communicator; what another rank did is noticed within `bulletin.SLICE_S`."""
         self._check_usable()
         self._waits.check()
 

@@ -34,6 +34,7 @@ class Waits:
         self.failure: RankError | CollectiveMismatch | None = None
         self._rank = rank
         self._timeout_s = timeout_s
+        self._checked_s = -SLICE_S
         self._unfinished: list[dist.Work] = []  # those waited for, and those that a failure left
 
     def finish(self, work: dist.Work, call: str, idle: bool = False) -> None:
@@ -61,7 +62,10 @@ class Waits:
         return f"rank {self._rank}"
 
     def check(self) -> None:
-        """Raises `RankError` if the job has ended."""
+        """Raises `RankError` if the job has ended. It looks every `SLICE_S` at most: the store is another process."""
+        if (now_s := time.monotonic()) - self._checked_s < SLICE_S:
+            return
+        self._checked_s = now_s
         try:
             self.bulletin.raise_if_aborted()
         except RankError as error:

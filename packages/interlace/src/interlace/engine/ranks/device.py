@@ -62,10 +62,15 @@ def device_of_rank(local_rank: int) -> torch.device:
 
 
 def check_each_has_one(tp: int) -> None:
-    """Raises EngineError where this host has fewer GPUs than ranks that are processes, which cannot share one."""
+    """Raises EngineError where this host has fewer GPUs than ranks that are processes, which cannot share one.
+
+    But where the user has them share one, for trials.
+    """
     import torch
 
-    if _is_interpreted() or tp <= (count := torch.cuda.device_count()):
+    from tokenweave.environment import may_ranks_share_gpus
+
+    if _is_interpreted() or may_ranks_share_gpus() or tp <= (count := torch.cuda.device_count()):
         return
     raise EngineError(
         f"got tp={tp} on a host with {count} GPU{'s' if count > 1 else ''}; each rank needs one of its own: set tp to "
