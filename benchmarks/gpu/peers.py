@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Call, Device, Measure, check_close
 from benchmarks.gpu.engine import BOUND, CHECKED_TOKENS, EngineShapes, shapes_of
-from benchmarks.gpu.findings import Finding, NotRun, Verdict
+from benchmarks.gpu.findings import Finding, Verdict
 from benchmarks.gpu.plain import PlainLoop
 from benchmarks.gpu.served import Served
 from benchmarks.gpu.stage import StageJob
@@ -25,7 +25,8 @@ from benchmarks.gpu.transformers_peer import TransformersPeer
 from benchmarks.gpu.weights import RandomWeights
 from emucxl.bench.harness import Samples, interleaved
 
-OURS = "ours"
+T = TypeVar("T")
+OURS, TRANSFORMERS = "ours", "transformers"
 COMPILE_S = 60.0  # what torch may take to compile transformers' model
 COMPILED_BATCHES = (1, 64)
 
@@ -33,11 +34,11 @@ COMPILED_BATCHES = (1, 64)
 class Peer(Protocol):
     """A model that decodes all sequences at one length."""
 
-    name: str
-
     def new_cache(self, num_seqs: int, max_len: int) -> Any: ...
 
     def prefill(self, ids: Tensor, cache: Any) -> Tensor: ...
+
+    def prefill_alone(self, ids: Tensor) -> Tensor: ...
 
     def decode(self, ids: Tensor, cache: Any) -> Tensor: ...
 
@@ -55,36 +56,54 @@ class Comparison:
     def device(self) -> Device:
         return self.job.device
 
-    def decode(self, num_seqs: int, peers: list[Peer]) -> None:
+    def peers(self, makers: dict[str, Callable[[], Peer]]) -> dict[str, Peer]:
+        """The peers that run. Their logits of a prompt and of a step after it are beside the engine's.
+
+        Raises:
+            ArithmeticError: somebody's are far from the engine's.
+        """
+        (ids,) = self.shapes.prompts(1, self.shapes.checked)
+        expected, bound = self.served.logits(ids), BOUND[self.device.dtype]
+        made: dict[str, Peer] = {}
+        logits: dict[str, Tensor] = {}
+        for name, make in makers.items():
+            self._try(made, name, make)
+        for name, peer in made.items():
+            self._try(logits, name, partial(logits_of, self.device, peer, ids))
+        for name, found in logits.items():
+            off = check_close(f"{name}'s logits beside the engine's", found, expected, bound)
+            self.job.told.show(Finding(f"{name}: logits beside the engine's", f"off by {off:.1e}"))
+        return {name: made[name] for name in logits}
+
+    def decode(self, num_seqs: int, peers: dict[str, Peer]) -> None:
         """Steps in which each of `num_seqs` sequences gets a token."""
         shapes = self.shapes
         self.served.begin(shapes.prompts(num_seqs, shapes.prompt), shapes.num_steps)
         steps: dict[str, Call] = {OURS: self.served.step}
-        for peer in peers:
-            self._try(steps, peer.name, partial(step_of, self.device, peer, num_seqs, shapes))
+        for name, peer in peers.items():
+            self._try(steps, name, partial(step_of, self.device, peer, num_seqs, shapes))
         measures = {name: self.device.walled(step, shapes.steps) for name, step in steps.items()}
         for measure in measures.values():
             for _ in range(shapes.warm_up):
                 measure()
-        names = " and ".join(peer.name for peer in peers)
-        self._tell(f"decode, {num_seqs} x {shapes.prompt} tokens, beside {names}", measures)
+        self._tell(f"decode, {num_seqs} x {shapes.prompt} tokens, beside {' and '.join(peers)}", measures)
         self.served.end()
 
-    def prefill(self, num_tokens: int, peers: dict[str, Callable[[Tensor], Tensor]]) -> None:
+    def prefill(self, num_tokens: int, peers: dict[str, Peer]) -> None:
         """A prompt of `num_tokens`, up to its first token."""
         (prompt,) = self.shapes.prompts(1, num_tokens)
         ids = torch.tensor([prompt], device=self.device.kind)
         calls: dict[str, Call] = {OURS: partial(self.served.prefill, prompt)}
         calls[OURS]()
         for name, peer in peers.items():
-            self._try(calls, name, partial(once_called, partial(peer, ids)))
+            self._try(calls, name, partial(once_called, partial(peer.prefill_alone, ids)))
         measures = {name: self.device.walled(call) for name, call in calls.items()}
         self._tell(f"prefill, {num_tokens} tokens, beside {' and '.join(peers)}", measures)
 
-    def _try(self, calls: dict[str, Call], name: str, make: Callable[[], Call]) -> None:
-        """Adds a peer's call. One that fails is a row of the table, and the others go on."""
+    def _try(self, found: dict[str, T], name: str, make: Callable[[], T]) -> None:
+        """Adds what a peer gives. One that fails is a row of the table, and the others go on."""
         try:
-            calls[name] = make()
+            found[name] = make()
         except Exception as error:
             words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             self.job.told.show(Finding(name, words, "", Verdict.NOT_RUN))
@@ -101,24 +120,20 @@ def run(job: StageJob) -> None:
     weights = RandomWeights(shapes.config, device)
     served = Served.on(device, weights, max(shapes.batches), shapes.num_tokens)
     try:
-        loop = PlainLoop(weights, device)
-        peers: list[Peer] = [loop]
-        alone: dict[str, Callable[[Tensor], Tensor]] = {loop.name: partial(prefill_of, loop)}
-        try:
-            other = TransformersPeer(weights, device)
-        except NotRun as error:
-            job.told.show(Finding("transformers", str(error), "", Verdict.NOT_RUN))
-        else:
-            peers.append(other)
-            alone[other.name] = other.prefill_alone
-        off = check(device, shapes, served, peers)
-        job.told.show(Finding("logits of a prompt and of a step after it", f"off by {off:.1e} at most"))
         comparison = Comparison(job, shapes, served, {})
+        peers = comparison.peers(
+            {
+                "plain loop": partial(PlainLoop, weights, device),
+                TRANSFORMERS: partial(TransformersPeer, weights, device),
+            }
+        )
+        if not peers:
+            return
         for num_seqs in shapes.batches:
             comparison.decode(num_seqs, peers)
         for num_tokens in shapes.prefills:
-            comparison.prefill(num_tokens, alone)
-        if len(peers) > 1 and not job.options.is_quick:
+            comparison.prefill(num_tokens, peers)
+        if TRANSFORMERS in peers:
             beside_compiled(comparison, weights)
     finally:
         served.close()
@@ -133,24 +148,14 @@ def beside_compiled(comparison: Comparison, weights: RandomWeights) -> None:
             job.told.show(Finding(what, f"{job.left_s:.0f} s are left", "", Verdict.NOT_RUN))
             continue
         compiled = TransformersPeer(weights, job.device, is_compiled=True)
-        comparison.decode(num_seqs, [compiled])
+        comparison.decode(num_seqs, {f"{TRANSFORMERS}, compiled": compiled})
 
 
-def check(device: Device, shapes: EngineShapes, served: Served, peers: list[Peer]) -> float:
-    """The largest relative error of anybody's logits beside the last peer's. Raises ArithmeticError if it is large."""
-    (ids,) = shapes.prompts(1, shapes.checked)
-    given = torch.tensor([ids], device=device.kind)
-
-    def logits(peer: Peer) -> Tensor:
-        cache = peer.new_cache(1, len(ids))
-        return torch.cat([peer.prefill(given[:, :-1], cache), peer.decode(given[:, -1:], cache)]).float()
-
-    found = {OURS: served.logits(ids)} | {peer.name: logits(peer) for peer in peers}
-    name, expected = found.popitem()
-    bound = BOUND[device.dtype]
-    return max(
-        check_close(f"{one}'s logits beside {name}'s", got, expected, bound) for one, got in found.items()
-    )
+@torch.inference_mode()
+def logits_of(device: Device, peer: Peer, ids: list[int]) -> Tensor:
+    """A peer's logits (2, vocab) after all but the last of `ids`, and after the last."""
+    given, cache = torch.tensor([ids], device=device.kind), peer.new_cache(1, len(ids))
+    return torch.cat([peer.prefill(given[:, :-1], cache), peer.decode(given[:, -1:], cache)]).float()
 
 
 def step_of(device: Device, peer: Peer, num_seqs: int, shapes: EngineShapes) -> Call:
@@ -176,11 +181,6 @@ def once_called(call: Call) -> Call:
 def largest(logits: Tensor) -> Tensor:
     """The ids of the largest logits, (num_seqs, 1)."""
     return logits.argmax(-1, keepdim=True)
-
-
-def prefill_of(loop: PlainLoop, ids: Tensor) -> Tensor:
-    """A prompt through the loop, with a cache of its own."""
-    return loop.prefill(ids, loop.new_cache(1, ids.shape[1]))
 
 
 def beside(name: str, found: dict[str, Samples]) -> Finding:

@@ -49,7 +49,7 @@ def run_stages(
     announce: Announce,
     run_one: RunStage = run_stage,
 ) -> list[StageOutcome]:
-    """How each of `stages` ended; `announce` is told at once.
+    """How each of `stages` ended, but for those that a quick run leaves out; `announce` is told at once.
 
     Raises:
         NoDevice: the first stage that needs a GPU found none, so no stage would.
@@ -57,6 +57,8 @@ def run_stages(
     left_s = QUICK_BUDGET_S if options.is_quick else BUDGET_S
     outcomes = []
     for stage in stages:
+        if not stage.bound(options.is_quick):
+            continue
         bound_s = stage.bound(options.is_quick)
         if stage.is_counted:
             bound_s = min(bound_s, left_s)

@@ -40,7 +40,6 @@ class TransformersPeer:
         """
         if find_spec("transformers") is None:
             raise NotRun("transformers is not installed: pip install transformers")
-        self.name = "transformers, compiled" if is_compiled else "transformers"
         self._device = device
         self._model = model_of(weights, device)
         names = inspect.signature(type(self._model).forward).parameters

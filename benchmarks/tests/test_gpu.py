@@ -217,6 +217,13 @@ def test_the_stages_that_are_counted_share_the_time_that_there_is(
     assert "took all the time" in outcomes[-1].reason
 
 
+def test_a_quick_run_leaves_stages_out_and_is_good_without_them(tmp_path: Path) -> None:
+    runs = Runs(seconds=0.0)
+    outcomes = runs.run(STAGES, StageOptions(is_quick=True), tmp_path)
+    assert set(runs.announced) == {stage.name for stage in STAGES} - {"woven", "peers"}
+    assert is_good(outcomes)
+
+
 def test_stages_are_chosen_by_name_and_keep_their_order() -> None:
     assert stages_named(None) == STAGES
     assert [stage.name for stage in stages_named(["streams", "machine"])] == ["machine", "streams"]

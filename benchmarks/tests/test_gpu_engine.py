@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from benchmarks.gpu.device import StandIn
 from benchmarks.gpu.engine import DRY, FULL, QUICK, against_floor, idle
 from benchmarks.gpu.families import FamilyErrors
 from benchmarks.gpu.families import findings as family_findings
-from benchmarks.gpu.findings import Verdict
+from benchmarks.gpu.findings import StageFile, Verdict, read
 from benchmarks.gpu.floors import Floors
 from benchmarks.gpu.llama import LLAMA_8B, TINY, PassWork, decode_work, prefill_work
-from benchmarks.gpu.peers import beside
+from benchmarks.gpu.peers import Comparison, beside, logits_of
 from benchmarks.gpu.plain import PlainLoop, StaticCache
+from benchmarks.gpu.stage import StageJob
+from benchmarks.gpu.stages import StageOptions
 from benchmarks.gpu.weights import RandomWeights
 from benchmarks.gpu.woven import FULL as FULL_WOVEN
 from benchmarks.gpu.woven import IN_GRAPHS, ON_STREAMS, ORACLE, decoding
@@ -164,6 +168,49 @@ def test_woven_passes_are_held_against_whole_ones_and_their_bits_against_those_i
     assert in_order.verdict is on_streams.verdict is Verdict.MET
     assert on_streams.got.endswith("the same bits as one step after the other")
     assert (in_graphs.verdict, in_graphs.got) == (Verdict.MISSED, "off by 1.0e-01 (decode), other bits")
+
+
+class Untrue(PlainLoop):
+    """A peer whose logits are others."""
+
+    def prefill(self, ids: torch.Tensor, cache: StaticCache) -> torch.Tensor:
+        return super().prefill(ids, cache) + 1
+
+
+class Answering:
+    """An engine that gives a plain loop's logits."""
+
+    def __init__(self, loop: PlainLoop) -> None:
+        self.loop = loop
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        return logits_of(StandIn(), self.loop, ids)
+
+
+def comparison_of(weights: RandomWeights, path: Path) -> Comparison:
+    job = StageJob(StageFile(path), StageOptions(is_dry_run=True))
+    served: Any = Answering(PlainLoop(weights, StandIn()))
+    return Comparison(job, DRY, served, {})
+
+
+def test_a_peer_that_cannot_be_made_or_cannot_run_is_a_row_and_the_others_go_on(
+    weights: RandomWeights, tmp_path: Path
+) -> None:
+    comparison = comparison_of(weights, tmp_path / "told")
+
+    def fail() -> PlainLoop:
+        raise RuntimeError("no\n compiler")
+
+    peers = comparison.peers({"odd": fail, "plain loop": lambda: PlainLoop(weights, StandIn())})
+    assert list(peers) == ["plain loop"]
+    odd, plain = read(tmp_path / "told").findings
+    assert (odd.what, odd.got, odd.verdict) == ("odd", "RuntimeError: no compiler", Verdict.NOT_RUN)
+    assert plain.got == "off by 0.0e+00"
+
+
+def test_nothing_is_timed_beside_a_peer_with_other_logits(weights: RandomWeights, tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError, match="untrue's logits beside the engine's is off"):
+        comparison_of(weights, tmp_path / "told").peers({"untrue": lambda: Untrue(weights, StandIn())})
 
 
 def test_peers_are_told_by_how_many_times_as_long_they_take() -> None:

@@ -2,8 +2,7 @@
 
 Both engines live at the same time, each stopped while the other has its turn. End to end, the ranks are on this host
 and the link between them is *modelled*; with hosts they are in two network namespaces, joined by a cable that the
-kernel shapes where it can: bytes really travel, over TCP. On CUDA the ranks are threads of one process, each with a GPU
-of its own where there are two.
+kernel shapes where it can: bytes really travel, over TCP. On CUDA each rank has a GPU, or they share one as threads.
 """
 
 from __future__ import annotations
@@ -161,7 +160,8 @@ class _Joined:
 @contextmanager
 def _joined(options: EndToEndOptions) -> Iterator[_Joined]:
     if options.device != "cpu":
-        yield _Joined("as threads of one process, on its GPUs")
+        is_one = communicator_on_gpus() == "thread"
+        yield _Joined("as threads of one process, on one GPU" if is_one else "with a GPU each")
         return
     if not options.between_hosts:
         yield _Joined(f"of one thread, shared memory behind a link of {options.link} (modelled)")
@@ -192,7 +192,7 @@ def _engine(options: EndToEndOptions, mode: str, joined: _Joined) -> Iterator[Wo
     }
     with ExitStack() as stack:
         if joined.hosts is None:
-            on_gpus = {"device": options.device, "communicator": "thread"}
+            on_gpus = {"device": options.device, "communicator": communicator_on_gpus()}
             arguments |= {"device": "cpu", "link": options.link} if options.device == "cpu" else on_gpus
             worker = Worker(sys.executable, "interlace")
             stack.callback(worker.close)
@@ -203,6 +203,13 @@ def _engine(options: EndToEndOptions, mode: str, joined: _Joined) -> Iterator[Wo
         worker.ask("generate", prompts=WARM_UP.prompts(1000, 0), max_tokens=WARM_UP.output_tokens)
         worker.pause()
         yield worker
+
+
+def communicator_on_gpus() -> str:
+    """The channel of two ranks: what the engine picks, or threads where they have to share a GPU."""
+    import torch
+
+    return "auto" if torch.cuda.device_count() > 1 else "thread"
 
 
 def _on_hosts(
