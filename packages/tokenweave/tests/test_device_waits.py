@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 
 from support.patience import PATIENCE_S
-from support.rank_groups import MakeRanks
-from tokenweave.communicators import NullCommunicator
+from support.rank_groups import MakeRanks, free_port
+from tokenweave.communicators import NullCommunicator, TorchCommunicator
 from tokenweave.communicators.device_group import DeviceGroup
 from tokenweave.communicators.device_wait import happens, within
 from tokenweave.errors import CommunicatorTimeout, RankError
 from tokenweave.sampling.device.copies import Returning
+
+CPU = torch.device("cpu")
 
 
 class Event:
@@ -163,12 +165,23 @@ def test_what_nccl_has_queued_is_ended_and_other_backends_are_left_alone() -> No
 
 def test_ranks_meet_over_nccl_within_a_bounded_time() -> None:
     nccl = Nccl()
-    device_group(nccl).meet(torch.ones(1), PATIENCE_S)
+    device_group(nccl).meet(CPU, PATIENCE_S)
     with pytest.raises(
         CommunicatorTimeout, match=r"rank 0 could not meet the others over nccl within 0.01 s"
     ):
-        device_group(nccl, nccl.is_aborted.wait).meet(torch.ones(1), 0.01)
+        device_group(nccl, nccl.is_aborted.wait).meet(CPU, 0.01)
     nccl.abort()
+
+
+def test_a_group_that_nccl_cannot_connect_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def meet(self: DeviceGroup, *_: Any) -> None:
+        raise RankError("the first call: rank 1 is gone", 1)
+
+    monkeypatch.setattr(DeviceGroup, "is_nccl", True)
+    monkeypatch.setattr(DeviceGroup, "meet", meet)
+    with pytest.raises(RankError, match="the first call: rank 1 is gone"):
+        TorchCommunicator.connect(0, 1, "127.0.0.1", free_port())
+    assert not dist.is_initialized()
 
 
 def raising(error: Exception) -> Any:

@@ -133,6 +133,16 @@ def test_a_choice_that_does_not_exist_is_refused_before_anybody_is_waited_for() 
         gpus.connect_gpus(where, make_kernels("reference"), choice="mpi", ranks_on_host=2)
 
 
+def test_a_torch_without_nccl_says_so_before_anybody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
+    kernels, where = make_kernels("reference"), TorchrunEnvironment(1, 2, "127.0.0.1", 1)
+    kernels.device = CUDA
+    with pytest.raises(CommunicatorError, match="rank 1 cannot have nccl: this build of torch has no nccl"):
+        gpus.connect_gpus(where, kernels, ranks_on_host=2)
+
+
 def test_gpus_that_no_rank_is_on_need_not_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)

@@ -23,7 +23,7 @@ def test_json_has_the_sections_of_the_text(invoke: Any) -> None:
 
 def test_every_communicator_is_available_or_says_why_not(invoke: Any) -> None:
     report = json.loads(invoke("doctor", "--json").stdout)
-    assert set(report["communicators"]) == {"null", "thread", "shm", "torch", "symm_mem"}
+    assert set(report["communicators"]) == {"null", "thread", "shm", "torch", "nccl", "symm_mem"}
     for said in report["communicators"].values():
         assert said == "available" or said.startswith("unavailable: ")
 

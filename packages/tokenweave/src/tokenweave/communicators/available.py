@@ -13,6 +13,7 @@ def availability() -> dict[str, str | None]:
         "thread": None,
         "shm": _shm_reason(),
         "torch": _torch_reason(),
+        "nccl": nccl_reason(),
         "symm_mem": symm_mem_reason(),
     }
 
@@ -36,6 +37,19 @@ def _torch_reason() -> str | None:
         return "this build of torch has no torch.distributed"
     if not distributed.is_gloo_available():
         return "this build of torch has no gloo"
+    return None
+
+
+def nccl_reason() -> str | None:
+    """Why ranks on GPUs cannot be joined over nccl here, or None."""
+    from torch import distributed
+
+    from tokenweave.kernels.cuda.available import device_reason
+
+    if reason := device_reason():
+        return reason
+    if not distributed.is_available() or not distributed.is_nccl_available():
+        return "this build of torch has no nccl"
     return None
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import BroadcastOptions, ReduceScatterOptions
 
@@ -41,8 +42,8 @@ class DeviceGroup:
     def is_nccl(self) -> bool:
         return nccl_of(self._group) is not None
 
-    def meet(self, one: Tensor, timeout_s: float, watch: Callable[[], None] | None = None) -> None:
-        """Returns once all ranks have called it; `one` is a one, (1,) on the device, and is spent.
+    def meet(self, device: torch.device, timeout_s: float, watch: Callable[[], None] | None = None) -> None:
+        """Returns once all ranks have called it, each with its own device.
 
         Raises:
             CommunicatorTimeout: they have not within `timeout_s`.
@@ -51,6 +52,7 @@ class DeviceGroup:
         """
 
         def call() -> None:
+            one = torch.ones(1, device=device)
             self.all_reduce(one, "the first call")
             one.item()
 

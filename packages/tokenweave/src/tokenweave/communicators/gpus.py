@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from tokenweave.communicators.available import between_gpus
+from tokenweave.communicators.available import between_gpus, nccl_reason
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S
 from tokenweave.communicators.bulletin import meet
 from tokenweave.communicators.rendezvous import default_group, forgotten_on_failure, join
@@ -48,7 +48,7 @@ def connect_gpus(
     where ranks may share a GPU (`environment.may_ranks_share_gpus`).
 
     Raises:
-        CommunicatorError: two ranks have one GPU, or symm_mem is the choice and a rank cannot have it.
+        CommunicatorError: there is no nccl, two ranks have one GPU, or symm_mem is chosen and a rank cannot have it.
         CommunicatorTimeout: not all ranks came within `timeout_s`.
         RankError: nccl could not connect them.
         Whatever `watch` raised.
@@ -58,6 +58,8 @@ def connect_gpus(
     device = kernels.device
     may_share = may_ranks_share_gpus()
     backend = "nccl" if device.type == "cuda" and not may_share else "gloo"
+    if backend == "nccl" and (reason := nccl_reason()):
+        raise CommunicatorError(f"rank {where.rank} cannot have nccl: {reason}")
     with forgotten_on_failure(where, timeout_s):
         store = join(where, backend, timeout_s, watch)
         ask = partial(_exchange, store, where, timeout_s, watch)

@@ -191,7 +191,7 @@ class TorchCommunicator(Communicator):
             return self
         device = self._place if self._place.type == "cuda" else torch.device("cuda")
         try:
-            self._device_group.meet(torch.ones(1, device=device), self.timeout_s, watch)
+            self._device_group.meet(device, self.timeout_s, watch)
         except BaseException as error:
             self.abort(f"{type(error).__name__}: {error}")
             self.close()
