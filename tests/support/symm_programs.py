@@ -284,8 +284,15 @@ def launch_after_a_failure(comm: Any, num_tokens: int) -> list[str]:
     return raised
 
 
+class Happened:
+    """An event of a device that is done with what was queued."""
+
+    def query(self) -> bool:
+        return True
+
+
 def launch_behind_a_failure(comm: Any, num_tokens: int) -> tuple[list[int], str]:
-    """The mailbox after each of some calls whose host does not look, and what the next look raises."""
+    """The mailbox after each of some calls whose host does not look, and what a wait for the device then raises."""
     look, said = comm._raise_if_failed, []
     comm._raise_if_failed = lambda: None
     for _ in range(3):
@@ -293,7 +300,11 @@ def launch_behind_a_failure(comm: Any, num_tokens: int) -> tuple[list[int], str]
         comm.all_reduce_rms_norm(hidden, residual, ResidualNorms(torch.ones(64), 1e-5))
         said.append(int(comm._letters[0]))
     comm._raise_if_failed = look
-    return said, time_to_raise(comm, num_tokens)[1]
+    try:
+        comm.wait_for(Happened())
+    except Exception as error:
+        return said, f"{type(error).__name__}: {error}"
+    return said, "nothing"
 
 
 def signals(comm: Any) -> list[int]:

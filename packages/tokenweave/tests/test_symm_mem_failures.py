@@ -61,7 +61,7 @@ def test_a_rank_that_has_failed_never_signals_again(make: Callable[..., ProcessR
     assert counters == [0, 0, tag_of(5, 2), 0] + [0] * 4
 
 
-def test_kernels_behind_a_failed_one_end_at_once_and_leave_what_it_said(
+def test_kernels_behind_a_failed_one_end_at_once_and_leave_what_it_said_to_whoever_waits_for_the_device(
     make: Callable[..., ProcessRanks],
 ) -> None:
     ranks = make(2)
