@@ -23,6 +23,7 @@ CONTRACT, *PROPERTIES = (
         "interpreted/attention_properties.py",
         "interpreted/mixture_properties.py",
         "interpreted/block_properties.py",
+        "interpreted/fp8_properties.py",
     )
 )
 

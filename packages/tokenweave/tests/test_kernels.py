@@ -323,6 +323,12 @@ def test_a_weight_packed_by_another_backend_is_refused():
         make_kernels("native").linear(randn(1, 2, 64), packed)
 
 
+@pytest.mark.parametrize("make", [ReferenceKernels, NativeKernels])
+def test_fp8_is_refused_by_kernels_for_cpus(make):
+    with pytest.raises(KernelError, match=r"kernels do not multiply weights in fp8, \"cuda\" ones do"):
+        make().pack_fp8(randn(1, 32, 64))
+
+
 def test_head_dims_that_native_kernels_lack_point_to_the_reference():
     with pytest.raises(
         KernelError, match='multiple of 16; widen the heads with zeros, or use kernels="reference"'

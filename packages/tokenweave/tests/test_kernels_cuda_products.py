@@ -96,7 +96,7 @@ BLOCKS = [
     for rows in TILE_ROWS
     if products.rows_of_tile(rows, torch.bfloat16, is_gated, format) == rows
 ]
-FAST_BLOCKS = [("q4_0", True, products.FEW_ROWS), ("q8_0", False, products.MANY_ROWS)]
+FAST_BLOCKS = [("q4_0", True, products.FEW_ROWS), ("fp8", False, products.MANY_ROWS)]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

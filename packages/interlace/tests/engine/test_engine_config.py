@@ -59,6 +59,15 @@ def test_the_size_of_the_cache_is_given_once() -> None:
         EngineConfig("smollm2", num_kv_blocks=10, kv_cache_gb=1.0)
 
 
+@pytest.mark.parametrize(
+    "options", [{"device": "cpu"}, {"kernels": "reference"}, {"kernels": "native"}], ids=str
+)
+def test_fp8_is_refused_by_name_on_the_cpu(options: dict[str, Any]) -> None:
+    with pytest.raises(EngineError, match=r"quantize='fp8': expected int8 or int4 on the CPU"):
+        EngineConfig.from_options("smollm2", {"quantize": "fp8", **options})
+    assert EngineConfig("smollm2", device="cuda", quantize="fp8").quantize == "fp8"
+
+
 def test_options_and_fields_are_the_same() -> None:
     hints = get_type_hints(EngineConfig)
     options = get_type_hints(EngineOptions)

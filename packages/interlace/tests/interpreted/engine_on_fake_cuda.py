@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interlace import LLM, SamplingParams
@@ -61,6 +63,21 @@ def test_weights_in_blocks_have_the_tokens_of_the_reference(
         communicator="thread" if tp > 1 else "auto",
     )
     assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama_untied", "qwen2_moe"])
+def test_weights_in_fp8_have_the_tokens_of_a_model_of_their_values(family: str, tmp_path: Path) -> None:
+    directory, rounded = make_model(tmp_path / "own", family), make_model(tmp_path / "rounded", family)
+    weights = load_file(rounded / "model.safetensors")
+    for name, weight in weights.items():
+        if weight.dim() == 2 and not name.endswith((".gate.weight", "shared_expert_gate.weight")):
+            scales = weight.float().abs().amax(dim=1, keepdim=True) / 448
+            codes = (weight.float() / scales).to(torch.float8_e4m3fn)
+            weights[name] = (codes.float() * scales).to(weight.dtype)
+    save_file(weights, rounded / "model.safetensors", {"format": "pt"})
+    expected = answers(rounded, GREEDY, device="cpu", kernels="reference")
+    assert answers(directory, GREEDY, device="cuda", quantize="fp8") == expected
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,30 @@ def test_the_bytes_of_other_weights_are_those_loaded(tmp_path: Path, quantize: s
     assert_bytes_are_those_loaded(tmp_path, quantize, 2, 1.5)
 
 
+def test_a_matrix_in_fp8_takes_a_byte_for_a_value(tmp_path: Path) -> None:
+    make_model(tmp_path / "dense", "qwen2_moe")
+    source = load_model(str(tmp_path / "dense")).weights
+    formats = formats_of(source, "fp8")
+    assert {form.name for form in formats.values()} == {"fp8"}
+    shard = Shard.of(source.config, 0, 1)
+    dense, router = (
+        weights_bytes(source.config, shard, 4, {}),
+        4 * (5 + 1) * 64,
+    )  # and the shared expert's gate
+    assert weights_bytes(source.config, shard, 4, formats) == (dense - 2 * router) // 4 + 2 * router
+    make_gguf(tmp_path / "model.gguf", "Q8_0", formats={"v": "Q5_0", "down": "Q4_K"})
+    names = {
+        name: form.name
+        for name, form in formats_of(load_model(str(tmp_path / "model.gguf")).weights, "fp8").items()
+    }
+    assert [names[f"layers.0.{part}"] for part in ("q", "v", "gate", "down")] == [
+        "fp8",
+        "fp8",
+        "q8_0",
+        "q4_k",
+    ]
+
+
 def test_matrices_that_are_joined_with_dense_ones_are_dense(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     make_gguf(path, "Q8_0", formats={"v": "Q5_0", "down": "Q4_K"})

@@ -127,8 +127,9 @@ ENGINE: dict[str, Any] = {
         "auto",
         "Engine",
         help="Hold weights in blocks of small codes. stored: a GGUF file's blocks as they are; int8, int4: these, and "
-        "all other matrices made into blocks; none: dense. auto: stored, but none where --dtype names a format.",
-        metavar="auto|none|stored|int8|int4",
+        "all other matrices made into blocks; fp8: these, and the others in floats of 8 bits, on GPUs; none: dense. "
+        "auto: stored, but none where --dtype names a format.",
+        metavar="auto|none|stored|int8|int4|fp8",
     ),
     "threads": _option(
         int | None, None, "Engine", help="Threads of each rank; absent: the cores, shared out."

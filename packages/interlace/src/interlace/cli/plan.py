@@ -48,7 +48,8 @@ DeviceOption = Annotated[
 QuantizeOption = Annotated[
     str,
     typer.Option(
-        help="Weights, as in `generate`, for byte counts and prices.", metavar="auto|none|stored|int8|int4"
+        help="Weights, as in `generate`, for byte counts and prices.",
+        metavar="auto|none|stored|int8|int4|fp8",
     ),
 ]
 

@@ -42,7 +42,7 @@ def tune(
         str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
     ] = "auto",
     quantize: Annotated[
-        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4")
+        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4|fp8")
     ] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="Threads of each rank; absent: the cores, shared out.")

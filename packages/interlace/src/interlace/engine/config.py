@@ -22,7 +22,7 @@ KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
 GENERATION_CONFIGS = ("auto", "none")
-QUANTIZATIONS = ("auto", "none", "stored", "int8", "int4")
+QUANTIZATIONS = ("auto", "none", "stored", "int8", "int4", "fp8")
 SEED_LIMIT = 2**64
 
 
@@ -126,6 +126,8 @@ class EngineConfig:
             _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
 
     def _check_device(self) -> None:
+        if self.quantize == "fp8" and (self.device == "cpu" or self.kernels != "auto"):
+            _reject("quantize", self.quantize, "int8 or int4 on the CPU: its kernels multiply no fp8")
         if self.device == "cpu" and self.communicator in OF_GPUS:
             _reject("communicator", self.communicator, "another with device='cpu': it joins ranks on GPUs")
         if self.device != "cuda":

@@ -20,6 +20,8 @@ _JOINED_WITH = {
     "up": "gate",
 }  # matrices that are multiplied as one are all dense or all blocks
 
+_FP8 = QuantFormat("fp8", -1, 1, 1, 1, False)  # no format of files; the scales of rows are left out
+
 Formats = Mapping[str, QuantFormat]  # of the matrices that are held in blocks, by canonical name
 
 
@@ -40,6 +42,8 @@ def formats_of(source: WeightSource, quantize: str) -> Formats:
         return {}
     formats = {name: _format_of(source, name, width, quantize) for name, _, width in _matrices(source.config)}
     dense = {_stack_of(name) for name, form in formats.items() if form is None}
+    in_fp8 = {_stack_of(name) for name, form in formats.items() if form is _FP8}
+    formats = {name: _FP8 if _stack_of(name) in in_fp8 else form for name, form in formats.items()}
     return {name: form for name, form in formats.items() if form and _stack_of(name) not in dense}
 
 
@@ -73,7 +77,8 @@ def _matrices(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
 def _format_of(source: WeightSource, name: str, width: int, quantize: str) -> QuantFormat | None:
     if _part_of(name) in _ALWAYS_DENSE:
         return None
-    stored, made = FORMATS.get(source.quantised_as(name) or ""), MADE.get(quantize)
+    stored = FORMATS.get(source.quantised_as(name) or "")
+    made = _FP8 if quantize == "fp8" else MADE.get(quantize)
     if stored is not None or made is None:
         return stored
     return None if width % made.block_values else made

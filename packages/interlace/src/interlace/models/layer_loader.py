@@ -41,6 +41,7 @@ class LayerLoader:
         )  # fmt: skip
         self.config = source.config
         self.matrices = MatrixReader(source, quantize)
+        self._pack_matrix = kernels.pack_fp8 if quantize == "fp8" else kernels.pack
         self.q_rows = scale(shard.heads, self.config.head_dim)
         self.kv_rows = scale(shard.kv_heads, self.config.head_dim)
 
@@ -152,7 +153,7 @@ class LayerLoader:
             )
         else:
             gate, up = (
-                self._pack(self.matrices.dense(each, rows), bias)
+                self._packed(self.matrices.dense(each, rows), bias)
                 for each, bias in zip(names, biases, strict=True)
             )
         return gate, up
@@ -178,7 +179,7 @@ class LayerLoader:
             widened = [heads.stored_rows(part) for part in stored] if heads else stored
             return self.kernels.pack_stored(widened, bias, dtype=self.dtype)
         parts = [self.matrices.dense(name, own) for name, own in rows.items()]
-        return self._pack(join([heads.lazy_rows(part) for part in parts] if heads else parts), bias)
+        return self._packed(join([heads.lazy_rows(part) for part in parts] if heads else parts), bias)
 
     def _bias(self, name: str, rows: range) -> Tensor:
         return self.source.load(name, rows=rows).float() if self.source.has(name) else torch.zeros(len(rows))
@@ -191,13 +192,18 @@ class LayerLoader:
         if stored is not None:
             return self.kernels.pack_stored(stored, bias, dtype=self.dtype)
         weight = self.matrices.dense(name, columns=columns)
-        return self._pack(heads.lazy_columns(weight) if heads else weight, bias)
+        return self._packed(heads.lazy_columns(weight) if heads else weight, bias)
 
     def _head_norm(self, name: str) -> Tensor:
         return self.padding.norm(self.source.load(name)).to(self.kernels.device, self.dtype)
 
-    def _pack(self, weight: Tensor | LazyWeight, bias: Tensor | None = None) -> PackedLinear:
-        return self.kernels.pack(weight, bias, dtype=self.dtype)
+    def _packed(self, weight: LazyWeight, bias: Tensor | None = None) -> PackedLinear:
+        """A matrix that is in no blocks: dense, or in FP8."""
+        return self._pack_matrix(weight, bias, dtype=self.dtype)
+
+    def _pack(self, weight: Tensor) -> PackedLinear:
+        """A matrix that is always dense."""
+        return self.kernels.pack(weight, dtype=self.dtype)
 
     def _vector(self, name: str) -> Tensor:
         return self.matrices.vector(name).to(self.kernels.device, self.dtype)

@@ -30,13 +30,15 @@ class MatrixReader:
     """Reads stored weights out of `source`, and remembers why others are dense.
 
     `quantize` "none": all are dense. "stored": those whose file has blocks that kernels multiply stay blocks.
-    "int8", "int4": the others are made such, q8_0 and q4_0, as well. The values of a block are rounded together, so
+    "fp8": likewise, and whoever packs the others rounds them to FP8. "int8", "int4": the others are made such blocks,
+    q8_0 and q4_0, as well. The values of a block are rounded together, so
     a rank's share of the columns is cut out of whole blocks: the values do not depend on the number of ranks.
     """
 
     def __init__(self, source: WeightSource, quantize: str) -> None:
         self.source = source
         self._is_dense, self._made = quantize == "none", MADE.get(quantize)
+        self._wants_blocks = quantize not in ("none", "fp8")
         self._dense: Counter[str] = Counter()
         self._has_blocks = False
         self._unreleased_bytes = 0
@@ -80,7 +82,7 @@ class MatrixReader:
     @property
     def notices(self) -> tuple[str, ...]:
         """The matrices that are dense though blocks were asked for, and why."""
-        if not (self._is_dense or self._has_blocks or self._dense):
+        if self._wants_blocks and not (self._has_blocks or self._dense):
             return (_NO_BLOCKS,)
         return tuple(
             f"{count} {'matrix is' if count == 1 else 'matrices are'} held as dense floats: they {reason}"
@@ -146,7 +148,8 @@ class MatrixReader:
             self._unreleased_bytes = 0
 
     def _note(self, count: int, reason: str) -> None:
-        self._dense[reason] += count
+        if self._wants_blocks:
+            self._dense[reason] += count
 
 
 def _within(rows: range, part: range) -> range:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tokenweave.errors import KernelError
 from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.checks import CPU
@@ -54,6 +55,18 @@ class Kernels(ABC):
 
         The formats of a stack may differ. `linear` and `gather_rows` take the result as any other.
         """
+
+    def pack_fp8(
+        self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        """As `pack`, but rounds the weight to floats of 8 bits (e4m3), with a float32 scale for each of its rows.
+
+        Raises:
+            KernelError: these kernels do not multiply such, or values are not finite.
+        """
+        raise KernelError(
+            f'{self.name!r} kernels do not multiply weights in fp8, "cuda" ones do: quantise them to int8 instead'
+        )
 
     @abstractmethod
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:

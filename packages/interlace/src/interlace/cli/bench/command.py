@@ -32,7 +32,7 @@ def bench(
     device: Annotated[str, typer.Option(help="As in `generate`.", metavar="auto|cpu|cuda")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
     quantize: Annotated[
-        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4")
+        str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4|fp8")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="Per rank; absent: the cores, shared out.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds; a warm-up round comes before them.")] = 3,

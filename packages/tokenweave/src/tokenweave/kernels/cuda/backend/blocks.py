@@ -1,4 +1,4 @@
-"""Weights in blocks on the device: kept as codes and scales (`planes`), dequantised by the products that read them."""
+"""Weights in blocks and in FP8 on the device: kept as codes and scales (`planes`), dequantised by what reads them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.cuda.backend.gather import gather_values
 from tokenweave.kernels.cuda.backend.planes import PLANE_FORMATS, PlaneLayout
 from tokenweave.kernels.cuda.backend.products import WeightShape, multiply_rows
-from tokenweave.kernels.lazy import piece_rows
+from tokenweave.kernels.lazy import LazyWeight, piece_rows, pieces_of
 from tokenweave.kernels.stored.linear import Stored, format_names
 from tokenweave.kernels.values import PackedLinear
 
@@ -53,6 +53,19 @@ def pack_blocks(
         place += own.size_bytes
         first += weight.n
     return DeviceBlocks(first, k, dtype, layout, data, own_bias, format_names(weights), tuple(parts))
+
+
+def pack_fp8(
+    weight: Tensor | LazyWeight, bias: Tensor | None, dtype: torch.dtype, device: torch.device, layout: str
+) -> DeviceBlocks:
+    (n, k), form = weight.shape, PLANE_FORMATS["fp8"]
+    planes = PlaneLayout.of(form, n, k)
+    data = torch.zeros(planes.size_bytes, dtype=torch.uint8, device=device)
+    for first, piece in pieces_of(weight):
+        planes.fill_fp8(data, first, piece)
+    bias = None if bias is None else bias.to(device, torch.float32, copy=True)
+    rows = BlockRows(WeightShape(n, k, planes), data, bias)
+    return DeviceBlocks(n, k, dtype, layout, data, bias, form.name, (rows,))
 
 
 def linear_of_blocks(x: Tensor, packed: DeviceBlocks, out: Tensor | None) -> Tensor:

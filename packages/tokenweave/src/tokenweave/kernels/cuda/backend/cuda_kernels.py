@@ -22,6 +22,7 @@ from tokenweave.kernels.cuda.backend.blocks import (
     gather_rows_of_blocks,
     linear_of_blocks,
     pack_blocks,
+    pack_fp8,
 )
 from tokenweave.kernels.cuda.backend.experts import ExpertTable
 from tokenweave.kernels.cuda.backend.gather import gather_rows
@@ -43,7 +44,7 @@ INTERPRETED_SMS = 4  # what the interpreter stands for: few programs fill it, as
 class CudaKernels(Kernels):
     """Products by torch, everything else by Triton, on torch's current stream of `device`.
 
-    No call waits for the device, reads an index on the host, or allocates by one, save `pack`, `pack_stored` and
+    No call waits for the device, reads an index on the host, or allocates by one, save those that pack and
     `new_kv_cache`. Indices are not checked: `gather_rows` gives zeros for rows that it does not hold, `rope_and_store`
     stores nothing for a slot outside the cache, `paged_attention` takes keys in blocks outside it for zeros. Nothing is
     written outside the cache.
@@ -85,6 +86,12 @@ class CudaKernels(Kernels):
         weights = as_sequence(weights)
         check_pack_stored(weights, bias, dtype)
         return pack_blocks(weights, bias, dtype, self.device, self.name)
+
+    def pack_fp8(
+        self, weight: Tensor | LazyWeight, bias: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> PackedLinear:
+        dtype = check_pack(weight, bias, dtype)
+        return pack_fp8(weight, bias, dtype, self.device, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
         checks.check_linear(x, packed, out, self.name, self.device)

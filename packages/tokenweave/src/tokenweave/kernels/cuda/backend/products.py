@@ -21,7 +21,7 @@ from tokenweave.kernels.cuda.backend.planes import PLANE_FORMATS, STEP_BYTES, Pl
 from tokenweave.kernels.cuda.backend.rounding import rounded
 from tokenweave.kernels.cuda.backend.start import start
 from tokenweave.kernels.cuda.backend.steps import multiply
-from tokenweave.kernels.cuda.backend.weights import load_tile_codes, tile_values
+from tokenweave.kernels.cuda.backend.weights import load_tile_codes, row_scales, tile_values
 
 FEW_ROWS, SOME_ROWS, MANY_ROWS = 16, 64, 128  # of a tile
 HALVED = tuple(name for name, form in PLANE_FORMATS.items() if form.code_bits == 4)
@@ -131,7 +131,6 @@ def product_options(dtype: torch.dtype, rows: int, is_gated: bool, format: str) 
     is_halved = format in HALVED
     if format != "dense":  # values take registers on their way, twice as many where a byte has two
         shape["DEPTH"] = 32 if dtype is torch.float32 or (rows > FEW_ROWS and is_halved) else STEP_BYTES
-        shape["num_stages"] = 2 if rows == MANY_ROWS else shape["num_stages"]
     return {
         "FORMAT": format,
         "HALVES": 2 if is_halved else 1,
@@ -141,7 +140,7 @@ def product_options(dtype: torch.dtype, rows: int, is_gated: bool, format: str) 
         "TILES_TOGETHER": TILES_TOGETHER,
         "PRECISION": "tf32x3" if dtype is torch.float32 else "ieee",
         **shape,
-        "enable_fp_fusion": format == "dense",  # a scaled code is rounded before a minimum is added
+        "enable_fp_fusion": format in ("dense", "fp8"),  # a scaled code is rounded before a minimum is added
     }
 
 
@@ -224,6 +223,10 @@ def product_of_rows(
                     others, half, other, places, weight_row, is_weight, place, width, FORMAT, DTYPE
                 )
                 factor = multiply(values, rows, factor, PRECISION)
+    if FORMAT == "fp8":
+        product *= row_scales(address, places, weight_row, is_weight)
+        if IS_GATED:
+            factor *= row_scales(other, places, weight_row, is_weight)
     if HAS_BIAS:
         product += tl.load(bias + column, mask=is_column, other=0.0)[:, None]
     if IS_GATED:

@@ -2,6 +2,9 @@
 
 FORMAT is a name of `planes.PLANE_FORMATS`, or "dense". Codes times scales are exact in float32; a minimum is added with
 one rounding, as the format is defined; the value is rounded to the activations' dtype, as a dense weight would be.
+
+A float of e4m3 has 4 bits of exponent and 3 of fraction. Shifted by 7 bits it is a float16 of a 256th of the value,
+also where it is subnormal: no instruction for FP8 is needed. Its row's scale makes up for it, on the sums.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ def tile_values(
     """The values that codes stand for, as DTYPE."""
     if FORMAT == "dense":
         return codes
+    elif FORMAT == "fp8":
+        return rounded(unscaled_fp8(codes), DTYPE)
     else:
         PART: tl.constexpr = 16 if FORMAT == "q6_k" else 32
         ROWS: tl.constexpr = codes.shape[0]
@@ -75,11 +80,27 @@ def single_values(address, places, row, value, is_value, width, FORMAT: tl.const
         codes = tl.load(pointer_at(address, 0, tl.uint8) + row * (width // 2) + place, mask=is_value, other=0)
     else:
         codes = tl.load(pointer_at(address, 0, tl.int8) + row * width + value, mask=is_value, other=0)
+    if FORMAT == "fp8":
+        rows = row + tl.zeros_like(value)
+        return unscaled_fp8(codes) * row_scales(address, places, rows, is_value)
     values = centred(codes, value // STEP % 2, FORMAT)
     values *= scales_at(address, places, row, is_value, value // PART, FORMAT)
     if FORMAT == "q4_1" or FORMAT == "q4_k" or FORMAT == "q5_k":
         values += minima_at(address, places, row, is_value, value // PART, FORMAT)
     return values
+
+
+@triton.jit
+def unscaled_fp8(codes):
+    """A 256th of the values of e4m3 that the bits are, as float32."""
+    bits = codes.to(tl.int16)
+    return (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def row_scales(address, places, row, is_row):
+    """Of FP8: what sums of `unscaled_fp8` are multiplied by."""
+    return tl.load(pointer_at(address, places[0], tl.float32) + row, mask=is_row, other=0.0)
 
 
 @triton.jit
