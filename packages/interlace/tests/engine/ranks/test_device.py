@@ -132,6 +132,7 @@ def test_ranks_on_gpus_are_joined_as_the_configuration_says(
     monkeypatch: pytest.MonkeyPatch, named: str, choice: str
 ) -> None:
     asked: list[dict[str, Any]] = []
+    current: list[torch.device] = []
     config, where = (
         EngineConfig("smollm2", device="cuda", communicator=named),
         TorchrunEnvironment(1, 2, "h", 5),
@@ -144,7 +145,11 @@ def test_ranks_on_gpus_are_joined_as_the_configuration_says(
         raise CommunicatorError("rank 1: triton is 3.4")
 
     monkeypatch.setattr("tokenweave.communicators.gpus.connect_gpus", join)
-    connect_by_torch(config, where, make_kernels("reference"), ranks_on_host=2)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    kernels = make_kernels("reference")
+    kernels.device = torch.device("cuda", 1)
+    connect_by_torch(config, where, kernels, ranks_on_host=2)
+    assert current == [kernels.device]
     expected = {"where": where, "choice": choice, "ranks_on_host": 2, "timeout_s": 60.0, "watch": None}
     assert asked == [expected]
     monkeypatch.setattr("tokenweave.communicators.gpus.connect_gpus", refuse)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from emucxl import resources
 from emucxl.links import Link
 from emucxl.shared_memory import SharedSegment
@@ -74,6 +76,8 @@ def connect_by_torch(
         from tokenweave.communicators.gpus import connect_gpus
 
         choice = "nccl" if config.communicator == "torch" else config.communicator
+        if kernels.device.type == "cuda":  # libraries that look for the current device find this rank's
+            torch.cuda.set_device(kernels.device)
         try:
             return connect_gpus(
                 where,
