@@ -106,6 +106,8 @@ def run(job: StageJob) -> None:
                     for name, batch in shapes.batches().items()
                 }
                 job.told.show(*findings(logits, job.device.dtype))
+                if (graphs := group.runner.graphs) is not None and graphs.refusal is not None:
+                    job.told.show(Finding(way, f"ran on streams: {graphs.refusal}"))
                 times[way] = {
                     name: samples.to_json("us") for name, samples in timed(job.device, group, shapes).items()
                 }

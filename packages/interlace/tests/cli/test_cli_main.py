@@ -89,5 +89,19 @@ def test_a_working_directory_that_is_gone_is_one_line_and_status_1() -> None:
     assert done.stderr == "error: the working directory is gone: cd to one that exists\n"
 
 
+def test_progress_in_starting_is_shown_beside_the_spinner_while_it_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("rich.status.Status.update", lambda status, text: shown.append(text))
+    level = console.PROGRESS.level
+    with console.working("loading m", shown=True):
+        console.PROGRESS.info("captured %d of %d", 1, 3)
+    with console.working("loading m", shown=False):
+        console.PROGRESS.info("captured %d of %d", 2, 3)
+    assert shown == ["loading m: captured 1 of 3"]
+    assert (console.PROGRESS.handlers, console.PROGRESS.level) == ([], level)
+
+
 def _raise(error: BaseException) -> None:
     raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,29 @@ def test_drawn_and_penalised_tokens_are_those_of_the_cpu(options: dict[str, Any]
     assert tokens_of(directory, DRAWN, device="cuda", **options) == expected
 
 
+@pytest.mark.parametrize("split", [None, 21])
+def test_passes_in_graphs_have_the_logits_of_passes_step_by_step(split: int | None, tmp_path: Path) -> None:
+    """Woven on two streams too, of one rank. What decodes is captured beforehand, a prompt when it comes again."""
+    directory = make_model(tmp_path, "qwen3")
+    prompt, token = ForwardBatch.prefill(40, VOCAB_SIZE), ForwardBatch.prefill(1, VOCAB_SIZE)
+    batches = [replace(prompt, split=split)] * 3 + [token] * 2
+
+    def logits_of(replay: bool) -> tuple[torch.Tensor, int | None]:
+        options: Any = {"dtype": "float32", "num_kv_blocks": 16, "max_num_seqs": 4, "replay": replay}
+        group = start(EngineConfig(str(directory), device="cuda", **options))
+        try:
+            logits = torch.cat([group.execute(batch).clone() for batch in batches])
+            graphs = group.runner.graphs
+            return logits, None if graphs is None else graphs.num_replayed
+        finally:
+            group.close()
+
+    expected, none = logits_of(replay=False)
+    found, replayed = logits_of(replay=True)
+    assert (none, replayed) == (None, 3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("weave", ["always", "never"])
 def test_two_ranks_on_one_gpu_have_the_tokens_of_one(weave: str, tmp_path: Path) -> None:
     directory = make_model(tmp_path, "qwen3")
@@ -107,6 +131,7 @@ def test_a_pass_lets_the_host_go_on(tmp_path: Path) -> None:
     try:
         batch = ForwardBatch.prefill(40, VOCAB_SIZE)
         first = group.execute(batch).clone()  # compiles kernels
+        group.execute(batch)  # captures a graph
         with waits_are_errors():
             again = group.execute(batch)
         assert torch.equal(again, first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
@@ -15,8 +16,11 @@ from typer.testing import CliRunner
 from interlace import LLM, SamplingParams
 from interlace.cli.main import app
 from interlace.engine.output import Logprob
+from interlace.engine.ranks import runner
 from interlace.errors import EngineError, RankFailed
+from support.fake_graphs import FakeGraphs
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
+from tokenweave.kernels import Kernels
 from tokenweave.plan import Lane
 from tokenweave.streams import HostStreams
 from tokenweave.trace import Trace
@@ -88,6 +92,38 @@ def test_two_ranks_that_weave_have_the_tokens_of_the_cpu(family: str, tmp_path: 
     expected = answers(directory, GREEDY, device="cpu")
     found = answers(directory, GREEDY, device="cuda", tp=2, communicator="thread", weave="always")
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == "qwen2" else pytest.mark.slow) for name in FAMILIES]
+)
+def test_in_graphs_every_family_has_the_tokens_of_the_cpu(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A replay does the work again, on the memory that it was captured on. Prefill comes twice, with its shapes."""
+    caplog.set_level(logging.INFO, "interlace.progress")
+    made: list[FakeGraphs] = []
+
+    def graphs_on(kernels: Kernels) -> FakeGraphs | None:
+        if kernels.name != "cuda":
+            return None
+        made.append(FakeGraphs(kernels.device))
+        return made[-1]
+
+    monkeypatch.setattr(runner, "graphs_on", graphs_on)
+    directory = make_model(tmp_path, family)
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+    expected = answers(directory, params, device="cpu")
+    with LLM(str(directory), dtype="float32", device="cuda", max_num_seqs=2) as llm:
+        assert caplog.messages == [
+            f"captured {n} of 2 sizes of decoding batches as CUDA graphs" for n in range(3)
+        ]
+        for _ in range(2):
+            outputs = llm.generate(PROMPTS, params)
+            assert [output.token_ids for output in outputs] == [tokens for tokens, _ in expected]
+    (graphs,) = made
+    assert len(graphs.captured) == 3  # one row that decodes, two, and the prompts
+    assert graphs.num_replays == 2
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ ENGINE: dict[str, Any] = {
         True,
         "Engine",
         "--replay/--no-replay",
-        help="Make the calls of decoding passes in one native call, with the same tokens.",
+        help="Make the calls of passes that come again in one: native code, or CUDA graphs.",
     ),
     "generation_config": _option(
         str,

@@ -72,7 +72,7 @@ class EngineConfig:
         "auto"  # auto: split a batch where that is predicted to be faster; always: in the middle; never
     )
     executor: str = "lanes"  # sequential: the oracle, which overlaps nothing
-    replay: bool = True  # passes that decode are captured, and replayed by native code in one call
+    replay: bool = True  # passes that come again are captured, and replayed by native code or as CUDA graphs
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
     quantize: str = "auto"  # weights in blocks, or dense: see `interlace.models.footprint.resolve_quantize`

@@ -6,6 +6,7 @@ Every rank builds a Runner and executes the same batches in the same order; rank
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from contextlib import suppress
@@ -22,6 +23,7 @@ from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
+from interlace.engine.ranks.graph_replayer import GraphReplayer, graphs_on
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
 from interlace.engine.weaving.gpu_prices import GpuJob, left_sms_of, prepare_gpus
@@ -35,14 +37,18 @@ from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Observer
-from tokenweave.kernels import make_kernels
+from tokenweave.kernels import blocks_for, make_kernels
 from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import plan_forward
+from tokenweave.plan import Plan, plan_forward
 from tokenweave.trace import Recorder
 from tokenweave.tune import Exchange, measure_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tokenweave.graphs import GraphBackend
+
+_progress = logging.getLogger("interlace.progress")
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,9 @@ class Runner:
             GpuJob(config, model.config, communicator, self.kernels, self.dtype, self.weights_name)
         )
         pass_bytes = bytes_of_a_pass(self.decoder, layout, config.max_num_batched_tokens, config.max_num_seqs)
+        backend = graphs_on(self.kernels) if config.replay else None
+        if backend is not None:
+            pass_bytes *= 2  # graphs keep memory for a pass beside what other passes take
         self.num_blocks = affordable_blocks(
             config, self.max_model_len, layout, ranks_on_host, self.kernels.device, pass_bytes
         )
@@ -132,17 +141,23 @@ class Runner:
         )
         is_replayed = config.replay and self.streams is None
         self.replayer = Replayer(self.kernels, communicator, self.lanes) if is_replayed else None
+        self.graphs = None if backend is None else self._capture_decoding(backend)
 
     @torch.inference_mode()
     def execute(self, batch: ForwardBatch, sampled: Tensor | None = None) -> Tensor:
         """Run one batch. On rank 0, returns the logits it asked for, (num_logits, vocab_size) float32 on the kernels'
         device, and takes the last pass's tokens where the batch names some by their row."""
-        plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
-        self.communicator.begin_pass()
         if self.decoder.fed is not None and batch.is_fed:
             self.decoder.fed.take(sampled, self.communicator)
+        if self.graphs is not None:
+            is_observed = self.observe is not None or self.recorder is not None
+            logits = self.graphs.execute(batch, self._observer_of if is_observed else None)
+            if logits is not None:
+                return logits
+        plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
+        self.communicator.begin_pass()
         forward = self.decoder.forward(plan, batch, self.cache.tensor)
-        observe = self.observe if self.recorder is None else self.recorder.observe(plan)
+        observe = self._observer_of(plan)
         is_woven = self.lanes is not None and plan.overlaps
         if is_woven:
             self.communicator.share_core(True)
@@ -155,6 +170,26 @@ class Runner:
         if is_woven:
             self.communicator.share_core(False)
         return forward.logits
+
+    def _observer_of(self, plan: Plan) -> Observer | None:
+        """Returns who is told of the steps of `plan`."""
+        return self.observe if self.recorder is None else self.recorder.observe(plan)
+
+    def _capture_decoding(self, backend: GraphBackend) -> GraphReplayer:
+        """Captures the passes that decode; others are captured when they come. A collective call."""
+        assert self.streams is not None, "kernels that have graphs compute on a GPU"
+        most_blocks = blocks_for(self.max_model_len)
+        graphs = GraphReplayer(
+            self.decoder, self.cache.tensor, backend, self.streams.run, self.config.max_num_seqs, most_blocks
+        )
+        graphs.capture_decoding(self._tell_of_captures)
+        if graphs.refusal is not None:
+            self.notices = (*self.notices, f"passes run step by step, not as CUDA graphs: {graphs.refusal}")
+        return graphs
+
+    def _tell_of_captures(self, done: int, total: int) -> None:
+        if self.communicator.rank == 0:
+            _progress.info("captured %d of %d sizes of decoding batches as CUDA graphs", done, total)
 
     def _abort_after(self, failure: BaseException) -> None:
         """Ends the waits of the other ranks, and of this rank's transfers, for data that will not come."""
@@ -169,6 +204,8 @@ class Runner:
             self.lanes.close()
         if self.replayer is not None:
             self.replayer.close()
+        if self.graphs is not None:
+            self.graphs.close()
         self.communicator.close()
         self.cache.close()
         del self.decoder, self.cache, self.kernels, self.communicator
