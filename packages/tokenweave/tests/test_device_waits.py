@@ -52,8 +52,11 @@ def test_a_wait_ends_when_its_time_is_over_or_when_the_look_raises() -> None:
         happens(never(), PATIENCE_S, look, slice_s=0)
 
 
-def test_a_rank_alone_waits_for_its_device_as_long_as_it_takes() -> None:
-    alone = NullCommunicator(timeout_s=1e-6)
+def test_a_rank_alone_waits_for_its_device_no_longer_than_for_another() -> None:
+    alone = NullCommunicator(timeout_s=0.05)
+    with pytest.raises(CommunicatorTimeout, match=r"rank 0 waited 0\.05 s for its device"):
+        alone.wait_for(never())
+    alone = NullCommunicator()
     alone.wait_for(Event(5))
     alone.abort("no memory")
     with pytest.raises(RankError, match="no memory"):

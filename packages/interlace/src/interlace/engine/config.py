@@ -67,7 +67,7 @@ class EngineConfig:
     kv_cache_gb: float | None = None  # per rank, 1e9 bytes; None: a share of the memory that is free
     kernels: str = "auto"  # native: for CPUs; reference: torch's operations, on any device
     seed: int = 0  # seeds of requests that bring none are derived from it
-    timeout_s: float = 60.0  # the longest wait for another rank
+    timeout_s: float = 60.0  # the longest wait for another rank, or for the GPU to do a pass
     weave: str = (
         "auto"  # auto: split a batch where that is predicted to be faster; always: in the middle; never
     )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
-from tokenweave.communicators.bulletin import SLICE_S
-from tokenweave.communicators.device_wait import happens
 from tokenweave.errors import CommunicatorError, RankError
 from tokenweave.replay.records import CallSites
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.kernels import Kernels
 
 
@@ -40,11 +36,6 @@ class NullCommunicator(Communicator):
 
     def check(self) -> None:
         self._check_usable()
-
-    def wait_for(self, event: DeviceEvent) -> None:
-        """As for every communicator, without bound: no other rank can be late."""
-        happens(event, math.inf, self.check, SLICE_S)
-        self.check()
 
     def abort(self, reason: str) -> None:
         self._abort_reason = self._abort_reason or reason
