@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlace.engine.weaving.gpu_prices import take_ctas
+from interlace.engine.weaving.gpu_prices import agree_on_ctas
 
 
-def taking_ctas(comm: Any, table: Any) -> int:
-    """Takes the CTAs of rank 0's table; how many the largest reductions take."""
-    return take_ctas(comm, table if comm.rank == 0 else None)
+def agreed(comm: Any, table: Any, is_woven: bool) -> bool:
+    """Takes the CTAs of rank 0's table for a pass, if there are some."""
+    ctas = agree_on_ctas(comm, table if comm.rank == 0 else None)
+    if ctas is not None:
+        ctas.take(is_woven)
+    return ctas is not None

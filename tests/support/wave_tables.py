@@ -85,8 +85,7 @@ def gpu_table(reduce_us: dict[int, float], slow_down: dict[int, float], issue_s:
         )
         for num_ctas in sorted(reduce_us)
     )
-    sharing = SmSharing(132, beside, ((1, max(reduce_us)),))
-    return replace(table, host=HostCosts(issue_s=issue_s), sharing=sharing)
+    return replace(table, host=HostCosts(issue_s=issue_s), sharing=SmSharing.of(132, beside))
 
 
 def curves() -> st.SearchStrategy[Curve]:

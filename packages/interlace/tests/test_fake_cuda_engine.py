@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from support.fake_cuda import run_interpreted
 
 PROPERTIES = str(Path(__file__).parent / "interpreted" / "engine_on_fake_cuda.py")
+STAGES = str(Path(__file__).parent / "interpreted" / "stages_on_fake_cuda.py")
 
 
 def num_passed(*arguments: str) -> int:
@@ -27,3 +28,8 @@ def test_it_has_the_tokens_of_the_engine_on_the_cpu() -> None:
 @pytest.mark.timeout(1200)
 def test_so_it_has_for_every_family_and_two_ranks() -> None:
     assert num_passed("-m", "slow", PROPERTIES) >= 41
+
+
+@pytest.mark.slow
+def test_stages_that_a_table_is_measured_with_are_calls_that_the_kernels_take() -> None:
+    assert num_passed(STAGES) == 4

@@ -25,20 +25,23 @@ def sharing_of(table: WaveTable) -> SmSharing:
     return table.sharing
 
 
-def test_a_call_takes_the_ctas_of_its_tokens() -> None:
-    sharing = replace(sharing_of(gpu_table(REDUCE_US, SLOW_DOWN)), ctas=((256, 2), (1024, 8)))
-    assert [sharing.of(tokens).num_ctas for tokens in (1, 256, 257, 1024, 9000)] == [2, 2, 8, 8, 8]
-    reduce = sharing.reduce()
-    assert reduce(128) == pytest.approx(128 * 3e-6)
-    assert reduce(4096) == pytest.approx(4096 * 1e-6)
+def test_a_call_takes_the_ctas_of_its_tokens_and_of_its_batch() -> None:
+    table = gpu_table(REDUCE_US, SLOW_DOWN).taking(((9000, 8),), ((256, 2), (1024, 8)))
+    sharing = sharing_of(table)
+    assert [sharing.in_part(tokens).num_ctas for tokens in (1, 256, 257, 1024, 9000)] == [2, 2, 8, 8, 8]
+    assert [sharing.in_whole(tokens).num_ctas for tokens in (1, 9000)] == [8, 8]
+    assert sharing.reduce(128) == pytest.approx(128 * 3e-6)
+    assert sharing.reduce(4096) == pytest.approx(4096 * 1e-6)
+    assert table.reduce(128) == pytest.approx(128 * 1e-6)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"ctas": ()},
-        {"ctas": ((256, 2), (128, 8))},
-        {"ctas": ((256, 4),)},
+        {"whole": ()},
+        {"woven": ((256, 2), (128, 8))},
+        {"woven": ((256, 4),)},
+        {"whole": ((256, 4),)},
         {"num_sms": 8},
         {"beside": ()},
     ],
@@ -62,7 +65,7 @@ def test_it_survives_its_json() -> None:
 
 def test_stages_of_a_woven_plan_are_priced_beside_the_other_parts_ctas() -> None:
     """The first part has 128 rows and is beside a reduction of 896, which takes 8 CTAs."""
-    table = gpu_table(REDUCE_US, SLOW_DOWN).taking(((128, 2), (4096, 8)))
+    table = gpu_table(REDUCE_US, SLOW_DOWN).taking(((4096, 8),), ((128, 2), (4096, 8)))
     costs, load = CostModel(table), Load.prefill(1024)
     woven, whole = plan_forward(4, 1024, 128), plan_forward(4, 1024)
     price = {
@@ -71,6 +74,8 @@ def test_stages_of_a_woven_plan_are_priced_beside_the_other_parts_ctas() -> None
     mlp = table.kinds[0].mlp
     assert price["mlp[0]"] == pytest.approx(1.5 * mlp(128))
     assert price["mlp[0]'"] == pytest.approx(1.1 * mlp(896))
+    first = next(step for step in woven.steps if step.op is Op.REDUCE_NORM)
+    assert sum(phase.seconds for phase in costs.cost_of(woven, load)(first)) == pytest.approx(128 * 3e-6)
     step = next(step for step in whole.steps if step.op is Op.MLP)
     assert costs.cost_of(whole, load)(step)[0].seconds == mlp(1024)
 
@@ -82,9 +87,7 @@ def test_attention_beside_a_reduction_has_the_sms_that_are_left() -> None:
     assert beside == pytest.approx(alone * 132 / (132 - 8))
 
 
-def test_a_part_without_a_reduction_beside_it_and_a_processor_share_nothing() -> None:
-    table = gpu_table(REDUCE_US, SLOW_DOWN)
-    assert table.beside_reduction(0) is table
+def test_a_processor_shares_nothing() -> None:
     assert linear_table().beside_reduction(512) == linear_table()
 
 

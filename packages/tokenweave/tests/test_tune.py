@@ -152,8 +152,10 @@ def test_a_gpus_table_has_reductions_by_ctas_and_the_products_beside_them() -> N
         assert two.projections(tokens) == pytest.approx(1.02 * table.projections(tokens))
     assert all(tokens % 128 == 0 for tokens in two.mlps[0].tokens)
     assert two.mlps[0].tokens[-1] == 2048
-    assert table.sharing.ctas == ((2048, 8),)
+    assert table.sharing.whole == ((2048, 8),)
     assert table.reduce(2048) == eight.reduce(2048)
+    assert table.sharing.woven[-1] == (2048, 8)
+    assert table.sharing.reduce(2048) == eight.reduce(2048)
 
 
 def test_products_that_would_not_leave_sms_are_taken_to_lose_in_proportion() -> None:

@@ -40,6 +40,18 @@ def test_models_of_layers_alike_keep_their_figures(
     assert found_s == pytest.approx(expected_s, rel=1e-12)
 
 
+def test_a_gpus_small_batches_read_their_weights_and_lanes_are_streams() -> None:
+    """One token's products take what reading the weights takes: half, where these are."""
+    shards = Shard.all_of(SMOLLM2, 2)
+    whole, half = (
+        round_costs(SMOLLM2, shards, "bfloat16", None, weight_bytes, "cuda").model for weight_bytes in (4, 2)
+    )
+    call_s = whole.table.host.call_s
+    assert whole.table.projections(1) - call_s == pytest.approx(2 * (half.table.projections(1) - call_s))
+    assert whole.table.is_of_gpu
+    assert whole.table.sharing is not None
+
+
 def test_a_model_with_windows_in_some_layers_lies_between_those_with_all_and_with_none() -> None:
     half = replace(WINDOWED, full_layers=tuple(range(0, 29, 2)))  # but the last: it has one token to attend
     assert total_s(half) == pytest.approx((total_s(WINDOWED) + total_s(SMOLLM2)) / 2, rel=1e-3)

@@ -219,16 +219,18 @@ def analytic_table(
     )
 
 
-def analytic_gpu_table(key: TableKey, peaks: Peaks, row_tile: int, num_sms: int) -> WaveTable:
+def analytic_gpu_table(
+    key: TableKey, peaks: Peaks, row_tile: int, num_sms: int, weight_bytes: float | None = None
+) -> WaveTable:
     """As `analytic_table`, of ranks on GPUs of `num_sms`: lanes are streams, and share SMs in proportion.
 
     A reduction takes `ASSUMED_CTAS` SMs.
     """
-    table = analytic_table(key, peaks, row_tile, host=STREAMS)
+    table = analytic_table(key, peaks, row_tile, weight_bytes, STREAMS)
     mlps = tuple(kind.mlp for kind in table.kinds)
     num_ctas = max(1, min(ASSUMED_CTAS, num_sms - 1))
     alone = BesideCtas(num_ctas, table.reduce, table.projections, mlps)
-    sharing = SmSharing(num_sms, (alone,), ((1, num_ctas),))
+    sharing = SmSharing.of(num_sms, (alone,))
     return replace(table, sharing=sharing.in_proportion(table.projections, mlps))
 
 

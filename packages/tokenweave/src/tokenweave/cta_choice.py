@@ -1,53 +1,61 @@
 """How many CTAs a reduction takes, by its number of tokens: chosen on paper, as a split is.
 
-A reduction of `n` tokens comes in a batch of `n` that is whole, where it hides behind nothing, or in a woven one of
-`2 n`, where its CTAs also take SMs from what hides it. The numbers of CTAs are compared in the woven batch if weaving
-pays there, and otherwise by the time of the reduction alone.
+A whole batch's reduction hides behind nothing: the fastest number counts. A part's also takes SMs from what hides it:
+numbers are compared in a woven batch of two such parts.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from tokenweave.cost import CostModel
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
-from tokenweave.sm_sharing import BesideCtas, CtaRows
-from tokenweave.split import GUARD, LayerSample, extrapolate
+from tokenweave.split import LayerSample, extrapolate
+
+if TYPE_CHECKING:
+    from tokenweave.sm_sharing import CtaRows, SmSharing
+    from tokenweave.wave_table import WaveTable
 
 NEAR = (
     0.02  # of the best time: numbers of CTAs within it are alike, and the fewest leave the most SMs to others
 )
 
 
-def choose_ctas(costs: CostModel, guard: float = GUARD) -> CtaRows:
-    """The CTAs of each number of tokens that reductions were timed at, as in `SmSharing.ctas`.
+def with_best_ctas(costs: CostModel) -> WaveTable:
+    """The table of `costs` with the best CTAs at each number of tokens that reductions were timed at.
 
     Raises:
-        TuneError: the table of `costs` has no times by CTAs.
+        TuneError: the table has no times by CTAs.
     """
     sharing = costs.table.sharing
     if sharing is None:
         raise TuneError("got a table without times by CTAs; expected one of a GPU")
     sizes = sorted({count for each in sharing.beside for count in each.reduce.tokens})
-    return _joined([(size, _fewest_near_best(_times(costs, sharing.beside, size, guard))) for size in sizes])
+    whole = [(size, _fewest_near_best(_alone_s(sharing, size))) for size in sizes]
+    woven = [(size, _fewest_near_best(_woven_s(costs, sharing, size))) for size in sizes]
+    return costs.table.taking(_joined(whole), _joined(woven))
 
 
-def _times(costs: CostModel, beside: tuple[BesideCtas, ...], size: int, guard: float) -> dict[int, float]:
-    """The times to compare for reductions of `size` tokens, by the number of CTAs."""
-    always = {
-        each.num_ctas: replace(costs, table=costs.table.taking(((size, each.num_ctas),))) for each in beside
+def _alone_s(sharing: SmSharing, size: int) -> dict[int, float]:
+    """Seconds of a reduction of `size` tokens, by the number of CTAs."""
+    return {each.num_ctas: each.reduce(size) for each in sharing.beside}
+
+
+def _woven_s(costs: CostModel, sharing: SmSharing, size: int) -> dict[int, float]:
+    """Seconds of a woven pass of two parts of `size` tokens, by the CTAs of their reductions."""
+    return {
+        ctas: _pass_s(
+            replace(costs, table=costs.table.taking(sharing.whole, ((size, ctas),))), 2 * size, size
+        )
+        for ctas in (each.num_ctas for each in sharing.beside)
     }
-    whole_s = min(_pass_s(each, 2 * size, None) for each in always.values())
-    woven_s = {num_ctas: _pass_s(each, 2 * size, size) for num_ctas, each in always.items()}
-    if min(woven_s.values()) < whole_s * (1 - guard):
-        return woven_s
-    return {each.num_ctas: each.reduce(size) for each in beside}
 
 
-def _pass_s(costs: CostModel, num_tokens: int, split: int | None) -> float:
+def _pass_s(costs: CostModel, num_tokens: int, split: int) -> float:
     """The modelled time of a pass over one sequence from its start."""
     sample = LayerSample.of(costs.layers or (0, 0, 0))
     plan, load = plan_forward(len(sample.kinds), num_tokens, split), BatchGeometry.prefill(num_tokens)

@@ -33,10 +33,10 @@ def measure_reductions(
     norms = ResidualNorms(torch.ones(hidden_size, dtype=dtype, device=device), 1e-5)
 
     def seconds(num_tokens: int) -> float:
+        partial = communicator.new_partial(num_tokens, hidden_size, dtype).zero_()
         residual = communicator.new_residual(num_tokens, hidden_size, dtype)
 
         def reduce() -> None:
-            partial = communicator.new_partial(num_tokens, hidden_size, dtype)
             communicator.all_reduce_rms_norm(partial, residual, norms)
 
         return min(clock.seconds(reduce, REPEATS) for _ in range(ROUNDS))

@@ -1,7 +1,7 @@
 """SMs that two lanes of a GPU share: while a reduction's CTAs hold some, the products beside it have fewer.
 
 More CTAs end a reduction sooner and take more from what is to hide it (published: 2 to 16 CTAs). So both are measured
-for each number of CTAs, and which number a call takes follows from its tokens.
+for each number of CTAs, and which number a call takes follows from its tokens, and from whether its batch is woven.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class SmSharing:
 
     num_sms: int
     beside: tuple[BesideCtas, ...]  # by ascending numbers of CTAs
-    ctas: CtaRows  # chosen among them
+    whole: (
+        CtaRows  # chosen among them for reductions of a batch that is whole, where nothing runs beside them
+    )
+    woven: CtaRows  # for those of a part of a woven batch, beside the other part's products
+    reduce: Curve  # of these: seconds of a part's reduction
 
     def __post_init__(self) -> None:
         known = [each.num_ctas for each in self.beside]
@@ -44,21 +48,32 @@ class SmSharing:
             raise TuneError(
                 f"got times with {known} CTAs on {self.num_sms} SMs; expected ascending numbers from 1 on, and SMs left"
             )
-        if not self.ctas or not _rise([tokens for tokens, _ in self.ctas]):
-            raise TuneError(f"got CTAs by tokens {self.ctas}; expected pairs, the tokens rising")
-        if unknown := {num_ctas for _, num_ctas in self.ctas} - set(known):
-            raise TuneError(f"got calls of {sorted(unknown)} CTAs; expected those with times, {known}")
+        for rows in (self.whole, self.woven):
+            if not rows or not _rise([tokens for tokens, _ in rows]):
+                raise TuneError(f"got CTAs by tokens {rows}; expected pairs, the tokens rising")
+            if unknown := {num_ctas for _, num_ctas in rows} - set(known):
+                raise TuneError(f"got calls of {sorted(unknown)} CTAs; expected those with times, {known}")
 
-    def of(self, num_tokens: int) -> BesideCtas:
-        """The times with the CTAs that a call of so many tokens takes."""
-        at = bisect_left(self.ctas, num_tokens, key=lambda row: row[0])
-        num_ctas = self.ctas[min(at, len(self.ctas) - 1)][1]
-        return next(each for each in self.beside if each.num_ctas == num_ctas)
+    @classmethod
+    def of(
+        cls, num_sms: int, beside: tuple[BesideCtas, ...], whole: CtaRows = (), woven: CtaRows = ()
+    ) -> SmSharing:
+        """With a part's reductions as they were timed; without `whole` or `woven` the most CTAs are taken."""
+        most: CtaRows = ((1, beside[-1].num_ctas),) if beside else ()
+        woven = woven or most
+        return cls(num_sms, beside, whole or most, woven, _reduce(beside, woven))
 
-    def reduce(self) -> Curve:
-        """The time of a reduction with the CTAs that it takes, at every number of tokens that was timed."""
-        tokens = sorted({count for each in self.beside for count in each.reduce.tokens})
-        return Curve(tuple(tokens), tuple(self.of(count).reduce(count) for count in tokens))
+    def in_part(self, num_tokens: int) -> BesideCtas:
+        """The times with the CTAs that a part's reduction of so many tokens takes."""
+        return _times_of(self.beside, self.woven, num_tokens)
+
+    def in_whole(self, num_tokens: int) -> BesideCtas:
+        """The times with the CTAs that a whole batch's reduction of so many tokens takes."""
+        return _times_of(self.beside, self.whole, num_tokens)
+
+    def reduce_whole(self) -> Curve:
+        """Seconds of a whole batch's reduction, at every number of tokens that was timed."""
+        return _reduce(self.beside, self.whole)
 
     def slow_down(self, num_ctas: int) -> float:
         """By what a kernel that fills the device takes longer on the SMs that are left."""
@@ -92,9 +107,27 @@ class SmSharing:
                 )
                 for each in found["beside"]
             ),
-            ctas=tuple((int(tokens), int(num_ctas)) for tokens, num_ctas in found["ctas"]),
+            whole=_rows_from_json(found["whole"]),
+            woven=_rows_from_json(found["woven"]),
+            reduce=Curve.from_json(found["reduce"]),
         )
 
 
 def _rise(numbers: list[int]) -> bool:
     return all(a < b for a, b in pairwise(numbers))
+
+
+def _times_of(beside: tuple[BesideCtas, ...], rows: CtaRows, num_tokens: int) -> BesideCtas:
+    at = bisect_left(rows, num_tokens, key=lambda row: row[0])
+    num_ctas = rows[min(at, len(rows) - 1)][1]
+    return next(each for each in beside if each.num_ctas == num_ctas)
+
+
+def _reduce(beside: tuple[BesideCtas, ...], rows: CtaRows) -> Curve:
+    """With the CTAs of `rows`, at every number of tokens that was timed."""
+    tokens = sorted({count for each in beside for count in each.reduce.tokens})
+    return Curve(tuple(tokens), tuple(_times_of(beside, rows, count).reduce(count) for count in tokens))
+
+
+def _rows_from_json(found: Any) -> CtaRows:
+    return tuple((int(tokens), int(num_ctas)) for tokens, num_ctas in found)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokenweave.cost import CostModel, LinkSpeed
-from tokenweave.cta_choice import choose_ctas
+from tokenweave.cta_choice import with_best_ctas
 from tokenweave.curves import AttentionTimes, Curve, Pace
 from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry, pairs_seen
@@ -45,6 +45,7 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 12
 SAMPLE_S = 2e-3  # short stages are repeated within a sample, up to about this
 MAX_REPEATS = 16
 PACE_TOKENS = (256, 640, 1536)
+GPU_PACE_TOKENS = (256, 1024, 4096)
 PACE_ROUNDS = 5
 MOST_PACE = 3.0  # whatever slows a pass by more than that is no property of the machine
 EXCHANGED_TOKENS = (16, 256)
@@ -166,7 +167,7 @@ def measure_table(
 
     On a GPU the table also says how many CTAs a reduction takes.
     """
-    grid_of = device_grid if stages.ctas else token_grid
+    grid_of = device_grid if stages.num_sms else token_grid
     cells = _cells(stages, key, grid_of(max_tokens, row_tile))
     if stages.ctas:
         cells |= _cells_by_ctas(stages, key, grid_of(max_tokens, row_tile), row_tile)
@@ -228,11 +229,10 @@ def _with_ctas(table: WaveTable, cells: Mapping[_Place, _Sample], stages: Stages
         )
         for ctas in stages.ctas
     )
-    sharing = SmSharing(stages.num_sms, beside, ((1, stages.ctas[-1]),))
+    sharing = SmSharing.of(stages.num_sms, beside)
     if not _leave_sms(table, sharing):
         sharing = sharing.in_proportion(table.projections, tuple(kind.mlp for kind in table.kinds))
-    table = replace(table, sharing=sharing)
-    return table.taking(choose_ctas(CostModel(table, layers=stages.layers)))
+    return with_best_ctas(CostModel(replace(table, sharing=sharing), layers=stages.layers))
 
 
 def _leave_sms(table: WaveTable, sharing: SmSharing) -> bool:
@@ -255,11 +255,12 @@ def _first_with(what: MlpShape | int, key: TableKey) -> int:
 
 def _measure_pace(stages: Stages, table: WaveTable, max_tokens: int) -> Pace:
     """Whole passes beside what `table` says of them, the rounds interleaved. Medians: a pass is as long as it is."""
-    counts = tuple(count for count in PACE_TOKENS if count <= max_tokens) or (max_tokens,)
+    wanted = GPU_PACE_TOKENS if stages.num_sms else PACE_TOKENS
+    counts = tuple(count for count in wanted if count <= max_tokens) or (max_tokens,)
     taken: dict[int, list[float]] = {count: [] for count in counts}
     for turn in range(1 + PACE_ROUNDS):
         for count in counts:
-            ctas = 0 if table.sharing is None else table.sharing.of(count).num_ctas
+            ctas = 0 if table.sharing is None else table.sharing.in_whole(count).num_ctas
             seconds = max(stages.time_pass(count, ctas))
             if turn:  # the first one touches memory for the first time
                 taken[count].append(seconds)

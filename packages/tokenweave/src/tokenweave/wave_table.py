@@ -141,27 +141,27 @@ class WaveTable:
         """Whether lanes are streams: there one thread issues every step."""
         return self.host.issue_s > 0
 
-    def taking(self, ctas: CtaRows) -> WaveTable:
+    def taking(self, whole: CtaRows, woven: CtaRows) -> WaveTable:
         """The table of reductions that take these CTAs, by tokens. Only for one with `sharing`."""
         assert self.sharing is not None
-        sharing = replace(self.sharing, ctas=ctas)
-        return replace(self, sharing=sharing, reduce=sharing.reduce())
+        sharing = SmSharing.of(self.sharing.num_sms, self.sharing.beside, whole, woven)
+        return replace(self, sharing=sharing, reduce=sharing.reduce_whole())
 
     def beside_reduction(self, num_tokens: int) -> WaveTable:
-        """The times of stages that run beside a reduction of so many tokens, which holds SMs.
+        """The times in a woven batch, of stages that run beside a reduction of so many tokens, which holds SMs.
 
         Attention fills the device, so it is slowed down in proportion; products were timed. The table itself where SMs
         are not shared.
         """
-        if self.sharing is None or not num_tokens:
+        if self.sharing is None:
             return self
-        beside = self.sharing.of(num_tokens)
+        beside = self.sharing.in_part(num_tokens)
         factor = self.sharing.slow_down(beside.num_ctas)
         kinds = (
             KindTimes(kind.attention.times(factor), mlp)
             for kind, mlp in zip(self.kinds, beside.mlps, strict=True)
         )
-        return replace(self, projections=beside.projections, kinds=tuple(kinds))
+        return replace(self, projections=beside.projections, kinds=tuple(kinds), reduce=self.sharing.reduce)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

@@ -53,7 +53,7 @@ def round_costs(
 ) -> PlanCosts:
     """The same on every machine: a rank of round figures, whose lanes have a core each, or are streams of a GPU.
 
-    `weight_bytes` are those of a value of a weight; None: those of the dtype, which GPUs hold all weights as.
+    `weight_bytes` are those of a value of a weight; None: those of the dtype.
     """
     key = key_of_shards(
         config,
@@ -65,7 +65,7 @@ def round_costs(
         threads=1,
     )
     if device == "cuda":
-        table = analytic_gpu_table(key, ROUND_GPU, ROUND_GPU_TILE, ROUND_SMS)
+        table = analytic_gpu_table(key, ROUND_GPU, ROUND_GPU_TILE, ROUND_SMS, weight_bytes)
         assert table.sharing is not None
         text = (
             f"GPUs of {ROUND_GPU.flops_per_s / 1e12:g} TFLOP/s, {ROUND_GPU.bytes_per_s / 1e12:g} TB/s and {ROUND_SMS} "

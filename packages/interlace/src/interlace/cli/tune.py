@@ -206,12 +206,17 @@ def _charts(table: WaveTable) -> Iterator[str]:
 
 def _reductions(sharing: SmSharing) -> Iterator[str]:
     """A reduction's time by its CTAs, and those that it takes."""
-    yield "a reduction, ms, by the CTAs that it takes, and those that were chosen"
-    yield f"{'tokens':>8}" + "".join(f"{each.num_ctas:>9}" for each in sharing.beside) + f"{'chosen':>9}"
+    yield "a reduction, ms, by the CTAs that it takes, and those that were chosen for whole and for woven batches"
+    yield (
+        f"{'tokens':>8}"
+        + "".join(f"{each.num_ctas:>9}" for each in sharing.beside)
+        + f"{'whole':>9}{'woven':>9}"
+    )
     for tokens in (16, 64, 256, 1024, 2048, 4096):
         if tokens <= sharing.beside[0].reduce.tokens[-1]:
             times = "".join(f"{1e3 * each.reduce(tokens):>9.3f}" for each in sharing.beside)
-            yield f"{tokens:>8,}{times}{sharing.of(tokens).num_ctas:>9}"
+            whole, woven = (each.num_ctas for each in (sharing.in_whole(tokens), sharing.in_part(tokens)))
+            yield f"{tokens:>8,}{times}{whole:>9}{woven:>9}"
 
 
 def _name_of(kind: LayerKind) -> str:

@@ -25,7 +25,7 @@ from support.patience import PATIENCE_S
 from support.tiny_models import VOCAB_SIZE, make_model
 from tokenweave.communicators import NullCommunicator, thread_group
 from tokenweave.kernels import ReferenceKernels
-from tokenweave.plan import Lane, Step
+from tokenweave.plan import Lane, Step, plan_forward
 from tokenweave.streams import HostStreams
 from tokenweave.trace import Trace
 
@@ -112,10 +112,26 @@ def test_a_rank_that_loads_longer_than_the_timeout_is_waited_for() -> None:
         waiting.result(PATIENCE_S)
 
 
-def test_products_of_woven_plans_leave_the_sms_that_reductions_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reductions_of_a_plan_take_its_ctas_and_products_leave_as_many_sms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[tuple[object, ...]] = []
+    taken: list[bool] = []
     monkeypatch.setattr(device_executor, "CudaStreams", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(device_executor, "StreamExecutor", lambda streams: RecordingRuns())
     device = torch.device("cuda", 1)
     communicator: Any = SimpleNamespace(kernels=SimpleNamespace(device=device), wait_for=lambda event: None)
-    DeviceExecutor(communicator, True, 8)
+    ctas: Any = SimpleNamespace(left_sms=8, take=lambda is_woven: taken.append(is_woven))
+    executor = DeviceExecutor(communicator, True, ctas)
     assert made == [(device, 8, communicator.wait_for)]
+    for split in (None, 4, None):
+        executor.run(plan_forward(1, 8, split), {})
+    assert taken == [False, True, False]
+
+
+class RecordingRuns:
+    """An executor that runs nothing."""
+
+    def run(self, *_: object) -> None: ...
+
+    def run_in_order(self, *_: object) -> None: ...

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from interlace.engine.weaving.gpu_stages import GpuStages, measure_gpus
+from interlace.engine.weaving.gpu_stages import CudaGpus, GpuStages, measure_gpus
 from interlace.engine.weaving.this_machine import table_key
 from interlace.models.config import ModelConfig
 from support.configs import SMOLLM2
@@ -85,6 +86,36 @@ def test_a_script_measures_a_table_in_one_call() -> None:
     assert table.sharing is not None
     assert [each.num_ctas for each in table.sharing.beside] == [2, 4, 8, 16]
     assert said[-1] == ""
+
+
+@pytest.fixture
+def three_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three devices, of which the first and the last do not reach each other."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: device)
+    sms = {0: 132, 1: 114, 2: 132}
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties",
+        lambda device: SimpleNamespace(multi_processor_count=sms[device.index]),
+    )
+    monkeypatch.setattr("interlace.engine.weaving.gpu_stages.separate_pairs", lambda: ((0, 2),))
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_ranks_are_on_devices_of_their_own_or_take_turns() -> None:
+    two, four = CudaGpus(2), CudaGpus(4, devices=[0, 1])
+    assert (two.num_devices, two.num_sms) == (2, 114)
+    assert (four.size, four.num_devices) == (4, 2)
+    assert CudaGpus(2, devices=[2]).num_sms == 132
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_devices_that_do_not_reach_each_other_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TuneError, match="devices 0 and 2 do not reach each other's memory"):
+        CudaGpus(3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(TuneError, match="no CUDA device"):
+        CudaGpus(1)
 
 
 def test_a_device_without_sms_to_spare_is_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from interlace.engine.weaving import gpu_prices
-from interlace.engine.weaving.gpu_prices import GpuJob, GpuPrices, left_sms_of, prepare_gpus, take_ctas
+from interlace.engine.weaving.gpu_prices import GpuJob, GpuPrices, PassCtas, prepare_gpus
 from interlace.engine.weaving.this_machine import table_directory
 from interlace.engine.weaving.weaver import Weaver
 from interlace.models.batch import ForwardBatch
@@ -27,8 +27,21 @@ from tokenweave.kernels import ReferenceKernels
 from tokenweave.kernels.cuda.sharing import CtaTable
 
 REDUCE_US = {2: 3.0, 8: 2.0}
-TABLE = gpu_table(REDUCE_US, {2: 1.01, 8: 1.05}).taking(((256, 2), (4096, 8)))
+TABLE = gpu_table(REDUCE_US, {2: 1.01, 8: 1.05}).taking(((4096, 8),), ((256, 8), (4096, 2)))
+WHOLE, WOVEN = CtaTable(((4096, 8),)), CtaTable(((256, 8), (4096, 2)))
 H100 = SimpleNamespace(name="NVIDIA H100 80GB HBM3", multi_processor_count=132, major=9, minor=0)
+
+
+class CountingThreads(ThreadCommunicator):
+    """Remembers which CTAs it is to take."""
+
+    told: CtaTable | None = None
+
+    def use_ctas(self, num_ctas: CtaTable) -> None:
+        self.told = num_ctas
+
+
+CTAS = PassCtas(CountingThreads(Rendezvous(2), 0), WHOLE, WOVEN)
 
 
 class KernelsOfAGpu(ReferenceKernels):
@@ -82,17 +95,20 @@ def test_without_times_of_reductions_nothing_is_woven_unless_asked(executor: str
 
 
 def test_a_single_rank_never_weaves() -> None:
-    single = runner(GpuPrices(8, slow(2.0), TABLE), weave="always")
+    single = runner(GpuPrices(CTAS, slow(2.0), slow(2.0), TABLE), weave="always")
     single.communicator.size = 1
     assert Weaver.of(single).mode == "never"
 
 
 def test_stages_are_the_tables_and_reductions_the_groups_own() -> None:
-    found = Weaver.of(runner(GpuPrices(8, slow(5.0), TABLE)))
+    found = Weaver.of(runner(GpuPrices(CTAS, slow(5.0), slow(6.0), TABLE)))
     assert found.costs is not None
-    assert found.costs.table.reduce(1000) == pytest.approx(5e-3)
-    assert found.costs.table.projections == TABLE.projections
-    assert found.costs.table.sharing == TABLE.sharing
+    table = found.costs.table
+    assert table.reduce(1000) == pytest.approx(5e-3)
+    assert table.beside_reduction(512).reduce(1000) == pytest.approx(6e-3)
+    assert table.projections == TABLE.projections
+    assert table.sharing is not None
+    assert (table.sharing.whole, table.sharing.woven) == (WHOLE.rows, WOVEN.rows)
     assert not found.shared_core
     assert found.alignment == 128
     split = found.split(ForwardBatch.prefill(2048, 100))
@@ -101,18 +117,18 @@ def test_stages_are_the_tables_and_reductions_the_groups_own() -> None:
 
 
 def test_the_guard_leaves_batches_whole_whose_reductions_are_short() -> None:
-    found = Weaver.of(runner(GpuPrices(8, slow(0.1), TABLE)))
+    found = Weaver.of(runner(GpuPrices(CTAS, slow(0.1), slow(0.1), TABLE)))
     assert found.split(ForwardBatch.prefill(2048, 100)) is None
 
 
 def test_without_a_table_the_device_is_modelled_with_what_it_reaches() -> None:
-    found = Weaver.of(runner(GpuPrices(0, slow(0.02), peaks=Peaks(500e12, 3e12))))
+    found = Weaver.of(runner(GpuPrices(None, slow(0.02), slow(0.02), peaks=Peaks(500e12, 3e12))))
     assert found.costs is not None
     table = found.costs.table
     assert not table.is_measured
     assert table.host == STREAMS
     assert table.sharing is not None
-    assert (table.sharing.num_sms, table.sharing.of(512).num_ctas) == (132, 16)
+    assert (table.sharing.num_sms, table.sharing.in_part(512).num_ctas) == (132, 16)
     batch = ForwardBatch.prefill(2048, 100)
     assert found.split(batch) is None  # a small model's steps: the host could not issue twice as many in time
     found.costs = replace(found.costs, table=replace(table, host=HostCosts()))
@@ -120,10 +136,10 @@ def test_without_a_table_the_device_is_modelled_with_what_it_reaches() -> None:
 
 
 def test_where_nobody_takes_the_tables_ctas_reductions_are_taken_to_take_the_most() -> None:
-    found = Weaver.of(runner(GpuPrices(0, slow(5.0), TABLE)))
+    found = Weaver.of(runner(GpuPrices(None, slow(5.0), slow(5.0), TABLE)))
     assert found.costs is not None
     assert found.costs.table.sharing is not None
-    assert [found.costs.table.sharing.of(tokens).num_ctas for tokens in (16, 256, 4096)] == [8, 8, 8]
+    assert [found.costs.table.sharing.in_part(tokens).num_ctas for tokens in (16, 256, 4096)] == [8, 8, 8]
 
 
 def test_ranks_on_processors_and_single_ones_have_nothing_to_prepare() -> None:
@@ -132,30 +148,21 @@ def test_ranks_on_processors_and_single_ones_have_nothing_to_prepare() -> None:
     assert prepare_gpus(there) is None
 
 
-class CountingThreads(ThreadCommunicator):
-    """Remembers which CTAs it is to take."""
-
-    told: CtaTable | None = None
-
-    def use_ctas(self, num_ctas: CtaTable) -> None:
-        self.told = num_ctas
-
-
-def test_all_ranks_take_the_ctas_of_rank_0s_table() -> None:
+@pytest.mark.parametrize("is_woven", [False, True])
+def test_all_ranks_take_the_ctas_of_rank_0s_table_for_the_pass(is_woven: bool) -> None:
     rendezvous = Rendezvous(2)
     group = ThreadRanks([CountingThreads(rendezvous, rank, timeout_s=10) for rank in range(2)])
-    outcomes = group.run("gpu_rank_programs.taking_ctas", TABLE)
-    assert outcomes == [8, 8]
+    assert group.run("gpu_rank_programs.agreed", TABLE, is_woven) == [True, True]
     for communicator in group.communicators:
         assert isinstance(communicator, CountingThreads)
-        assert communicator.told == CtaTable(((256, 2), (4096, 8)))
+        assert communicator.told == (WOVEN if is_woven else WHOLE)
     group.close()
 
 
 @pytest.mark.parametrize("table", [None, replace(TABLE, sharing=None), TABLE])
-def test_where_there_are_no_ctas_or_nobody_takes_them_all_stays_as_it_is(table: Any) -> None:
+def test_where_there_are_no_ctas_or_nobody_takes_them_there_is_nothing_to_agree_on(table: Any) -> None:
     group = ThreadRanks(list(thread_group(2, timeout_s=10)))
-    assert group.run("gpu_rank_programs.taking_ctas", table) == [0, 0]
+    assert group.run("gpu_rank_programs.agreed", table, True) == [False, False]
     group.close()
 
 
@@ -176,27 +183,25 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("weave", "is_timed"), [("auto", True), ("never", False), ("always", False)])
-def test_reductions_are_timed_where_weaving_depends_on_them(
-    weave: str, is_timed: bool, first: CountingThreads
+def test_reductions_are_timed_as_they_will_run_where_weaving_depends_on_them(
+    weave: str, is_timed: bool, first: CountingThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = job(first, weave=weave)
     table = replace(TABLE, key=there.key)
     table.save(table_directory())
-    found = prepare_gpus(there)
-    assert found == (GpuPrices(8, slow(2.0), table) if is_timed else GpuPrices(8))
-    assert left_sms_of(found) == 8
-    assert first.told == CtaTable(((256, 2), (4096, 8)))
+    us = {WHOLE: 2.0, WOVEN: 3.0}
+    monkeypatch.setattr(gpu_prices, "measure_reductions", lambda *_: slow(us[first.told]))
+    found, ctas = prepare_gpus(there), PassCtas(first, WHOLE, WOVEN)
+    assert found == (GpuPrices(ctas, slow(2.0), slow(3.0), table) if is_timed else GpuPrices(ctas))
+    assert ctas.left_sms == 2
 
 
 def test_without_a_table_rank_0_measures_what_the_device_reaches(
     first: CountingThreads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert prepare_gpus(job(first)) == GpuPrices(0, slow(2.0), None, Peaks(500e12, 3e12))
+    peaks = Peaks(500e12, 3e12)
+    assert prepare_gpus(job(first)) == GpuPrices(None, slow(2.0), slow(2.0), None, peaks)
     assert first.told is None
     first.rank = 1
     monkeypatch.setattr(first, "broadcast_bytes", lambda own: b"[]")
-    assert prepare_gpus(job(first)) == GpuPrices(0, slow(2.0))
-
-
-def test_processors_leave_no_sms() -> None:
-    assert left_sms_of(None) == take_ctas(NullCommunicator(), None) == 0
+    assert prepare_gpus(job(first)) == GpuPrices(None, slow(2.0), slow(2.0))

@@ -26,7 +26,7 @@ from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.graph_replayer import GraphReplayer, graphs_on
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
-from interlace.engine.weaving.gpu_prices import GpuJob, left_sms_of, prepare_gpus
+from interlace.engine.weaving.gpu_prices import GpuJob, prepare_gpus
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
@@ -134,8 +134,9 @@ class Runner:
         self.lanes = (
             LaneExecutor(torch.inference_mode, cores, self._abort_after) if are_lanes_threads else None
         )
+        ctas = None if self.gpu_prices is None else self.gpu_prices.ctas
         self.streams = (
-            DeviceExecutor(communicator, config.executor == "lanes", left_sms_of(self.gpu_prices))
+            DeviceExecutor(communicator, config.executor == "lanes", ctas)
             if config.device == "cuda"
             else None
         )

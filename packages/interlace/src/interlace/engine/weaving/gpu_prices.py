@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tokenweave.cost import Peaks
     from tokenweave.curves import Curve
     from tokenweave.kernels import Kernels
-    from tokenweave.sm_sharing import CtaRows
     from tokenweave.stage_clock import StageClock
     from tokenweave.wave_table import TableKey, WaveTable
 
@@ -36,15 +35,36 @@ class TakesCtas(Protocol):
     """A communicator whose reductions take as many CTAs as they are told."""
 
     def use_ctas(self, num_ctas: CtaTable) -> None:
-        """Has later calls take those of a table by tokens."""
+        """Has later calls take those of a table by tokens. All ranks say it between the same two calls."""
+
+
+@dataclass(frozen=True)
+class PassCtas:
+    """The CTAs of a group's reductions, in a pass over a batch that is whole and over one that is woven."""
+
+    communicator: TakesCtas
+    whole: CtaTable
+    woven: CtaTable
+
+    @property
+    def left_sms(self) -> int:
+        """SMs that products of woven passes leave: as many as the largest reductions have CTAs."""
+        return self.woven.rows[-1][1]
+
+    def take(self, is_woven: bool) -> None:
+        """Has the reductions of the next pass take theirs. All ranks do, before the same pass."""
+        self.communicator.use_ctas(self.woven if is_woven else self.whole)
 
 
 @dataclass(frozen=True)
 class GpuPrices:
     """One rank's part. Of table and peaks rank 0 has one where weaving depends on it; the other ranks have neither."""
 
-    left_sms: int = 0  # those that products of woven plans leave: the CTAs of the largest reductions, if told
-    reduce: Curve | None = None  # seconds of the group's reductions, by tokens; None: nothing depends on them
+    ctas: PassCtas | None = None  # None: the communicator does as it likes
+    reduce: Curve | None = (
+        None  # seconds of a whole batch's reductions, by tokens; None: nothing depends on them
+    )
+    reduce_part: Curve | None = None  # of those of a part of a woven batch
     table: WaveTable | None = None  # this machine's
     peaks: Peaks | None = None  # of the device, where nobody has measured a table
 
@@ -67,7 +87,7 @@ class GpuJob:
 
 
 def prepare_gpus(job: GpuJob) -> GpuPrices | None:
-    """Has the reductions of ranks on GPUs take the table's CTAs, and times them where weaving depends on it.
+    """The CTAs of reductions of ranks on GPUs, and where weaving depends on it their times.
 
     A collective call, due once the group has room for activations. None where there is nothing to prepare: of ranks on
     processors, and of a single one.
@@ -77,32 +97,33 @@ def prepare_gpus(job: GpuJob) -> GpuPrices | None:
         return None
     is_first = communicator.rank == 0
     table = load_table(table_directory(), job.key) if is_first else None
-    left_sms = take_ctas(communicator, table)
+    ctas = agree_on_ctas(communicator, table)
     if config.weave != "auto" or config.executor != "lanes":
-        return GpuPrices(left_sms)
+        return GpuPrices(ctas)
     clock: StageClock = EventClock(CudaEvents(communicator.wait_for))
     hidden_size, max_tokens = job.model.hidden_size, config.max_num_batched_tokens
-    reduce = measure_reductions(communicator, clock, hidden_size, job.dtype, max_tokens)
+
+    def reduce(is_woven: bool) -> Curve:
+        if ctas is not None:
+            ctas.take(is_woven)
+        return measure_reductions(communicator, clock, hidden_size, job.dtype, max_tokens)
+
+    whole = reduce(is_woven=False)
+    part = whole if ctas is None else reduce(is_woven=True)
     needs_peaks = is_first and table is None
     peaks = measure_peaks(clock, kernels.device, job.dtype) if needs_peaks else None
-    return GpuPrices(left_sms, reduce, table, peaks)
+    return GpuPrices(ctas, whole, part, table, peaks)
 
 
-def take_ctas(communicator: Communicator, table: WaveTable | None) -> int:
-    """Has reductions take the CTAs of rank 0's `table`, if it has some. A collective call.
+def agree_on_ctas(communicator: Communicator, table: WaveTable | None) -> PassCtas | None:
+    """The CTAs of rank 0's `table`, on all ranks. A collective call.
 
-    The other ranks bring None: it is rank 0's table that counts, for all ranks have to take as many. Returns how many
-    the largest reductions take; 0 where the communicator does as it likes.
+    The other ranks bring None, for all have to take as many. None where there are none, or the communicator takes none.
     """
-    own: CtaRows = () if table is None or table.sharing is None else table.sharing.ctas
+    sharing = None if table is None else table.sharing
+    own = [] if sharing is None else [sharing.whole, sharing.woven]
     told = communicator.broadcast_bytes(json.dumps(own).encode() if communicator.rank == 0 else None)
-    rows = tuple((int(tokens), int(num_ctas)) for tokens, num_ctas in json.loads(told))
-    if not rows or not isinstance(communicator, TakesCtas):
-        return 0
-    communicator.use_ctas(CtaTable(rows))
-    return rows[-1][1]
-
-
-def left_sms_of(prices: GpuPrices | None) -> int:
-    """SMs that products leave to reductions beside them."""
-    return 0 if prices is None else prices.left_sms
+    tables = [CtaTable(tuple((tokens, ctas) for tokens, ctas in rows)) for rows in json.loads(told)]
+    if not tables or not isinstance(communicator, TakesCtas):
+        return None
+    return PassCtas(communicator, *tables)

@@ -18,6 +18,7 @@ from tokenweave.errors import TuneError
 from tokenweave.host_costs import HostCosts
 from tokenweave.host_timing import measure_stream_switch_s
 from tokenweave.kernels import Kernels, make_kernels
+from tokenweave.kernels.cuda.devices import separate_pairs
 from tokenweave.sm_carveout import SmCarveout
 from tokenweave.stage_clock import CudaEvents, EventClock
 from tokenweave.streams import CudaStreams
@@ -165,6 +166,13 @@ class CudaGpus:
         self.size, self._name = size, kernels
         self._devices = [torch.device("cuda", found[rank % len(found)]) for rank in range(size)]
         self.num_devices = len(set(self._devices))
+        used = set(found[:size])
+        if separate := [pair for pair in separate_pairs() if set(pair) <= used]:
+            pairs = ", ".join(f"{one} and {two}" for one, two in separate)
+            raise TuneError(
+                f"devices {pairs} do not reach each other's memory; expected that all do, as reductions are timed "
+                "through it"
+            )
         self.num_sms = min(
             torch.cuda.get_device_properties(device).multi_processor_count for device in self._devices
         )

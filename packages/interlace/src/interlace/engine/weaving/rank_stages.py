@@ -174,7 +174,10 @@ class DeviceStages(RankStages):
         return self.events.seconds(run, 1)
 
     def issue_s(self, num_tokens: int) -> float:
-        """Seconds of the host to issue a step of the compute lane, on average over a layer's two. No collective."""
+        """Seconds of the host to issue a step of the compute lane, on average over a layer's two.
+
+        No collective. The rank takes partial sums that the others do not: a pass has to begin before the next one.
+        """
         return self.events.issue_s(lambda: self._layer(num_tokens)) / 2
 
     def _layer(self, num_tokens: int) -> None:
@@ -187,10 +190,11 @@ class DeviceStages(RankStages):
         self._mlp(index, num_tokens)
 
     def _time_reduce(self, num_tokens: int, repeats: int) -> float:
-        """Reductions that follow each other. (Products between them would leave their results in the same cache.)"""
+        """Reductions that follow each other in one place, which a cache holds as it does after the product before."""
         communicator, norms = self.decoder.communicator, self.decoder.norms[1]
         residual = self._new_residual(num_tokens)
+        partial = self._new_partial(num_tokens).copy_(self._hidden[:num_tokens])
         communicator.barrier()
         return self.events.seconds(
-            lambda: communicator.all_reduce_rms_norm(self._new_partial(num_tokens), residual, norms), repeats
+            lambda: communicator.all_reduce_rms_norm(partial, residual, norms), repeats
         )

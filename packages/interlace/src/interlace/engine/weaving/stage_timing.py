@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tokenweave.communicators import Communicator
     from tokenweave.host_costs import HostCosts
 
-JOIN_TIMEOUT_S = 60.0
+JOIN_TIMEOUT_S = 600.0  # large models have gigabytes of weights to make, and GPUs kernels to compile
 
 
 class ThreadedStages(WithBlock):
@@ -60,7 +60,8 @@ class ThreadedStages(WithBlock):
         """`formats` are those of the model's own blocks, where `quantize` holds these; `num_caches`: of all ranks."""
         kinds = kinds_of_layers(config, Shard.all_of(config, size))
         blocks = [*formats.values()] if formats else [MADE[quantize]] if quantize in MADE else []
-        value_bytes = min((form.bits_per_value / 8 for form in blocks), default=dtype.itemsize)
+        dense_bytes = 1 if quantize == "fp8" else dtype.itemsize
+        value_bytes = min((form.bits_per_value / 8 for form in blocks), default=dense_bytes)
         chosen = cold_layers(config, kinds, value_bytes, num_caches)
         self.layers = tuple(kinds[layer] for layer in chosen)
         self.size, self._dtype, self._max_tokens, self._quantize = size, dtype, max_tokens, quantize

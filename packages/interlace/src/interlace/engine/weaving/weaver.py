@@ -24,6 +24,7 @@ from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_gpu_table, ana
 from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import NativeKernels
 from tokenweave.plan import plan_forward
+from tokenweave.sm_sharing import SmSharing
 from tokenweave.split import (
     GUARD,
     Choice,
@@ -160,11 +161,9 @@ def gpu_costs_of(runner: Runner) -> CostModel | None:
     and how long the host takes to issue a step, is assumed.
     """
     found, kernels = runner.gpu_prices, runner.kernels
-    if found is None or found.reduce is None:
+    if found is None or found.reduce is None or found.reduce_part is None:
         return None
     table = found.table
-    if table is not None and table.sharing is not None and not found.left_sms:
-        table = table.taking(((1, table.sharing.beside[-1].num_ctas),))
     if table is None:
         assert found.peaks is not None
         key = table_key(
@@ -172,7 +171,12 @@ def gpu_costs_of(runner: Runner) -> CostModel | None:
         )
         num_sms = torch.cuda.get_device_properties(kernels.device).multi_processor_count
         table = analytic_gpu_table(key, found.peaks, row_tile(kernels), num_sms)
-    return CostModel(replace(table, reduce=found.reduce), None, _layers_of(runner))
+    sharing = table.sharing
+    if sharing is not None:
+        if found.ctas is None:
+            sharing = SmSharing.of(sharing.num_sms, sharing.beside)
+        sharing = replace(sharing, reduce=found.reduce_part)
+    return CostModel(replace(table, reduce=found.reduce, sharing=sharing), None, _layers_of(runner))
 
 
 def _layers_of(runner: Runner) -> tuple[int, ...]:
