@@ -42,7 +42,7 @@ class EngineShapes:
     prefills: tuple[int, ...]  # tokens of a prompt
     rounds: int
     steps: int  # of decoding, in a sample
-    warm_up: int = 3  # samples that do not count
+    warm_up: int = 3  # samples that do not count: shapes come, come again and are captured, and are replayed
     checked: int = CHECKED_TOKENS
 
     @property
@@ -141,7 +141,8 @@ def prefill(
     """A prompt, up to its first token."""
     (prompt,) = shapes.prompts(1, num_tokens)
     measure = job.device.walled(lambda: served.prefill(prompt))
-    measure()
+    for _ in range(max(1, shapes.warm_up)):
+        measure()
     samples = interleaved({"ours": measure}, shapes.rounds)["ours"]
     work = prefill_work(shapes.config, num_tokens, job.device.dtype.itemsize)
     name = f"prefill, {num_tokens} tokens"

@@ -94,7 +94,8 @@ class Comparison:
         (prompt,) = self.shapes.prompts(1, num_tokens)
         ids = torch.tensor([prompt], device=self.device.kind)
         calls: dict[str, Call] = {OURS: partial(self.served.prefill, prompt)}
-        calls[OURS]()
+        for _ in range(max(1, self.shapes.warm_up)):
+            calls[OURS]()
         for name, peer in peers.items():
             self._try(calls, name, partial(once_called, partial(peer.prefill_alone, ids)))
         measures = {name: self.device.walled(call) for name, call in calls.items()}

@@ -40,6 +40,7 @@ STAGES = (
     Stage("fused", "the fused operation, ranks on one GPU", 75, 15),
     Stage("overlap", "products beside communication", 45, 15),
     Stage("streams", "woven plans on streams and in graphs", 45, 15),
+    Stage("tune", "the wave table of a GPU", 45, 0),
     Stage("woven", "woven passes of the engine", 45, 0),
     Stage("peers", "the engine beside a plain loop and transformers", 150, 0),
 )

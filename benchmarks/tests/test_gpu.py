@@ -25,7 +25,7 @@ from benchmarks.gpu.findings import (
     read,
 )
 from benchmarks.gpu.process import StageOutcome, run_bounded
-from benchmarks.gpu.script import LEAST_S, environment_of, run_stages
+from benchmarks.gpu.script import DRY_TIMES, LEAST_S, environment_of, run_stages
 from benchmarks.gpu.stages import BUDGET_S, QUICK_BUDGET_S, STAGES, Stage, StageOptions, stages_named
 from benchmarks.gpu.table import is_good, record, report
 from interlace.errors import BenchError
@@ -217,10 +217,19 @@ def test_the_stages_that_are_counted_share_the_time_that_there_is(
     assert "took all the time" in outcomes[-1].reason
 
 
+def test_a_dry_run_may_take_longer(tmp_path: Path) -> None:
+    runs = Runs(seconds=BUDGET_S)
+    outcomes = runs.run(
+        (Stage("a", "", 10, 5), Stage("b", "", 10, 5)), StageOptions(is_dry_run=True), tmp_path
+    )
+    assert runs.bounds == {"a": 10 * DRY_TIMES, "b": 10 * DRY_TIMES}
+    assert is_good(outcomes)
+
+
 def test_a_quick_run_leaves_stages_out_and_is_good_without_them(tmp_path: Path) -> None:
     runs = Runs(seconds=0.0)
     outcomes = runs.run(STAGES, StageOptions(is_quick=True), tmp_path)
-    assert set(runs.announced) == {stage.name for stage in STAGES} - {"woven", "peers"}
+    assert set(runs.announced) == {stage.name for stage in STAGES} - {"tune", "woven", "peers"}
     assert is_good(outcomes)
 
 

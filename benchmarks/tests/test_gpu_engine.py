@@ -22,7 +22,7 @@ from benchmarks.gpu.stage import StageJob
 from benchmarks.gpu.stages import StageOptions
 from benchmarks.gpu.weights import RandomWeights
 from benchmarks.gpu.woven import FULL as FULL_WOVEN
-from benchmarks.gpu.woven import IN_GRAPHS, ON_STREAMS, ORACLE, decoding
+from benchmarks.gpu.woven import IN_ORDER, ONE, THREADS, Passes, decoding, woven_of
 from benchmarks.gpu.woven import findings as woven_findings
 from emucxl.bench.harness import Samples
 from interlace.models.config import weight_shapes
@@ -157,17 +157,36 @@ def test_sequences_that_decode_have_blocks_of_their_own_behind_the_prompts() -> 
     assert max(FULL_WOVEN.batches()["decode"].slots.tolist()) < FULL_WOVEN.num_blocks * 16
 
 
-def test_woven_passes_are_held_against_whole_ones_and_their_bits_against_those_in_order() -> None:
-    whole = {"prompt": torch.ones(2, 3), "decode": torch.ones(1, 3)}
-    close = {"prompt": whole["prompt"] + 1e-6, "decode": whole["decode"]}
-    far = {"prompt": whole["prompt"], "decode": whole["decode"] + 0.1}
-    found = woven_findings(
-        {"whole": whole, ORACLE: close, ON_STREAMS: dict(close), IN_GRAPHS: far}, torch.float32
-    )
-    in_order, on_streams, in_graphs = found
-    assert in_order.verdict is on_streams.verdict is Verdict.MET
-    assert on_streams.got.endswith("the same bits as one step after the other")
-    assert (in_graphs.verdict, in_graphs.got) == (Verdict.MISSED, "off by 1.0e-01 (decode), other bits")
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("off", "again_off", "verdict", "told"),
+    [
+        (1e-6, 1e-6, Verdict.MET, "2 passes replayed, the same bits as on streams"),
+        (1e-6, 2e-6, Verdict.MET, "2 passes replayed, other bits than on streams"),
+        (0.1, 0.1, Verdict.MISSED, "2 passes replayed, the same bits as on streams"),
+    ],
+)
+def test_woven_passes_are_held_against_whole_ones_and_their_bits_in_graphs_against_those_on_streams(
+    off: float, again_off: float, verdict: Verdict, told: str
+) -> None:
+    found = {"prompt": Passes(ONES, ONES + off, ONES + again_off, num_replayed=2, refusal=None)}
+    whole, graphs = woven_findings(ONE, found, {"prompt": ONES}, torch.float32)
+    assert (whole.verdict, graphs.got) == (verdict, told)
+    (in_order,) = woven_findings(IN_ORDER, found, {"prompt": ONES}, torch.float32)
+    assert in_order.verdict is verdict
+
+
+def test_passes_that_are_not_captured_say_why() -> None:
+    found = {"prompt": Passes(ONES, ONES, ONES, num_replayed=0, refusal="ranks are threads")}
+    _, graphs = woven_findings(THREADS, found, {"prompt": ONES}, torch.float32)
+    assert (graphs.got, graphs.verdict) == ("ranks are threads", Verdict.NOT_RUN)
+
+
+def test_a_batch_is_woven_at_its_middle_or_where_it_was_not_cut_before() -> None:
+    prompt = FULL_WOVEN.batches()["prompt"]
+    assert (woven_of(prompt).split, woven_of(prompt, later=1).split) == (1024, 1025)
 
 
 class Untrue(PlainLoop):
