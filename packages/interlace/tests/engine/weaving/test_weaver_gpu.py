@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from tokenweave.communicators import NullCommunicator, thread_group
 from tokenweave.communicators.thread import Rendezvous, ThreadCommunicator
 from tokenweave.cost import Peaks
 from tokenweave.curves import Curve
+from tokenweave.geometry import BatchGeometry
 from tokenweave.host_costs import STREAMS, HostCosts
 from tokenweave.kernels import ReferenceKernels
 from tokenweave.kernels.cuda.sharing import CtaTable
@@ -65,6 +67,7 @@ def runner(prices: GpuPrices | None, **options: Any) -> Any:
         dtype=torch.bfloat16,
         weights_name="none",
         streams=object(),
+        graphs=None,
         gpu_prices=prices,
     )
 
@@ -133,6 +136,20 @@ def test_without_a_table_the_device_is_modelled_with_what_it_reaches() -> None:
     assert found.split(batch) is None  # a small model's steps: the host could not issue twice as many in time
     found.costs = replace(found.costs, table=replace(table, host=HostCosts()))
     assert found.choose(batch.geometry).split is not None
+
+
+@pytest.mark.parametrize(("refusal", "is_woven"), [(None, True), ("the group has none", False)])
+def test_passes_that_decode_cost_the_host_nothing_where_they_are_graphs(
+    refusal: str | None, is_woven: bool
+) -> None:
+    """1024 sequences whose next token is wanted. Issued one by one, 30 layers of twice the steps would take 1.2 s."""
+    there = runner(GpuPrices(CTAS, slow(5.0), slow(5.0), replace(TABLE, host=HostCosts(issue_s=5e-3))))
+    there.graphs = SimpleNamespace(refusal=refusal)
+    found = Weaver.of(there)
+    ends = np.arange(1025, dtype=np.int32)
+    decoding = BatchGeometry(ends, np.full(1024, 64, dtype=np.int32), ends[1:] - 1)
+    assert (found.choose(decoding).split is not None) is is_woven
+    assert found.choose(BatchGeometry.prefill(1024)).split is None
 
 
 def test_where_nobody_takes_the_tables_ctas_reductions_are_taken_to_take_the_most() -> None:

@@ -62,10 +62,12 @@ class Weaver:
         costs: CostModel | None = None,
         *,
         shared_core: bool,
+        has_graphs: bool = False,
     ) -> None:
         """`mode`: never, always or auto, which is never without `costs`: of a model's layers. `shared_core`: see
-        `simulate`."""
+        `simulate`. `has_graphs`: whether passes that decode are captured, so that the host issues no steps of them."""
         self.costs, self.alignment, self.shared_core = costs, alignment, shared_core
+        self.has_graphs = has_graphs
         self.mode = "never" if mode == "auto" and costs is None else mode
         self._decisions: dict[tuple[int, ...], int | None] = {}
 
@@ -93,7 +95,8 @@ class Weaver:
         alignment = gpu_alignment_of(row_tile(runner.kernels), size)
         if size == 1 or config.weave != "auto":
             return cls(config.weave if size > 1 else "never", alignment, shared_core=False)
-        return cls("auto", alignment, gpu_costs_of(runner), shared_core=False)
+        has_graphs = runner.graphs is not None and runner.graphs.refusal is None
+        return cls("auto", alignment, gpu_costs_of(runner), shared_core=False, has_graphs=has_graphs)
 
     def split(self, batch: ForwardBatch) -> int | None:
         """The row to split `batch` at; None: leave it whole. Costs microseconds but for the first batch of its kind."""
@@ -117,6 +120,7 @@ class Weaver:
         sample = LayerSample.of(self.costs.layers)
         costs = replace(self.costs, layers=sample.kinds)
         hideable_s = costs.hideable_s(num_tokens, shared_core=self.shared_core)
+        is_decoding = num_tokens == len(load.seq_lens)
 
         def plan_of(split: int | None) -> Plan:
             return plan_forward(len(sample.kinds), num_tokens, split)
@@ -128,7 +132,7 @@ class Weaver:
             shared_core=self.shared_core,
             guard=guard,
             sample=sample,
-            issue_s=costs.table.host.issue_s,
+            issue_s=0.0 if self.has_graphs and is_decoding else costs.table.host.issue_s,
         )
 
     def _kind(self, load: BatchGeometry) -> tuple[int, ...]:
