@@ -6,6 +6,8 @@ compared with those of the plain loop before that, which `peers` compares with t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from emucxl.bench.harness import Samples, interleaved
 from interlace.models.config import ModelConfig
 from tokenweave.kernels import BLOCK_SIZE, blocks_for
 
+FP8_S = 25.0  # what that part may take
+FP8_BOUND = 0.2  # the same, where weights have three bits of fraction
 BOUND = {torch.bfloat16: 5e-2, torch.float32: 1e-4}  # of the logits' relative error, over all layers
 CHECKED_TOKENS = 37  # of the prompt whose logits are compared
 WANTED = {1: 0.8, 64: 0.7}  # of the floor, by sequences that decode
@@ -40,6 +44,7 @@ class EngineShapes:
     batches: tuple[int, ...]  # sequences that decode
     prompt: int  # tokens that each of them has read
     prefills: tuple[int, ...]  # tokens of a prompt
+    fp8_batches: tuple[int, ...]  # sequences that decode with weights in FP8
     rounds: int
     steps: int  # of decoding, in a sample
     warm_up: int = 3  # samples that do not count: shapes come, come again and are captured, and are replayed
@@ -65,9 +70,9 @@ class EngineShapes:
         return found
 
 
-FULL = EngineShapes(LLAMA_8B, (1, 8, 64, 256), 256, (512, 2048, 8192, 16384), rounds=7, steps=8)
-QUICK = EngineShapes(LLAMA_8B, (1, 64), 256, (2048,), rounds=3, steps=8)
-DRY = EngineShapes(TINY, (2,), 3, (5,), rounds=1, steps=1, warm_up=0, checked=4)
+FULL = EngineShapes(LLAMA_8B, (1, 8, 64, 256), 256, (512, 2048, 8192, 16384), (1, 64), rounds=7, steps=8)
+QUICK = EngineShapes(LLAMA_8B, (1, 64), 256, (2048,), (), rounds=3, steps=8)
+DRY = EngineShapes(TINY, (2,), 3, (5,), (2,), rounds=1, steps=1, warm_up=0, checked=4)
 
 
 def shapes_of(job: StageJob) -> EngineShapes:
@@ -78,31 +83,56 @@ def run(job: StageJob) -> None:
     device, shapes = job.device, shapes_of(job)
     floors = Floors.measured(device, job.options.is_dry_run)
     weights = RandomWeights(shapes.config, device)
-    served = Served.on(device, weights, max(shapes.batches), shapes.num_tokens)
-    try:
-        error = check(device, shapes, served, weights)
-        job.told.keep(logits_off_by=error, bytes_per_s=floors.bytes_per_s, flops_per_s=floors.flops_per_s)
-        del weights  # the engine has its own
-        cases: dict[str, Any] = {}
+    job.told.keep(bytes_per_s=floors.bytes_per_s, flops_per_s=floors.flops_per_s)
+    cases: dict[str, Any] = {}
+    with served_on(device, weights, shapes, "none") as served:
+        off = check(device, shapes, served, weights, BOUND[device.dtype])
+        job.told.keep(logits_off_by=off)
         for num_seqs in shapes.batches:
             decode(job, shapes, served, floors, num_seqs, cases)
         for num_tokens in shapes.prefills:
             prefill(job, shapes, served, floors, num_tokens, cases)
+    if shapes.fp8_batches and job.left_s < FP8_S:
+        left = f"{job.left_s:.0f} s are left"
+        job.told.show(Finding("weights in FP8", left, "", Verdict.NOT_RUN))
+    elif shapes.fp8_batches:
+        with served_on(device, weights, shapes, "fp8") as served:
+            off = check(device, shapes, served, weights, FP8_BOUND)
+            job.told.show(Finding("weights in FP8, logits", f"off by {off:.1e}"))
+            for num_seqs in shapes.fp8_batches:
+                decode(job, shapes, served, floors, num_seqs, cases, "weights in FP8, ")
+
+
+@contextmanager
+def served_on(
+    device: Device, weights: RandomWeights, shapes: EngineShapes, quantize: str
+) -> Iterator[Served]:
+    served = Served.on(device, weights, max(shapes.batches), shapes.num_tokens, quantize)
+    try:
+        yield served
     finally:
         served.close()
 
 
-def check(device: Device, shapes: EngineShapes, served: Served, weights: RandomWeights) -> float:
+def check(
+    device: Device, shapes: EngineShapes, served: Served, weights: RandomWeights, bound: float
+) -> float:
     """The relative error of the logits after a prompt and of a step after it. Raises ArithmeticError if it is large."""
     (ids,) = shapes.prompts(1, shapes.checked)
     plain = PlainLoop(weights, device, is_compiled=False)
     cache, given = plain.new_cache(1, len(ids)), torch.tensor([ids], device=device.kind)
     expected = torch.cat([plain.prefill(given[:, :-1], cache), plain.decode(given[:, -1:], cache)])
-    return check_close("the engine's logits", served.logits(ids), expected, BOUND[device.dtype])
+    return check_close("the engine's logits", served.logits(ids), expected, bound)
 
 
 def decode(
-    job: StageJob, shapes: EngineShapes, served: Served, floors: Floors, num_seqs: int, cases: dict[str, Any]
+    job: StageJob,
+    shapes: EngineShapes,
+    served: Served,
+    floors: Floors,
+    num_seqs: int,
+    cases: dict[str, Any],
+    prefix: str = "",
 ) -> None:
     """One token of each sequence, again and again, and how much of a step the device waits."""
     served.begin(shapes.prompts(num_seqs, shapes.prompt), shapes.num_steps)
@@ -111,9 +141,11 @@ def decode(
         measure()
     samples = interleaved({"ours": measure}, shapes.rounds)["ours"]
     num_keys = shapes.prompt + shapes.num_steps // 2
-    work = decode_work(shapes.config, num_seqs, num_keys, job.device.dtype.itemsize)
-    name = f"decode, {num_seqs} x {shapes.prompt} tokens"
-    job.told.show(against_floor(name, samples, floors, work, num_seqs, WANTED.get(num_seqs)))
+    size_bytes = job.device.dtype.itemsize
+    work = decode_work(shapes.config, num_seqs, num_keys, size_bytes, served.weight_bytes)
+    name = f"{prefix}decode, {num_seqs} x {shapes.prompt} tokens"
+    wanted = None if prefix else WANTED.get(num_seqs)
+    job.told.show(against_floor(name, samples, floors, work, num_seqs, wanted))
     kept = cases[name] = {"num_keys": num_keys, **to_json(samples, floors, work)}
     path = job.options.artefact(f"decode-{num_seqs}.json.gz")
 

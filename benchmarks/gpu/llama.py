@@ -43,12 +43,18 @@ class PassWork:
     flops: float
 
 
-def decode_work(config: ModelConfig, num_seqs: int, num_keys: int, value_bytes: int) -> PassWork:
-    """One token of each of `num_seqs` sequences, which sees `num_keys` keys: every weight is read once."""
+def decode_work(
+    config: ModelConfig, num_seqs: int, num_keys: int, value_bytes: int, weight_bytes: int | None = None
+) -> PassWork:
+    """One token of each of `num_seqs` sequences, which sees `num_keys` keys: every weight is read once.
+
+    `weight_bytes`: of all weights but the embedding, where they do not take `value_bytes` each, as keys do.
+    """
     weights = config.num_layers * sum(layer_values(config).values()) + head_values(config)
     keys = num_seqs * num_keys * 2 * config.num_layers * config.num_kv_heads * config.head_dim
     pairs = num_seqs * num_keys * config.num_layers
-    return PassWork(value_bytes * (weights + keys), 2.0 * num_seqs * weights + attention_flops(config, pairs))
+    num_bytes = value_bytes * weights if weight_bytes is None else weight_bytes
+    return PassWork(num_bytes + value_bytes * keys, 2.0 * num_seqs * weights + attention_flops(config, pairs))
 
 
 def prefill_work(config: ModelConfig, num_tokens: int, value_bytes: int) -> PassWork:

@@ -63,7 +63,13 @@ class Served:
     """
 
     def __init__(
-        self, device: Device, model: LoadedModel, dtype: torch.dtype, num_seqs: int, num_tokens: int
+        self,
+        device: Device,
+        model: LoadedModel,
+        dtype: torch.dtype,
+        num_seqs: int,
+        num_tokens: int,
+        quantize: str = "none",
     ) -> None:
         """Room for `num_seqs` sequences at a time, and for `num_tokens` tokens of all sequences together."""
         self._device = device
@@ -71,6 +77,7 @@ class Served:
             model.name,
             device="cuda",
             dtype=str(dtype).removeprefix("torch."),
+            quantize=quantize,
             max_num_seqs=num_seqs,
             max_num_batched_tokens=max(num_seqs, min(num_tokens, MOST_TOKENS)),
             num_kv_blocks=blocks_for(num_tokens) + num_seqs,
@@ -81,9 +88,19 @@ class Served:
         self._numbers = itertools.count()
 
     @classmethod
-    def on(cls, device: Device, weights: RandomWeights, num_seqs: int, num_tokens: int) -> Served:
+    def on(
+        cls, device: Device, weights: RandomWeights, num_seqs: int, num_tokens: int, quantize: str = "none"
+    ) -> Served:
         """The engine on weights that are given, which it packs for itself."""
-        return cls(device, LoadedModel("random", Path(), weights), weights.dtype, num_seqs, num_tokens)
+        return cls(
+            device, LoadedModel("random", Path(), weights), weights.dtype, num_seqs, num_tokens, quantize
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a step reads: all but the embedding."""
+        decoder = self.ranks.runner.decoder
+        return decoder.size_bytes - decoder.embed.size_bytes
 
     def logits(self, ids: Sequence[int], num_steps: int = 1) -> Tensor:
         """Logits (1 + num_steps, vocab) float32, each after a token more: of a prefill, then of steps.

@@ -43,6 +43,7 @@ def test_a_step_reads_every_weight_but_the_embedding_once_and_every_key() -> Non
     keys = 8 * 100 * 2 * 32 * 8 * 128  # sequences, tokens, keys and values, layers, heads, dimensions
     assert decode_work(LLAMA_8B, 8, 100, 2).num_bytes == 2 * (values + keys)
     assert decode_work(LLAMA_8B, 1, 0, 2).flops == 2 * values
+    assert decode_work(LLAMA_8B, 8, 100, 2, weight_bytes=values).num_bytes == values + 2 * keys
 
 
 def test_a_prompt_goes_through_all_layers_but_only_its_last_token_through_the_rest_of_the_last() -> None:

@@ -182,6 +182,8 @@ def test_hosts_that_share_lines_but_no_bytes_lose_nothing(
         *(pytest.param(each, 5000, marks=pytest.mark.slow) for each in ("address,undefined", "thread")),
     ],
 )
-def test_threads_of_two_hosts_lose_no_byte_of_shared_lines(tmp_path: Path, sanitize: str, rounds: int) -> None:
+def test_threads_of_two_hosts_lose_no_byte_of_shared_lines(
+    tmp_path: Path, sanitize: str, rounds: int
+) -> None:
     program = compile_program(Path("stress_coherence.c"), tmp_path, sanitize)
     assert run_program(program, rounds) == "no byte lost\n"
