@@ -14,6 +14,7 @@ from support.c_programs import SANITIZER_OPTIONS, compile_program, compiler, run
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "memory"
+LIGHT = "undefined"  # where memory or time is counted; test_forks.py has this core built anyway
 
 CHECKS = [
     "closed",
@@ -109,7 +110,7 @@ def test_an_environment_that_makes_no_sense_fails_init_with_its_reason(
 
 def test_the_default_sizes_fit_a_small_machine(tmp_path: Path) -> None:
     """256 MiB of addresses, in all."""
-    program = compile_program(EXAMPLES / "two_nodes.c", tmp_path, "")
+    program = compile_program(EXAMPLES / "two_nodes.c", tmp_path, LIGHT)
     done = run_in(Path("/bin/sh"), {}, "-c", f"ulimit -v 262144 && exec {program}")
     assert done.returncode == 0, done.stderr
     assert "answer = 42" in done.stdout
@@ -117,7 +118,7 @@ def test_the_default_sizes_fit_a_small_machine(tmp_path: Path) -> None:
 
 def test_a_modelled_node_takes_its_time(tmp_path: Path) -> None:
     """100 us for each of 300 elements that are written, linked and read again: 0.09 s at least, if they are remote."""
-    queue = compile_program(EXAMPLES / "node_queue.c", tmp_path, "")
+    queue = compile_program(EXAMPLES / "node_queue.c", tmp_path, LIGHT)
     done = run_in(queue, {"EMUCXL_REMOTE_LATENCY_NS": "100000"}, "300")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
@@ -135,7 +136,7 @@ def test_a_modelled_node_takes_its_time(tmp_path: Path) -> None:
 def test_a_file_stands_in_for_a_device(tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.write_bytes(bytes(4 << 20))
-    program = compile_program(EXAMPLES / "two_nodes.c", tmp_path, "")
+    program = compile_program(EXAMPLES / "two_nodes.c", tmp_path, LIGHT)
     done = run_in(program, {"EMUCXL_REMOTE_DAX": str(device)})
     assert done.returncode == 0, done.stderr
     assert "read back: written locally" in done.stdout
@@ -183,7 +184,7 @@ def test_the_queue_example_runs_in_both_orders(tmp_path: Path) -> None:
 
 def test_the_key_value_example_prints_the_published_percentages(tmp_path: Path) -> None:
     store = ["-O2", str(EXAMPLES / "kv_store.c")]
-    assert run_program(compile_program(EXAMPLES / "kv_hits.c", tmp_path, "", store)) == PUBLISHED
+    assert run_program(compile_program(EXAMPLES / "kv_hits.c", tmp_path, LIGHT, store)) == PUBLISHED
 
 
 def test_the_key_value_example_is_clean_under_the_sanitizers(tmp_path: Path) -> None:

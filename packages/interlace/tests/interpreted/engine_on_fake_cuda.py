@@ -27,7 +27,7 @@ from tokenweave.trace import Trace
 
 PROMPTS = [[(7 * i + 3 * p) % VOCAB_SIZE for i in range(length)] for p, length in enumerate((3, 27))]
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-FAST = ("llama_untied", "mixtral", "gemma2")
+FAST = ("mixtral", "gemma2")
 Answer = tuple[list[int], list[dict[int, Logprob]] | None]
 
 
