@@ -43,7 +43,7 @@ PHASES = {
     ),
     "batch": (("interlace.engine.engine", "", "build_batch"),),
     "pass": (("interlace.engine.ranks.group", "RankGroup", "execute"),),
-    "sampling": (("interlace.engine.engine", "", "sample"),),
+    "sampling": (("interlace.engine.sampler", "HostSampler", "sample"),),
     "text": (("interlace.engine.text", "TextAssembler", "push"),),
 }
 Counts = dict[str, float]  # seconds of each phase
