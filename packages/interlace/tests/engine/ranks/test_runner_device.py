@@ -21,10 +21,12 @@ from interlace.engine.ranks.runner import Runner, wait_until_loaded
 from interlace.engine.ranks.tracing import collect_recordings, start_recording
 from interlace.models.batch import ForwardBatch
 from interlace.models.sources import load_model
+from support.device_ranks import AsOnADevice
+from support.fake_graphs import FakeGraphs
 from support.patience import PATIENCE_S
 from support.tiny_models import VOCAB_SIZE, make_model
 from tokenweave.communicators import NullCommunicator, thread_group
-from tokenweave.kernels import ReferenceKernels
+from tokenweave.kernels import Kernels, ReferenceKernels
 from tokenweave.plan import Lane, Step, plan_forward
 from tokenweave.streams import HostStreams
 from tokenweave.trace import Trace
@@ -51,11 +53,16 @@ def on_fake_device(tmp_path: Path) -> Callable[..., Runner]:
     """`on_fake_device(executor="lanes")`: a rank that is told to be on a GPU, whose tensors are on the CPU."""
     directory = make_model(tmp_path)
 
-    def make(executor: str = "lanes") -> Runner:
+    def make(executor: str = "lanes", kernels: Kernels | None = None) -> Runner:
         config = EngineConfig(
-            str(directory), device="cuda", dtype="float32", num_kv_blocks=8, executor=executor
+            str(directory),
+            device="cuda",
+            dtype="float32",
+            num_kv_blocks=8,
+            max_num_seqs=1,
+            executor=executor,
         )
-        communicator = NullCommunicator(kernels=ReferenceKernels())
+        communicator = NullCommunicator(kernels=kernels or ReferenceKernels())
         return Runner(config, load_model(str(directory)), communicator)
 
     return make
@@ -88,6 +95,24 @@ def test_a_trace_of_a_device_has_every_step_and_says_how_its_clock_was_placed(
     assert [done.plan.split for done in recording.passes] == [7, None]
     for done in recording.passes:
         assert [span.step for span in done.spans()] == list(done.plan.steps)
+
+
+def test_passes_that_are_traced_run_step_by_step_and_as_graphs_again_after_it(
+    on_fake_device: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = FakeGraphs()
+    monkeypatch.setattr("interlace.engine.ranks.runner.graphs_on", lambda kernels: graphs)
+    _, decoding = BATCHES
+    with closing(on_fake_device(kernels=AsOnADevice())) as runner:
+        runner.execute(decoding)
+        start_recording(runner)
+        runner.execute(decoding)
+        trace = Trace.join(*collect_recordings(runner))
+        assert graphs.num_replays == 1
+        runner.execute(decoding)
+        assert graphs.num_replays == 2
+    (done,) = trace.recordings[0].passes
+    assert [span.step for span in done.spans()] == list(done.plan.steps)
 
 
 def test_an_observer_of_a_device_is_told_when_the_times_are_collected(
