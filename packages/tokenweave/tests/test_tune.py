@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from support.fake_events import FakeDevice, OneFakeStream
 from support.wave_tables import KINDS, key_of
-from tokenweave import tune
 from tokenweave.cost import CostModel
-from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry, pairs_seen
 from tokenweave.host_costs import HostCosts
 from tokenweave.host_timing import measure_lanes, measure_stream_switch_s, measure_switch_s
 from tokenweave.plan import Lane, plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.stage_clock import EventClock
-from tokenweave.tune import MIN_ROUNDS, device_grid, measure_exchange, measure_table, token_grid
+from tokenweave.tune import MIN_ROUNDS, measure_table
 from tokenweave.wave_table import TableKey
 
 PASS_TOKEN_S = 3e-6  # a token of a whole pass: more than its stages say
@@ -169,17 +164,6 @@ def test_products_that_would_not_leave_sms_are_taken_to_lose_in_proportion() -> 
         assert each.mlps[0](512) == pytest.approx(lost * table.kinds[0].mlp(512))
 
 
-def test_a_gpus_grid_has_both_sides_of_every_tile() -> None:
-    grid = device_grid(4096, 128)
-    assert grid[:8] == (1, 2, 4, 8, 16, 32, 64, 128)
-    assert {count + side for count in range(128, 4096, 128) for side in (0, 1)} <= set(grid)
-    assert grid[-1] == 4096
-    assert len(device_grid(16384, 128)) < 90
-    assert device_grid(5, 128) == (1, 2, 4, 5)
-    with pytest.raises(TuneError, match="row_tile=0"):
-        device_grid(5, 0)
-
-
 def test_the_budget_ends_the_rounds() -> None:
     stages = FakeStages()
     measure_table(stages, key_of(), max_tokens=12, row_tile=12, budget_s=0.0)
@@ -187,58 +171,11 @@ def test_the_budget_ends_the_rounds() -> None:
     assert per_round == int(per_round)
 
 
-@given(max_tokens=st.integers(1, 9000), row_tile=st.integers(1, 64))
-def test_the_grid_has_every_small_count_both_sides_of_waves_and_the_end(
-    max_tokens: int, row_tile: int
-) -> None:
-    grid = token_grid(max_tokens, row_tile)
-    assert grid[0] == 1
-    assert grid[-1] == max_tokens
-    assert list(grid) == sorted(set(grid))
-    assert set(range(1, min(max_tokens, 4 * row_tile) + 1)) <= set(grid)
-    for count in grid:
-        if count > 4 * row_tile and count < max_tokens:
-            assert count % row_tile in (0, 1 % row_tile)
-
-
-def test_a_grid_of_nothing_is_refused() -> None:
-    with pytest.raises(TuneError, match="max_tokens=0"):
-        token_grid(0, 12)
-
-
 def test_handing_a_step_over_takes_time() -> None:
     assert 0 < measure_switch_s(num_layers=4, rounds=2) < float("inf")
     costs = measure_lanes()
     assert costs.switch_s > 0
     assert costs.issue_s == 0
-
-
-class TimedGroup:
-    """A group whose reductions take what a link of 10 MB/s and 2 ms takes, by a clock of its own."""
-
-    size, compute_s, latency_s, bytes_per_s = 2, 1e-4, 2e-3, 1e7
-
-    def __init__(self) -> None:
-        self.wall_s = self.busy_s = 0.0
-
-    def barrier(self) -> None: ...
-
-    def new_partial(self, num_tokens: int, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(num_tokens, hidden_size, dtype=dtype)
-
-    def all_reduce_rms_norm(self, hidden: torch.Tensor, *_: object) -> None:
-        self.busy_s += self.compute_s
-        self.wall_s += self.compute_s + 2 * (self.latency_s + hidden.nbytes / 2 / self.bytes_per_s)
-
-
-def test_the_speed_of_an_unknown_link_is_found_by_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = TimedGroup()
-    clock = SimpleNamespace(perf_counter=lambda: group.wall_s, process_time=lambda: group.busy_s)
-    monkeypatch.setattr(tune, "time", clock)
-    exchange = measure_exchange(group, 256, torch.float32)  # type: ignore[arg-type]
-    assert exchange.link.bytes_per_s == pytest.approx(group.bytes_per_s)
-    assert exchange.link.latency_s == pytest.approx(group.latency_s)
-    assert exchange.reduce(256) == pytest.approx(group.compute_s)
 
 
 def test_the_hand_over_between_streams_is_what_they_take_longer_than_one() -> None:

@@ -14,31 +14,25 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
-from tokenweave.cost import CostModel, LinkSpeed
+from tokenweave.cost import CostModel
 from tokenweave.cta_choice import with_best_ctas
 from tokenweave.curves import AttentionTimes, Curve, Pace
-from tokenweave.errors import TuneError
 from tokenweave.geometry import BatchGeometry, pairs_seen
-from tokenweave.kernels import ResidualNorms
 from tokenweave.plan import plan_forward
 from tokenweave.simulate import simulate
 from tokenweave.sm_sharing import BesideCtas, SmSharing
+from tokenweave.token_grids import device_grid, token_grid
 from tokenweave.wave_table import CURVES, KindTimes, MlpShape, TableKey, WaveTable
 
 if TYPE_CHECKING:
-    from tokenweave.communicators import Communicator
     from tokenweave.host_costs import HostCosts
 
 Progress = Callable[[float, str], None]  # the fraction that is done, and what is being measured
 
-DENSE_TILES = 4  # every count up to here, in row tiles: where waves matter most
-GROWTH = 2**0.25  # from each count to the next above those
 QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 CONTEXT = 1024  # keys before the new tokens, in the second of two measurements of attention
 LEFT = 0.25  # of the time that products should lose with the SMs: less says that they lost no SMs
-WAVE_TILES = 32  # on GPUs, both sides of every row tile up to so many
 MANY = 8  # sequences of up to FEW_QUERIES new tokens that are timed together
 FEW_QUERIES = 16
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
@@ -48,8 +42,6 @@ PACE_TOKENS = (256, 640, 1536)
 GPU_PACE_TOKENS = (256, 1024, 4096)
 PACE_ROUNDS = 5
 MOST_PACE = 3.0  # whatever slows a pass by more than that is no property of the machine
-EXCHANGED_TOKENS = (16, 256)
-LEAST_S_PER_BYTE = 1e-13  # faster links than that are none
 
 
 class Stages(Protocol):
@@ -90,38 +82,6 @@ class Stages(Protocol):
 
     def host_costs(self) -> HostCosts:
         """Measures what the executor adds to a plan's steps."""
-
-
-def token_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
-    """Token counts to measure at: every one at first, then the last of a wave and the first of the next, ever farther
-    apart."""
-    if max_tokens < 1 or row_tile < 1:
-        raise TuneError(f"got max_tokens={max_tokens}, row_tile={row_tile}; expected at least 1 of each")
-    dense = DENSE_TILES * row_tile
-    found = {*range(1, min(dense, max_tokens) + 1), max_tokens}
-    at = float(dense)
-    while (at := at * GROWTH) < max_tokens:
-        count = round(at / row_tile) * row_tile
-        found |= {count} if count > 8 * dense else {count, count + 1}
-    return tuple(sorted(count for count in found if count <= max_tokens))
-
-
-def device_grid(max_tokens: int, row_tile: int) -> tuple[int, ...]:
-    """The token counts of a GPU: powers of two within the first row tile, then the last of a tile and the first of the
-    next, tile by tile for `WAVE_TILES`, then ever farther apart.
-
-    A tile of rows is as many thread blocks as a product has tiles of columns, and a wave as many blocks as the device
-    has SMs: so a wave ends with some of the tiles, other ones for each product, and both sides of each show which.
-    """
-    if max_tokens < 1 or row_tile < 1:
-        raise TuneError(f"got max_tokens={max_tokens}, row_tile={row_tile}; expected at least 1 of each")
-    found = {max_tokens, *(1 << power for power in range(row_tile.bit_length()))}
-    for tile in range(1, WAVE_TILES + 1):
-        found |= {tile * row_tile, tile * row_tile + 1}
-    at = float(WAVE_TILES * row_tile)
-    while (at := at * GROWTH) < max_tokens:
-        found.add(round(at / row_tile) * row_tile)
-    return tuple(sorted(count for count in found if count <= max_tokens))
 
 
 class _Place(NamedTuple):
@@ -343,43 +303,3 @@ def _attention_times(cells: Mapping[_Place, _Sample], kind: int, window: int) ->
             pairs = float(pairs_seen(new, keys, window)[0])
             found.setdefault(place.num_tokens, []).append((pairs, cell.seconds))
     return AttentionTimes.fit((count, few, many) for count, (few, many) in found.items())
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """The measured time of a group's reductions, where the link is not known: the core's part, and the link's."""
-
-    reduce: Curve
-    link: LinkSpeed
-
-
-def measure_exchange(communicator: Communicator, hidden_size: int, dtype: torch.dtype) -> Exchange:
-    """Times `all_reduce_rms_norm` at a few and at many tokens. A collective call.
-
-    What this process computed meanwhile is the core's part. The rest is waiting, and counts as two exchanges over a
-    link: its latency from the few tokens, its bandwidth from the many.
-    """
-    weight = torch.ones(hidden_size, dtype=dtype)
-    busy_s, idle_s = [], []
-    for num_tokens in EXCHANGED_TOKENS:
-        samples = [
-            _time_reduction(communicator, num_tokens, weight) for _ in range(1 + MIN_ROUNDS)
-        ]  # the first one connects
-        busy_s.append(min(busy for busy, _ in samples[1:]))
-        idle_s.append(min(idle for _, idle in samples[1:]))
-    sent_bytes = weight.nbytes * (communicator.size - 1) / communicator.size
-    few, many = (count * sent_bytes for count in EXCHANGED_TOKENS)
-    per_byte_s = max((idle_s[1] - idle_s[0]) / 2 / (many - few), LEAST_S_PER_BYTE)
-    latency_s = max(0.0, idle_s[0] / 2 - few * per_byte_s)
-    return Exchange(Curve(EXCHANGED_TOKENS, tuple(busy_s)), LinkSpeed(1 / per_byte_s, latency_s))
-
-
-def _time_reduction(communicator: Communicator, num_tokens: int, weight: torch.Tensor) -> tuple[float, float]:
-    """Seconds that this process computed, and that it waited."""
-    partial = communicator.new_partial(num_tokens, len(weight), weight.dtype).zero_()
-    residual = torch.zeros(num_tokens, len(weight))
-    communicator.barrier()
-    wall_s, busy_s = time.perf_counter(), time.process_time()
-    communicator.all_reduce_rms_norm(partial, residual, ResidualNorms(weight, 1e-5))
-    wall_s, busy_s = time.perf_counter() - wall_s, time.process_time() - busy_s
-    return min(busy_s, wall_s), max(0.0, wall_s - busy_s)

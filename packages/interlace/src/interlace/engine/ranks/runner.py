@@ -36,12 +36,12 @@ from interlace.models.footprint import resolve_quantize, weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
+from tokenweave.exchange import Exchange, measure_exchange
 from tokenweave.execute import Observer
 from tokenweave.kernels import blocks_for, make_kernels
 from tokenweave.lanes import LaneExecutor
 from tokenweave.plan import Plan, plan_forward
 from tokenweave.trace import Recorder
-from tokenweave.tune import Exchange, measure_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
