@@ -63,7 +63,8 @@ JOINED_ELSEWHERE = {
     "symm_mem": "`tokenweave.communicators.gpus` joins ranks on GPUs, and chooses what joins them"
 }
 ENDS_A_REQUEST = dict.fromkeys(
-    ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens"), "no token is chosen by it"
+    ("max_tokens", "stop", "stop_token_ids", "ignore_eos", "skip_special_tokens", "cache_salt"),
+    "no token is chosen by it",
 )
 RECIPES = {
     "Add a model family": Recipe(
@@ -93,7 +94,8 @@ RECIPES = {
             },
             "interlace/cli/options.py": dict.fromkeys(
                 ("stop_token_ids", "skip_special_tokens"), "programs know ids; people read text"
-            ),
+            )
+            | {"cache_salt": "a command has one user"},
             "interlace/cli/report.py": ENDS_A_REQUEST
             | {"seed": "has a key of its own", "logprobs": "has a key of its own"},
         },

@@ -81,6 +81,7 @@ class Served:
             max_num_seqs=num_seqs,
             max_num_batched_tokens=max(num_seqs, min(num_tokens, MOST_TOKENS)),
             num_kv_blocks=blocks_for(num_tokens) + num_seqs,
+            prefix_cache=False,
         )
         communicator = NullCommunicator(kernels=kernels_for(self.config, ranks_on_host=1))
         self.ranks = RankGroup(Runner(self.config, model, communicator), NoText(), None)  # type: ignore[arg-type]

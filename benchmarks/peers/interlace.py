@@ -17,12 +17,12 @@ class InterlaceSystem:
     """One engine over its ranks. The engine detokenises as it does for every caller."""
 
     def load(self, model: str, **options: Any) -> dict[str, Any]:
-        """Start the ranks; `options` are those of `interlace.LLM`."""
+        """Start the ranks; `options` are those of `interlace.LLM`. Rounds have the same prompts, and compute each."""
         from interlace.engine.config import EngineConfig
         from interlace.engine.engine import Engine
         from interlace.engine.ranks.launch import start
 
-        config = EngineConfig.from_options(model, options)
+        config = EngineConfig.from_options(model, {"prefix_cache": False, **options})
         self._ranks = start(config)
         self._engine = Engine(self._ranks, config)
         versions = {name: version(name) for name in ("interlace", "torch")}

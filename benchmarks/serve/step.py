@@ -173,7 +173,7 @@ def measure(
         {"dtype": "float32", "quantize": weights} if weights == "stored" else {"dtype": weights}
     )
     numbers, found, alone = random.Random(0), [], None
-    with LLM(model, threads=threads, **options) as llm:
+    with LLM(model, threads=threads, prefix_cache=False, **options) as llm:
         prompts = [[numbers.randrange(MAX_PROMPT_ID) for _ in range(num_prompt)] for _ in range(max(batches))]
         for batch in batches:
             tokens, steps = decode_steps(llm, prompts[:batch], num_steps)

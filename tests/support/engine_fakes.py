@@ -55,6 +55,9 @@ class FakeModelFacts:
     vocab_size: int = VOCAB_SIZE
     eos_token_ids: tuple[int, ...] = (EOS,)
 
+    def length_kind(self, num_prompt: int) -> int:
+        return 0
+
 
 class ByteDecoder:
     def __init__(self) -> None:

@@ -29,6 +29,7 @@ BAD: dict[str, list[Any]] = {
     "seed": [-1, 2**64, None, 1.0, 10**5000],
     "timeout_s": [0, -5, math.nan, None],
     "replay": [None, 1, "no"],
+    "prefix_cache": [None, 0, "off"],
     "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 

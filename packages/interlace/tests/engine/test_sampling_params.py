@@ -31,6 +31,7 @@ BAD: dict[str, list[Any]] = {
     "ignore_eos": [1, "yes", None],
     "logprobs": [-1, 1.0, True],
     "skip_special_tokens": [0, None],
+    "cache_salt": ["", "x" * 1025, 3, b"salt", ["a"]],
     # What float32 or the steps that all share could not bear, and what only looks like a number.
     "n": [1],
     "max_new_tokens": [5],
@@ -90,8 +91,8 @@ def test_numbers_of_any_kind_are_kept_as_python_s_own() -> None:
 def test_a_foreign_name_says_what_it_is_called_here() -> None:
     with pytest.raises(SamplingError, match=r"max_new_tokens=5: .*; it is called max_tokens"):
         SamplingParams(max_new_tokens=5)  # type: ignore[call-arg]
-    with pytest.raises(SamplingError, match="expected at most 14"):
-        SamplingParams(*range(15))  # type: ignore[call-arg, arg-type]
+    with pytest.raises(SamplingError, match="expected at most 15"):
+        SamplingParams(*range(16))  # type: ignore[call-arg, arg-type]
 
 
 def test_they_can_be_copied_with_a_change_and_pickled() -> None:

@@ -41,6 +41,7 @@ params_strategy = st.builds(
     stop_token_ids=st.sampled_from([None, [7], [100, 101]]),
     ignore_eos=st.booleans(),
     logprobs=st.sampled_from([None, 2]),
+    cache_salt=st.sampled_from([None, None, "one tenant", "another"]),
 )
 
 
@@ -52,11 +53,19 @@ class EngineMachine(RuleBasedStateMachine):
         budget=st.integers(6, 40),
         num_blocks=st.integers(5, 9),  # 5 just hold one request
         is_on_device=st.booleans(),
+        prefix_cache=st.sampled_from([True, True, False]),
     )
-    def start(self, max_num_seqs: int, budget: int, num_blocks: int, is_on_device: bool) -> None:
+    def start(
+        self, max_num_seqs: int, budget: int, num_blocks: int, is_on_device: bool, prefix_cache: bool
+    ) -> None:
         self.ranks = FakeRanks(num_blocks, MAX_MODEL_LEN)
         self.ranks.device = torch.device("cpu") if is_on_device else None
-        self.engine = make_engine(self.ranks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
+        self.engine = make_engine(
+            self.ranks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            prefix_cache=prefix_cache,
+        )
         self.requests: dict[str, tuple[list[int], SamplingParams]] = {}
         self.chunks: dict[str, list[StreamChunk]] = {}
 
@@ -91,6 +100,11 @@ class EngineMachine(RuleBasedStateMachine):
                 self.receive(chunk)
             self.engine.check()
 
+    @rule()
+    def reset(self) -> None:
+        self.engine.reset_prefix_cache()
+        assert self.engine.stats().num_kept_blocks == 0
+
     def receive(self, chunk: StreamChunk) -> None:
         chunks = self.chunks[chunk.request_id]
         assert not (chunks and chunks[-1].finished), "a chunk after the last"
@@ -104,6 +118,19 @@ class EngineMachine(RuleBasedStateMachine):
             assert 0 < batch.num_tokens <= self.engine.config.max_num_batched_tokens
             assert batch.num_seqs <= self.engine.config.max_num_seqs
         self.ranks.batches.clear()
+
+    @invariant()
+    def salts_share_no_block(self) -> None:
+        """Nor does anybody share a block that is still being filled."""
+        if not hasattr(self, "engine"):
+            return
+        owners: dict[int, tuple[str | None, int]] = {}
+        for sequence in self.engine.scheduler.running:
+            for index, block in enumerate(sequence.table.blocks.tolist()):
+                if block in owners:
+                    assert owners[block] == (sequence.params.cache_salt, index)
+                    assert index < sequence.num_published
+                owners[block] = (sequence.params.cache_salt, index)
 
     @invariant()
     def earlier_requests_come_first(self) -> None:

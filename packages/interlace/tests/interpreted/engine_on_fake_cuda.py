@@ -172,6 +172,20 @@ def test_a_killed_rank_ends_the_job_with_its_name(tmp_path: Path) -> None:
             llm.generate(PROMPTS, GREEDY)
 
 
+@pytest.mark.slow
+def test_prompts_that_begin_alike_are_computed_once(tmp_path: Path) -> None:
+    directory = make_model(tmp_path)
+    prompts = [PROMPTS[1], [*PROMPTS[1][:20], 5, 6]]
+    expected = answers(directory, GREEDY, device="cpu")[1]
+    with LLM(str(directory), device="cuda", dtype="float32", threads=1) as llm:
+        first, second, again = (
+            llm.generate([prompt], GREEDY)[0] for prompt in (prompts[0], prompts[1], prompts[0])
+        )
+    assert first.token_ids == again.token_ids == expected[0]
+    cached = [output.metrics.num_cached_tokens for output in (first, second, again)]
+    assert cached == [0, 16, 16]
+
+
 def test_tokens_are_drawn_and_penalised_as_on_the_cpu(tmp_path: Path) -> None:
     """Also for sequences that are preempted: the cache holds one of them at a time, towards the end."""
     directory = make_model(tmp_path)

@@ -166,6 +166,13 @@ ENGINE: dict[str, Any] = {
         "--replay/--no-replay",
         help="Make the calls of passes that come again in one: native code, or CUDA graphs.",
     ),
+    "prefix_cache": _option(
+        bool,
+        True,
+        "Engine",
+        "--prefix-cache/--no-prefix-cache",
+        help="Compute prompts that begin alike once.",
+    ),
     "generation_config": _option(
         str,
         "auto",

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineOptions
@@ -36,6 +36,7 @@ JOIN_MARGIN_S = 5.0  # over the ranks' own timeout, from being told to end until
 
 Item = StreamChunk | Exception
 Command = Callable[[], None]
+Answer = TypeVar("Answer")
 
 
 class AsyncLLM(FrontEnd):
@@ -115,9 +116,17 @@ class AsyncLLM(FrontEnd):
 
     async def describe(self) -> dict[str, object]:
         """The ranks: where they run, communicator, dtype, threads, memory."""
+        return await self._ask(self._ranks.describe)
+
+    async def reset_prefix_cache(self) -> None:
+        """Has no request find what was computed before this call."""
+        await self._ask(self._engine.reset_prefix_cache)
+
+    async def _ask(self, call: Callable[[], Answer]) -> Answer:
+        """Returns what `call` gives between two steps, in the engine's thread."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[dict[str, object]] = loop.create_future()
-        self._send(partial(self._describe, loop, answer))
+        answer: asyncio.Future[Answer] = loop.create_future()
+        self._send(partial(self._answer, call, loop, answer))
         return await answer
 
     def close(self) -> None:
@@ -208,14 +217,16 @@ class AsyncLLM(FrontEnd):
         if stream.request_id is not None and self._streams.get(stream.request_id) is stream:
             self._abort(stream.request_id)
 
-    def _describe(self, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[dict[str, object]]) -> None:
+    def _answer(
+        self, call: Callable[[], Answer], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Answer]
+    ) -> None:
         try:
             self._engine.raise_if_failed()
-            description = self._ranks.describe()
+            result = call()
         except Exception as error:
             _call_soon(loop, partial(_settle, answer, error=error))
         else:
-            _call_soon(loop, partial(_settle, answer, result=description))
+            _call_soon(loop, partial(_settle, answer, result=result))
 
     def _deliver(self, chunks: list[StreamChunk]) -> None:
         """To their streams, waking each event loop once."""
@@ -248,16 +259,12 @@ def _put_each(items: Sequence[tuple[_Stream, Item]]) -> None:
         stream.items.put_nowait(item)
 
 
-def _settle(
-    answer: asyncio.Future[dict[str, object]],
-    result: dict[str, object] | None = None,
-    error: Exception | None = None,
-) -> None:
+def _settle(answer: asyncio.Future[Any], result: object = None, error: Exception | None = None) -> None:
     if answer.cancelled():
         return
     if error is not None:
         answer.set_exception(error)
-    elif result is not None:
+    else:
         answer.set_result(result)
 
 

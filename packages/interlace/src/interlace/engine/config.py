@@ -48,6 +48,7 @@ class EngineOptions(TypedDict, total=False):
     link: str | None
     generation_config: str
     quantize: str
+    prefix_cache: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class EngineConfig:
     link: str | None = None  # a slower interconnect to model between the ranks, say "0.25GB/s,5us"
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
     quantize: str = "auto"  # weights in blocks, or dense: see `interlace.models.footprint.resolve_quantize`
+    prefix_cache: bool = True  # prompts that begin alike are computed once, as long as the blocks are there
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -106,8 +108,9 @@ class EngineConfig:
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
-        if not isinstance(self.replay, bool):
-            _reject("replay", self.replay, "True or False")
+        for name in ("replay", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                _reject(name, getattr(self, name), "True or False")
         self._check_limits()
         self._check_link()
         self._check_device()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.engine.batch_builder import build_batch
 from interlace.engine.cache.blocks import BlockManager
+from interlace.engine.cache.names import Roots, TextNames
 from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.meter import Meter
@@ -57,8 +58,9 @@ class Engine:
             BlockManager(ranks.num_blocks), config.max_num_seqs, config.max_num_batched_tokens
         )
         self._requests: dict[str, Request] = {}
-        self._num_requests = 0
+        self._num_requests = self._num_cached_tokens = 0
         self._eos_ids = end_token_ids(ranks)
+        self._roots = Roots() if config.prefix_cache else None
         self._sampler = make_sampler(ranks, config.max_num_seqs)
         self._following: IssuedPass | None = None  # the pass behind the last one whose tokens were given out
         self._meter = Meter()
@@ -90,13 +92,26 @@ class Engine:
             )
         token_ids = self.check_request(prompt_token_ids, params)
         seed = params.seed if params.seed is not None else self._derived_seed()
-        sequence = Sequence(request_id, token_ids, params, seed, self.ranks.max_model_len)
+        limit = self.ranks.max_model_len
+        sequence = Sequence(request_id, token_ids, params, seed, limit, self._names_of(token_ids, params))
         decoder = self.ranks.tokenizer.stream(params.skip_special_tokens, token_ids)
         assembler = TextAssembler(decoder, params.stop_strings)
         request = Request(sequence, prompt, assembler, self._eos_ids, self._stop_tokens(params))
         self.scheduler.add(sequence)  # nothing fails from here on: what is scheduled has its request
         self._num_requests += 1
         self._requests[request_id] = request
+
+    def reset_prefix_cache(self) -> None:
+        """Has no request find what was computed before this call."""
+        self.raise_if_failed()
+        self.scheduler.forget()
+
+    def _names_of(self, token_ids: list[int], params: SamplingParams) -> TextNames | None:
+        """Names for the blocks of a request; None where nothing is to be found or kept."""
+        if self._roots is None:
+            return None
+        length_kind = self.ranks.model_config.length_kind(len(token_ids))
+        return TextNames(self._roots.of(params.cache_salt, length_kind))
 
     def _stop_tokens(self, params: SamplingParams) -> dict[int, str | int]:
         """The tokens that end a request, with the reason to give: its ids, and strings that are special tokens.
@@ -169,11 +184,13 @@ class Engine:
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_free_blocks=scheduler.blocks.num_free,
+            num_kept_blocks=scheduler.blocks.num_kept,
             num_blocks=scheduler.blocks.num_blocks,
             prefill_tokens_per_second=self._meter.prefill_tokens_per_second,
             decode_tokens_per_second=self._meter.decode_tokens_per_second,
             num_steps=self._meter.num_steps,
             num_prompt_tokens=self._meter.num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
             num_output_tokens=self._meter.num_output_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_finished=self._num_requests - len(self._requests),
@@ -219,6 +236,8 @@ class Engine:
             request = self._requests.get(sequence.request_id)
             if request is None or request.sequence is not sequence:
                 continue
+            if sequence.num_output == 0:
+                self._num_cached_tokens += sequence.num_cached
             chunks.append(_advance(request, token, now_s))
             if request.finish_reason is not None:
                 self._remove(request)

@@ -161,6 +161,12 @@ class LLM(FrontEnd):
             self._engine.check_request(tokenised.token_ids, params)
         return self._stream(tokenised, params)
 
+    def reset_prefix_cache(self) -> None:
+        """Has no request find what was computed before this call."""
+        self._owner.check()
+        with self._lock:
+            self._engine.reset_prefix_cache()
+
     def describe(self) -> dict[str, object]:
         """The ranks: where they run, communicator, dtype, threads, memory."""
         self._owner.check()

@@ -29,9 +29,12 @@ class RequestMetrics:
     total_s: float  # arrival to the end
     num_prompt_tokens: int
     num_output_tokens: int
-    prefill_tokens_per_second: float | None  # prompt tokens, from the first pass to the first token
+    prefill_tokens_per_second: (
+        float | None
+    )  # prompt tokens that were computed, from the first pass to the first token
     decode_tokens_per_second: float | None  # tokens after the first, from the first to the end
     num_preemptions: int
+    num_cached_tokens: int  # of the prompt, found in the cache and not computed
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ class EngineStats:
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    num_kept_blocks: int  # of the free ones, those whose contents can still be found
     num_blocks: int
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
     num_steps: int
     num_prompt_tokens: int  # computed, recomputation after preemption included
+    num_cached_tokens: int  # of prompts, found and not computed
     num_output_tokens: int
     num_preemptions: int
     num_finished: int

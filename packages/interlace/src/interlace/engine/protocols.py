@@ -56,6 +56,9 @@ class ModelFacts(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
+    def length_kind(self, num_prompt: int) -> int:
+        """A number that two prompts have in common if their tokens are rotated alike, position by position."""
+
 
 class Ranks(Protocol):
     """Ranks that are up and run the model, with its tokenizer and configuration."""

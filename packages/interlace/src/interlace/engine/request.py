@@ -123,9 +123,10 @@ class Request:
             total_s=now_s - self._arrival_s,
             num_prompt_tokens=sequence.num_prompt,
             num_output_tokens=sequence.num_output,
-            prefill_tokens_per_second=_rate(sequence.num_prompt, scheduled_s, first_s),
+            prefill_tokens_per_second=_rate(sequence.num_prompt - sequence.num_cached, scheduled_s, first_s),
             decode_tokens_per_second=_rate(sequence.num_output - 1, first_s, now_s),
             num_preemptions=sequence.num_preemptions,
+            num_cached_tokens=sequence.num_cached,
         )
 
 

@@ -20,6 +20,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 MAX_LOGPROBS = 256
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 64, 1024
 MAX_STOP_TOKEN_IDS = 4096
+MAX_SALT_CHARACTERS = 1024
 
 ELSEWHERE = {  # names that other engines have, and what does the same here
     "max_new_tokens": "it is called max_tokens",
@@ -57,6 +58,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None  # this many likeliest tokens, and the chosen one; 0: the chosen one alone
     skip_special_tokens: bool = True
+    cache_salt: str | None = None  # requests share computed prefixes with those of the same salt alone
 
     def __new__(cls, *arguments: Any, **values: Any) -> Self:
         """Refuses what is no parameter in the words of the others' errors, before Python does in its own."""
@@ -76,6 +78,7 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 _reject(name, getattr(self, name), "True or False", "pass a bool")
+        self._check_salt("cache_salt")
         self._set("stop", _stop_strings(self.stop))
         self._set("stop_token_ids", _stop_token_ids(self.stop_token_ids))
 
@@ -108,6 +111,12 @@ class SamplingParams:
             expected = f"a number {'above' if above_low else 'of at least'} {low:g} and at most {high:g}"
             _reject(name, value, expected, advice)
         self._set(name, number)
+
+    def _check_salt(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not (isinstance(value, str) and 1 <= len(value) <= MAX_SALT_CHARACTERS):
+            expected = f"a string of 1 to {MAX_SALT_CHARACTERS} characters"
+            _reject(name, value, expected, "use None to share with all that have none")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -4,6 +4,7 @@ Invariants
 1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences
    are admitted only when all running ones are fully scheduled, so at most the last running one is
    mid-prefill: walking `running` in order *is* decode first, then the prompt in progress.
+3. Blocks are published when their pass has run, or has been given to a device, which runs it before later ones.
 2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (see
    `check_fits`). So every request ends.
 
@@ -20,7 +21,7 @@ from typing import NamedTuple
 from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
-from tokenweave.kernels import blocks_for
+from tokenweave.kernels import BLOCK_SIZE, blocks_for
 
 
 class Scheduled(NamedTuple):
@@ -66,7 +67,7 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self.blocks.free(sequence.drop_blocks())
+        self._leave_blocks(sequence)
 
     def schedule(self) -> list[Scheduled]:
         """The next pass; empty only when there is nothing to do. Blocks for its tokens are allocated.
@@ -94,6 +95,27 @@ class Scheduler:
         """The pass ran: its tokens' keys and values are in the cache."""
         for sequence, num_new in batch:
             sequence.num_computed += num_new
+            self._publish(sequence)
+
+    def forget(self) -> None:
+        """Has no block found any more, and none published of the sequences that are here now."""
+        for sequence in (*self.running, *self.waiting):
+            sequence.names = None
+        self.blocks.forget()
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Has the blocks found that are full now. One whose last token is pending waits until it is known."""
+        num_full = min(sequence.num_computed, sequence.num_tokens) // BLOCK_SIZE
+        if sequence.names is None or num_full == sequence.num_published:
+            return
+        names, blocks = sequence.names_before(num_full * BLOCK_SIZE), sequence.table.blocks
+        for index in range(sequence.num_published, num_full):
+            sequence.table.replace(index, self.blocks.publish(blocks.item(index), names[index]))
+        sequence.num_published = num_full
+
+    def _leave_blocks(self, sequence: Sequence) -> None:
+        self._publish(sequence)
+        self.blocks.free(sequence.drop_blocks())
 
     def _make_room(self, sequence: Sequence, num_new: int) -> bool:
         """Blocks for `num_new` more tokens, by preempting the latest-arrived; False if that is `sequence`."""
@@ -108,7 +130,7 @@ class Scheduler:
     def _preempt_latest(self) -> Sequence:
         """Recomputed later: it keeps its tokens, loses its blocks and goes first in the queue."""
         victim = self.running.pop()
-        self.blocks.free(victim.drop_blocks())
+        self._leave_blocks(victim)
         victim.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.appendleft(victim)
@@ -117,18 +139,24 @@ class Scheduler:
     def _admit(self, budget: int) -> Iterator[Scheduled]:
         """Starts waiting sequences, in order. Each gets blocks for all its tokens at once.
 
+        It shares the blocks that are found of them. One token at least is left to compute, for its logits are wanted.
         One free block is left for every sequence that then runs beside others: without that slack, a sequence
         just preempted would return at once, only to be preempted at the next block boundary.
         """
         while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            num_wanted = sequence.table.num_missing(sequence.num_tokens)
-            if self.running and num_wanted + len(self.running) > self.blocks.num_free:
+            found = self.blocks.find(sequence.names_before(sequence.num_tokens - 1))
+            num_wanted = sequence.table.num_missing(sequence.num_tokens) - len(found)
+            num_taken = num_wanted + self.blocks.num_kept_of(found)
+            if self.running and num_taken + len(self.running) > self.blocks.num_free:
                 return
             self.running.append(self.waiting.popleft())
+            self.blocks.share(found)
+            sequence.take_found(found)
             sequence.table.extend(self.blocks.allocate(num_wanted))
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = time.perf_counter()
+                sequence.num_cached = sequence.num_computed
             num_new = min(sequence.num_uncomputed, budget)
             budget -= num_new
             yield Scheduled(sequence, num_new)

@@ -15,8 +15,10 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import numpy.typing as npt
 
-from interlace.engine.cache.blocks import BlockTable
+from interlace.engine.cache.block_table import BlockTable
+from interlace.engine.cache.names import TextNames
 from interlace.engine.sampling_params import SamplingParams
+from tokenweave.kernels import BLOCK_SIZE
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -31,11 +33,18 @@ def max_total_tokens(num_prompt: int, params: SamplingParams, max_model_len: int
 class Sequence:
     """Tokens in one buffer that never moves: the prompt, then what was generated.
 
-    `seed` and a token's output index decide its random number. `first_scheduled_s` is of `perf_counter`.
+    `seed` and a token's output index decide its random number. `first_scheduled_s` is of `perf_counter`. `names` are
+    those of its full blocks; without them it neither finds blocks nor leaves any to be found.
     """
 
     def __init__(
-        self, request_id: str, prompt: SequenceOf[int], params: SamplingParams, seed: int, max_model_len: int
+        self,
+        request_id: str,
+        prompt: SequenceOf[int],
+        params: SamplingParams,
+        seed: int,
+        max_model_len: int,
+        names: TextNames | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
@@ -48,6 +57,9 @@ class Sequence:
         self.tokens: Int32Array = np.empty(self.max_total, dtype=np.int32)
         self.tokens[: self.num_prompt] = prompt
         self.table = BlockTable(self.max_total)
+        self.names = names
+        self.num_published = 0  # blocks
+        self.num_cached = 0  # tokens of the prompt that were found, and not computed
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
 
@@ -89,7 +101,19 @@ class Sequence:
         self.tokens[self.num_tokens + self.num_pending] = -1 - row
         self.num_pending += 1
 
+    def names_before(self, num_tokens: int) -> list[bytes]:
+        """The names of the blocks that are full with its first `num_tokens` tokens, which are known."""
+        if self.names is None:
+            return []
+        return self.names.first(num_tokens // BLOCK_SIZE, self.tokens)
+
+    def take_found(self, blocks: list[int]) -> None:
+        """Begins with `blocks`, whose keys and values are there."""
+        self.table.extend(blocks)
+        self.num_published = len(blocks)
+        self.num_computed = len(blocks) * BLOCK_SIZE
+
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
-        self.num_computed = 0
+        self.num_computed = self.num_published = 0
         return self.table.clear()

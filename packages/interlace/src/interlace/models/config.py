@@ -144,6 +144,15 @@ class ModelConfig:
         """The last keys that a token sees in a layer; None: all."""
         return None if layer in self.full_layers else self.sliding_window
 
+    def length_kind(self, num_prompt: int) -> int:
+        """A number that two prompts have in common if their tokens are rotated alike, position by position.
+
+        0 for all but long ones, where rotation depends on the length of the text (see `Rotations`).
+        """
+        ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.depends_on_length]
+        is_long = any(num_prompt > rope.original_max_position for rope in ropes)
+        return num_prompt if is_long else 0
+
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's MLP is a mixture of experts."""
         return bool(self.num_experts) and layer not in self.dense_layers

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from interlace.engine.cache.blocks import BlockManager, BlockTable
+from interlace.engine.cache.block_table import BlockTable
+from interlace.engine.cache.blocks import BlockManager
 from interlace.errors import CacheTooSmall, EngineError
 
 
@@ -56,6 +57,43 @@ def test_check_finds_leaks_and_double_owners() -> None:
     for tables in ([], [blocks[:1]], [blocks, blocks], [[*blocks, 3]]):
         with pytest.raises(EngineError, match="leaked or owned twice"):
             manager.check(tables)
+
+
+def test_a_published_block_is_found_when_no_table_has_it() -> None:
+    manager = BlockManager(4)
+    blocks = manager.allocate(2)
+    assert [manager.publish(block, name) for block, name in zip(blocks, (b"a", b"b"), strict=True)] == blocks
+    manager.free(blocks)
+    assert (manager.num_free, manager.num_kept) == (4, 2)
+    assert manager.find([b"a", b"b", b"c"]) == blocks
+    assert manager.find([b"c", b"a"]) == []
+    manager.share(blocks[:1])
+    assert (manager.num_free, manager.num_kept) == (3, 1)
+    manager.check([blocks[:1]])
+
+
+def test_what_was_published_before_takes_the_place_of_what_holds_the_same() -> None:
+    manager = BlockManager(4)
+    first, second = manager.allocate(1), manager.allocate(1)
+    assert manager.publish(first[0], b"a") == first[0]
+    assert manager.publish(second[0], b"a") == first[0]
+    manager.check([first, first])
+    manager.free(first)
+    manager.free(first)
+    with pytest.raises(EngineError, match="twice"):
+        manager.free(first)
+
+
+def test_kept_blocks_are_taken_last_and_the_end_of_a_text_first() -> None:
+    manager = BlockManager(3)
+    text = manager.allocate(2)
+    for block, name in zip(text, (b"a", b"b"), strict=True):
+        manager.publish(block, name)
+    manager.free(text)
+    manager.allocate(2)  # the one that was free, and the end of the text
+    assert manager.find([b"a", b"b"]) == text[:1]
+    manager.forget()
+    assert (manager.find([b"a"]), manager.num_free, manager.num_kept) == ([], 1, 0)
 
 
 def test_random_use_keeps_the_invariants() -> None:

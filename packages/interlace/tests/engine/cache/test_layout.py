@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interlace.engine.cache.blocks import BlockTable
+from interlace.engine.cache.block_table import BlockTable
 from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout, padded_tables, token_slots
 from tokenweave.kernels import HeadLayout, ReferenceKernels

@@ -29,7 +29,13 @@ PROMPT = list(range(40))
 def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     model = make_model(tmp_path_factory.mktemp("traced") / "model", "llama")
     with LLM(
-        str(model), tp=2, communicator=request.param, weave="always", threads=1, num_kv_blocks=32
+        str(model),
+        tp=2,
+        communicator=request.param,
+        weave="always",
+        threads=1,
+        num_kv_blocks=32,
+        prefix_cache=False,
     ) as llm:
         yield llm
 

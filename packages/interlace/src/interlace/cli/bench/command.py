@@ -56,7 +56,14 @@ def bench(
     workloads = QUICK if quick else FULL
     room = whole_blocks(longest_sequence(workloads))
     config = EngineConfig(
-        model, tp=tp, device=device, dtype=dtype, threads=threads, max_model_len=room, quantize=quantize
+        model,
+        tp=tp,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_model_len=room,
+        quantize=quantize,
+        prefix_cache=False,  # rounds have the same prompts
     )
     with console.progress("measuring") as progress:
         result = report(*measure(config, workloads, rounds, progress), rounds)

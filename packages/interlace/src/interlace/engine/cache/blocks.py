@@ -1,32 +1,39 @@
-"""BlockManager and BlockTable: which blocks of the KV cache are free, and which a sequence has.
+"""BlockManager: which blocks of the KV cache are free, which are in tables, and which are kept for texts to come.
 
-Invariants (`check` verifies them against the owners' block tables)
-1. Every block is either free or in exactly one table, once.
-2. The free list holds no block twice.
+A full block may be published under its name (see `names`). Tables that need what it holds share it. When no table has
+it any more it is kept, and can be found, until its memory is needed: blocks that were left longest ago go first, and of
+one text its last block goes first.
+
+Invariants (`check` verifies 1 and 2 against the owners' block tables)
+1. A block is in as many tables as it is counted for. One that is in none is free or kept, never both.
+2. A name is of one block. Every kept block has a name, no free one has.
+3. A table that has a published block has the block of its parent's name: `publish` gives the one to have. So the
+   blocks that are kept can all be taken, and in the order in which they were left none is taken before its children.
 
 Thread safety: none; it belongs to the scheduler's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
-import numpy.typing as npt
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 from interlace.errors import CacheTooSmall, EngineError
-from tokenweave.kernels import BLOCK_SIZE, blocks_for
+from tokenweave.kernels import BLOCK_SIZE
 
 
 class BlockManager:
-    """Hands out block numbers 0..num_blocks-1, the most recently freed first (its lines are warmest)."""
+    """Hands out block numbers 0..num_blocks-1: the last one freed first (its lines are warmest), kept ones last."""
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise CacheTooSmall(f"a KV cache of {num_blocks} blocks: expected at least 1; raise kv_cache_gb")
         self.num_blocks = num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._is_free = bytearray(b"\x01" * num_blocks)
+        self._num_tables = [0] * num_blocks
+        self._name_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()  # left longest ago first
 
     @property
     def num_tokens(self) -> int:
@@ -35,65 +42,109 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that `allocate` can give."""
+        return len(self._free) + len(self._kept)
+
+    @property
+    def num_kept(self) -> int:
+        """Those of `num_free` that can still be found."""
+        return len(self._kept)
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks, now the caller's. Raises CacheTooSmall, taking none, when fewer are free."""
-        if count > len(self._free):
-            raise CacheTooSmall(f"{count} KV blocks wanted, {len(self._free)} free of {self.num_blocks}")
-        if count <= 0:
-            return []
-        blocks = self._free[-count:][::-1]
-        del self._free[-count:]
+        if count > self.num_free:
+            raise CacheTooSmall(f"{count} KV blocks wanted, {self.num_free} free of {self.num_blocks}")
+        blocks = [self._take() for _ in range(count)]
         for block in blocks:
-            self._is_free[block] = 0
+            self._num_tables[block] = 1
         return blocks
 
-    def free(self, blocks: Iterable[int]) -> None:
-        """Takes blocks back. Raises EngineError on a block that is free already."""
-        for block in blocks:
-            if self._is_free[block]:
+    def free(self, blocks: Sequence[int]) -> None:
+        """Takes a table's blocks back, which are in the order of its text.
+
+        Raises EngineError on a block that is in no table.
+        """
+        for block in reversed(blocks):
+            if not self._num_tables[block]:
                 raise EngineError(f"KV block {block} was freed twice; this is a bug in the scheduler")
-            self._is_free[block] = 1
-            self._free.append(block)
+            self._num_tables[block] -= 1
+            if not self._num_tables[block]:
+                self._leave(block)
+
+    def find(self, names: Iterable[bytes]) -> list[int]:
+        """The blocks of the first of `names`, as far as they go without a gap."""
+        found: list[int] = []
+        for name in names:
+            block = self._block_of.get(name)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_kept_of(self, blocks: Iterable[int]) -> int:
+        """How many of `blocks` are in no table: `share` takes these out of `num_free`."""
+        return sum(block in self._kept for block in blocks)
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Counts published blocks for one table more."""
+        for block in blocks:
+            self._kept.pop(block, None)
+            self._num_tables[block] += 1
+
+    def publish(self, block: int, name: bytes) -> int:
+        """Has a table's `block`, which is full, found under `name`. Returns the block that the table has from now on.
+
+        That is another where one was published under this name before: it holds the same.
+        """
+        other = self._block_of.setdefault(name, block)
+        if other == block:
+            self._name_of[block] = name
+        else:
+            self.share([other])
+            self.free([block])
+        return other
+
+    def forget(self) -> None:
+        """Has no block found any more. Tables keep theirs."""
+        self._free.extend(self._kept)
+        self._kept.clear()
+        self._name_of.clear()
+        self._block_of.clear()
 
     def check(self, tables: Iterable[Iterable[int]]) -> None:
-        """Raises EngineError unless free blocks and `tables` together hold every block exactly once."""
-        held = [int(block) for table in tables for block in table]
-        if sorted(held + self._free) != list(range(self.num_blocks)):
+        """Raises EngineError unless `tables` have the blocks that are counted for them, and no block is lost."""
+        counted = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                counted[block] += 1
+        outside = [block for block, count in enumerate(counted) if not count]
+        names = {self._name_of.get(block) for block in self._kept}
+        is_sound = (
+            counted == self._num_tables
+            and sorted([*self._free, *self._kept]) == outside
+            and None not in names
+            and {name: block for block, name in self._name_of.items()} == self._block_of
+            and not self._name_of.keys() & set(self._free)
+        )
+        if not is_sound:
             raise EngineError(
-                f"KV blocks are leaked or owned twice: {len(held)} held, {len(self._free)} free, "
-                f"{self.num_blocks} exist; this is a bug in the scheduler"
+                f"KV blocks are leaked or owned twice: {self.num_blocks - len(outside)} held, {len(self._free)} free, "
+                f"{len(self._kept)} kept, {self.num_blocks} exist; this is a bug in the scheduler"
             )
 
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        block, _ = self._kept.popitem(last=False)
+        self._unname(block)
+        return block
 
-class BlockTable:
-    """The blocks of one sequence, in the order of its tokens, with room for those of `max_tokens` tokens."""
+    def _leave(self, block: int) -> None:
+        """No table has `block` any more."""
+        if block in self._name_of:
+            self._kept[block] = None
+        else:
+            self._free.append(block)
 
-    def __init__(self, max_tokens: int) -> None:
-        self._blocks = np.zeros(blocks_for(max_tokens), dtype=np.int32)
-        self.num_blocks = 0
-
-    @property
-    def blocks(self) -> npt.NDArray[np.int32]:  # (num_blocks,)
-        return self._blocks[: self.num_blocks]
-
-    def slot_of(self, position: int) -> int:
-        """The slot of the token at `position`, which has a block."""
-        block: int = self._blocks.item(position // BLOCK_SIZE)
-        return block * BLOCK_SIZE + position % BLOCK_SIZE
-
-    def num_missing(self, num_tokens: int) -> int:
-        """Returns how many more blocks `num_tokens` tokens need; 0 or less when they fit."""
-        return blocks_for(num_tokens) - self.num_blocks
-
-    def extend(self, blocks: list[int]) -> None:
-        """Appends blocks, which the next tokens fill."""
-        self._blocks[self.num_blocks : self.num_blocks + len(blocks)] = blocks
-        self.num_blocks += len(blocks)
-
-    def clear(self) -> list[int]:
-        """Forgets its blocks and returns them; they are the caller's to free."""
-        blocks: list[int] = self.blocks.tolist()
-        self.num_blocks = 0
-        return blocks
+    def _unname(self, block: int) -> None:
+        del self._block_of[self._name_of.pop(block)]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from interlace.engine.cache.blocks import BlockTable
+from interlace.engine.cache.block_table import BlockTable
 from tokenweave.kernels import HeadLayout, blocks_for, slots_of
 
 Int32Array = npt.NDArray[np.int32]
