@@ -27,6 +27,7 @@ from tokenweave.plan import Plan
 META = torch.device("meta")
 MAX_ROWS, MAX_BLOCKS = 4, 16
 LENGTHS = (3, 20, 40)
+TOLERANCE = 5e-4  # of float32 logits, whose attention sums in another order
 
 
 class GraphRank:
@@ -91,7 +92,7 @@ def check_logits(directory: Path) -> None:
     passes = GraphPasses(directory, AsOnADevice())
     found, expected = decode(passes, CHOSEN), decode(Passes(directory, ReferenceKernels()), CHOSEN)
     for got, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE)
     assert passes.first.replayer.refusal is None
     assert (len(passes.first.graphs.captured), passes.first.graphs.num_replays) == (
         SIZES_CAPTURED,
@@ -142,7 +143,7 @@ def test_ranks_gather_the_logits_of_woven_passes(model: Path, monkeypatch: pytes
     monkeypatch.setattr(ThreadCommunicator, "no_graph_reason", None)
     found = decode(GraphPasses(model, AsOnADevice(), AsOnADevice()), CHOSEN, split=True)
     for got, wanted in zip(found, decode(Passes(model, ReferenceKernels()), CHOSEN), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE)
 
 
 class Failing(FakeGraphs):
@@ -153,8 +154,8 @@ class Failing(FakeGraphs):
         raise GraphError("no memory left")
 
 
-def test_a_rank_that_cannot_capture_still_meets_one_that_replays(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_rank_that_cannot_capture_says_so_once_and_still_meets_one_that_replays(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It pads its batches as the other does."""
     monkeypatch.setattr(ThreadCommunicator, "no_graph_reason", None)
@@ -163,9 +164,11 @@ def test_a_rank_that_cannot_capture_still_meets_one_that_replays(
     chosen = ((0, 1, 2), (2, 0, 1), (1, 2, 0))  # of one size: a fake capture meets the other rank twice
     found = decode(passes, chosen)
     for got, wanted in zip(found, decode(Passes(model, ReferenceKernels()), chosen), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=TOLERANCE)
     assert [rank.replayer.refusal for rank in passes.graph_ranks] == [None, "no memory left"]
     assert [rank.replayer.num_replayed for rank in passes.graph_ranks] == [2, 0]
+    (message,) = (record.message for record in caplog.records if record.name == "interlace")
+    assert message.startswith("no memory left; from now on passes run step by step. A smaller kv_cache_gb ")
 
 
 def test_ranks_that_meet_on_the_host_run_step_by_step_as_they_are(model: Path) -> None:

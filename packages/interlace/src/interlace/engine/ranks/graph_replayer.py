@@ -11,6 +11,7 @@ decode are padded is the same on all ranks; so a rank that is told to observe, o
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 MAX_DECODING = 64  # graphs of passes that decode; their memory is one pool, each adds what its launches take
 MAX_OTHERS = 16
+_log = logging.getLogger("interlace")
 
 
 def graphs_on(kernels: Kernels) -> GraphBackend | None:
@@ -170,6 +172,11 @@ class GraphReplayer:
             graph = self._graphs.capture(self._work(batch, inputs, memory))
         except GraphError as error:
             self.refusal = str(error)
+            _log.warning(
+                "%s; from now on passes run step by step. A smaller kv_cache_gb leaves graphs more memory, "
+                "replay=False does without them",
+                error,
+            )
         else:
             captures.add(key, _Captured(graph, memory, inputs.tables))
 

@@ -183,9 +183,9 @@ class Runner:
         graphs = GraphReplayer(
             self.decoder, self.cache.tensor, backend, self.streams.run, self.config.max_num_seqs, most_blocks
         )
-        graphs.capture_decoding(self._tell_of_captures)
         if graphs.refusal is not None:
             self.notices = (*self.notices, f"passes run step by step, not as CUDA graphs: {graphs.refusal}")
+        graphs.capture_decoding(self._tell_of_captures)
         return graphs
 
     def _tell_of_captures(self, done: int, total: int) -> None:
@@ -207,6 +207,7 @@ class Runner:
             self.replayer.close()
         if self.graphs is not None:
             self.graphs.close()
+            self.graphs = None  # it knows the weights and the cache
         self.communicator.close()
         self.cache.close()
         del self.decoder, self.cache, self.kernels, self.communicator
