@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -173,11 +174,19 @@ def rotated_q(sequences):
     return sequences.kernels.rope_and_store(sequences.qkv[0], sequences.cache, batch, sequences.layer())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads", LAYOUTS)
-@pytest.mark.parametrize(
-    ("sliding_window", "softcap"), [(None, None), (1, None), (37, None), (None, 0.5), (37, 50.0)]
-)
+MASKS = [(None, None), (1, None), (37, None), (None, 0.5), (37, 50.0)]  # a sliding window and a softcap
+
+
+def attention_cases():
+    """All heads meet all masks in one of the dtypes, and in the other one in the slow tests."""
+    for (h, heads), (sliding_window, softcap), (d, dtype) in product(
+        enumerate(LAYOUTS), MASKS, enumerate(DTYPES)
+    ):
+        is_slow = (h + (softcap is not None) + d) % 2 == 1
+        yield pytest.param(dtype, heads, sliding_window, softcap, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize(("dtype", "heads", "sliding_window", "softcap"), list(attention_cases()))
 def test_attention_equals_reference(kernels, dtype, heads, sliding_window, softcap):
     expected = reference_attention(heads, dtype, sliding_window, softcap)
     sequences = PagedSequences(kernels, heads, LENGTHS, dtype)

@@ -43,6 +43,17 @@ def test_kernel_tests_pass_under_the_sanitizers() -> None:
             "test_stored_linear.py",
         )
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "support.sanitized_library", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "support.sanitized_library",
+        "-m",
+        "not slow",
+        *tests,
+    ]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-5000:]
