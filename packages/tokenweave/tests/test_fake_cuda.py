@@ -24,6 +24,7 @@ CONTRACT, *PROPERTIES = (
         "interpreted/mixture_properties.py",
         "interpreted/block_properties.py",
         "interpreted/fp8_properties.py",
+        "interpreted/half_properties.py",
     )
 )
 

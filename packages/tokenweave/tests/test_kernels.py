@@ -286,7 +286,7 @@ def test_bad_arguments_raise_and_say_what_was_expected(backend):
         ),
         (lambda: kernels.gated_linear(x, packed, packed, "relu"), "'relu', expected one of silu, gelu_tanh"),
         (lambda: kernels.gated_linear(x, packed, stored), "stored as None and q8_0, expected both"),
-        (lambda: kernels.pack(x.double()), "torch.float64, expected torch.float32 or torch.bfloat16"),
+        (lambda: kernels.pack(x.double()), "torch.float64, expected torch.float32, torch.bfloat16 or"),
         (lambda: kernels.pack(x, randn(1, 4)), r"bias is .*\(4,\).*expected torch.float32 \(3,\)"),
         (lambda: kernels.gather_rows(packed, torch.arange(3)), "int64.*expected torch.int32"),
         (lambda: kernels.rms_norm(x, x[0, :5], 1e-5), r"weight is .*\(5,\).*expected torch.float32 \(64,\)"),
@@ -330,6 +330,24 @@ def test_a_weight_packed_by_another_backend_is_refused():
     packed = make_kernels("reference").pack(randn(1, 32, 64))
     with pytest.raises(KernelError, match="packed as 'reference', expected 'native'"):
         make_kernels("native").linear(randn(1, 2, 64), packed)
+
+
+def test_float16_is_refused_by_native_kernels():
+    kernels, x = NativeKernels(), randn(1, 4, 64).half()
+    norm, stored = torch.ones(64).half(), quantise(randn(1, 32, 64), FORMATS["q8_0"])
+    for call in (
+        lambda: kernels.pack(x),
+        lambda: kernels.pack_stored(stored, dtype=torch.float16),
+        lambda: kernels.rms_norm(x, norm, 1e-5),
+        lambda: kernels.silu_and_mul(x),
+        lambda: kernels.new_kv_cache(1, 1, LAYOUTS[0], torch.float16),
+    ):
+        with pytest.raises(
+            KernelError, match=r"dtype is torch.float16, expected torch.float32 or torch.bfloat16"
+        ):
+            call()
+    assert torch.float16 not in kernels.dtypes
+    assert REFERENCE.rms_norm(x, norm, 1e-5).dtype is torch.float16
 
 
 @pytest.mark.parametrize("make", [ReferenceKernels, NativeKernels])

@@ -11,7 +11,7 @@ from support.cubins import CAPABILITIES, REGISTERS_PER_SM, Compile, Compiled, as
 from tokenweave.kernels import HeadLayout
 from tokenweave.kernels.cuda.backend import activation, attention, gather, norms, rotary
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def layout(num_heads: int, num_kv_heads: int, head_dim: int = 128) -> HeadLayout:
@@ -73,6 +73,16 @@ def test_attention_in_float32_keeps_three_parts_of_each_factor_and_does_not_spil
     code = compile_attention(compiled, SHAPES[name], torch.float32, capability, False)
     assert_holds(code, capability)
     assert code.count_sass(r"H?G?MMA.*TF32.*") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_attention_in_float16_multiplies_on_matrix_units_and_does_not_spill(
+    compiled: Compile, capability: int
+) -> None:
+    code = compile_attention(compiled, SHAPES["Llama-3-8B"], torch.float16, capability, False)
+    assert_holds(code, capability)
+    assert code.count_sass(r"H?G?MMA\..*F32.*") > 0
 
 
 @pytest.mark.parametrize("has_window", [False, True])

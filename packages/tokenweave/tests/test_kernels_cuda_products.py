@@ -18,7 +18,7 @@ from support.cubins import (
 from tokenweave.kernels.cuda.backend import gather, grouped, placing, products
 from tokenweave.kernels.cuda.backend.planes import PLANE_FORMATS
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TILE_ROWS = [products.FEW_ROWS, products.SOME_ROWS, products.MANY_ROWS]
 
 
@@ -86,6 +86,18 @@ def test_weighted_sums_read_and_write_16_bytes_at_a_time(compiled: Compile) -> N
     assert_holds(code, 90)
     assert code.count_sass(r"LDG\.E\.128(\..*)?") > 0
     assert code.count_sass(r"STG\.E\.128") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("format", ["dense", "q4_0", "fp8"])
+@pytest.mark.parametrize("rows", TILE_ROWS)
+def test_products_in_float16_multiply_on_matrix_units_and_do_not_spill(
+    compiled: Compile, rows: int, format: str, capability: int
+) -> None:
+    code = compile_product(compiled, torch.float16, rows, False, capability, format)
+    assert_holds(code, capability)
+    assert code.count_sass(r"H?G?MMA\..*F32.*") > 0
 
 
 # The format, whether gate and up are multiplied together, and the rows of a tile.

@@ -79,7 +79,7 @@ def test_sizes_that_do_not_fit_are_refused():
         (lambda: REFERENCE.pack_stored([]), "no columns"),
         (lambda: REFERENCE.pack_stored([weight, weight.columns(range(32))]), r"\[32, 64\] columns"),
         (lambda: REFERENCE.pack_stored(weight, randn(1, 5)), r"bias is .*expected torch.float32 \(4,\)"),
-        (lambda: REFERENCE.pack_stored(weight, dtype=torch.float16), "dtype is torch.float16"),
+        (lambda: REFERENCE.pack_stored(weight, dtype=torch.float64), "dtype is torch.float64"),
     ]
     for call, message in cases:
         with pytest.raises(KernelError, match=message):

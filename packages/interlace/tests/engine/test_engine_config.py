@@ -6,10 +6,13 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 
 from interlace.engine.config import EngineConfig, EngineOptions
+from interlace.engine.dtypes.choice import named
 from interlace.engine.ranks.launch import resolve_communicator
 from interlace.errors import EngineError
+from tokenweave.kernels import NativeKernels, ReferenceKernels
 from tokenweave.link import LinkSpec
 
 BAD: dict[str, list[Any]] = {
@@ -58,6 +61,18 @@ def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
 def test_the_size_of_the_cache_is_given_once() -> None:
     with pytest.raises(EngineError, match="kv_cache_gb"):
         EngineConfig("smollm2", num_kv_blocks=10, kv_cache_gb=1.0)
+
+
+def test_float16_is_refused_by_name_on_the_cpu() -> None:
+    for options in ({"device": "cpu"}, {"kernels": "native"}):
+        with pytest.raises(EngineError, match=r"dtype='float16': expected float32 or bfloat16 on the CPU"):
+            EngineConfig.from_options("smollm2", {"dtype": "float16", **options})
+    for kernels in (NativeKernels(), ReferenceKernels()):  # as device="auto" gives them where there is no GPU
+        with pytest.raises(
+            EngineError, match=r"dtype='float16': .*the kernels here are the (native|reference)"
+        ):
+            named("float16", kernels)
+    assert named("float16", ReferenceKernels(device="meta")) is torch.float16
 
 
 @pytest.mark.parametrize(

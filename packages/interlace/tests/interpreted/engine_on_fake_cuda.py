@@ -32,8 +32,13 @@ FAST = ("mixtral", "gemma2")
 Answer = tuple[list[int], list[dict[int, Logprob]] | None]
 
 
-def answers(directory: Path, params: list[SamplingParams] | SamplingParams, **options: Any) -> list[Answer]:
-    with LLM(str(directory), dtype="float32", threads=1, **options) as llm:
+def answers(
+    directory: Path,
+    params: list[SamplingParams] | SamplingParams,
+    dtype: str = "float32",
+    **options: Any,
+) -> list[Answer]:
+    with LLM(str(directory), dtype=dtype, threads=1, **options) as llm:
         if options.get("device") == "cuda":
             assert llm.describe()["kernels"] == "cuda"
         outputs = llm.generate(PROMPTS, params)
@@ -68,6 +73,15 @@ def test_weights_in_blocks_have_the_tokens_of_the_reference(
         communicator="thread" if tp > 1 else "auto",
     )
     assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama_untied", "mixtral"])
+def test_float16_is_near_enough_for_the_same_tokens(family: str, tmp_path: Path) -> None:
+    directory = make_model(tmp_path, family)
+    assert answers(directory, GREEDY, dtype="float16", device="cuda") == answers(
+        directory, GREEDY, device="cpu"
+    )
 
 
 @pytest.mark.slow

@@ -19,8 +19,12 @@ from tokenweave.kernels.mixture import mixture_of_chosen_rows
 
 REFERENCE = ReferenceKernels()
 CPU = torch.device("cpu")
-# Sums of two products of variance 1, each after a gated MLP: in bfloat16 both are rounded on the way.
-TOLERANCE = {torch.float32: Tolerance(1e-4, 1e-4), torch.bfloat16: Tolerance(1.6e-2, 1e-2)}
+# Sums of two products of variance 1, each after a gated MLP: in 16 bits both are rounded on the way.
+TOLERANCE = {
+    torch.float32: Tolerance(1e-4, 1e-4),
+    torch.bfloat16: Tolerance(1.6e-2, 1e-2),
+    torch.float16: Tolerance(2e-3, 1.5e-3),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def routed(num_rows, num_experts, per_row):
     return chosen, weights / weights.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("m", "num_experts", "per_row", "hidden", "inner"),
     [(0, 5, 2, 32, 48), (1, 8, 2, 64, 112), (3, 5, 3, 96, 40), (33, 1, 1, 40, 33), (70, 4, 2, 48, 72)],

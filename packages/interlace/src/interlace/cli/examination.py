@@ -77,7 +77,8 @@ def _kernels() -> Facts:
     kernels = make_kernels("auto", resources.num_threads())
     reason = native.unavailable_reason()
     found = {"native": f"unavailable: {reason}"} if reason else native.features()
-    return {**found, "auto": kernels.name, "dtypes": list(DTYPES), "auto dtype": _auto_dtype(kernels)}
+    dtypes = [name for name in DTYPES if name != "float16"]  # which the engine takes on GPUs alone
+    return {**found, "auto": kernels.name, "dtypes": dtypes, "auto dtype": _auto_dtype(kernels)}
 
 
 def _auto_dtype(kernels: Kernels) -> str:

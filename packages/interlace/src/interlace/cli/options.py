@@ -119,8 +119,8 @@ ENGINE: dict[str, Any] = {
         str,
         "auto",
         "Engine",
-        help="Number format of dense weights, activations and KV cache.",
-        metavar="auto|float32|bfloat16",
+        help="Number format of dense weights, activations and KV cache; float16 on GPUs alone.",
+        metavar="auto|float32|bfloat16|float16",
     ),
     "quantize": _option(
         str,

@@ -66,7 +66,7 @@ def show(
     tp: Annotated[int, typer.Option(help="Ranks.")] = 1,
     rank: Annotated[int, typer.Option(help="The rank whose work is shown.")] = 0,
     dtype: Annotated[
-        str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16")
+        str, typer.Option(help="The number format, for byte counts.", metavar="float32|bfloat16|float16")
     ] = "bfloat16",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = "auto",

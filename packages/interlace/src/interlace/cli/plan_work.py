@@ -15,7 +15,7 @@ from interlace.models.shard import Shard
 from tokenweave.geometry import BatchGeometry, parts_of
 from tokenweave.plan import Step
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LOGIT_BYTES = 4  # logits are float32
 
 

@@ -39,7 +39,7 @@ def tune(
         str, typer.Option(help="Where ranks compute, as in `generate`.", metavar="auto|cpu|cuda")
     ] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16")
+        str, typer.Option(help="Number format, as in `generate`.", metavar="auto|float32|bfloat16|float16")
     ] = "auto",
     quantize: Annotated[
         str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4|fp8")

@@ -17,7 +17,7 @@ from tokenweave.link import LinkSpec
 COMMUNICATORS = ("auto", "null", "thread", "shm", "torch", "nccl", "symm_mem")
 OF_GPUS = ("nccl", "symm_mem")  # communicators that join ranks on GPUs alone
 DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 KERNELS = ("auto", "native", "reference")
 WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
@@ -129,6 +129,8 @@ class EngineConfig:
             _reject("link", self.link, "None with communicator='null': one rank has no other to be linked to")
 
     def _check_device(self) -> None:
+        if self.dtype == "float16" and (self.device == "cpu" or self.kernels == "native"):
+            _reject("dtype", self.dtype, "float32 or bfloat16 on the CPU: float16 is for device='cuda'")
         if self.quantize == "fp8" and (self.device == "cpu" or self.kernels != "auto"):
             _reject("quantize", self.quantize, "int8 or int4 on the CPU: its kernels multiply no fp8")
         if self.device == "cpu" and self.communicator in OF_GPUS:

@@ -202,11 +202,11 @@ class Communicator(ABC):
         """Sums `hidden` over the ranks, adds it into `residual`, and normalises (TokenWeave, section 3).
 
         With a `post_weight` the sum is normed before it is added; without a `weight` the residual goes on as it is.
-        hidden: (num_tokens, hidden_size) float32, bfloat16 or float16 (which kernels do not take: the reference norms
-        it); residual: what `new_residual` gave, or float32 of hidden's shape; the norms' weights: (hidden_size,), of
-        hidden's dtype. Returns the rows for the next sublayer, of hidden's shape and dtype, valid on every rank, until
-        the second reduction after this one of the same tokens. `residual` is updated in place and belongs to the
-        communicator between calls: only the rows `owned_rows` of it are valid. `hidden` is spent.
+        hidden: (num_tokens, hidden_size) float32, bfloat16 or float16, whose rows the reference norms where the kernels
+        do not take it; residual: what `new_residual` gave, or float32 of hidden's shape; the norms' weights:
+        (hidden_size,), of hidden's dtype. Returns the rows for the next sublayer, of hidden's shape and dtype, valid on
+        every rank, until the second reduction after this one of the same tokens. `residual` is updated in place and
+        belongs to the communicator between calls: only the rows `owned_rows` of it are valid. `hidden` is spent.
         """
         self.all_reduce(hidden)
         normed = self._add_rms_norm(hidden, residual, norms)
@@ -361,7 +361,7 @@ class Communicator(ABC):
 
     def _add_rms_norm(self, hidden: Tensor, residual: Tensor, norms: ResidualNorms) -> Tensor:
         """The norm after a sum: the kernels', or the reference where they do not take the dtype."""
-        if hidden.dtype != torch.float16:
+        if hidden.dtype in self.kernels.dtypes:
             return self.kernels.add_rms_norm(hidden, residual, norms)
         from tokenweave.kernels.norms import reference_add_rms_norm
 

@@ -15,7 +15,7 @@ from tokenweave.kernels.checks import CPU
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.mixture import E, Expert, mixture_of_all_rows, mixture_of_chosen_rows
 from tokenweave.kernels.stored.linear import Stored
-from tokenweave.kernels.values import HeadLayout, PackedLinear
+from tokenweave.kernels.values import DTYPES, HeadLayout, PackedLinear
 
 ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
 
@@ -23,7 +23,7 @@ ZerosFactory = Callable[[Sequence[int], torch.dtype], Tensor]
 class Kernels(ABC):
     """The arithmetic of a decoder layer on one rank.
 
-    Tensors are float32 or bfloat16, indices int32, all of them on `device`; weights that are packed come from the CPU.
+    Tensors are of one of `dtypes`, indices int32, all of them on `device`; weights that are packed come from the CPU.
     Sums are float32 inside. `m`, the number of token rows, may be 0. Bad shapes, dtypes and places raise KernelError,
     and on the CPU bad indices (see `AttentionBatch`).
 
@@ -32,6 +32,7 @@ class Kernels(ABC):
 
     name: str
     threads: int
+    dtypes: tuple[torch.dtype, ...] = DTYPES
     device: torch.device = CPU  # where every tensor lies that these kernels take and give
     head_alignment: int  # `head_dim` must be a multiple of it
 

@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenweave.errors import KernelError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenweave.kernels.values import HeadLayout
 
-DTYPE_CODE = {torch.float32: 0, torch.bfloat16: 1}  # tw_dtype
+
+class _DtypeCodes(dict[torch.dtype, int]):
+    """tw_dtype. A dtype that the native library does not know raises KernelError."""
+
+    def __missing__(self, dtype: torch.dtype) -> int:
+        raise KernelError(
+            f"dtype is {dtype}, expected torch.float32 or torch.bfloat16: the native kernels have no others"
+        )
+
+
+DTYPE_CODE = _DtypeCodes({torch.float32: 0, torch.bfloat16: 1})
 
 
 class AttentionBatchStruct(ctypes.Structure):
@@ -59,6 +71,11 @@ class ResidualNormsStruct(ctypes.Structure):
     """tw_residual_norms."""
 
     _fields_ = [("weight", c_void_p), ("post_weight", c_void_p), ("eps", c_float)]
+
+
+def check_native_dtype(dtype: torch.dtype) -> None:
+    """Raises KernelError for a dtype that the native library does not know."""
+    DTYPE_CODE.__getitem__(dtype)
 
 
 def row_stride(tensor: Tensor) -> int:

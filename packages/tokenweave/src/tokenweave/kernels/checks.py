@@ -16,7 +16,9 @@ CPU = torch.device("cpu")
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
-        raise KernelError(f"{name} is {dtype}, expected torch.float32 or torch.bfloat16; convert it first")
+        raise KernelError(
+            f"{name} is {dtype}, expected torch.float32, torch.bfloat16 or torch.float16; convert it"
+        )
 
 
 def check_dense(

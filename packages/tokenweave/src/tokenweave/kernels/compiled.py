@@ -12,6 +12,7 @@ from tokenweave.kernels.activation import Activation, native_gelu_tanh_and_mul, 
 from tokenweave.kernels.arguments import AttentionBatch, AttentionLayer, ResidualNorms
 from tokenweave.kernels.attention import native_paged_attention
 from tokenweave.kernels.base import Kernels, ZerosFactory
+from tokenweave.kernels.calls import DTYPE_CODE, check_native_dtype
 from tokenweave.kernels.gated_linear import native_gated_linear
 from tokenweave.kernels.lazy import LazyWeight
 from tokenweave.kernels.linear import check_pack, native_gather_rows, native_linear, native_pack
@@ -37,6 +38,7 @@ class NativeKernels(Kernels):
     """Batch invariant: a row's result is the same bit for bit whatever is beside it, on any number of threads."""
 
     name = "native"
+    dtypes = tuple(DTYPE_CODE)
     head_alignment = checks.NATIVE_HEAD_ALIGNMENT
 
     def __init__(self, threads: int = 1, isa: str | None = None) -> None:
@@ -70,6 +72,7 @@ class NativeKernels(Kernels):
     ) -> PackedLinear:
         weights = as_sequence(weights)
         check_pack_stored(weights, bias, dtype)
+        check_native_dtype(dtype)
         return native_pack_stored(self._pool, self._arena, weights, bias, dtype, self.name)
 
     def linear(self, x: Tensor, packed: PackedLinear, out: Tensor | None = None) -> Tensor:
@@ -132,7 +135,7 @@ class NativeKernels(Kernels):
         dtype: torch.dtype,
         zeros: ZerosFactory | None = None,
     ) -> Tensor:
-        checks.check_dtype("dtype", dtype)
+        check_native_dtype(dtype)
         checks.check_native_heads(heads)
         zeros = zeros or zeros_on(self.device)
         return zeros((num_layers, num_blocks, *heads.block_shape), dtype)

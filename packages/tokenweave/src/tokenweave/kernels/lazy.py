@@ -21,7 +21,7 @@ PIECE_VALUES = 1 << 17  # read at a time: half a megabyte of float32, which is p
 
 @dataclass(frozen=True, eq=False)
 class LazyWeight:
-    """A dense weight (n, k). `read` gives some of its rows, (len(rows), k) float32 or bfloat16."""
+    """A dense weight (n, k). `read` gives some of its rows, (len(rows), k) float32, bfloat16 or float16."""
 
     n: int
     k: int

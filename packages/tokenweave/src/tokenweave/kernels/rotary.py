@@ -15,7 +15,11 @@ from tokenweave.kernels.paging import BLOCK_SIZE, place_of
 from tokenweave.kernels.values import Tolerance
 from tokenweave.native import ThreadPool, check_status
 
-TOLERANCE = {torch.float32: Tolerance(1e-5, 1e-5), torch.bfloat16: Tolerance(1.6e-2, 1e-3)}
+TOLERANCE = {
+    torch.float32: Tolerance(1e-5, 1e-5),
+    torch.bfloat16: Tolerance(1.6e-2, 1e-3),
+    torch.float16: Tolerance(2e-3, 2e-4),
+}
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:

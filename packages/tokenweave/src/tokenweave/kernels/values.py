@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenweave.errors import KernelError
 from tokenweave.kernels.paging import BLOCK_SIZE
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of kernels; the native ones lack the last
 
 
 @dataclass(frozen=True)

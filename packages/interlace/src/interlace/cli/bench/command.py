@@ -30,7 +30,7 @@ def bench(
     ] = "smollm2",
     tp: Annotated[int, typer.Option(help="Ranks to split the model over.")] = 1,
     device: Annotated[str, typer.Option(help="As in `generate`.", metavar="auto|cpu|cuda")] = "auto",
-    dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16")] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="auto|float32|bfloat16|float16")] = "auto",
     quantize: Annotated[
         str, typer.Option(help="Weights, as in `generate`.", metavar="auto|none|stored|int8|int4|fp8")
     ] = "auto",

@@ -17,6 +17,7 @@ import tokenweave
 from emucxl.bench import machine
 from interlace.engine.dtypes import kept, probe
 from interlace.engine.dtypes.products import Comparison, Products
+from interlace.errors import EngineError
 from interlace.models.matrix_reader import MADE
 from interlace.models.shard import Shard
 from tokenweave import native
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from interlace.models.weights import WeightSource
     from tokenweave.communicators import Communicator
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MULTIPLYING = ("avx512bf16", "amx")  # the instruction sets with products of bfloat16
 _log = logging.getLogger(__name__)
 
@@ -49,10 +50,20 @@ def compared(kernels: Kernels, products: Products) -> Comparison:
     return kept.load(subject) or kept.keep(subject, probe.compare(kernels, products))
 
 
+def named(name: str, kernels: Kernels) -> torch.dtype:
+    """The dtype called `name`. Raises EngineError where it is float16 and `kernels` are for CPUs."""
+    if name == "float16" and kernels.name != "cuda" and kernels.device.type == "cpu":
+        raise EngineError(
+            f"dtype={name!r}: expected float32 or bfloat16 on the CPU: float16 is for device='cuda', and the kernels "
+            f"here are the {kernels.name} ones"
+        )
+    return DTYPES[name]
+
+
 def resolve(name: str, kernels: Kernels, products: Products) -> torch.dtype:
     """The dtype called `name`; of `auto`, the faster one."""
     if name != "auto":
-        return DTYPES[name]
+        return named(name, kernels)
     if kernels.name == "cuda" or kernels.device.type == "cuda":
         return torch.bfloat16
     if not multiplies_bfloat16(kernels):
@@ -69,7 +80,7 @@ def agree(
 ) -> torch.dtype:
     """The dtype of all ranks. A collective call: rank 0 resolves `auto`, for its own part of the model."""
     if name != "auto":
-        return DTYPES[name]
+        return named(name, kernels)
     own = None
     if communicator.rank == 0:
         shard = Shard.of(source.config, 0, communicator.size)
