@@ -52,10 +52,10 @@ check: $(VENV)/.dev  ## lint, format check and types
 	@$(foreach package,$(LINTED),packaging/lint_native.sh $(BIN) $(package) &&) true
 
 test: check  ## check, then every fast test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --durations 15
 
 test-slow: $(VENV)/.dev  ## the slow tests alone
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations 15
 
 test-all: check  ## check, then every test
 	$(BIN)/pytest
