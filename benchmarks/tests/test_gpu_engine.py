@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from benchmarks.gpu.stage import StageJob
 from benchmarks.gpu.stages import StageOptions
 from benchmarks.gpu.weights import RandomWeights
 from benchmarks.gpu.woven import FULL as FULL_WOVEN
-from benchmarks.gpu.woven import IN_ORDER, ONE, THREADS, Passes, decoding, woven_of
+from benchmarks.gpu.woven import IN_ORDER, ONE, THREADS, Passes, decoding, timed, woven_of
 from benchmarks.gpu.woven import findings as woven_findings
 from emucxl.bench.harness import Samples
+from interlace.models.batch import ForwardBatch
 from interlace.models.config import weight_shapes
 
 FLOORS = Floors(bytes_per_s=1e12, flops_per_s=1e15)
@@ -183,6 +185,25 @@ def test_passes_that_are_not_captured_say_why() -> None:
     found = {"prompt": Passes(ONES, ONES, ONES, num_replayed=0, refusal="ranks are threads")}
     _, graphs = woven_findings(THREADS, found, {"prompt": ONES}, torch.float32)
     assert (graphs.got, graphs.verdict) == ("ranks are threads", Verdict.NOT_RUN)
+
+
+class Counting:
+    """Ranks that count the passes of each kind."""
+
+    def __init__(self) -> None:
+        self.passes: Counter[tuple[int, int | None]] = Counter()
+
+    def execute(self, batch: ForwardBatch) -> None:
+        self.passes[batch.num_tokens, batch.split] += 1
+
+
+def test_every_batch_is_timed_whole_and_woven_in_turns(tmp_path: Path) -> None:
+    job = StageJob(StageFile(tmp_path / "told"), StageOptions(is_dry_run=True))
+    ranks: Any = Counting()
+    found = timed(job, ranks, FULL_WOVEN)
+    assert list(found) == ["prompt", "decode", "prompt, woven", "decode, woven"]
+    kinds = [(2048, None), (64, None), (2048, 1024), (64, 32)]
+    assert ranks.passes == dict.fromkeys(kinds, FULL_WOVEN.rounds)
 
 
 def test_a_batch_is_woven_at_its_middle_or_where_it_was_not_cut_before() -> None:

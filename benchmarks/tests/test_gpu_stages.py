@@ -78,7 +78,6 @@ def test_a_dry_run_goes_through_the_stages_of_the_engine(invoke: Callable[..., A
     assert {"logits_off_by", "cases"} <= stages["engine"]["data"].keys()
     woven = {each["what"]: each for each in stages["woven"]["findings"] if each["target"]}
     assert [each["verdict"] for each in woven.values()] == ["met"] * len(RANKS)
-    assert list(stages["woven"]["data"]["pass_us"]) == list(RANKS)
     compared = [names for names in stages["peers"]["data"]["peers"].values() if "transformers" in names]
     assert [list(names) for names in compared] == [["ours", "plain loop", "transformers"]] * 2
 
