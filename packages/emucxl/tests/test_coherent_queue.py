@@ -87,6 +87,11 @@ def test_every_step_is_documented() -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_the_hosts_say_what_the_documentation_says(step: str) -> None:
-    script = str(EXAMPLES / "coherent_queue.py")
-    done = execute(sys.executable, script, "--leave-out", step, "--timeout", "0.3")
-    assert done.stderr.splitlines() == documented()[step]
+    """They wait for longer where a busy machine lets one of them run too late for the other."""
+    script, said = str(EXAMPLES / "coherent_queue.py"), [""]
+    for timeout_s in ("0.3", "3", "30"):
+        done = execute(sys.executable, script, "--leave-out", step, "--timeout", timeout_s)
+        said = done.stderr.replace(f"waited {timeout_s} s", "waited 0.3 s").splitlines()
+        if said == documented()[step]:
+            break
+    assert said == documented()[step]
