@@ -1,4 +1,4 @@
-"""vLLM on the CPU: its engine as it ships (own process, torch.compile), prefix caching off, greedy, no detokenising."""
+"""vLLM on the CPU: its engine as it ships (own process, torch.compile), prefix caching as told, no detokenising."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")  # each release belongs
 class VllmSystem:
     """One engine. Steps are taken one at a time so that the first token is seen when it appears."""
 
-    def load(self, model: str, dtype: str, max_model_len: int, max_num_seqs: int) -> dict[str, Any]:
+    def load(
+        self, model: str, dtype: str, max_model_len: int, max_num_seqs: int, prefix_caching: bool = False
+    ) -> dict[str, Any]:
         """Start the engine; compiled as it ships, eager where compiling fails (reported as `mode`)."""
         refuse_foreign_packages()
         preload = _preload()
@@ -26,7 +28,7 @@ class VllmSystem:
         options = {
             "model": model,
             "dtype": dtype,
-            "enable_prefix_caching": False,
+            "enable_prefix_caching": prefix_caching,
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "seed": 0,

@@ -1,4 +1,4 @@
-"""`make bench serve`, `step` and `limits`."""
+"""`make bench serve`, `prefix`, `step` and `limits`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.harness.command_line import (
     Json,
     Model,
     Out,
+    PeerPython,
     Quick,
     Rounds,
     Threads,
@@ -28,6 +29,7 @@ GEMM_TOKENS, QUICK_GEMM_TOKENS = (512, 2048), (64,)
 def add_to(app: typer.Typer) -> None:
     """Adds this folder's subcommands."""
     app.command()(serve)
+    app.command()(prefix)
     app.command()(step)
     app.command()(limits)
     app.command("random-model")(random_model)
@@ -101,6 +103,26 @@ def serve(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def prefix(
+    model: Model = "smollm2",
+    peer_python: PeerPython = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    out: Out = None,
+    quick: Quick = False,
+    as_json: Json = False,
+) -> None:
+    """Time to the first token of a prompt that is computed and of one whose beginning is found, beside vLLM's."""
+    from benchmarks.serve.interpreters import Interpreters
+    from benchmarks.serve.prefix import run
+
+    with console.progress("measuring") as progress:
+        report = run(
+            model, Interpreters(peer_python), threads or resources.num_threads(), rounds, quick, progress
+        )
+    finish([report], quick, out, as_json)
 
 
 def step(

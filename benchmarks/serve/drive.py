@@ -114,11 +114,11 @@ def _start_systems(
         say(f"starting {system.name}")
         python = options.pythons.of(system) or sys.executable
         with _peer_may_fail(run, system, say):
-            path = _model_for(system, model, directory, python)
+            path = model_for(system, model, directory, python)
             run.participants.append(Participant.start(system, python, path, may_use, model.config.vocab_size))
 
 
-def _model_for(system: System, model: LoadedModel, directory: Path, python: str) -> str:
+def model_for(system: System, model: LoadedModel, directory: Path, python: str) -> str:
     """The model in the form the system reads; a GGUF file is exported once for those that need a directory."""
     form, is_directory = systems.model_form(system), model.path.is_dir()
     if form == "gguf" and is_directory:

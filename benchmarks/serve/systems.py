@@ -47,6 +47,7 @@ class Allowance:
     max_num_seqs: int = 64
     kv_cache_gb: int = 2
     device: str = "cpu"
+    prefix_cache: bool = False  # systems keep what they have computed, for prompts that begin alike
 
 
 SYSTEMS = (
@@ -107,10 +108,11 @@ def load_arguments(system: System, model: str, machine: Allowance) -> dict[str, 
             "tp": system.ranks,
             "threads": threads,
             "device": machine.device,
+            "prefix_cache": machine.prefix_cache,
             **shapes,
         }
     if system.kind == "vllm":
-        return {"model": model, "dtype": system.dtype, **shapes}
+        return {"model": model, "dtype": system.dtype, "prefix_caching": machine.prefix_cache, **shapes}
     if system.kind == "llamacpp":
         return {"model": model, "threads": threads}
     return {

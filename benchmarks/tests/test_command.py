@@ -20,6 +20,7 @@ RESULTS = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
 NAMES = [
     *(
         "serve",
+        "prefix",
         "step",
         "limits",
         "random-model",

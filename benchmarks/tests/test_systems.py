@@ -33,6 +33,7 @@ def test_a_peer_without_its_python_says_what_to_give() -> None:
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 def test_ranks_times_threads_never_exceed_the_machine(system: systems.System) -> None:
     arguments = load_arguments(system, "model", MACHINE)
+    assert True not in [arguments.get(name) for name in ("prefix_cache", "prefix_caching")]
     assert arguments["model"] == "model"
     assert arguments.get("tp", 1) * arguments.get("threads", 2) == MACHINE.threads
 
