@@ -1,8 +1,7 @@
 """The engine beside a plain loop and beside transformers, on the same random weights of Llama-3-8B's shapes.
 
-The peers decode in CUDA graphs and never fetch a token, which is the best that can be had of them; the engine brings
-each step's tokens to its caller. transformers is run as it is, and compiled as a whole: that takes long, so it comes
-last, and only where there is time.
+The peers never fetch a token; the engine brings each step's tokens to its caller. What is compiled runs in CUDA graphs.
+transformers is run as it is, and compiled as a whole: that takes long, so it comes last, and only where there is time.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ COMPILED_BATCHES = (1, 64)
 
 class Peer(Protocol):
     """A model that decodes all sequences at one length."""
+
+    is_captured: bool  # whether its steps run as a graph: a host that looks at the device cannot be captured
 
     def new_cache(self, num_seqs: int, max_len: int) -> Any: ...
 
@@ -160,7 +161,7 @@ def logits_of(device: Device, peer: Peer, ids: list[int]) -> Tensor:
 
 
 def step_of(device: Device, peer: Peer, num_seqs: int, shapes: EngineShapes) -> Call:
-    """A peer's step in a graph: it feeds itself with the largest logit of each sequence, and nobody looks at it."""
+    """A peer's step: it feeds itself with the largest logit of each sequence, and nobody looks at it."""
     prompts = torch.tensor(shapes.prompts(num_seqs, shapes.prompt), device=device.kind)
     # What captures and compiles takes a few steps of its own.
     cache = peer.new_cache(num_seqs, shapes.prompt + shapes.num_steps + CHECKED_TOKENS)
@@ -170,7 +171,7 @@ def step_of(device: Device, peer: Peer, num_seqs: int, shapes: EngineShapes) -> 
         ids.copy_(largest(peer.decode(ids, cache)))
 
     step()
-    return device.captured(step)
+    return device.captured(step) if peer.is_captured else step
 
 
 def once_called(call: Call) -> Call:

@@ -39,6 +39,8 @@ class StaticCache:
 class PlainLoop:
     """The model. `prefill` begins the sequences of a cache, `decode` continues them by a token."""
 
+    is_captured = True
+
     def __init__(self, weights: RandomWeights, device: Device, is_compiled: bool = True) -> None:
         self._device, self._weights, self._config = device, weights, weights.config
         config = self._config

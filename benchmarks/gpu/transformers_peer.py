@@ -40,6 +40,7 @@ class TransformersPeer:
         """
         if find_spec("transformers") is None:
             raise NotRun("transformers is not installed: pip install transformers")
+        self.is_captured = is_compiled
         self._device = device
         self._model = model_of(weights, device)
         names = inspect.signature(type(self._model).forward).parameters
