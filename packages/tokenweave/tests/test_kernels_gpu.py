@@ -12,13 +12,17 @@ from torch import Tensor
 
 from support.kernel_cases import DTYPES, PagedSequences, assert_within, ints, randn
 from support.moved_kernels import on
+from support.stored_cases import random_weight
 from tokenweave.kernels import (
+    FORMATS,
     HeadLayout,
     Kernels,
     PackedLinear,
     ReferenceKernels,
     ResidualNorms,
     Tolerance,
+    dequantise,
+    gated_linear,
     linear,
     make_kernels,
 )
@@ -179,7 +183,7 @@ def mixture_of(
     return run, given
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("m", [1, 8, 64, 300])
 def test_mixtures_equal_the_reference_and_wait_for_nothing(
     kernels: Kernels, m: int, dtype: torch.dtype
@@ -191,6 +195,39 @@ def test_mixtures_equal_the_reference_and_wait_for_nothing(
     # Sums of eight products, rounded to the dtype on the way.
     tolerance = Tolerance(1e-3, 1e-3) if dtype is torch.float32 else Tolerance(1.6e-2, 2e-2)
     assert_within(got.cpu(), run(REFERENCE), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("name", [*FORMATS, "fp8"])
+def test_products_of_weights_in_blocks_and_in_fp8_are_those_of_their_values(
+    kernels: Kernels, name: str, dtype: torch.dtype
+) -> None:
+    """Of few rows and of many, so that tiles of every size are taken; and nothing waits."""
+    n, k = 520, 1024
+
+    def pack(seed: int, dtype: torch.dtype) -> PackedLinear:
+        if name == "fp8":
+            return kernels.pack_fp8(randn(seed, n, k), dtype=dtype)
+        return kernels.pack_stored(random_weight(seed, FORMATS[name], n, k), dtype=dtype)
+
+    ids = torch.arange(n, dtype=torch.int32, device=kernels.device)
+    gate, up = (kernels.gather_rows(pack(seed, torch.float32), ids).cpu() for seed in (1, 2))
+    if name != "fp8":
+        assert torch.equal(gate, dequantise(random_weight(1, FORMATS[name], n, k)))
+        gate, up = gate.to(dtype).float(), up.to(dtype).float()
+    packed = [pack(seed, dtype) for seed in (1, 2)]
+    scale = 1 / (gate.square().mean() * k).sqrt()
+    for m in (1, 16, 40, 300):
+        x = (randn(3, m, k) * scale).to(dtype)
+        there = x.to(kernels.device)
+        kernels.linear(there, packed[0])  # compiles
+        kernels.gated_linear(there, *packed)
+        with nothing_waits():
+            got, gated = kernels.linear(there, packed[0]), kernels.gated_linear(there, *packed)
+        of_gate, of_up = x.float() @ gate.T, x.float() @ up.T
+        assert_within(got.cpu(), of_gate.to(dtype), linear.TOLERANCE[dtype])
+        expected = torch.nn.functional.silu(of_gate) * of_up
+        assert_within(gated.cpu(), expected.to(dtype), gated_linear.TOLERANCE[dtype])
 
 
 def test_a_graph_of_a_mixture_follows_other_choices(kernels: Kernels) -> None:

@@ -181,11 +181,11 @@ def test_choices_that_do_not_fit_are_refused(kernels):
 def test_experts_in_blocks_are_multiplied_as_such(kernels, names):
     inner_form, down_form = (FORMATS[name] for name in names)
     weights = [
-        [random_weight(9 * e + i, inner_form, 256, 256) for i in (0, 1)]
-        + [random_weight(9 * e + 2, down_form, 40, 256)]
+        [random_weight(9 * e + i, inner_form, 48, 96) for i in (0, 1)]
+        + [random_weight(9 * e + 2, down_form, 40, 48)]
         for e in range(3)
     ]
-    x, choice = randn(9, 5, 256) / 16, routed(5, 3, 2)
+    x, choice = randn(9, 5, 96) / 10, routed(5, 3, 2)
     experts = [
         [Gated(*(each.pack_stored(weight) for weight in expert)) for expert in weights]
         for each in (REFERENCE, kernels)
