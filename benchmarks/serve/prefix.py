@@ -1,4 +1,4 @@
-"""What a found prefix saves: the time to the first token of a prompt that is computed, and of one that is found.
+"""Found prefixes: the time to the first token of a prompt that is computed, and of one that is found.
 
 Every system keeps what it has computed. In each round a system gets a prompt that it has not seen, and then others that
 begin with the same tokens and end with tokens of their own: all but these are found. Systems take turns.
