@@ -334,7 +334,7 @@ def test_a_poisoned_text_leaves_every_bit_of_the_others(model: Path, tp: int) ->
     params = SamplingParams(max_tokens=8, temperature=0.7, seed=1, logprobs=4, ignore_eos=True)
     healthy, poisoned = [[20, 21, 22], list(range(30, 50))], [[20, POISON], [POISON] * 40]
     communicator = "thread" if tp > 1 else "auto"
-    with LLM(str(model), tp=tp, communicator=communicator, num_kv_blocks=7) as llm:
+    with LLM(str(model), tp=tp, communicator=communicator, num_kv_blocks=7, prefix_cache=False) as llm:
         expected = [output.outputs for output in llm.generate(healthy, params)]
         for _ in range(3):
             with pytest.raises(RequestFailed, match=r"2 of 4 .* largest logit .* is nan") as caught:
