@@ -117,9 +117,10 @@ class GraphReplayer:
         if decodes:
             batch = self._padded(batch)
         inputs = self._decoder.inputs(batch, parts_of(batch.num_tokens, batch.split))
-        if inputs.key is None:
+        shapes = inputs.key
+        if shapes is None:
             return None
-        key, captures = (batch.split, inputs.key), self._decoding if decodes else self._others
+        key, captures = (batch.split, shapes), self._decoding if decodes else self._others
         captured = None if observing is not None else captures.find(key)
         if captured is not None:
             self._replay(captured, inputs)
