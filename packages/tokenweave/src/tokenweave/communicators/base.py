@@ -16,7 +16,7 @@ from tokenweave.errors import CommunicatorError, CommunicatorTimeout
 from tokenweave.traffic import exchanges_of_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -377,26 +377,3 @@ class Communicator(ABC):
     def _check_root(self, root: int) -> None:
         if not 0 <= root < self.size:
             raise CommunicatorError(f"got root={root}; expected a rank, 0 to {self.size - 1}")
-
-
-def run_phases(
-    phases: Generator[Traffic, None, Tensor], carry: Callable[[Traffic], None] | None = None
-) -> Tensor:
-    """Runs `phases` (see `reduce_norm_phases`) and returns their result; `carry` is called with each exchange."""
-    try:
-        while True:
-            traffic = next(phases)
-            if carry is not None:
-                carry(traffic)
-    except StopIteration as end:
-        normed: Tensor = end.value
-        return normed
-
-
-def sum_in_rank_order(parts: list[Tensor], out: Tensor) -> None:
-    """Writes the sum of `parts` to `out`, all of one shape and dtype: the reference of every backend."""
-    wide = torch.float32 if out.dtype.is_floating_point else out.dtype
-    total = parts[0].to(wide, copy=True)
-    for part in parts[1:]:
-        total += part
-    out.copy_(total)

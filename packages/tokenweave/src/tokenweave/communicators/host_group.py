@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import AllToAllOptions, BroadcastOptions
 
-from tokenweave.communicators.base import sum_in_rank_order
+from tokenweave.communicators.sums import sum_in_rank_order
 
 if TYPE_CHECKING:
     from tokenweave.communicators.waits import Waits

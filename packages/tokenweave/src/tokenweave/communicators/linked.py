@@ -20,7 +20,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tokenweave.communicators.base import Communicator, run_phases
+from tokenweave.communicators.base import Communicator
+from tokenweave.communicators.sums import run_phases
 from tokenweave.replay.records import CallSites
 from tokenweave.traffic import Traffic, exchanges_of_sum
 

@@ -17,8 +17,9 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, sum_in_rank_order
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.shared_tensors import give, take
+from tokenweave.communicators.sums import sum_in_rank_order
 from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.replay.records import CallSites
 

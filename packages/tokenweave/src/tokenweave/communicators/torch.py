@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store
 
-from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator, run_phases
+from tokenweave.communicators.base import DEFAULT_TIMEOUT_S, Communicator
 from tokenweave.communicators.bulletin import SLICE_S, Bulletin
+from tokenweave.communicators.call_check import compare_calls
 from tokenweave.communicators.device_group import DeviceGroup
 from tokenweave.communicators.device_wait import happens
 from tokenweave.communicators.host_group import HostGroup
@@ -40,9 +41,10 @@ from tokenweave.communicators.rendezvous import (
     own_store,
     serves_cpu,
 )
+from tokenweave.communicators.sums import run_phases
 from tokenweave.communicators.waits import Waits
 from tokenweave.environment import TorchrunEnvironment, torchrun_environment
-from tokenweave.errors import CollectiveMismatch, CommunicatorError, CommunicatorTimeout, RankError
+from tokenweave.errors import CommunicatorError, CommunicatorTimeout, RankError
 from tokenweave.replay.records import CallSites
 from tokenweave.traffic import ONE_EXCHANGE_BYTES, Traffic, exchanges_of_rows
 
@@ -378,21 +380,7 @@ class TorchCommunicator(Communicator):
     def _start(self, call: str, tensor: torch.Tensor | None = None) -> None:
         self._count_call()
         if self._check_calls and (tensor is None or not tensor.is_cuda):
-            self._compare_calls(call)
-
-    def _compare_calls(self, call: str) -> None:
-        text = bytearray(call.encode().ljust(128)[:128])
-        texts = self._host_group.gather_bytes(torch.frombuffer(text, dtype=torch.uint8), call).view(
-            self.size, -1
-        )
-        calls = [bytes(row.tolist()).decode().rstrip() for row in texts]
-        for rank, other in enumerate(calls):
-            if other != calls[self.rank]:
-                self._waits.failure = CollectiveMismatch(
-                    f"rank {self.rank} called {call} where rank {rank} called {other}; "
-                    "every rank must make the same calls in order"
-                )
-                raise copy(self._waits.failure)
+            compare_calls(call, self.rank, self._host_group, self._waits)
 
     @property
     def _place(self) -> torch.device:
