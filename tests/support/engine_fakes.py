@@ -92,7 +92,7 @@ class ByteTokenizer:
     ) -> list[int]:
         given = "".join(f"{name}={value} " for name, value in sorted(arguments.items()))
         return self.encode(
-            given + "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+            given + "".join(f"{message.get('role')}: {message.get('content')}\n" for message in messages)
         )
 
 
