@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -161,6 +163,19 @@ def test_a_complete_table_never_moves_and_has_the_same_bits(kind: str) -> None:
         is_of_one_pass = kind == "dynamic" and int(batch.seq_lens.max()) > 64
         assert complete.keeps(table) == (not is_of_one_pass)
         assert (table is short) == (not is_of_one_pass)
+
+
+@pytest.mark.parametrize("kind", ["linear", "longrope", "dynamic"])
+def test_prompts_are_of_one_length_kind_if_their_texts_are_rotated_alike(kind: str) -> None:
+    """The generated tokens behind them too."""
+    rope = RopeConfig(10_000.0, "linear", factor=4.0) if kind == "linear" else long_rope(kind)
+    config = replace(read_hf_config(LLAMA), rope=rope)
+    rotations, whole = Rotations(rope, 16, 256), ForwardBatch.prefill(120, 1)
+    texts = {n: replace(whole, prompt_lens=torch.tensor([n])) for n in (20, 64, 65, 66, 100)}
+    tables = {n: rotations_of(rotations, text) for n, text in texts.items()}
+    for one, other in combinations(texts, 2):
+        is_alike = torch.equal(tables[one], tables[other])
+        assert (config.length_kind(one) == config.length_kind(other)) == is_alike, (one, other)
 
 
 def test_divisors_divide_each_frequency() -> None:

@@ -147,11 +147,14 @@ class ModelConfig:
     def length_kind(self, num_prompt: int) -> int:
         """A number that two prompts have in common if their tokens are rotated alike, position by position.
 
-        0 for all but long ones, where rotation depends on the length of the text (see `Rotations`).
+        0 for all but long ones, where rotation depends on the length of the text (see `Rotations`): dynamic scaling
+        rotates each length in its own way, longrope all that are long in one.
         """
         ropes = [rope for rope in (self.rope, self.local_rope) if rope is not None and rope.depends_on_length]
-        is_long = any(num_prompt > rope.original_max_position for rope in ropes)
-        return num_prompt if is_long else 0
+        long = [rope for rope in ropes if num_prompt > rope.original_max_position]
+        if any(rope.scaling == "dynamic" for rope in long):
+            return num_prompt
+        return max((rope.original_max_position for rope in long), default=0)
 
     def has_experts(self, layer: int) -> bool:
         """Whether a layer's MLP is a mixture of experts."""

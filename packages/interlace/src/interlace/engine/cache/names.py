@@ -1,4 +1,4 @@
-"""Names of full blocks: two blocks with one name hold the same keys and values, to the bit.
+"""Names of full blocks: two blocks with one name hold the same keys and values, with the native kernels to the bit.
 
 What a block holds follows from its tokens, from all tokens before them, and from what the engine computes with. So a
 name is a hash of its parent's name and of its tokens, and the parent of a text's first block is a root: a hash of the
