@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
@@ -128,5 +130,19 @@ def test_a_cache_does_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -
     def missing() -> None:
         raise UnavailableError("no core")
 
-    monkeypatch.setattr(memory, "Context", missing)
+    monkeypatch.setattr("emucxl.Context", missing)
     assert isinstance(default_source(), PrivatePages)
+
+
+def test_a_cache_does_without_the_extension_of_the_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU where nothing of this project could be built."""
+    for name in ("emucxl.buffer", "emucxl.context", "emucxl.tiers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "emucxl._buffer", None)  # which makes an import of it fail
+    spec = spec_from_file_location("memory_anew", memory.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    anew = module_from_spec(spec)
+    spec.loader.exec_module(anew)
+    assert isinstance(anew.default_source(torch.device("cuda", 0)), anew.DeviceMemory)
+    assert isinstance(anew.default_source(), anew.PrivatePages)

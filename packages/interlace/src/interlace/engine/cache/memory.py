@@ -2,6 +2,8 @@
 
 Every source gives zeroed memory. On the host it becomes resident only once it is written, on huge pages where the
 system has them: a cache costs what is in it, not what it could hold. On a device it is taken at once.
+
+emucxl's tiers are imported when the first is made: their extension has to be built, and a cache on a device needs none.
 """
 
 from __future__ import annotations
@@ -9,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from emucxl import Anon, Context
 from emucxl.errors import InUseError, UnavailableError
-from emucxl.providers import Provider
 from tokenweave.kernels.checks import CPU
 from tokenweave.kernels.memory import lazy_zeros, zeros_on
+
+if TYPE_CHECKING:
+    from emucxl.providers import Provider
 
 
 class MemorySource(Protocol):
@@ -42,6 +45,9 @@ class TierMemory:
     """
 
     def __init__(self, provider: Provider | None = None) -> None:
+        """Raises ImportError or UnavailableError where emucxl's native parts are not there."""
+        from emucxl import Anon, Context
+
         self._provider = Anon() if provider is None else provider
         self._context = Context()
 
@@ -58,7 +64,7 @@ class TierMemory:
 
 
 class PrivatePages:
-    """Pages mapped by Python, where emucxl's native core cannot be loaded: the reference kernels run without it."""
+    """Pages mapped by Python, where emucxl's native parts cannot be loaded: the reference kernels run without it."""
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return lazy_zeros(shape, dtype)
@@ -86,5 +92,5 @@ def default_source(device: torch.device = CPU) -> MemorySource:
         return DeviceMemory(device)
     try:
         return TierMemory()
-    except UnavailableError:
+    except (ImportError, UnavailableError):
         return PrivatePages()
