@@ -50,6 +50,14 @@ def test_a_product_is_that_of_the_rounded_values(kernels, dtype, m, n, k):
     )
 
 
+def test_a_rank_without_columns_or_rows_has_an_empty_product(kernels):
+    """As of heads or of an MLP that are fewer than the ranks."""
+    for weight in (torch.zeros(8, 0), LazyWeight(8, 0, lambda rows: torch.zeros(len(rows), 0))):
+        got = kernels.linear(torch.zeros(3, 0), kernels.pack_fp8(weight, randn(1, 8), torch.float32))
+        assert torch.equal(got, randn(1, 8).expand(3, 8))
+    assert kernels.linear(torch.zeros(3, 8), kernels.pack_fp8(torch.zeros(0, 8))).shape == (3, 0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gated_linear_rounds_once(kernels, dtype):
     x, weights = randn(1, 5, 64, dtype=dtype), [randn(i, 40, 64) / 8 for i in (2, 3)]

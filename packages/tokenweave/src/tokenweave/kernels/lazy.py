@@ -17,6 +17,9 @@ PANEL_ROWS = (
     32  # rows of a panel of a packed weight, which is packed alone: PANEL in native/kernels/kernels.h
 )
 PIECE_VALUES = 1 << 17  # read at a time: half a megabyte of float32, which is packed while it is in a cache
+DEVICE_PIECE_VALUES = (
+    1 << 22
+)  # for a device, where every piece is a call or more: 2,000 pieces of 8 billion weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +41,9 @@ class LazyWeight:
         _check_shape((len(rows), self.k), tuple(found.shape))
         return found
 
-    def pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """All rows in turn, whole panels of them: the first row of each piece, and the piece."""
-        return ((rows.start, self.rows(rows)) for rows in piece_rows(self.n, self.k))
+    def pieces(self, num_values: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """All rows in turn, whole panels of them: the first row of each piece, and the piece. As `piece_rows`."""
+        return ((rows.start, self.rows(rows)) for rows in piece_rows(self.n, self.k, num_values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +72,14 @@ class LazyStoredWeight:
         return ((rows.start, self.rows(rows)) for rows in piece_rows(self.n, self.k))
 
 
-def pieces_of(weight: Tensor | LazyWeight) -> Iterator[tuple[int, Tensor]]:
+def pieces_of(weight: Tensor | LazyWeight, num_values: int | None = None) -> Iterator[tuple[int, Tensor]]:
     """The first row of each piece of a weight, and the piece. A tensor, which is in memory, is one."""
-    return iter([(0, weight)]) if isinstance(weight, Tensor) else weight.pieces()
+    return iter([(0, weight)]) if isinstance(weight, Tensor) else weight.pieces(num_values)
 
 
-def piece_rows(n: int, k: int) -> Iterator[range]:
-    """The rows of each piece of a weight (n, k)."""
-    step = max(1, PIECE_VALUES // (PANEL_ROWS * max(1, k))) * PANEL_ROWS
+def piece_rows(n: int, k: int, num_values: int | None = None) -> Iterator[range]:
+    """The rows of each piece of a weight (n, k), of about `num_values`: `PIECE_VALUES` unless it is given."""
+    step = max(1, (num_values or PIECE_VALUES) // (PANEL_ROWS * max(1, k))) * PANEL_ROWS
     return (range(first, min(first + step, n)) for first in range(0, n, step))
 
 

@@ -12,7 +12,7 @@ from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.cuda.backend.gather import gather_values
 from tokenweave.kernels.cuda.backend.planes import PLANE_FORMATS, PlaneLayout
 from tokenweave.kernels.cuda.backend.products import WeightShape, multiply_rows
-from tokenweave.kernels.lazy import LazyWeight, piece_rows, pieces_of
+from tokenweave.kernels.lazy import DEVICE_PIECE_VALUES, LazyWeight, piece_rows, pieces_of
 from tokenweave.kernels.stored.linear import Stored, format_names
 from tokenweave.kernels.values import PackedLinear
 
@@ -47,7 +47,7 @@ def pack_blocks(
             data[place : place + own.size_bytes],
             None if own_bias is None else own_bias[first : first + weight.n],
         )
-        for piece in piece_rows(weight.n, k):
+        for piece in piece_rows(weight.n, k, DEVICE_PIECE_VALUES):
             own.fill(rows.data, piece.start, weight.rows(piece))
         parts.append(rows)
         place += own.size_bytes
@@ -61,8 +61,8 @@ def pack_fp8(
     (n, k), form = weight.shape, PLANE_FORMATS["fp8"]
     planes = PlaneLayout.of(form, n, k)
     data = torch.zeros(planes.size_bytes, dtype=torch.uint8, device=device)
-    for first, piece in pieces_of(weight):
-        planes.fill_fp8(data, first, piece)
+    for first, piece in pieces_of(weight, DEVICE_PIECE_VALUES) if n and k else ():
+        planes.fill_fp8(data, first, piece.to(device))
     bias = None if bias is None else bias.to(device, torch.float32, copy=True)
     rows = BlockRows(WeightShape(n, k, planes), data, bias)
     return DeviceBlocks(n, k, dtype, layout, data, bias, form.name, (rows,))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenweave.kernels.lazy import LazyWeight, pieces_of
+from tokenweave.kernels.lazy import DEVICE_PIECE_VALUES, LazyWeight, pieces_of
 from tokenweave.kernels.values import PackedLinear
 
 # Since torch 2.8, and on GPUs alone, a product of bfloat16 can be float32 without a float32 copy of its factors.
@@ -31,7 +31,7 @@ def pack(
 ) -> DeviceLinear:
     n, k = weight.shape
     data = torch.empty((n, k), dtype=dtype, device=device)
-    for first, piece in pieces_of(weight):
+    for first, piece in pieces_of(weight, DEVICE_PIECE_VALUES):
         data[first : first + len(piece)] = piece
     if bias is None:
         return DeviceLinear(n, k, dtype, layout, data, None)
