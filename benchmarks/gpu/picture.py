@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.gpu.spans import ATTENTION, OTHER, PRODUCT, REDUCTION, Span
-from svg import Picture  # docs/images: the pictures of the documentation are drawn by it, too
+from interlace.cli.svg import Picture  # the pictures of the documentation are drawn by it, too
 
 WIDTH, LEFT, RIGHT = 1000.0, 110.0, 976.0
 TOP, ROW, BAR = 84.0, 44.0, 30.0

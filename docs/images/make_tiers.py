@@ -12,7 +12,7 @@ from pathlib import Path
 
 from emucxl import Context
 from emucxl.presets import presets
-from svg import Picture
+from interlace.cli.svg import Picture
 
 HERE = Path(__file__).parent
 NAMES = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from svg import Picture
+from interlace.cli.svg import Picture
 
 HERE = Path(__file__).parent
 LINK = "0.25GB/s,5us"
