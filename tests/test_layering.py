@@ -20,6 +20,7 @@ FORBIDDEN = {
     "emucxl": ("tokenweave", "interlace", "benchmarks", "torch"),
     "tokenweave": ("interlace", "benchmarks"),
     "interlace": ("benchmarks",),
+    "interlace/cache": ("interlace.engine", "interlace.models", "interlace.cli", "torch"),
     "interlace/models": ("interlace.engine", "interlace.cli"),
     "interlace/engine": ("interlace.cli",),
     "interlace/engine/ranks": LOOP,

@@ -19,12 +19,17 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.syspath_prepend(str(IMAGES))
-    return {name: importlib.import_module(name) for name in ("make_timeline", "make_tiers")}
+    return {name: importlib.import_module(name) for name in ("make_timeline", "make_tiers", "make_kv_sim")}
 
 
 def test_the_timeline_is_drawn_from_the_recording(scripts: dict[str, Any]) -> None:
     recorded = json.loads((IMAGES / "timeline.json").read_text())
     assert (IMAGES / "weaving.svg").read_text() == scripts["make_timeline"].draw(recorded)
+
+
+def test_the_chart_of_a_cache_is_drawn_from_the_recording(scripts: dict[str, Any]) -> None:
+    recorded = json.loads((IMAGES / "kv_sim.json").read_text())
+    assert (IMAGES / "kv-sim.svg").read_text() == scripts["make_kv_sim"].draw(recorded)
 
 
 @pytest.mark.parametrize("name", ["tiers.svg", "load.svg"])

@@ -14,6 +14,7 @@ InterlaceError
 │   ├── PromptTooLong           the prompt does not fit the context
 │   ├── RequestFailed           a request that had been taken failed in a step; the others go on
 │   └── SamplingError           a sampling parameter is out of range
+├── BlockTraceError             a block trace cannot be read, or a cache that it should run through makes no sense
 └── BenchError                  a benchmark cannot be run, or a system in it produced something wrong
 """
 
@@ -88,6 +89,10 @@ class RequestFailed(RequestError):
 
 class SamplingError(RequestError):
     """A sampling parameter is out of range."""
+
+
+class BlockTraceError(InterlaceError):
+    """A block trace cannot be read, or a cache that it should run through makes no sense."""
 
 
 class BenchError(InterlaceError):

@@ -15,7 +15,7 @@ from tokenweave.errors import CommunicatorTimeout
 def test_help_lists_every_command(invoke: Any) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("generate", "chat", "pull", "plan", "doctor", "bench"):
+    for command in ("generate", "chat", "pull", "plan", "doctor", "bench", "kv-sim"):
         assert command in result.stdout
 
 

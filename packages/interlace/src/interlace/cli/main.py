@@ -9,7 +9,7 @@ import typer
 from emucxl.cli.command import new_app, run, version_printer
 from emucxl.errors import EmucxlError
 from interlace import __version__
-from interlace.cli import chat, doctor, generate, plan, pull, trace, tune
+from interlace.cli import chat, doctor, generate, kv_sim, plan, pull, trace, tune
 from interlace.cli.bench.command import bench
 from interlace.errors import InterlaceError
 from tokenweave.errors import TokenweaveError
@@ -39,6 +39,7 @@ app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.command()(tune.tune)
 app.command()(bench)
+app.command("kv-sim")(kv_sim.kv_sim)
 app.add_typer(plan.app, name="plan")
 app.add_typer(trace.app, name="trace")
 
