@@ -26,8 +26,10 @@ REGISTERS_PER_SM = 65536  # what a CTA can have if it is alone
 SHARED_BYTES = {
     80: 163 * 1024,
     90: 227 * 1024,
+    100: 227 * 1024,
 }  # of a CTA: CUDA C++ programming guide, table of compute capabilities
 SMALLEST_SHARED_BYTES = 99 * 1024  # of sm_86 and sm_89, which run what is compiled for sm_80
+BLACKWELL = 100  # its matrix units take products of whole warp groups, and leave sums in memory of their own
 CAPABILITIES = [pytest.param(80, marks=pytest.mark.slow), 90]
 ALIGNMENT = 16  # bytes of a pointer, or what a number is a multiple of: Triton asks for no more
 
@@ -121,12 +123,6 @@ def can_avoid(sass: str, avoided: str, goal: str) -> bool:
             continue
         left.append(at + 1)
     return False
-
-
-def compile_for_hopper(
-    kernel: Any, types: dict[str, str], options: dict[str, Any], directory: Path
-) -> Compiled:
-    return compile_kernel(kernel, types, options, directory)
 
 
 def compile_kernel(

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
-from support.cubins import Compiled, can_avoid, compile_for_hopper
+from support.cubins import BLACKWELL, HOPPER, Compiled, can_avoid, compile_kernel
 from tokenweave.kernels.cuda import launch
 from tokenweave.kernels.cuda.multimem import multimem_kernel
 from tokenweave.kernels.cuda.one_shot import one_shot_kernel
@@ -51,7 +51,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     return get
 
 
-def compile_path(path: str, case: Case, has_weight: bool, has_post: bool, directory: Path) -> Compiled:
+def compile_path(
+    path: str, case: Case, has_weight: bool, has_post: bool, directory: Path, capability: int = HOPPER
+) -> Compiled:
     hidden_size, dtype, size = case
     element = f"*{NAMES[dtype]}"
     meeting = {"pads": "*i64", "epochs": "*i32", "failed": "*i32", "mailbox": "*i64"}
@@ -77,7 +79,18 @@ def compile_path(path: str, case: Case, has_weight: bool, has_post: bool, direct
         types = {"slots": "*i64", **meeting, "hidden": element, "residual": "*fp32", **weights}
         types |= {"num_tokens": "i32", **ends}
     options = {**options, "HAS_WEIGHT": has_weight, "HAS_POST": has_post}
-    return compile_for_hopper(kernel, types, options, directory)
+    return compile_kernel(kernel, types, options, directory, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["peer", "multimem", "one_shot"])
+def test_every_path_compiles_for_blackwell(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    code = compile_path(path, CASES[0], True, False, tmp_path, BLACKWELL)
+    assert code.stack_bytes == code.local_bytes == 0
+    assert code.count_sass(r"(LDL|STL)(\..*)?") == 0
 
 
 def vectors_per_thread(case: Case, code: Compiled, bytes_per_element: int | None = None) -> int:

@@ -7,7 +7,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.cubins import CAPABILITIES, REGISTERS_PER_SM, Compile, Compiled, assert_holds, some_fast
+from support.cubins import (
+    BLACKWELL,
+    CAPABILITIES,
+    REGISTERS_PER_SM,
+    Compile,
+    Compiled,
+    assert_holds,
+    some_fast,
+)
 from tokenweave.kernels import HeadLayout
 from tokenweave.kernels.cuda.backend import activation, attention, gather, norms, rotary
 
@@ -83,6 +91,14 @@ def test_attention_in_float16_multiplies_on_matrix_units_and_does_not_spill(
     code = compile_attention(compiled, SHAPES["Llama-3-8B"], torch.float16, capability, False)
     assert_holds(code, capability)
     assert code.count_sass(r"H?G?MMA\..*F32.*") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Llama-3-8B", "Llama-3-70B on 8 ranks", "Mixtral-8x7B"])
+def test_attention_compiles_for_blackwell(compiled: Compile, name: str) -> None:
+    code = compile_attention(compiled, SHAPES[name], torch.bfloat16, BLACKWELL, False)
+    assert_holds(code, BLACKWELL)
+    assert code.count_sass(r"UTCHMMA(\..*)?") > 0
 
 
 @pytest.mark.parametrize("has_window", [False, True])

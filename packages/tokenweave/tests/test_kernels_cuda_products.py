@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from support.cubins import (
+    BLACKWELL,
     CAPABILITIES,
     SMALLEST_SHARED_BYTES,
     Compile,
@@ -58,6 +59,15 @@ def test_grouped_products_multiply_on_matrix_units_and_do_not_spill(
     assert (warp_groups > 0, warps > 0) == (by_warp_groups, not by_warp_groups)
     assert code.count_sass(r"LDGSTS\.E.*128") > 0  # weights come 16 bytes at a time, past the registers
     assert code.count_sass(r"LDG\.E\.U?16(\..*)?") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["dense", "q4_0", "fp8"])
+@pytest.mark.parametrize("rows", [products.FEW_ROWS, products.MANY_ROWS])
+def test_products_compile_for_blackwell(compiled: Compile, rows: int, format: str) -> None:
+    code = compile_product(compiled, torch.bfloat16, rows, True, BLACKWELL, format)
+    assert_holds(code, BLACKWELL)
+    assert code.count_sass(r"(UTC|)HMMA(\..*)?") > 0
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
