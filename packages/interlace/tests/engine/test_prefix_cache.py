@@ -107,6 +107,21 @@ def test_a_reset_or_a_cache_that_is_off_finds_nothing() -> None:
     assert run(engine, "last", LONG).metrics.num_cached_tokens == 0
 
 
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_what_a_text_left_for_which_the_model_computed_nan_is_not_found(device: torch.device | None) -> None:
+    """A fault that passes fails no later request."""
+    ranks = FakeRanks()
+    ranks.device = device
+    engine = make_engine(ranks)
+    run(engine, "sound", LONG[:20])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "execute", lambda *given: FakeRanks.execute(ranks, *given).fill_(torch.nan))
+        assert run(engine, "failing", LONG).finish_reason == "error"
+    assert engine.stats().num_kept_blocks == 0
+    assert run(engine, "again", LONG).metrics.num_cached_tokens == 0
+    assert run(engine, "found", LONG).token_ids == greedy_tokens(LONG, 4)
+
+
 def test_the_fronts_reset_it() -> None:
     def cached(output: RequestOutput) -> int:
         return output.metrics.num_cached_tokens

@@ -238,6 +238,8 @@ class Engine:
                 continue
             if sequence.num_output == 0:
                 self._num_cached_tokens += sequence.num_cached
+            if isinstance(token, Exception):
+                self.scheduler.withdraw(sequence)
             chunks.append(_advance(request, token, now_s))
             if request.finish_reason is not None:
                 self._remove(request)

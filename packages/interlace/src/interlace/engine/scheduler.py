@@ -103,6 +103,11 @@ class Scheduler:
             sequence.names = None
         self.blocks.forget()
 
+    def withdraw(self, sequence: Sequence) -> None:
+        """Has no block of its text found, now or later: what the cache has of it may be broken."""
+        self.blocks.withdraw(sequence.names_before(sequence.num_tokens))
+        sequence.names = None
+
     def _publish(self, sequence: Sequence) -> None:
         """Has the blocks found that are full now. One whose last token is pending waits until it is known."""
         num_full = min(sequence.num_computed, sequence.num_tokens) // BLOCK_SIZE

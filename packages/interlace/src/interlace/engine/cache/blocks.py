@@ -7,8 +7,9 @@ one text its last block goes first.
 Invariants (`check` verifies 1 and 2 against the owners' block tables)
 1. A block is in as many tables as it is counted for. One that is in none is free or kept, never both.
 2. A name is of one block. Every kept block has a name, no free one has.
-3. A table that has a published block has the block of its parent's name: `publish` gives the one to have. So the
-   blocks that are kept can all be taken, and in the order in which they were left none is taken before its children.
+3. A table that has a published block has the block of its parent's name, unless that was withdrawn: `publish` gives the
+   one to have. So the blocks that are kept can all be taken, and in the order in which they were left none is taken
+   before its children.
 
 Thread safety: none; it belongs to the scheduler's thread.
 """
@@ -103,6 +104,16 @@ class BlockManager:
             self.share([other])
             self.free([block])
         return other
+
+    def withdraw(self, names: Iterable[bytes]) -> None:
+        """Has no block found under any of `names`. Tables keep theirs."""
+        for name in names:
+            block = self._block_of.get(name)
+            if block is not None:
+                self._unname(block)
+                if block in self._kept:
+                    del self._kept[block]
+                    self._free.append(block)
 
     def forget(self) -> None:
         """Has no block found any more. Tables keep theirs."""
