@@ -122,6 +122,17 @@ def test_what_a_text_left_for_which_the_model_computed_nan_is_not_found(device: 
     assert run(engine, "found", LONG).token_ids == greedy_tokens(LONG, 4)
 
 
+def test_requests_that_wait_at_a_reset_share_what_they_compute_after_it() -> None:
+    engine = make_engine(max_num_seqs=1)
+    for name in ("running", "waiting", "last"):
+        engine.add_request(name, LONG, greedy())
+    engine.step()
+    engine.reset_prefix_cache()
+    outputs, _ = run_all(engine)
+    cached = {name: output.metrics.num_cached_tokens for name, output in outputs.items()}
+    assert cached == {"running": 0, "waiting": 0, "last": 32}
+
+
 def test_the_fronts_reset_it() -> None:
     def cached(output: RequestOutput) -> int:
         return output.metrics.num_cached_tokens

@@ -98,8 +98,8 @@ class Scheduler:
             self._publish(sequence)
 
     def forget(self) -> None:
-        """Has no block found any more, and none published of the sequences that are here now."""
-        for sequence in (*self.running, *self.waiting):
+        """Has no block found any more, and none published of the sequences that have any now."""
+        for sequence in self.running:
             sequence.names = None
         self.blocks.forget()
 
