@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlace.engine.config import EngineConfig
 from interlace.engine.llm import LLM
+from interlace.engine.output import RequestOutput
 from interlace.engine.ranks.group import RankGroup
 from interlace.engine.ranks.launch import start
 from interlace.engine.sampling_params import SamplingParams
@@ -129,6 +130,26 @@ def test_an_engine_generates_as_transformers_past_the_original_context(directory
         params = SamplingParams(temperature=0, max_tokens=num_new, ignore_eos=True)
         (output,) = llm.generate([prompt], params)
     assert list(output.token_ids) == generated[0, len(prompt) :].tolist()
+
+
+@pytest.mark.slow
+def test_what_is_found_of_texts_across_the_original_context_has_the_bits_of_what_is_computed(
+    directory: Path,
+) -> None:
+    short, long = prompts()[0], prompts()[4]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=2)
+
+    def answers(prefix_cache: bool) -> list[RequestOutput]:
+        with LLM(str(directory), num_kv_blocks=64, dtype="float32", prefix_cache=prefix_cache) as llm:
+            (first,) = llm.generate([short], params)  # its text ends beyond the original context
+            follow_ups = [[*short, *first.token_ids[:count]] for count in (10, 24)]
+            texts = [*follow_ups, long, [*long, 1], long]
+            return [first, *(llm.generate([text], params)[0] for text in texts)]
+
+    found, computed = answers(True), answers(False)
+    assert [one.outputs for one in found] == [one.outputs for one in computed]
+    of_the_same = [one.metrics.num_cached_tokens for one in (found[1], found[5])]
+    assert of_the_same == [16, 48]
 
 
 def test_the_context_is_the_stretched_one(directory: Path) -> None:
