@@ -55,6 +55,7 @@ class Decoder:
         self.config, self.shard, self.kernels, self.communicator, self.dtype = (
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
+        self.max_model_len = max_model_len
         self.padding = HeadPadding.to_multiple(config.head_dim, kernels.head_alignment)
         self.heads = replace(shard.head_layout(config), head_dim=self.padding.width)
         self.vocab_sizes = [len(each.vocab) for each in Shard.all_of(config, shard.size)]  # of each rank

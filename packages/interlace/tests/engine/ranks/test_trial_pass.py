@@ -37,6 +37,18 @@ def test_the_widest_pass_has_all_tokens_and_the_logits_of_all_sequences(
         assert bytes_of_a_pass(runner.decoder, layout, num_tokens, num_seqs) == 0  # type: ignore[arg-type]
 
 
+def test_no_sequence_of_the_widest_pass_is_longer_than_the_context(tmp_path: Path) -> None:
+    directory = make_model(tmp_path)
+    config = EngineConfig(
+        str(directory), communicator="null", num_kv_blocks=1, dtype="float32", max_model_len=20
+    )
+    with closing(
+        Runner(config, load_model(str(directory)), NullCommunicator(kernels=ReferenceKernels()))
+    ) as runner:
+        logits = run_widest(runner.decoder, runner.cache.tensor, num_tokens=64, num_seqs=2)
+        assert logits.shape == (2, VOCAB_SIZE)
+
+
 def test_a_peak_is_what_was_taken_beyond_what_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {"memory_allocated": 100, "max_memory_allocated": 170}
     calls: list[str] = []

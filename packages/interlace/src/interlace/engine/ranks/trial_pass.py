@@ -44,7 +44,11 @@ def bytes_of_a_pass(decoder: Decoder, layout: CacheLayout, num_tokens: int, num_
 
 
 def run_widest(decoder: Decoder, cache: torch.Tensor, num_tokens: int, num_seqs: int) -> torch.Tensor:
-    """Runs a pass of `num_tokens`, with the logits of `num_seqs` rows. Its sequences share one block of `cache`."""
+    """Runs a pass of `num_tokens`, with the logits of `num_seqs` rows. Its sequences share one block of `cache`.
+
+    Of fewer tokens where the sequences' contexts together are shorter than that.
+    """
+    num_tokens = min(num_tokens, num_seqs * decoder.max_model_len)
     num_seqs = min(num_seqs, num_tokens)
     rows = torch.arange(num_tokens, dtype=torch.int32)
     starts = torch.linspace(0, num_tokens, num_seqs + 1).to(torch.int32)
