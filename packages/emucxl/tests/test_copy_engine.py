@@ -6,8 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 import emucxl
 from emucxl.calibration import Calibration
@@ -55,6 +58,88 @@ def test_copies_move_their_bytes(context: emucxl.Context, far: emucxl.Buffer, lo
         engine.submit([(local, far, 6)]).wait()
         engine.submit([Copy(target, local, source_offset=1, size=5)]).wait()
     assert target == b"ello!"
+
+
+@given(
+    num_pieces=st.integers(0, 6),
+    size=st.integers(0, 9),
+    strides=st.tuples(st.integers(0, 20), st.integers(0, 20)),
+    offsets=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    are_buffers=st.tuples(st.booleans(), st.booleans()),
+)
+def test_pieces_are_copied_as_one_copy_for_each_would(
+    num_pieces: int,
+    size: int,
+    strides: tuple[int, int],
+    offsets: tuple[int, int],
+    are_buffers: tuple[bool, bool],
+) -> None:
+    """With the same bytes, the same modelled time and the same counts."""
+    (to_stride, from_stride), (to_offset, from_offset) = strides, offsets
+    to_stride = max(to_stride, size)
+
+    def copied(in_pieces: bool) -> tuple[bytes, int, object]:
+        with emucxl.Context("virtual") as context:
+            tier = context.add_tier("far", MIB, timing=Timing(1000, 1000, 1, 1))
+            memory = [context.alloc(256, "far") if is_buffer else bytearray(256) for is_buffer in are_buffers]
+            to, source = memory
+            memoryview(source)[:] = bytes(range(256))
+            memoryview(to)[:] = bytes(256)
+            copies = [
+                Copy(to, source, size, to_offset + at * to_stride, from_offset + at * from_stride)
+                for at in range(num_pieces)
+            ]
+            whole = Copy(to, source, size, to_offset, from_offset, num_pieces, to_stride, from_stride)
+            with CopyEngine(context) as engine:
+                engine.submit([whole] if in_pieces else copies).wait()
+            return bytes(memoryview(to)), context.now_ns, tier.stats()
+
+    assert copied(in_pieces=True) == copied(in_pieces=False)
+
+
+def test_pieces_are_packed_unless_a_stride_says_otherwise(
+    context: emucxl.Context, far: emucxl.Buffer
+) -> None:
+    target = bytearray(8)
+    with CopyEngine(context) as engine:
+        engine.submit([(far, bytes(range(40)))]).wait()
+        engine.submit([Copy(target, far, 2, num_pieces=4, source_stride=10)]).wait()
+    assert target == bytes([0, 1, 10, 11, 20, 21, 30, 31])
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"num_pieces": -1}, OutOfBoundsError, "got -1 copies of 8 bytes"),
+        ({"num_pieces": 3, "destination_stride": 2**62}, OutOfBoundsError, "3 copies of 8 bytes"),
+        ({"num_pieces": MIB // 8, "source_stride": 9}, OutOfBoundsError, "expected ranges that lie inside"),
+        ({"num_pieces": 2, "destination_stride": 4}, ArgumentError, "expected at least a piece's size"),
+        ({"num_pieces": 2, "size": None}, ArgumentError, "got no size for 2 pieces"),
+        ({"num_pieces": 2.0}, ArgumentError, "num_pieces"),
+        ({"source_stride": -8, "num_pieces": 2}, OutOfBoundsError, "expected ranges that lie inside"),
+    ],
+)
+def test_pieces_that_cannot_be_are_refused(
+    context: emucxl.Context,
+    far: emucxl.Buffer,
+    local: emucxl.Buffer,
+    values: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with CopyEngine(context) as engine, pytest.raises(error, match=message):
+        engine.submit([Copy(**{"destination": local, "source": far, "size": 8, **values})])
+    local.free()  # nothing is held in place
+
+
+def test_poison_between_two_pieces_harms_neither(
+    context: emucxl.Context, far: emucxl.Buffer, local: emucxl.Buffer
+) -> None:
+    context.tier("far").poison(far.address + 4096, 64)
+    with CopyEngine(context) as engine:
+        engine.submit([Copy(local, far, 4096, num_pieces=2, source_stride=8192)]).wait()
+        with pytest.raises(PoisonedError):
+            engine.submit([Copy(local, far, 4096, num_pieces=2, source_stride=4096)]).wait()
 
 
 def test_computing_overlaps_copying_exactly_on_the_virtual_clock(

@@ -28,16 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
 from emucxl.arguments import instance, number
-from emucxl.buffer import Buffer
 from emucxl.closing import Closing
 from emucxl.errors import (
     ArgumentError,
     ArgumentTypeError,
     ClosedError,
-    EmucxlError,
     OutOfBoundsError,
     WaitTimeout,
 )
+from emucxl.exports import Export, Exports
 from emucxl.locks import new_lock
 
 if TYPE_CHECKING:
@@ -47,78 +46,43 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 64
 _FOREVER_NS = (1 << 64) - 1
-_SIMPLE, _WRITABLE = 0, 1  # PyBUF_*
+_MAY_BE_LEFT_OUT = ("size", "destination_stride", "source_stride")
+_FIGURES = (*_MAY_BE_LEFT_OUT, "destination_offset", "source_offset", "num_pieces")
 
 
 @dataclass(frozen=True)
 class Copy:
     """`size` bytes from `source` to `destination`: buffers of the engine's context, whose side is priced, or any other
-    contiguous memory (`bytes` as a source, `bytearray`, NumPy arrays), whose side is not."""
+    contiguous memory (`bytes` as a source, `bytearray`, NumPy arrays), whose side is not.
+
+    With `num_pieces` it is as many copies of `size` bytes, one stride apart on either side: the same as one Copy for
+    each, and as quick to submit as one.
+    """
 
     destination: Any
     source: Any
     size: int | None = None
-    """Everything that fits both, where it is left out."""
+    """Everything that fits both, where it is left out; of a single piece."""
     destination_offset: int = 0
     source_offset: int = 0
+    num_pieces: int = 1
+    destination_stride: int | None = None
+    """Bytes from one piece's beginning to the next one's: at least `size`, and just that where it is left out."""
+    source_stride: int | None = None
+    """Likewise; it may be less than `size`, and 0 reads the same bytes for all pieces."""
 
 
-class _Request(ctypes.Structure):
-    _fields_ = (("destination", c_void_p), ("source", c_void_p), ("size_bytes", c_size_t))
-
-
-class _PyBuffer(ctypes.Structure):
-    """Py_buffer, of the interpreter's stable ABI."""
+class _Pattern(ctypes.Structure):
+    """emx_copy_pattern."""
 
     _fields_ = (
-        ("buf", c_void_p),
-        ("obj", ctypes.py_object),
-        ("len", ctypes.c_ssize_t),
-        ("itemsize", ctypes.c_ssize_t),
-        ("readonly", c_int),
-        ("ndim", c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", c_void_p),
-        ("strides", c_void_p),
-        ("suboffsets", c_void_p),
-        ("internal", c_void_p),
+        ("destination", c_void_p),
+        ("source", c_void_p),
+        ("size_bytes", c_size_t),
+        ("num_pieces", c_size_t),
+        ("destination_stride_bytes", c_size_t),
+        ("source_stride_bytes", c_size_t),
     )
-
-
-class _Export:
-    """Memory of an object that speaks the buffer protocol, held in place until `release`."""
-
-    def __init__(self, target: Any, writable: bool) -> None:
-        self._view: _PyBuffer | None = None
-        self._owner = target
-        if isinstance(target, Buffer) and not _has_memory(target):
-            self.address, self.size_bytes = target.address, target.size_bytes  # the core alone keeps it
-            return
-        view = _PyBuffer()
-        flags = _WRITABLE if writable else _SIMPLE
-        try:
-            ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(target), byref(view), flags)
-        except EmucxlError:
-            raise  # one of our own buffers says what is wrong with it
-        except (TypeError, BufferError, ValueError) as error:
-            kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentError
-            raise kind(
-                f"got {target!r} ({error}); expected {'writable' if writable else 'readable'}, contiguous memory"
-            ) from None
-        self._view = view
-        self.address, self.size_bytes = view.buf or 0, view.len
-
-    def release(self) -> None:
-        view, self._view = self._view, None
-        if view is not None:
-            ctypes.pythonapi.PyBuffer_Release(byref(view))
-        self._owner = None
-
-
-def _has_memory(buffer: Buffer) -> bool:
-    from emucxl.tiers import is_touchable
-
-    return is_touchable(buffer.tier.provider)
 
 
 class CopyEngine(Closing):
@@ -170,12 +134,12 @@ class CopyEngine(Closing):
             OutOfBoundsError: a copy leaves its memory.
             ArgumentError: a destination is read-only, or something is no contiguous memory.
         """
-        exports: list[_Export] = []
+        exports = Exports()
         try:
-            requests = [_request(copy, exports) for copy in _each(copies)]
-            return self._submit(requests, exports)
+            patterns = [_pattern(copy, exports) for copy in _each(copies)]
+            return self._submit(patterns, exports)
         except BaseException:
-            _release(exports)
+            exports.release()
             raise
 
     def close(self) -> None:
@@ -187,12 +151,13 @@ class CopyEngine(Closing):
             self._library.emx_engine_close(handle)
             self._context.release()
 
-    def _submit(self, requests: list[_Request], exports: list[_Export]) -> Completion:
-        array, handle = (_Request * len(requests))(*requests), c_void_p()
+    def _submit(self, patterns: list[_Pattern], exports: Exports) -> Completion:
+        array, handle = (_Pattern * len(patterns))(*patterns), c_void_p()
         with self._lock:
             if self.closed:
                 raise ClosedError("the copy engine is closed")
-            native.check(self._library.emx_engine_submit(self._handle, array, len(requests), byref(handle)))
+            submit = self._library.emx_engine_submit_patterns
+            native.check(submit(self._handle, array, len(patterns), byref(handle)))
         return Completion(self._library, handle.value or 0, exports)
 
     def __repr__(self) -> str:
@@ -202,7 +167,7 @@ class CopyEngine(Closing):
 class Completion:
     """A batch of copies under way."""
 
-    def __init__(self, library: ctypes.CDLL, handle: int, exports: list[_Export]) -> None:
+    def __init__(self, library: ctypes.CDLL, handle: int, exports: Exports) -> None:
         """Takes over a native completion; `CopyEngine.submit` makes them."""
         self._library, self._handle, self._exports = library, handle, exports
         self._pid = os.getpid()
@@ -241,15 +206,15 @@ class Completion:
         if isinstance(outcome, WaitTimeout):
             return WaitTimeout
         with self._lock:
-            exports, self._exports = self._exports, []
+            exports, self._exports = self._exports, Exports()
             self._finished = True
-        _release(exports)
+        exports.release()
         return outcome
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None) and self._pid == os.getpid():
             self._library.emx_completion_release(self._handle)
-            _release(self._exports)
+            self._exports.release()
 
     def __repr__(self) -> str:
         return f"<Completion, {'done' if self._finished else 'not known to be done'}>"
@@ -264,34 +229,57 @@ def _each(copies: Iterable[Any]) -> Iterator[Any]:
         ) from None
 
 
-def _request(copy: Copy | tuple[Any, Any, int], exports: list[_Export]) -> _Request:
+def _pattern(copy: Copy | tuple[Any, Any, int], exports: Exports) -> _Pattern:
     if not isinstance(copy, Copy) and not (isinstance(copy, tuple | list) and 2 <= len(copy) <= 5):
         raise ArgumentTypeError(f"got the copy {copy!r}; expected a Copy, or (destination, source, size)")
     wanted = copy if isinstance(copy, Copy) else Copy(*copy)
-    for name, figure in (
-        ("size", wanted.size),
-        ("destination_offset", wanted.destination_offset),
-        ("source_offset", wanted.source_offset),
-    ):
-        if figure is not None or name != "size":
+    for name in _FIGURES:
+        figure = getattr(wanted, name)
+        if type(figure) is not int and (figure is not None or name not in _MAY_BE_LEFT_OUT):
             instance(name, figure, int, "an integer")
-    to = _Export(wanted.destination, writable=True)
-    exports.append(to)
-    source = _Export(wanted.source, writable=False)
-    exports.append(source)
-    room = min(to.size_bytes - wanted.destination_offset, source.size_bytes - wanted.source_offset)
-    size = room if wanted.size is None else wanted.size
-    if min(wanted.destination_offset, wanted.source_offset, size) < 0 or size > room:
+    to, source = exports.of(wanted.destination, writable=True), exports.of(wanted.source, writable=False)
+    size = _size_of(wanted, to, source)
+    to_stride = size if wanted.destination_stride is None else wanted.destination_stride
+    source_stride = size if wanted.source_stride is None else wanted.source_stride
+    is_inside = (
+        min(wanted.num_pieces, to_stride, source_stride, size) >= 0
+        and _is_inside(wanted.destination_offset, to_stride, size, wanted.num_pieces, to.size_bytes)
+        and _is_inside(wanted.source_offset, source_stride, size, wanted.num_pieces, source.size_bytes)
+    )
+    if not is_inside:
         raise OutOfBoundsError(
-            f"got a copy of {size:,} bytes from offset {wanted.source_offset:,} of {source.size_bytes:,} to offset "
+            f"got {_told(wanted, size)} from offset {wanted.source_offset:,} of {source.size_bytes:,} to offset "
             f"{wanted.destination_offset:,} of {to.size_bytes:,}; expected ranges that lie inside"
         )
-    return _Request(to.address + wanted.destination_offset, source.address + wanted.source_offset, size)
+    return _Pattern(
+        to.address + wanted.destination_offset,
+        source.address + wanted.source_offset,
+        size,
+        wanted.num_pieces,
+        to_stride,
+        source_stride,
+    )
 
 
-def _release(exports: list[_Export]) -> None:
-    for export in exports:
-        export.release()
+def _size_of(wanted: Copy, to: Export, source: Export) -> int:
+    """Bytes of a piece."""
+    if wanted.size is not None:
+        return wanted.size
+    if wanted.num_pieces != 1:
+        raise ArgumentError(f"got no size for {wanted.num_pieces} pieces; expected that of each")
+    return min(to.size_bytes - wanted.destination_offset, source.size_bytes - wanted.source_offset)
+
+
+def _is_inside(offset: int, stride: int, size: int, num_pieces: int, size_bytes: int) -> bool:
+    """Whether all pieces lie in memory of `size_bytes`."""
+    return offset >= 0 and (offset + max(0, num_pieces - 1) * stride + size) <= size_bytes
+
+
+def _told(wanted: Copy, size: int) -> str:
+    if wanted.num_pieces == 1:
+        return f"a copy of {size:,} bytes"
+    strides = f"{wanted.destination_stride} and {wanted.source_stride} bytes apart"
+    return f"{wanted.num_pieces:,} copies of {size:,} bytes, {strides},"
 
 
 @cache
@@ -302,13 +290,12 @@ def _load() -> ctypes.CDLL:
         {
             "emx_engine_create": (c_int, [c_void_p, c_uint32, POINTER(c_void_p)]),
             "emx_engine_close": (None, [c_void_p]),
-            "emx_engine_submit": (c_int, [c_void_p, POINTER(_Request), c_size_t, POINTER(c_void_p)]),
+            "emx_engine_submit_patterns": (
+                c_int,
+                [c_void_p, POINTER(_Pattern), c_size_t, POINTER(c_void_p)],
+            ),
             "emx_completion_wait": (c_int, [c_void_p, c_uint64]),
             "emx_completion_release": (None, [c_void_p]),
         },
     )
-    ctypes.pythonapi.PyObject_GetBuffer.argtypes = [ctypes.py_object, POINTER(_PyBuffer), c_int]
-    ctypes.pythonapi.PyObject_GetBuffer.restype = c_int
-    ctypes.pythonapi.PyBuffer_Release.argtypes = [POINTER(_PyBuffer)]
-    ctypes.pythonapi.PyBuffer_Release.restype = None
     return library

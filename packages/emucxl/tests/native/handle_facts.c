@@ -57,6 +57,7 @@ static void use_cache(void* none) {
 static void use_engine(void* none) {
     emx_completion* completion;
     REFUSED(emx_engine_submit(none, NULL, 0, &completion));
+    REFUSED(emx_engine_submit_patterns(none, NULL, 0, &completion));
     emx_engine_close(none);
 }
 

@@ -23,6 +23,19 @@ typedef struct emx_copy_request {
     size_t size_bytes;
 } emx_copy_request;
 
+/* `num_pieces` copies of `size_bytes` each, one stride apart on either side: the layers of a block, say, or the
+ * columns of a matrix. The first is at `destination` and `source`. All pieces of a side lie in one allocation,
+ * or in none. Pieces that are written must not overlap: where there are several, the destination's stride is at
+ * least as long as a piece. */
+typedef struct emx_copy_pattern {
+    void* destination;
+    const void* source;
+    size_t size_bytes;
+    size_t num_pieces;
+    size_t destination_stride_bytes;
+    size_t source_stride_bytes;
+} emx_copy_pattern;
+
 /* `num_threads` (1 to 64) workers, which sleep when there is nothing to do and while they wait for modelled
  * time. Each runs one batch at a time; batches begin in the order in which they were submitted. */
 EMX_API emx_status emx_engine_create(emx_context* context, uint32_t num_threads, emx_engine** engine);
@@ -32,6 +45,9 @@ EMX_API void emx_engine_close(emx_engine* engine);
 /* Checks every request, then queues them all. The array may be reused at once. */
 EMX_API emx_status emx_engine_submit(emx_engine* engine, const emx_copy_request* requests,
                                      size_t num_requests, emx_completion** completion);
+/* The same of patterns, expanded here: a side of a pattern is looked up once, whatever the number of its pieces. */
+EMX_API emx_status emx_engine_submit_patterns(emx_engine* engine, const emx_copy_pattern* patterns,
+                                              size_t num_patterns, emx_completion** completion);
 /* EMX_OK when every copy of the batch is done (and its bytes visible to this thread), EMX_E_TIMEOUT when
  * `timeout_ns` passed first (UINT64_MAX: never), otherwise how the batch failed: with the first copy that
  * could not be made; those before it were, those after it were not. 0 polls. On the virtual clock, waiting

@@ -13,11 +13,11 @@ static emx_status out_of_bounds(const char* what, const void* pointer, size_t si
         what, size_bytes, pointer, block->size_bytes, block->base);
 }
 
-/* Finds out where `pointer` lies, and pins it there. *memory is what to move to or from: NULL where nothing
- * is behind.
+/* Finds out where the range from `pointer` on lies, and pins it there. *memory is what to move to or from: NULL
+ * where nothing is behind.
  */
 static emx_status take_side(emx_context* context, const char* what, void* pointer, size_t size_bytes,
-                            bool write, copy_side* side, void** memory) {
+                            copy_side* side, void** memory) {
     *side = (copy_side){NULL, NULL};
     *memory = pointer;
     if (pointer == NULL) return fail(EMX_E_INVALID, "got NULL for the %s of %zu bytes", what, size_bytes);
@@ -28,47 +28,98 @@ static emx_status take_side(emx_context* context, const char* what, void* pointe
     if (status != EMX_OK) return status;
     if (size_bytes > block.size_bytes - (size_t)((char*)pointer - (char*)block.base))
         return out_of_bounds(what, pointer, size_bytes, &block);
-    status = context_check_access(context, found, pointer, size_bytes, write);
-    if (status == EMX_OK) status = context_pin(context, block.base);
+    status = context_pin(context, block.base);
     if (status != EMX_OK) return status;
     *side = (copy_side){found, block.base};
     if (!found->touchable) *memory = NULL;
     return EMX_OK;
 }
 
-static emx_status take_copy(emx_context* context, const emx_copy_request* request, copy_side sides[2],
-                            transfer* moved) {
-    void *to = NULL, *from = NULL;
-    emx_status status =
-        take_side(context, "destination", request->destination, request->size_bytes, true, &sides[0], &to);
-    if (status == EMX_OK)
-        status = take_side(context, "source", (void*)request->source, request->size_bytes, false, &sides[1],
-                           &from);
-    *moved = (transfer){
-        .destination = to,
-        .source = from,
-        .size_bytes = request->size_bytes,
-        .read_path = sides[1].tier != NULL ? sides[1].tier->path : NULL,
-        .write_path = sides[0].tier != NULL ? sides[0].tier->path : NULL,
-    };
+/* Bytes from the first piece's beginning to the last one's end. SIZE_MAX where there are too many to count. */
+static size_t span_bytes(const emx_copy_pattern* pattern, size_t stride_bytes) {
+    size_t before = pattern->num_pieces - 1;
+    if (before > 0 && stride_bytes > (SIZE_MAX - pattern->size_bytes) / before) return SIZE_MAX;
+    return before * stride_bytes + pattern->size_bytes;
+}
+
+static emx_status check_stride(const emx_copy_pattern* pattern) {
+    const size_t stride_bytes = pattern->destination_stride_bytes;
+    if (pattern->num_pieces < 2 || stride_bytes >= pattern->size_bytes) return EMX_OK;
+    return fail(EMX_E_INVALID,
+                "got a destination's stride of %zu bytes for %zu pieces of %zu bytes; expected at least a "
+                "piece's size",
+                stride_bytes, pattern->num_pieces, pattern->size_bytes);
+}
+
+static emx_status check_access(const emx_context* context, const copy_side sides[2],
+                               const emx_copy_request* piece) {
+    emx_status status = EMX_OK;
+    if (sides[0].tier != NULL)
+        status = context_check_access(context, sides[0].tier, piece->destination, piece->size_bytes, true);
+    if (status == EMX_OK && sides[1].tier != NULL)
+        status = context_check_access(context, sides[1].tier, piece->source, piece->size_bytes, false);
     return status;
 }
 
-emx_status copy_batch_create(emx_context* context, const emx_copy_request* requests, size_t num_requests,
+/* The pieces of one pattern, at the end of the batch. */
+static emx_status take_pattern(emx_context* context, const emx_copy_pattern* pattern, copy_batch* batch) {
+    emx_status status = check_stride(pattern);
+    if (status != EMX_OK) return status;
+    const size_t first = batch->num_copies;
+    emx_copy_request* own = (emx_copy_request*)batch->requests + first;
+    copy_side* sides = batch->sides + 2 * first;
+    void *to = NULL, *from = NULL;
+    batch->num_copies +=
+        pattern->num_pieces; /* what has been pinned is given back, whatever fails from here on */
+    status = take_side(context, "destination", pattern->destination,
+                       span_bytes(pattern, pattern->destination_stride_bytes), &sides[0], &to);
+    if (status == EMX_OK)
+        status = take_side(context, "source", (void*)pattern->source,
+                           span_bytes(pattern, pattern->source_stride_bytes), &sides[1], &from);
+    for (size_t i = 0; i < pattern->num_pieces && status == EMX_OK; i++) {
+        const size_t at = i * pattern->destination_stride_bytes, source_at = i * pattern->source_stride_bytes;
+        if (i > 0) {
+            sides[2 * i] = (copy_side){sides[0].tier, NULL};
+            sides[2 * i + 1] = (copy_side){sides[1].tier, NULL};
+        }
+        own[i] = (emx_copy_request){(char*)pattern->destination + at,
+                                    (const char*)pattern->source + source_at, pattern->size_bytes};
+        batch->transfers[first + i] = (transfer){
+            .destination = to != NULL ? (char*)to + at : NULL,
+            .source = from != NULL ? (char*)from + source_at : NULL,
+            .size_bytes = pattern->size_bytes,
+            .read_path = sides[1].tier != NULL ? sides[1].tier->path : NULL,
+            .write_path = sides[0].tier != NULL ? sides[0].tier->path : NULL,
+        };
+        status = check_access(context, sides, &own[i]);
+    }
+    return status;
+}
+
+/* SIZE_MAX where there are too many to count. */
+static size_t count_pieces(const emx_copy_pattern* patterns, size_t num_patterns) {
+    size_t count = 0;
+    for (size_t i = 0; i < num_patterns; i++) {
+        if (patterns[i].size_bytes == 0) continue;
+        if (patterns[i].num_pieces > SIZE_MAX - count) return SIZE_MAX;
+        count += patterns[i].num_pieces;
+    }
+    return count;
+}
+
+emx_status copy_batch_create(emx_context* context, const emx_copy_pattern* patterns, size_t num_patterns,
                              copy_batch* batch) {
     const size_t bytes_each = sizeof(transfer) + 2 * sizeof(copy_side) + sizeof(emx_copy_request);
-    char* memory = num_requests <= SIZE_MAX / bytes_each ? calloc(num_requests, bytes_each) : NULL;
-    if (memory == NULL)
-        return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies; make it shorter", num_requests);
+    const size_t num_copies = count_pieces(patterns, num_patterns);
+    char* memory = num_copies <= SIZE_MAX / bytes_each ? calloc(num_copies, bytes_each) : NULL;
+    if (memory == NULL && num_copies > 0)
+        return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies; make it shorter", num_copies);
     transfer* transfers = (transfer*)memory;
-    copy_side* sides = (copy_side*)(transfers + num_requests);
-    emx_copy_request* own = (emx_copy_request*)(sides + 2 * num_requests);
-    *batch = (copy_batch){0, transfers, sides, own};
-    for (size_t i = 0; i < num_requests; i++) {
-        if (requests[i].size_bytes == 0) continue;
-        size_t at = batch->num_copies++;
-        own[at] = requests[i];
-        emx_status status = take_copy(context, &requests[i], &sides[2 * at], &transfers[at]);
+    copy_side* sides = (copy_side*)(transfers + num_copies);
+    *batch = (copy_batch){0, transfers, sides, (emx_copy_request*)(sides + 2 * num_copies)};
+    for (size_t i = 0; i < num_patterns; i++) {
+        if (patterns[i].size_bytes == 0 || patterns[i].num_pieces == 0) continue;
+        emx_status status = take_pattern(context, &patterns[i], batch);
         if (status == EMX_OK) continue;
         copy_batch_destroy(context, batch);
         return status;
@@ -81,17 +132,6 @@ void copy_batch_destroy(emx_context* context, copy_batch* batch) {
         if (batch->sides[i].base != NULL) context_unpin(context, batch->sides[i].base);
     free(batch->transfers);
     *batch = (copy_batch){0, NULL, NULL, NULL};
-}
-
-static emx_status check_again(const emx_context* context, const copy_batch* batch, size_t i) {
-    const emx_copy_request* request = &batch->requests[i];
-    const copy_side *to = &batch->sides[2 * i], *from = to + 1;
-    emx_status status = EMX_OK;
-    if (to->tier != NULL)
-        status = context_check_access(context, to->tier, request->destination, request->size_bytes, true);
-    if (status == EMX_OK && from->tier != NULL)
-        status = context_check_access(context, from->tier, request->source, request->size_bytes, false);
-    return status;
 }
 
 /* Counts the bytes in both tiers, and the batch's duration once in each that is modelled. */
@@ -111,7 +151,8 @@ static void count(const copy_batch* batch, size_t num_copies, uint64_t delayed_n
 emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns) {
     emx_status status = EMX_OK;
     size_t num_good = 0;
-    while (num_good < batch->num_copies && (status = check_again(context, batch, num_good)) == EMX_OK)
+    while (num_good < batch->num_copies && (status = check_access(context, &batch->sides[2 * num_good],
+                                                                  &batch->requests[num_good])) == EMX_OK)
         num_good++;
     uint64_t arrival_ns;
     if (wait) priced_ns = transfer_run(&context->clock, batch->transfers, num_good, &arrival_ns);

@@ -8,18 +8,18 @@
 /* A side that lies in no tier has no tier and no base. */
 typedef struct copy_side {
     tier* tier;
-    void* base; /* of the block, which is pinned while the batch lives */
+    void* base; /* of the block, which is pinned while the batch lives; the first piece of a pattern has it */
 } copy_side;
 
 typedef struct copy_batch {
     size_t num_copies;
     transfer* transfers;
-    copy_side* sides; /* two for each copy: destination, source */
-    const emx_copy_request* requests;
+    copy_side* sides;                 /* two for each copy: destination, source */
+    const emx_copy_request* requests; /* each piece of each pattern */
 } copy_batch;
 
-/* Checks every request and pins what they touch; all or nothing. */
-emx_status copy_batch_create(emx_context* context, const emx_copy_request* requests, size_t num_requests,
+/* Checks every pattern and pins what they touch; all or nothing. */
+emx_status copy_batch_create(emx_context* context, const emx_copy_pattern* patterns, size_t num_patterns,
                              copy_batch* batch);
 void copy_batch_destroy(emx_context* context, copy_batch* batch);
 

@@ -209,18 +209,39 @@ static void enqueue(emx_engine* engine, emx_completion* completion) {
     pthread_mutex_unlock(&own->lock);
 }
 
-emx_status emx_engine_submit(emx_engine* engine, const emx_copy_request* requests, size_t num_requests,
-                             emx_completion** completion) {
+static emx_status check_submit(emx_engine* engine, const void* copies, size_t count, const char* what,
+                               emx_completion** completion) {
     const emx_status known = handle_require(HANDLE_ENGINE, engine);
     if (known != EMX_OK) return known;
-    if (completion == NULL || (requests == NULL && num_requests > 0))
-        return fail(EMX_E_INVALID, "got NULL; expected %zu requests and a place for the completion",
-                    num_requests);
-    if (core_is_inherited(engine->core)) return refuse_inherited("copy engine");
+    if (completion == NULL || (copies == NULL && count > 0))
+        return fail(EMX_E_INVALID, "got NULL; expected %zu %s and a place for the completion", count, what);
+    return core_is_inherited(engine->core) ? refuse_inherited("copy engine") : EMX_OK;
+}
+
+emx_status emx_engine_submit(emx_engine* engine, const emx_copy_request* requests, size_t num_requests,
+                             emx_completion** completion) {
+    emx_status status = check_submit(engine, requests, num_requests, "requests", completion);
+    if (status != EMX_OK) return status;
+    emx_copy_pattern* patterns =
+        num_requests <= SIZE_MAX / sizeof *patterns ? malloc(num_requests * sizeof *patterns) : NULL;
+    if (patterns == NULL && num_requests > 0)
+        return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies", num_requests);
+    for (size_t i = 0; i < num_requests; i++)
+        patterns[i] =
+            (emx_copy_pattern){requests[i].destination, requests[i].source, requests[i].size_bytes, 1, 0, 0};
+    status = emx_engine_submit_patterns(engine, patterns, num_requests, completion);
+    free(patterns);
+    return status;
+}
+
+emx_status emx_engine_submit_patterns(emx_engine* engine, const emx_copy_pattern* patterns,
+                                      size_t num_patterns, emx_completion** completion) {
+    emx_status status = check_submit(engine, patterns, num_patterns, "patterns", completion);
+    if (status != EMX_OK) return status;
     emx_completion* made = handle_alloc(HANDLE_COMPLETION, sizeof *made);
-    if (made == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies", num_requests);
+    if (made == NULL) return fail(EMX_E_NO_MEMORY, "no memory for a batch of %zu copies", num_patterns);
     made->core = engine->core;
-    emx_status status = copy_batch_create(engine->context, requests, num_requests, &made->batch);
+    status = copy_batch_create(engine->context, patterns, num_patterns, &made->batch);
     if (status != EMX_OK) {
         handle_free(HANDLE_COMPLETION, made);
         return status;
