@@ -31,6 +31,7 @@ SHARED_BYTES = {
 SMALLEST_SHARED_BYTES = 99 * 1024  # of sm_86 and sm_89, which run what is compiled for sm_80
 BLACKWELL = 100  # its matrix units take products of whole warp groups, and leave sums in memory of their own
 CAPABILITIES = [pytest.param(80, marks=pytest.mark.slow), 90]
+SINCE_HOPPER = [HOPPER, pytest.param(BLACKWELL, marks=pytest.mark.slow)]
 ALIGNMENT = 16  # bytes of a pointer, or what a number is a multiple of: Triton asks for no more
 
 

@@ -11,6 +11,7 @@ from support.cubins import (
     BLACKWELL,
     CAPABILITIES,
     REGISTERS_PER_SM,
+    SINCE_HOPPER,
     Compile,
     Compiled,
     assert_holds,
@@ -102,16 +103,17 @@ def test_attention_compiles_for_blackwell(compiled: Compile, name: str) -> None:
 
 
 @pytest.mark.parametrize("has_window", [False, True])
-def test_joining_partitions_needs_few_registers(compiled: Compile, has_window: bool) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_joining_partitions_needs_few_registers(compiled: Compile, has_window: bool, capability: int) -> None:
     types = {"states": "*fp32", "sums": "*fp32", "out": "*bf16", "query_start": "*i32", "seq_lens": "*i32"}
     types |= dict.fromkeys(("num_seqs", "max_blocks", "num_partitions", "window"), "i32")
     options = attention.join_options(layout(32, 8), torch.bfloat16) | {"HAS_WINDOW": has_window}
-    code = compiled(attention.join_partitions, types, options)
-    assert_holds(code, 90)
+    code = compiled(attention.join_partitions, types, options, capability=capability)
+    assert_holds(code, capability)
     assert code.registers <= 128  # 16 CTAs of one warp fit an SM
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", [*CAPABILITIES, pytest.param(BLACKWELL, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hidden_size", some_fast(HIDDEN_SIZES, 4096, 12288))
 def test_norms_of_any_hidden_size_keep_to_their_registers(
     compiled: Compile, hidden_size: int, capability: int
@@ -130,8 +132,9 @@ def test_norms_of_any_hidden_size_keep_to_their_registers(
 
 @pytest.mark.parametrize("is_silu", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
 def test_gates_read_and_write_16_bytes_at_a_time(
-    compiled: Compile, dtype: torch.dtype, is_silu: bool
+    compiled: Compile, dtype: torch.dtype, is_silu: bool, capability: int
 ) -> None:
     types = dict.fromkeys(("gate", "up"), f"*{NAMES[dtype]}") | {
         "out": "*bf16",
@@ -139,14 +142,17 @@ def test_gates_read_and_write_16_bytes_at_a_time(
         "width": "i32",
     }
     options = {"IS_SILU": is_silu, **activation.OPTIONS}
-    code = compiled(activation.gate_rows, types, options, multiples=["stride", "width"])
-    assert_holds(code, 90)
+    code = compiled(
+        activation.gate_rows, types, options, multiples=["stride", "width"], capability=capability
+    )
+    assert_holds(code, capability)
     assert code.registers <= 64
     assert code.count_sass(r"LDG\.E\.128(\..*)?") == 2 * dtype.itemsize // 2
     assert code.count_sass(r"STG\.E\.128") == 1
 
 
-def test_rows_are_gathered_16_bytes_at_a_time(compiled: Compile) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_rows_are_gathered_16_bytes_at_a_time(compiled: Compile, capability: int) -> None:
     types = {
         "data": "*bf16",
         "ids": "*i32",
@@ -155,18 +161,19 @@ def test_rows_are_gathered_16_bytes_at_a_time(compiled: Compile) -> None:
         "num_rows": "i32",
         "k": "i32",
     }
-    code = compiled(gather.copy_rows, types, gather.OPTIONS, multiples=["k"])
-    assert_holds(code, 90)
+    code = compiled(gather.copy_rows, types, gather.OPTIONS, multiples=["k"], capability=capability)
+    assert_holds(code, capability)
     assert (code.count_sass(r"LDG\.E\.128(\..*)?"), code.count_sass(r"STG\.E\.128")) == (1, 1)
 
 
 @pytest.mark.parametrize("has_norms", [False, True])
 @pytest.mark.parametrize("name", some_fast(["Llama-3-8B", "SmolLM2-135M", "Gemma-2-9B"], "Llama-3-8B"))
-def test_rotations_do_not_spill(compiled: Compile, name: str, has_norms: bool) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_rotations_do_not_spill(compiled: Compile, name: str, has_norms: bool, capability: int) -> None:
     types = {"qkv": "*bf16", "q": "*bf16", "cache": "*bf16", "rotations": "*fp32"}
     types |= dict.fromkeys(("rotation_rows", "slots"), "*i32") | dict.fromkeys(("q_norm", "k_norm"), "*bf16")
     types |= dict.fromkeys(("num_tokens", "num_rotations", "num_slots", "stride"), "i32") | {"eps": "fp32"}
     options = rotary.rope_options(SHAPES[name][0]) | {"HAS_NORMS": has_norms}
-    code = compiled(rotary.rotate_rows, types, options, multiples=["stride"])
-    assert_holds(code, 90)
+    code = compiled(rotary.rotate_rows, types, options, multiples=["stride"], capability=capability)
+    assert_holds(code, capability)
     assert code.count_sass(r"STG\.E\.128") > 0

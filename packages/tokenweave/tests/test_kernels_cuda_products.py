@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from support.cubins import (
     BLACKWELL,
     CAPABILITIES,
+    SINCE_HOPPER,
     SMALLEST_SHARED_BYTES,
     Compile,
     Compiled,
@@ -83,17 +84,24 @@ def test_grouped_products_in_float32_keep_three_parts_of_each_factor_and_do_not_
 @pytest.mark.parametrize(
     "num_experts", some_fast([8, 60, 128], 128)
 )  # Mixtral's, Qwen1.5-MoE's, Qwen3-30B-A3B's
-def test_rows_are_placed_without_spills(compiled: Compile, num_experts: int) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_rows_are_placed_without_spills(compiled: Compile, num_experts: int, capability: int) -> None:
     types = {"chosen": "*i64", "choices": "*i32", "experts": "*i32", "num_choices": "i32", "num_tiles": "i32"}
-    code = compiled(placing.place_choices, types, placing.place_options(num_experts, products.FEW_ROWS))
-    assert_holds(code, 90)
+    code = compiled(
+        placing.place_choices,
+        types,
+        placing.place_options(num_experts, products.FEW_ROWS),
+        capability=capability,
+    )
+    assert_holds(code, capability)
 
 
-def test_weighted_sums_read_and_write_16_bytes_at_a_time(compiled: Compile) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_weighted_sums_read_and_write_16_bytes_at_a_time(compiled: Compile, capability: int) -> None:
     types = {"products": "*bf16", "chosen": "*i64", "weights": "*fp32", "out": "*fp32"}
     types |= dict.fromkeys(("num_experts", "per_row", "n"), "i32")
-    code = compiled(grouped.sum_choices, types, grouped.SUM_OPTIONS, multiples=["n"])
-    assert_holds(code, 90)
+    code = compiled(grouped.sum_choices, types, grouped.SUM_OPTIONS, multiples=["n"], capability=capability)
+    assert_holds(code, capability)
     assert code.count_sass(r"LDG\.E\.128(\..*)?") > 0
     assert code.count_sass(r"STG\.E\.128") > 0
 
@@ -150,12 +158,20 @@ def test_products_of_blocks_in_float32_spill_next_to_nothing(
 
 
 @pytest.mark.parametrize("format", some_fast(PLANE_FORMATS, "q4_0"))
-def test_rows_of_blocks_are_gathered_without_spills(compiled: Compile, format: str) -> None:
+@pytest.mark.parametrize("capability", SINCE_HOPPER)
+def test_rows_of_blocks_are_gathered_without_spills(compiled: Compile, format: str, capability: int) -> None:
     types = {"data": "*u8", "ids": "*i32", "out": "*bf16"}
     types |= dict.fromkeys(("first_row", "num_rows", "k", "first_column", "width"), "i32")
     planes = [f"{plane}_start" for plane in ("scales", "minima", "parts", "minimum_parts")]
     types |= dict.fromkeys([*planes, "num_factors", "num_parts"], "i32")
     code = compiled(
-        gather.dequantise_rows, types, {"FORMAT": format, **gather.OPTIONS}, multiples=["k", "width"]
+        gather.dequantise_rows,
+        types,
+        {"FORMAT": format, **gather.OPTIONS},
+        multiples=["k", "width"],
+        capability=capability,
     )
-    assert_holds(code, 90)
+    if (format, capability) == ("q4_k", BLACKWELL):  # where the assembler keeps to 64 registers
+        assert code.stack_bytes <= 8
+    else:
+        assert_holds(code, capability)

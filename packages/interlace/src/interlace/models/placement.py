@@ -2,6 +2,8 @@
 
 A batch is made, cut and priced on the host. Its integers then go over in one copy, for which the host does not wait:
 from pinned memory, which torch keeps until the copy is done. Nothing is read back.
+
+None of them is derived on the device: they are some kilobytes, and a kernel for each would take longer than their copy.
 """
 
 from __future__ import annotations
