@@ -7,6 +7,7 @@ FILE` does the same by hand.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,14 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
+def num_passed(*arguments: object) -> int:
+    """Runs pytest under the interpreter. Returns how many tests passed; raises AssertionError if one failed."""
+    found = re.search(r"(\d+) passed", run_interpreted(*map(str, arguments)))
+    return int(found[1]) if found else 0
+
+
 def run_interpreted(*arguments: str) -> str:
-    """Runs pytest under the interpreter. Returns what it printed; raises AssertionError with that if a test failed."""
+    """Returns what it printed; raises AssertionError with that if a test failed."""
     done = subprocess.run(
         [
             sys.executable,

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.fake_cuda import run_interpreted
+from support.fake_cuda import num_passed
 
 PROPERTIES = str(Path(__file__).parent / "interpreted" / "engine_on_fake_cuda.py")
 STAGES = str(Path(__file__).parent / "interpreted" / "stages_on_fake_cuda.py")
-
-
-def num_passed(*arguments: str) -> int:
-    found = re.search(r"(\d+) passed", run_interpreted(*arguments))
-    return int(found[1]) if found else 0
 
 
 def test_it_has_the_tokens_of_the_engine_on_the_cpu() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from support.fake_cuda import run_interpreted
+from support.fake_cuda import num_passed
 from tokenweave.errors import KernelError
 from tokenweave.kernels import make_kernels
 from tokenweave.kernels.cuda import available
@@ -27,11 +27,6 @@ CONTRACT, *PROPERTIES = (
         "interpreted/half_properties.py",
     )
 )
-
-
-def num_passed(*arguments: object) -> int:
-    found = re.search(r"(\d+) passed", run_interpreted(*map(str, arguments)))
-    return int(found[1]) if found else 0
 
 
 @pytest.mark.timeout(1200)

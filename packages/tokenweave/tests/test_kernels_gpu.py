@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
+from support.experts import Gated
 from support.kernel_cases import DTYPES, PagedSequences, assert_within, ints, randn
 from support.moved_kernels import on
 from support.stored_cases import random_weight
@@ -26,7 +26,6 @@ from tokenweave.kernels import (
     linear,
     make_kernels,
 )
-from tokenweave.kernels.activation import Activation
 from tokenweave.kernels.attention import TOLERANCE
 from tokenweave.kernels.cuda.available import unavailable_reason
 
@@ -152,14 +151,6 @@ def test_a_graph_of_a_layer_gives_what_its_calls_give(kernels: Kernels) -> None:
         x.copy_(randn(seed, *x.shape).bfloat16())
         graph.replay()
         assert_within(captured.cpu(), run().cpu(), linear.TOLERANCE[torch.bfloat16])
-
-
-@dataclass(frozen=True)
-class Gated:
-    gate: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
-    activation: Activation = "silu"
 
 
 def mixture_of(

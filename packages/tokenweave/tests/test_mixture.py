@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
+from support.experts import Gated
 from support.kernel_cases import DTYPES, randn
-from tokenweave.kernels import NativeKernels, PackedLinear, ReferenceKernels
+from tokenweave.kernels import NativeKernels, ReferenceKernels
 from tokenweave.kernels.mixture import mixture_of_all_rows, mixture_of_chosen_rows
 
 HIDDEN, INNER, NUM_EXPERTS, CHOSEN = 32, 48, 5, 2
-
-
-@dataclass(frozen=True)
-class Gated:
-    gate: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
-    activation: str = "silu"
 
 
 def experts(kernels, dtype=torch.float32):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
+from support.experts import Gated
 from support.kernel_cases import DTYPES, assert_within, contract_kernels, randn
 from support.recorded import WAITS, Recorded
 from support.stored_cases import random_weight
 from tokenweave.errors import KernelError
-from tokenweave.kernels import FORMATS, PackedLinear, ReferenceKernels, Tolerance
+from tokenweave.kernels import FORMATS, ReferenceKernels, Tolerance
 from tokenweave.kernels.cuda.backend.experts import ExpertTable
 from tokenweave.kernels.cuda.backend.placing import CHUNK, place
 from tokenweave.kernels.cuda.backend.products import rows_of_tile
@@ -25,14 +26,6 @@ TOLERANCE = {
     torch.bfloat16: Tolerance(1.6e-2, 1e-2),
     torch.float16: Tolerance(2e-3, 1.5e-3),
 }
-
-
-@dataclass(frozen=True)
-class Gated:
-    gate: PackedLinear
-    up: PackedLinear
-    down: PackedLinear
-    activation: str = "silu"
 
 
 @pytest.fixture(scope="module")
