@@ -80,7 +80,7 @@ class Scheduler:
         while budget > 0 and position < len(self.running):
             sequence = self.running[position]
             position += 1
-            if sequence.num_pending and sequence.is_full_then:
+            if sequence.is_full_then:
                 continue
             num_new = min(sequence.num_uncomputed, budget)
             if not self._make_room(sequence, num_new):

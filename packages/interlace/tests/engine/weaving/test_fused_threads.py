@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 import tokenweave.kernels.cuda
-from interlace.engine.weaving.fused_threads import (
-    ONE_SHOT_TOKENS,
-    FusedThreadCommunicator,
-    fused_thread_group,
-)
+from interlace.engine.weaving.fused_threads import FusedThreadCommunicator, fused_thread_group
 from support.rank_groups import ThreadRanks
+from tokenweave.communicators.symm_mem import ONE_SHOT_TOKENS
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
 from tokenweave.kernels import ResidualNorms
 from tokenweave.kernels.cuda.sharing import SAID, Meeting, shard

@@ -117,10 +117,7 @@ class BlockManager:
 
     def forget(self) -> None:
         """Has no block found any more. Tables keep theirs."""
-        self._free.extend(self._kept)
-        self._kept.clear()
-        self._name_of.clear()
-        self._block_of.clear()
+        self.withdraw(list(self._block_of))
 
     def check(self, tables: Iterable[Iterable[int]]) -> None:
         """Raises EngineError unless `tables` have the blocks that are counted for them, and no block is lost."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from tokenweave.communicators.base import DEFAULT_TIMEOUT_S
 from tokenweave.communicators.fused_checks import check_fused
 from tokenweave.communicators.partial_ring import PartialRing, ring_bytes
+from tokenweave.communicators.symm_mem import ONE_SHOT_TOKENS
 from tokenweave.communicators.symmetric_memory import SymmetricBuffer, SymmetricMemory
 from tokenweave.communicators.thread import Rendezvous, ThreadCommunicator
 from tokenweave.errors import CommunicatorError, CommunicatorTimeout
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenweave.kernels import ResidualNorms
-
-ONE_SHOT_TOKENS = 16  # as symm_mem has it
 
 
 class ThreadSymmetricMemory(SymmetricMemory):
