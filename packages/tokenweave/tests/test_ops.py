@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.fetch import FETCH, FETCH_S, fetch_is_added, plan_with_fetch
+from support.added_step import PEEK, PEEK_S, peek_is_added, plan_with_peek
 from support.patience import PATIENCE_S
 from support.wave_tables import linear_table
 from tokenweave.cost import CostModel, LinkSpeed
@@ -34,7 +34,7 @@ class Everything:
     attention = mlp = reduce_norm = output_head = gather = embed
 
 
-class EverythingAndFetch(Everything):
+class EverythingAndPeek(Everything):
     """Meets whoever runs attention: neither goes on before both are inside their step."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class EverythingAndFetch(Everything):
         self.meeting = threading.Barrier(2, timeout=PATIENCE_S)
         self.thread_of: dict[str, str] = {}
 
-    def fetch(self, step: Step) -> None:
+    def peek(self, step: Step) -> None:
         self.thread_of[step.name] = threading.current_thread().name
         if step.layer == 1:
             self.meeting.wait()
@@ -54,7 +54,7 @@ class EverythingAndFetch(Everything):
 
 def test_labels_short_names_and_handlers_are_distinct() -> None:
     for names in ([op.label for op in Op], [op.short for op in Op], [op.handler for op in Op]):
-        assert len(set(names)) == len(names) == 6
+        assert len(set(names)) == len(names) == 9
 
 
 def test_an_operation_is_found_by_its_label() -> None:
@@ -70,58 +70,58 @@ def test_the_methods_that_operations_name_are_their_handlers() -> None:
 
 
 def test_a_missing_method_is_named() -> None:
-    expected = r"no handler for fetch: expected a method Everything\.fetch\(step\)"
-    plan = plan_with_fetch(1, 4)
+    expected = r"no handler for peek: expected a method Everything\.peek\(step\)"
+    plan = plan_with_peek(1, 4)
     for owner in (Everything, Everything()):
         with pytest.raises(PlanError, match=expected):
             check_methods(owner, plan.ops)
     with pytest.raises(PlanError, match=expected):
         handlers_of(Everything(), plan.ops)
-    check_methods(EverythingAndFetch, plan.ops)
+    check_methods(EverythingAndPeek, plan.ops)
 
 
 def test_an_added_step_is_in_the_plan_on_its_lane() -> None:
-    plan = plan_with_fetch(2, 4)
-    assert [step.name for step in plan.on(Lane.MEMORY)] == ["fetch[0]", "fetch[1]"]
+    plan = plan_with_peek(2, 4)
+    assert [step.name for step in plan.on(Lane.MEMORY)] == ["peek[0]", "peek[1]"]
     assert plan.places.keys() == set(Lane)
-    assert "memory    fetch[1]" in str(plan)
+    assert "memory    peek[1]" in str(plan)
 
 
 @pytest.mark.parametrize("split", [None, 16])
 @pytest.mark.parametrize("shared_core", [False, True])
 def test_an_added_step_is_priced_and_simulated(split: int | None, shared_core: bool) -> None:
     costs = CostModel(linear_table(), LinkSpeed(1e9, 1e-6))
-    plan, before = plan_with_fetch(2, 32, split), plan_forward(2, 32, split)
+    plan, before = plan_with_peek(2, 32, split), plan_forward(2, 32, split)
     load = BatchGeometry.prefill(32)
     timeline = simulate(plan, costs.cost_of(plan, load), shared_core=shared_core)
-    assert timeline.busy_s[Lane.MEMORY] == pytest.approx(2 * FETCH_S)
+    assert timeline.busy_s[Lane.MEMORY] == pytest.approx(2 * PEEK_S)
     without = simulate(before, costs.cost_of(before, load), shared_core=shared_core)
     for lane in (Lane.COMPUTE, Lane.TRANSFER):
         assert timeline.busy_s[lane] == pytest.approx(without.busy_s[lane])
 
 
 def test_one_core_runs_one_lane_at_a_time() -> None:
-    plan = Plan(1, tuple(Step(op) for op in (Op.MLP, Op.GATHER, FETCH)))
+    plan = Plan(1, tuple(Step(op) for op in (Op.MLP, Op.GATHER, PEEK)))
     timeline = simulate(plan, lambda step: (Phase(Resource.CORE, 1.0),), shared_core=True)
     assert timeline.total_s == pytest.approx(3.0)
     ends_s = {each.step.op: each.end_s for each in timeline.intervals}
-    assert ends_s == {Op.GATHER: 1.0, FETCH: 2.0, Op.MLP: 3.0}
+    assert ends_s == {Op.GATHER: 1.0, PEEK: 2.0, Op.MLP: 3.0}
 
 
 def test_an_added_step_runs_on_its_lane_while_an_unsplit_pass_computes() -> None:
-    owner, plan = EverythingAndFetch(), plan_with_fetch(2, 4)
+    owner, plan = EverythingAndPeek(), plan_with_peek(2, 4)
     with LaneExecutor() as executor:
         executor.run(plan, handlers_of(owner, plan.ops))
-    assert owner.thread_of == dict.fromkeys(("fetch[0]", "fetch[1]"), "lane-memory")
+    assert owner.thread_of == dict.fromkeys(("peek[0]", "peek[1]"), "lane-memory")
 
 
 def test_an_added_step_is_recorded_written_and_read_back(tmp_path: Path) -> None:
-    plan, recorder = plan_with_fetch(2, 4), Recorder()
+    plan, recorder = plan_with_peek(2, 4), Recorder()
     run_sequential(plan, dict.fromkeys(plan.ops, lambda step: None), recorder.observe(plan))
     Trace.join(recorder, [recorder.to_bytes()]).write(tmp_path / "trace.json")
-    with fetch_is_added():
+    with peek_is_added():
         trace = Trace.read(tmp_path / "trace.json")
     (done,) = trace.recordings[0].passes
     assert done.plan == plan
-    assert sum(step.op is FETCH for step in done.plan.steps) == 2
+    assert sum(step.op is PEEK for step in done.plan.steps) == 2
     assert [*summarise(trace).layers] == ["embedding", "0", "1", "output"]

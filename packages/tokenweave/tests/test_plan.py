@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenweave.errors import PlanError
-from tokenweave.plan import Lane, Op, Plan, Step, plan_forward
+from tokenweave.plan import Lane, Moves, Op, Plan, Step, plan_forward
 
 
 def test_a_one_layer_plan_is_these_steps() -> None:
@@ -56,6 +56,62 @@ def test_a_woven_one_layer_plan_is_these_steps() -> None:
         Step(Op.LOGITS, waits_for=(11,), part=1),
         Step(Op.GATHER, waits_for=(12, 13), part=None),
     )
+
+
+def test_a_one_layer_plan_that_moves_blocks_is_these_steps() -> None:
+    plan = plan_forward(num_layers=1, num_tokens=4, moves=Moves(evicts=True, fetches=True, stores=True))
+    assert plan.steps == (
+        Step(Op.EMBED),
+        Step(Op.REDUCE_NORM, waits_for=(0,), norm=0),
+        Step(Op.EVICT, layer=0, part=None),
+        Step(Op.FETCH, waits_for=(2,), layer=0, part=None),
+        Step(Op.ATTENTION, waits_for=(1, 3), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(4,), layer=0, norm=1),
+        Step(Op.MLP, waits_for=(5,), layer=0),
+        Step(Op.REDUCE_NORM, waits_for=(6,), layer=0, norm=2),
+        Step(Op.LOGITS, waits_for=(7,)),
+        Step(Op.STORE, waits_for=(4,), layer=0, part=None),
+        Step(Op.GATHER, waits_for=(8,), part=None),
+    )
+
+
+MOVES = st.builds(Moves, evicts=st.booleans(), fetches=st.booleans(), stores=st.booleans())
+
+
+@given(num_layers=st.integers(1, 12), split=st.none() | st.integers(1, 99), moves=MOVES)
+def test_moves_add_steps_and_change_none(num_layers: int, split: int | None, moves: Moves) -> None:
+    plan, bare = plan_forward(num_layers, 100, split, moves), plan_forward(num_layers, 100, split)
+    names = [step.name for step in plan.steps if step.lane is not Lane.MEMORY]
+    assert names == [step.name for step in bare.steps]
+    wanted = [
+        op
+        for op, is_wanted in ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches), (Op.STORE, moves.stores))
+        if is_wanted
+    ]
+    assert len(plan.on(Lane.MEMORY)) == len(wanted) * num_layers
+    for op in wanted:
+        assert [step.layer for step in plan.steps if step.op is op] == list(range(num_layers))
+    lasts = [step.op for step in plan.on(Lane.MEMORY)][-num_layers:]
+    assert not moves.stores or set(lasts) == {Op.STORE}
+
+
+@given(num_layers=st.integers(1, 12), split=st.none() | st.integers(1, 99), moves=MOVES)
+def test_attention_follows_what_makes_its_blocks_ready_and_stores_follow_attention(
+    num_layers: int, split: int | None, moves: Moves
+) -> None:
+    plan = plan_forward(num_layers, 100, split, moves)
+    before: list[set[int]] = []
+    for step in plan.steps:
+        before.append(set(step.waits_for).union(*(before[other] for other in step.waits_for)))
+    for position, step in enumerate(plan.steps):
+        awaited = [plan.steps[other] for other in before[position]]
+        own = {other.op for other in awaited if other.layer == step.layer and other.lane is Lane.MEMORY}
+        if step.op is Op.ATTENTION:
+            wanted = ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches))
+            assert own == {op for op, is_wanted in wanted if is_wanted}
+        if step.op is Op.STORE:
+            attended = [o for o in awaited if o.op is Op.ATTENTION and o.layer == step.layer]
+            assert len(attended) == len(plan.parts)
 
 
 @given(num_layers=st.integers(1, 12), split=st.integers(1, 99))

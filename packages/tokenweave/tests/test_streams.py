@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.fetch import FETCH
+from support.added_step import PEEK
 from tokenweave.errors import PlanError
 from tokenweave.plan import Lane, Op, Operation, Plan, Step, plan_forward
 from tokenweave.streams import CudaStreams, StreamExecutor, Sync
@@ -85,7 +85,7 @@ def run(plan: Plan) -> tuple[RecordingStreams, int, int]:
     """Returns the queued work, and the nodes of the caller's stream before and after the run."""
     streams = RecordingStreams()
     start = streams.record(Lane.COMPUTE)
-    StreamExecutor(streams).run(plan, dict.fromkeys([*Op, FETCH], streams.handle))
+    StreamExecutor(streams).run(plan, dict.fromkeys([*Op, PEEK], streams.handle))
     return streams, start, streams.record(Lane.COMPUTE)
 
 
@@ -95,7 +95,7 @@ def plans(draw: st.DrawFn) -> Plan:
     steps: list[Step] = []
     for position in range(draw(st.integers(0, 14))):
         edges = draw(st.sets(st.integers(0, position - 1), max_size=4)) if position else set()
-        steps.append(Step(draw(st.sampled_from([*Op, FETCH])), tuple(sorted(edges))))
+        steps.append(Step(draw(st.sampled_from([*Op, PEEK])), tuple(sorted(edges))))
     return Plan(1, tuple(steps))
 
 

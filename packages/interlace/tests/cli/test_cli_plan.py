@@ -14,8 +14,8 @@ from interlace.cli.plan_work import Gemm, Work, Workload
 from interlace.cli.timeline import _bar, draw
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
+from support.added_step import plan_with_peek
 from support.configs import SMOLLM2
-from support.fetch import plan_with_fetch
 from support.tiny_models import make_gguf
 from tokenweave.plan import Lane, Op, Step, plan_forward
 from tokenweave.simulate import Phase, Resource, simulate
@@ -155,14 +155,14 @@ def test_json_holds_every_step_of_the_plan(invoke: Any, tiny_model: Path) -> Non
 
 
 def test_a_step_that_no_method_describes_is_shown_and_drawn() -> None:
-    plan = plan_with_fetch(3, 512)
+    plan = plan_with_peek(3, 512)
     step = plan.on(Lane.MEMORY)[0]
     assert workload(SMOLLM2, 0, 1).of(step) == Work()
     cost = lambda step: (Phase(Resource.CORE, 1e-3),)  # noqa: E731
     drawn = list(draw(simulate(plan, cost, shared_core=False), every_layer=True))
     lanes = [line for line in drawn if line.startswith("memory ")]
-    assert "fet" in lanes[0]
-    assert _bar(step, 5) == "░fet░"
+    assert "pek" in lanes[0]
+    assert _bar(step, 5) == "░pek░"
 
 
 def test_uneven_heads_show_in_the_table(invoke: Any, tiny_model: Path) -> None:

@@ -12,7 +12,7 @@ from interlace.engine.ranks import runner
 from interlace.engine.ranks.launch import start
 from interlace.models import decoder
 from interlace.models.batch import ForwardBatch
-from support.fetch import plan_with_fetch
+from support.added_step import plan_with_peek
 from support.tiny_models import make_model
 from tokenweave.errors import PlanError
 from tokenweave.plan import Step
@@ -29,8 +29,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
 def test_a_step_without_a_handler_is_named_before_the_first_pass(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder, "plan_forward", plan_with_fetch)
-    with pytest.raises(PlanError, match=r"no handler for fetch: expected a method Forward\.fetch\(step\)"):
+    monkeypatch.setattr(decoder, "plan_forward", plan_with_peek)
+    with pytest.raises(PlanError, match=r"no handler for peek: expected a method Forward\.peek\(step\)"):
         start(config)
 
 
@@ -39,16 +39,16 @@ def test_a_step_on_another_lane_runs_beside_a_pass_that_is_not_split(
 ) -> None:
     threads: dict[str, str] = {}
 
-    def fetch(forward: decoder.Forward, step: Step) -> None:
+    def peek(forward: decoder.Forward, step: Step) -> None:
         threads[step.name] = threading.current_thread().name
 
-    monkeypatch.setattr(decoder.Forward, "fetch", fetch, raising=False)
+    monkeypatch.setattr(decoder.Forward, "peek", peek, raising=False)
     for module in (decoder, runner):
-        monkeypatch.setattr(module, "plan_forward", plan_with_fetch)
+        monkeypatch.setattr(module, "plan_forward", plan_with_peek)
     with closing(start(config)) as ranks:
         batch = ForwardBatch.prefill(3, vocab_size=16)
         assert batch.split is None
         logits = ranks.runner.execute(batch)
         layers = ranks.runner.model_config.num_layers
     assert len(logits) == 1
-    assert threads == {f"fetch[{layer}]": "lane-memory" for layer in range(layers)}
+    assert threads == {f"peek[{layer}]": "lane-memory" for layer in range(layers)}

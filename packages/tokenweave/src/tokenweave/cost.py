@@ -6,9 +6,10 @@ Each operation's record (`tokenweave.ops`) says how its steps are priced. Withou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 from tokenweave.curves import AttentionTimes, Curve
 from tokenweave.errors import TuneError
@@ -23,6 +24,8 @@ from tokenweave.traffic import exchanges_of_sum
 from tokenweave.wave_table import KindTimes, MlpShape, RankShape, TableKey, WaveTable
 
 Load = BatchGeometry  # under this name it is priced
+Moved = Mapping[Operation, tuple[Phase, ...]]
+NOTHING_MOVED: Moved = MappingProxyType({})
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # What the analytic default assumes where nothing was measured. Efficiencies are shares of the peak: ours on Zen 4.
@@ -60,8 +63,10 @@ class CostModel:
                 f"the table has {known} kinds of layers"
             )
 
-    def cost_of(self, plan: Plan, load: BatchGeometry) -> Cost:
+    def cost_of(self, plan: Plan, load: BatchGeometry, moved: Moved = NOTHING_MOVED) -> Cost:
         """The price of each step of `plan` over the batch that `load` describes.
+
+        `moved` has the phases of one layer's steps on the memory lane: what it moves, and from where, decides them.
 
         Raises:
             TuneError: the plan has other layers than this model.
@@ -78,7 +83,7 @@ class CostModel:
         def cost(step: Step) -> tuple[Phase, ...]:
             key = (step.op, self._kind_of(step), step.part, step.layer == last, step.norm == 2 * last)
             if key not in prices:
-                prices[key] = self._phases(step, load, loads, tables, last)
+                prices[key] = self._phases(step, load, loads, tables, last, moved)
             return prices[key]
 
         return cost
@@ -150,6 +155,7 @@ class CostModel:
         parts: list[BatchGeometry],
         tables: list[WaveTable],
         last: int,
+        moved: Moved,
     ) -> tuple[Phase, ...]:
         """`last` is the plan's last layer. A step of no part works on what all parts left."""
         load = whole if step.part is None else parts[step.part]
@@ -166,6 +172,7 @@ class CostModel:
             link_s=self.link_s(rest.num_tokens),
             handed_over_s=self.table.host.switch_s if len(parts) > 1 else 0.0,
             select_s=self.keep_s(load.ending.num_tokens) if selects_residual else None,
+            moved=moved.get(step.op, ()),
         )
         return step.op.price.phases(priced)
 

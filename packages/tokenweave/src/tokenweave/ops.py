@@ -91,6 +91,11 @@ def _reduction(step: PricedStep) -> tuple[Phase, ...]:
     return phases if step.select_s is None else (*phases, Phase(Resource.LINK, step.select_s))
 
 
+def _moved(step: PricedStep) -> tuple[Phase, ...]:
+    """A core copies the bytes, and the tier's link carries them."""
+    return step.moved
+
+
 class _Records(type):
     """Makes a class that holds operations iterable, in the order in which they were added."""
 
@@ -131,6 +136,12 @@ class Op(metaclass=_Records):
     )  # fmt: skip
     # The ranks' logits, joined on rank 0: too little to price.
     GATHER = Operation("gather", Lane.TRANSFER, "gather", "gat", Price())
+    # One layer of the blocks that have to leave local memory, or a tier, before the pass writes in their place.
+    EVICT = Operation("evict", Lane.MEMORY, "evict", "ev", Price(phases=_moved))
+    # One layer of the blocks that a tier has and the pass attends to.
+    FETCH = Operation("fetch", Lane.MEMORY, "fetch", "fe", Price(phases=_moved))
+    # One layer of the blocks that are full, to a tier.
+    STORE = Operation("store", Lane.MEMORY, "store", "st", Price(phases=_moved))
 
     @classmethod
     def named(cls, label: str) -> Operation:

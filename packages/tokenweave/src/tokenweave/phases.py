@@ -32,3 +32,4 @@ class PricedStep:
     select_s: (
         float | None
     )  # of the exchange of the residual of the rows that are wanted, if it ends with that
+    moved: tuple[Phase, ...] = ()  # what one layer's blocks take between tiers of memory

@@ -19,7 +19,19 @@ from tokenweave.errors import PlanError
 from tokenweave.geometry import parts_of
 from tokenweave.ops import Lane, Op, Operation
 
-__all__ = ["Lane", "Op", "Operation", "Plan", "Step", "plan_forward"]
+__all__ = ["NO_MOVES", "Lane", "Moves", "Op", "Operation", "Plan", "Step", "plan_forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Which bytes a pass moves between tiers of memory, beside computing: of keys and values, layer by layer."""
+
+    evicts: bool = False  # blocks are written down, to make room for what the pass writes in their place
+    fetches: bool = False  # blocks are read from a tier, for the pass to attend to
+    stores: bool = False  # blocks are written down that are full, or that the pass fills
+
+
+NO_MOVES = Moves()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +145,7 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def plan_forward(num_layers: int, num_tokens: int, split: int | None = None) -> Plan:
+def plan_forward(num_layers: int, num_tokens: int, split: int | None = None, moves: Moves = NO_MOVES) -> Plan:
     """The forward pass of a decoder with `num_layers` layers over `num_tokens` tokens, woven where `split` is given.
 
     Every norm belongs to the reduction before it (TokenWeave section 3: the next layer's input norm is fused into
@@ -152,10 +164,16 @@ def plan_forward(num_layers: int, num_tokens: int, split: int | None = None) -> 
     parts = (0,) if split is None else (0, 1)
     weaver = _Weaver(len(parts))
     for op, layer, norm in _stages(num_layers):
+        if op is Op.ATTENTION:
+            weaver.make_ready(layer, moves)
         for part in parts:
             weaver.compute(op, layer, part)
             if norm is not None:
                 weaver.add(Step(Op.REDUCE_NORM, (weaver.last[part],), layer, norm, part), part)
+    if moves.stores:
+        weaver.steps += [
+            Step(Op.STORE, attended, layer, part=None) for layer, attended in enumerate(weaver.attended)
+        ]
     weaver.steps.append(Step(Op.GATHER, tuple(weaver.last), part=None))
     return Plan(num_tokens, tuple(weaver.steps), split)
 
@@ -175,18 +193,28 @@ class _Weaver:
     def __init__(self, num_parts: int) -> None:
         self.steps: list[Step] = []
         self.last = [-1] * num_parts
-        self._keys = -1  # where the first part's keys of this layer are written
+        self.attended: list[tuple[int, ...]] = []  # of each layer, where its parts' keys are written
+        self._ready: tuple[int, ...] = ()  # where the cache of this layer is made ready
 
     def add(self, step: Step, part: int) -> None:
         self.last[part] = len(self.steps)
         self.steps.append(step)
 
+    def make_ready(self, layer: int | None, moves: Moves) -> None:
+        """Has a layer's blocks evicted and fetched, as far as `moves` says, before it is computed."""
+        self.attended.append(())
+        self._ready = ()
+        for op, is_needed in ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches)):
+            if is_needed:
+                self.steps.append(Step(op, self._ready, layer, part=None))
+                self._ready = (len(self.steps) - 1,)
+
     def compute(self, op: Operation, layer: int | None, part: int) -> None:
         waits_for = {self.last[part]} - {-1}
-        if op is Op.ATTENTION and part == 1:
-            waits_for.add(
-                self._keys
-            )  # a sequence that straddles the split: its second part sees the first's keys
+        if op is not Op.ATTENTION:
+            self.add(Step(op, tuple(waits_for), layer, part=part), part)
+            return
+        # A sequence may straddle the split: its second part sees the first's keys.
+        waits_for.update(self._ready, self.attended[-1])
         self.add(Step(op, tuple(sorted(waits_for)), layer, part=part), part)
-        if op is Op.ATTENTION and part == 0:
-            self._keys = self.last[part]
+        self.attended[-1] += (self.last[part],)
