@@ -8,10 +8,11 @@ from emucxl.errors import ArgumentError
 from emucxl.timing import Timing
 from interlace.cache.block_trace import BlockTrace
 from interlace.cache.policies import Lru
+from interlace.cache.prefill import SteadyPrefill
 from interlace.cache.simulator import Pricing, Simulated, simulate
 from support.block_traces import trace_of
 
-ONE = Pricing(prefill_tokens_per_s=4.0, num_servers=1, block_bytes=10**9, timings=[None])
+ONE = Pricing(prefill=SteadyPrefill(4.0), num_servers=1, block_bytes=10**9, timings=[None])
 
 
 def run(trace: BlockTrace, pricing: Pricing, *capacities: int | None) -> Simulated:
@@ -61,7 +62,7 @@ def test_a_tier_of_unlimited_bandwidth_costs_its_latency() -> None:
 
 def test_a_time_too_short_for_the_clock_is_no_error() -> None:
     trace = BlockTrace(4, [1e12], [1], [[]])
-    assert run(trace, replace(ONE, prefill_tokens_per_s=1e12), 5).busy_fraction == 0
+    assert run(trace, replace(ONE, prefill=SteadyPrefill(1e12)), 5).busy_fraction == 0
 
 
 def test_quantiles_are_times_that_a_request_had() -> None:
@@ -74,9 +75,7 @@ def test_a_trace_of_prompts_without_blocks_has_no_hits() -> None:
     assert run(BlockTrace(4, [0.0], [3], [[]]), ONE, 5).hit_rate == 0.0
 
 
-@pytest.mark.parametrize(
-    "change", [{"prefill_tokens_per_s": 0.0}, {"num_servers": 0}, {"block_bytes": 0}], ids=str
-)
+@pytest.mark.parametrize("change", [{"num_servers": 0}, {"block_bytes": 0}], ids=str)
 def test_figures_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(change))):
         replace(ONE, **change)

@@ -8,6 +8,7 @@ import pytest
 
 from emucxl.presets import preset
 from emucxl.timing import Timing
+from interlace.cache.prefill import SteadyPrefill
 from interlace.cache.simulator import Pricing
 from interlace.cache.sweep import Sweep, default_sizes
 from interlace.cache.tier_spec import Size, TierSpec
@@ -19,7 +20,7 @@ BLOCK_BYTES = 1_000_000
 
 def sweep(*tiers: str, sizes: tuple[str, ...] = (), policies: tuple[str, ...] = ("lru", "belady")) -> Sweep:
     specs = [TierSpec.parse(text) for text in tiers]
-    pricing = Pricing(1e4, 2, BLOCK_BYTES, [spec.timing for spec in specs])
+    pricing = Pricing(SteadyPrefill(1e4), 2, BLOCK_BYTES, [spec.timing for spec in specs])
     return Sweep(random_trace(1), policies, specs, [Size.parse(text) for text in sizes], pricing)
 
 

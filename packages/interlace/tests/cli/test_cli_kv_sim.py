@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.block_traces import BLOCK_TOKENS, row, rows, write
+from tokenweave.curves import AttentionTimes, Curve
+from tokenweave.host_costs import LANES
+from tokenweave.wave_table import KindTimes, WaveTable
 
 BLOCKS = ("--block-tokens", str(BLOCK_TOKENS))
 TIERS = ("--tier", "local:3", "--tier", "cxl@cxl-direct", "--sizes", "2,1MB,unlimited")
@@ -71,6 +75,7 @@ def test_the_chart_has_a_curve_for_each_policy_in_both_halves(
         (("--policy", "fifo"), "got the policy 'fifo'"),
         (("--sizes", "5,many"), "got the size 'many'"),
         (("--prefill-rate", "nan"), "got prefill_tokens_per_s=nan"),
+        (("--prefill-rate", "5", "--tuned", "smollm2"), "expected one of them"),
         (("--block-tokens", "512"), " tokens; expected "),
     ],
     ids=str,
@@ -90,3 +95,40 @@ def test_requests_out_of_order_are_an_error_that_names_the_line(invoke: Any, tmp
     result = invoke("kv-sim", str(path), *BLOCKS)
     assert result.exit_code == 1
     assert "line 2: got timestamp 4 after 5" in result.stderr
+
+
+TUNED = ("--tp", "2", "--dtype", "float32", "--policy", "lru", "--sizes", "unlimited")
+
+
+def test_servers_of_a_wave_table_take_what_it_says(
+    invoke: Any, trace: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each stage of this table takes a second."""
+    monkeypatch.setenv("INTERLACE_CACHE", str(tmp_path))
+    arguments = ("kv-sim", trace, *BLOCKS, *TUNED, "--tuned", str(tiny_model))
+    missing = invoke(*arguments)
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert f"run `interlace tune {tiny_model} --tp 2 --dtype float32`" in missing.stderr.replace("\n", " ")
+    _keep_table(tiny_model, 2)
+    found = json.loads(invoke(*arguments, "--servers", "100", "--json").stdout)
+    assert found["modelled"]["prefill_tokens_per_s"] is None
+    assert found["modelled"]["wave_table"]["tp"] == 2
+    assert found["modelled"]["block_bytes"] == BLOCK_TOKENS * 2 * 2 * 4 * 16 * 4  # 3 heads, one on both ranks
+    steps_s = 2 * 3 + 2  # projections, attention and MLP of two layers; embedding and logits
+    assert found["points"][0]["p50_ttft_s"] == pytest.approx(steps_s, rel=1e-3)
+    shown = invoke(*arguments).stdout
+    assert f"servers*  8 by this machine's wave table: {tiny_model}, 2 ranks, float32, " in shown
+
+
+def _keep_table(model: Path, tp: int) -> None:
+    """Leaves what `interlace tune` would, where it is looked for."""
+    from interlace.engine.config import EngineConfig
+    from interlace.engine.ranks.connect import kernels_for
+    from interlace.engine.weaving.this_machine import table_directory, table_key
+    from interlace.models.sources import load_model
+
+    kernels = kernels_for(EngineConfig("model", tp=tp), tp)
+    key = table_key(load_model(str(model)).config, tp, kernels, torch.float32)
+    second, none = Curve((1, 4096), (1.0, 1.0)), Curve((1,), (0.0,))
+    kinds = (KindTimes(AttentionTimes((1,), (1.0,), (0.0,)), second),)
+    WaveTable(key, second, kinds, second, second, none, LANES).save(table_directory())

@@ -5,7 +5,7 @@ It then waits for the first of `num_servers` alike that is free, in the order of
 computed; the two don't overlap, so what hides behind compute makes it faster than told here:
 
     fetched at  = latest over its tiers of max(start, the tier's queue is free) + bytes / bandwidth + latency (unloaded)
-    first token = fetched at + max(1, tokens of the prompt that were not hit) / prefill_tokens_per_s
+    first token = fetched at + prefill(max(1, tokens of the prompt that were not hit), behind those that were)
 
 A hit leaves one token to compute. A tier without a timing is memory that the servers compute from: a hit in it costs
 nothing. What is written to a tier is written behind, and costs nothing here. Nor does decoding.
@@ -21,6 +21,7 @@ from heapq import heapreplace
 from emucxl.timing import Timing, check_number
 from interlace.cache.block_trace import BlockTrace
 from interlace.cache.policies import Cache
+from interlace.cache.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,12 @@ class Pricing:
         ArgumentError: a figure is out of its range.
     """
 
-    prefill_tokens_per_s: float
+    prefill: Prefill
     num_servers: int
     block_bytes: int
     timings: Sequence[Timing | None]  # (num_tiers,)
 
     def __post_init__(self) -> None:
-        check_number("prefill_tokens_per_s", self.prefill_tokens_per_s, 1e-3, 1e12)
         check_number("num_servers", self.num_servers, 1, 1_000_000)
         check_number("block_bytes", self.block_bytes, 1, 1e15)
 
@@ -76,7 +76,7 @@ def simulate(trace: BlockTrace, cache: Cache, pricing: Pricing) -> Simulated:
     queue_free_s = [0.0] * len(totals)
     server_free_s = [trace.arrivals_s[0]] * pricing.num_servers  # a heap
     ttft_s: list[float] = []
-    busy_s = 0.0
+    busy_s, prefill = 0.0, pricing.prefill
     for arrival_s, num_tokens, blocks in zip(
         trace.arrivals_s, trace.prompt_tokens, trace.blocks, strict=True
     ):
@@ -91,7 +91,7 @@ def simulate(trace: BlockTrace, cache: Cache, pricing: Pricing) -> Simulated:
             totals[tier] += count
             num_hits += count
         left = max(1, num_tokens - num_hits * trace.block_tokens)
-        first_token_s = fetched_s + left / pricing.prefill_tokens_per_s
+        first_token_s = fetched_s + prefill(left, num_tokens - left)
         heapreplace(server_free_s, first_token_s)
         busy_s += first_token_s - start_s
         ttft_s.append(first_token_s - arrival_s)

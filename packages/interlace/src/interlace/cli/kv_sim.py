@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from interlace.cache.simulator import Simulated
     from interlace.cache.sweep import Point, Sweep
+    from interlace.cli.kv_servers import Servers
 
-LLAMA_3_8B_BYTES = 131_072  # of keys and values of a token: 2 x 32 layers x 8 heads x 128 x 2 bytes
+TUNED = "Servers by a wave table, as in `tune`"
 
 TraceArgument = Annotated[
     Path, typer.Argument(help="Requests in Mooncake's form: a JSON object a line.", metavar="TRACE.jsonl")
@@ -40,6 +41,16 @@ SizesOption = Annotated[
     typer.Option(help="Sizes to try: blocks (1000), bytes (64GB) or unlimited.", metavar="SIZE,SIZE,..."),
 ]
 
+TunedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Modelled: servers as this machine's wave table has them, which `interlace tune` measures for this model.",
+        metavar="MODEL",
+        rich_help_panel=TUNED,
+    ),
+]
+TpOption = Annotated[int, typer.Option(help="Ranks of each server.", rich_help_panel=TUNED)]
+
 
 def kv_sim(
     trace: TraceArgument,
@@ -48,15 +59,29 @@ def kv_sim(
     sizes: SizesOption = None,
     block_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a block of the trace.")] = 512,
     kv_bytes_per_token: Annotated[
-        int, typer.Option(min=1, help="Keys and values of a token; by default Llama-3-8B's in bfloat16.")
-    ] = LLAMA_3_8B_BYTES,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Keys and values of a token; absent: those of the model of --tuned, or Llama-3-8B's in bfloat16.",
+        ),
+    ] = None,
     prefill_rate: Annotated[
-        float, typer.Option(help="Modelled: tokens of prompts a second, of each server.")
-    ] = 10_000.0,
+        float | None,
+        typer.Option(help="Modelled: tokens of prompts a second, of each server; absent: 10,000."),
+    ] = None,
     servers: Annotated[int, typer.Option(min=1, help="Modelled: servers that share the cache.")] = 8,
     tinylfu_sample: Annotated[
         int, typer.Option(min=1, help="TinyLFU halves its counts after so many blocks per block of capacity.")
     ] = 10,
+    tuned: TunedOption = None,
+    tp: TpOption = 1,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", rich_help_panel=TUNED)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="auto|float32|bfloat16|float16", rich_help_panel=TUNED)
+    ] = "auto",
+    quantize: Annotated[
+        str, typer.Option(metavar="auto|none|stored|int8|int4|fp8", rich_help_panel=TUNED)
+    ] = "auto",
     chart: Annotated[
         Path | None, typer.Option(help="Draw both figures against bytes.", metavar="FILE.svg")
     ] = None,
@@ -68,10 +93,12 @@ def kv_sim(
     from interlace.cache.simulator import Pricing
     from interlace.cache.sweep import Sweep
     from interlace.cache.tier_spec import Size, TierSpec
+    from interlace.cli.kv_servers import chosen_servers
 
     tiers = [TierSpec.parse(text) for text in tier or ["local"]]
-    block_bytes = block_tokens * kv_bytes_per_token
-    pricing = Pricing(prefill_rate, servers, block_bytes, [each.timing for each in tiers])
+    server = chosen_servers(prefill_rate, tuned, tp, dtype, quantize, device)
+    block_bytes = block_tokens * (kv_bytes_per_token or server.kv_bytes_per_token)
+    pricing = Pricing(server.prefill, servers, block_bytes, [tier.timing for tier in tiers])
     asked_sizes = [Size.parse(text.strip()) for text in sizes.split(",")] if sizes is not None else []
     sweep = Sweep(
         BlockTrace.read(trace, block_tokens),
@@ -86,19 +113,24 @@ def kv_sim(
         begun_s = time.thread_time()
         points = list(sweep.run())
         rate = len(points) * len(sweep.trace.asked) / max(1e-9, time.thread_time() - begun_s)
-    report = _report(trace.name, sweep, without, points, rate)
+    report = _report(trace.name, sweep, server, without, points, rate)
     if chart is not None:
         _write(chart, report)
     if as_json:
         console.show_json(report)
     else:
-        _print_header(sweep, trace.name, without)
+        _print_header(sweep, trace.name, server, without)
         console.show("", _table(sweep, points))
         print(f"\n* modelled. {rate:,.0f} blocks simulated a second of processor time, measured")
 
 
 def _report(
-    name: str, sweep: Sweep, without: Simulated, points: list[Point], blocks_per_s: float
+    name: str,
+    sweep: Sweep,
+    server: Servers,
+    without: Simulated,
+    points: list[Point],
+    blocks_per_s: float,
 ) -> dict[str, Any]:
     """The object that --json prints."""
     from interlace.cache.policies import POLICIES
@@ -116,7 +148,7 @@ def _report(
         },
         "modelled": {
             "block_bytes": pricing.block_bytes,
-            "prefill_tokens_per_s": pricing.prefill_tokens_per_s,
+            **server.facts,
             "num_servers": pricing.num_servers,
             "tiers": [{"name": tier.name, "timing": tier.timing_text or None} for tier in sweep.tiers],
             "what": "ttft and busy_fraction; hits are counted",
@@ -153,7 +185,7 @@ def _times(found: Simulated) -> dict[str, float]:
     }
 
 
-def _print_header(sweep: Sweep, name: str, without: Simulated) -> None:
+def _print_header(sweep: Sweep, name: str, server: Servers, without: Simulated) -> None:
     trace, pricing = sweep.trace, sweep.pricing
     span_s = trace.arrivals_s[-1] - trace.arrivals_s[0]
     print(
@@ -166,7 +198,7 @@ def _print_header(sweep: Sweep, name: str, without: Simulated) -> None:
         print(
             f"tier      {tier.name}: {size}; reads {f'as {tier.timing_text}*' if tier.timing else 'cost nothing'}"
         )
-    print(f"servers*  {pricing.num_servers} of {pricing.prefill_tokens_per_s:,g} tokens/s")
+    print(f"servers*  {pricing.num_servers} {server.text}")
     print(
         f"no cache  TTFT* {without.mean_ttft_s:.3f} s in the mean, servers busy* {without.busy_fraction:.0%}"
     )

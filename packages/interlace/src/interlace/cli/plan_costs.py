@@ -1,4 +1,4 @@
-"""The prices of steps for `interlace plan show`: round figures, or this machine's wave table."""
+"""The prices of steps for `interlace plan show` and `kv-sim`: round figures, or this machine's wave table."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from interlace.models.shard import Shard
     from interlace.models.weights import WeightSource
     from tokenweave.plan import Plan
+    from tokenweave.wave_table import WaveTable
 
 ROUND = Peaks(flops_per_s=100e9, bytes_per_s=10e9)
 ROUND_TILE = 12  # rows of a tile of matrix products
@@ -79,21 +80,38 @@ def round_costs(
     return PlanCosts(costs, False, f"{text}, {_said(link)}")
 
 
-def tuned_costs(
-    source: WeightSource, tp: int, dtype: str, quantize: str, link: str | None, device: str = "auto"
-) -> PlanCosts:
+@dataclass(frozen=True)
+class TunedTable:
+    """A wave table that `interlace tune` left, and the ranks that it is of."""
+
+    table: WaveTable
+    device: str  # cpu or cuda
+    threads: int  # of each rank
+
+    @property
+    def shares_core(self) -> bool:
+        """Whether the lanes of a rank have one core between them."""
+        num_ranks = len(self.table.key.ranks)
+        return self.device == "cpu" and num_ranks * (self.threads + 1) > resources.num_threads()
+
+
+def tuned_table(
+    source: WeightSource, tp: int, dtype: str, quantize: str, device: str = "auto", model: str = "MODEL"
+) -> TunedTable:
     """This machine's, as `interlace tune` measured it on `device`; auto: where the engine would compute.
+
+    A dtype or a way to quantize that is `auto` is what `interlace tune` makes of it. `model`: its name in the error.
 
     Raises:
         EngineError: it has not been measured.
     """
-    import torch
-
     from interlace.engine.config import EngineConfig
+    from interlace.engine.dtypes import choice as dtypes
+    from interlace.engine.dtypes.products import Products
     from interlace.engine.ranks.connect import kernels_for
     from interlace.engine.ranks.device import resolve_device
     from interlace.engine.weaving.this_machine import table_directory, table_key
-    from interlace.models.footprint import weights_name
+    from interlace.models.footprint import resolve_quantize, weights_name
     from interlace.models.shard import Shard
     from tokenweave.wave_table import load_table
 
@@ -101,25 +119,37 @@ def tuned_costs(
     asked = EngineConfig("model", tp=tp, dtype=dtype, quantize=quantize, device=device)
     asked = replace(asked, device=resolve_device(asked))
     kernels = kernels_for(asked, tp)
-    weights = weights_name(source, quantize)
-    table = load_table(table_directory(), table_key(config, tp, kernels, getattr(torch, dtype), weights))
-    option = ("" if quantize == "none" else f" --quantize {quantize}") + (
-        " --device cuda" if asked.device == "cuda" else ""
-    )
+    quantize = resolve_quantize(quantize, dtype, source)
+    products = Products.of(config, Shard.of(config, 0, tp), dtypes.blocks_of(quantize, source))
+    found = dtypes.resolve(dtype, kernels, products)
+    key = table_key(config, tp, kernels, found, weights_name(source, quantize))
+    table = load_table(table_directory(), key)
     if table is None:
-        raise EngineError(
-            f"no wave table of this model on {tp} ranks with --dtype {dtype} --quantize {quantize} has been measured "
-            f"on this machine (one for another --dtype or --quantize does not count): run "
-            f"`interlace tune MODEL --tp {tp} --dtype {dtype}{option}`, or leave out --tuned"
+        option = ("" if quantize == "none" else f" --quantize {quantize}") + (
+            " --device cuda" if asked.device == "cuda" else ""
         )
-    shared_core = asked.device == "cpu" and tp * (kernels.threads + 1) > resources.num_threads()
-    if asked.device == "cuda":
-        lanes = f"lanes are streams of {table.key.machine}"
+        raise EngineError(
+            f"no wave table of this model on {tp} ranks with --dtype {key.dtype} --quantize {quantize} has been "
+            f"measured on this machine (one for another --dtype or --quantize does not count): run "
+            f"`interlace tune {model} --tp {tp} --dtype {key.dtype}{option}`, or leave out --tuned"
+        )
+    return TunedTable(table, asked.device, kernels.threads)
+
+
+def tuned_costs(
+    source: WeightSource, tp: int, dtype: str, quantize: str, link: str | None, device: str = "auto"
+) -> PlanCosts:
+    """The prices of `tuned_table`. Raises what that does."""
+    from interlace.models.shard import Shard
+
+    tuned = tuned_table(source, tp, dtype, quantize, device)
+    if tuned.device == "cuda":
+        lanes = f"lanes are streams of {tuned.table.key.machine}"
     else:
-        lanes = "one core for both lanes" if shared_core else "a core for each lane"
-    layers = kinds_of_layers(config, Shard.all_of(config, tp))
-    costs = CostModel(table, _link(link, tp), layers)
-    return PlanCosts(costs, shared_core, f"this machine's wave table, {lanes}, {_said(link)}")
+        lanes = "one core for both lanes" if tuned.shares_core else "a core for each lane"
+    layers = kinds_of_layers(source.config, Shard.all_of(source.config, tp))
+    costs = CostModel(tuned.table, _link(link, tp), layers)
+    return PlanCosts(costs, tuned.shares_core, f"this machine's wave table, {lanes}, {_said(link)}")
 
 
 def _link(text: str | None, tp: int) -> LinkSpeed | None:
