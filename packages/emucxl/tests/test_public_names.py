@@ -20,6 +20,7 @@ NAMES = [
     "CurvePoint",
     "Dax",
     "EmucxlError",
+    "IndexedCopy",
     "Link",
     "Null",
     "Numa",

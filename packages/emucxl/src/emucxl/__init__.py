@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from emucxl.calibration import Calibration
     from emucxl.coherence import Cache, Coherence
     from emucxl.context import Allocation, Context
-    from emucxl.copy_engine import Completion, Copy, CopyEngine
+    from emucxl.copies import Copy, IndexedCopy
+    from emucxl.copy_engine import Completion, CopyEngine
     from emucxl.errors import EmucxlError
     from emucxl.links import Link
     from emucxl.pool import Pool
@@ -43,11 +44,12 @@ _HOMES = {
     "Coherence": "coherence",
     "Completion": "copy_engine",
     "Context": "context",
-    "Copy": "copy_engine",
+    "Copy": "copies",
     "CopyEngine": "copy_engine",
     "CurvePoint": "timing",
     "Dax": "providers",
     "EmucxlError": "errors",
+    "IndexedCopy": "copies",
     "Link": "links",
     "Null": "providers",
     "Numa": "providers",
@@ -77,6 +79,7 @@ __all__ = [
     "CurvePoint",
     "Dax",
     "EmucxlError",
+    "IndexedCopy",
     "Link",
     "Null",
     "Numa",

@@ -21,22 +21,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, byref, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
+from ctypes import POINTER, byref, c_int, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from emucxl import abi, native
 from emucxl.arguments import instance, number
 from emucxl.closing import Closing
-from emucxl.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ClosedError,
-    OutOfBoundsError,
-    WaitTimeout,
-)
-from emucxl.exports import Export, Exports
+from emucxl.copies import Copy, IndexedCopy, Pattern, patterns_of
+from emucxl.errors import ArgumentError, ArgumentTypeError, ClosedError, WaitTimeout
+from emucxl.exports import Exports
 from emucxl.locks import new_lock
 
 if TYPE_CHECKING:
@@ -44,45 +38,10 @@ if TYPE_CHECKING:
 
     from emucxl.context import Context
 
+__all__ = ["Completion", "Copy", "CopyEngine", "IndexedCopy"]
+
 MAX_THREADS = 64
 _FOREVER_NS = (1 << 64) - 1
-_MAY_BE_LEFT_OUT = ("size", "destination_stride", "source_stride")
-_FIGURES = (*_MAY_BE_LEFT_OUT, "destination_offset", "source_offset", "num_pieces")
-
-
-@dataclass(frozen=True)
-class Copy:
-    """`size` bytes from `source` to `destination`: buffers of the engine's context, whose side is priced, or any other
-    contiguous memory (`bytes` as a source, `bytearray`, NumPy arrays), whose side is not.
-
-    With `num_pieces` it is as many copies of `size` bytes, one stride apart on either side: the same as one Copy for
-    each, and as quick to submit as one.
-    """
-
-    destination: Any
-    source: Any
-    size: int | None = None
-    """Everything that fits both, where it is left out; of a single piece."""
-    destination_offset: int = 0
-    source_offset: int = 0
-    num_pieces: int = 1
-    destination_stride: int | None = None
-    """Bytes from one piece's beginning to the next one's: at least `size`, and just that where it is left out."""
-    source_stride: int | None = None
-    """Likewise; it may be less than `size`, and 0 reads the same bytes for all pieces."""
-
-
-class _Pattern(ctypes.Structure):
-    """emx_copy_pattern."""
-
-    _fields_ = (
-        ("destination", c_void_p),
-        ("source", c_void_p),
-        ("size_bytes", c_size_t),
-        ("num_pieces", c_size_t),
-        ("destination_stride_bytes", c_size_t),
-        ("source_stride_bytes", c_size_t),
-    )
 
 
 class CopyEngine(Closing):
@@ -126,18 +85,19 @@ class CopyEngine(Closing):
         """Also in a fork's child, where its threads are not."""
         return self._handle is None or self._pid != os.getpid()
 
-    def submit(self, copies: Sequence[Copy | tuple[Any, Any, int]]) -> Completion:
+    def submit(self, copies: Sequence[Copy | IndexedCopy | tuple[Any, Any, int]]) -> Completion:
         """Checks every copy, then queues them all as one batch.
 
         Raises:
             ClosedError: the engine, or a buffer, is closed.
             OutOfBoundsError: a copy leaves its memory.
             ArgumentError: a destination is read-only, or something is no contiguous memory.
+            UnavailableError: there is an IndexedCopy, and no NumPy.
         """
         exports = Exports()
         try:
-            patterns = [_pattern(copy, exports) for copy in _each(copies)]
-            return self._submit(patterns, exports)
+            table = b"".join([patterns_of(copy, exports) for copy in _each(copies)])
+            return self._submit(table, exports)
         except BaseException:
             exports.release()
             raise
@@ -151,13 +111,14 @@ class CopyEngine(Closing):
             self._library.emx_engine_close(handle)
             self._context.release()
 
-    def _submit(self, patterns: list[_Pattern], exports: Exports) -> Completion:
-        array, handle = (_Pattern * len(patterns))(*patterns), c_void_p()
+    def _submit(self, table: bytes, exports: Exports) -> Completion:
+        num_patterns, handle = len(table) // sizeof(Pattern), c_void_p()
+        patterns = (Pattern * num_patterns).from_buffer_copy(table)
         with self._lock:
             if self.closed:
                 raise ClosedError("the copy engine is closed")
             submit = self._library.emx_engine_submit_patterns
-            native.check(submit(self._handle, array, len(patterns), byref(handle)))
+            native.check(submit(self._handle, patterns, num_patterns, byref(handle)))
         return Completion(self._library, handle.value or 0, exports)
 
     def __repr__(self) -> str:
@@ -229,59 +190,6 @@ def _each(copies: Iterable[Any]) -> Iterator[Any]:
         ) from None
 
 
-def _pattern(copy: Copy | tuple[Any, Any, int], exports: Exports) -> _Pattern:
-    if not isinstance(copy, Copy) and not (isinstance(copy, tuple | list) and 2 <= len(copy) <= 5):
-        raise ArgumentTypeError(f"got the copy {copy!r}; expected a Copy, or (destination, source, size)")
-    wanted = copy if isinstance(copy, Copy) else Copy(*copy)
-    for name in _FIGURES:
-        figure = getattr(wanted, name)
-        if type(figure) is not int and (figure is not None or name not in _MAY_BE_LEFT_OUT):
-            instance(name, figure, int, "an integer")
-    to, source = exports.of(wanted.destination, writable=True), exports.of(wanted.source, writable=False)
-    size = _size_of(wanted, to, source)
-    to_stride = size if wanted.destination_stride is None else wanted.destination_stride
-    source_stride = size if wanted.source_stride is None else wanted.source_stride
-    is_inside = (
-        min(wanted.num_pieces, to_stride, source_stride, size) >= 0
-        and _is_inside(wanted.destination_offset, to_stride, size, wanted.num_pieces, to.size_bytes)
-        and _is_inside(wanted.source_offset, source_stride, size, wanted.num_pieces, source.size_bytes)
-    )
-    if not is_inside:
-        raise OutOfBoundsError(
-            f"got {_told(wanted, size)} from offset {wanted.source_offset:,} of {source.size_bytes:,} to offset "
-            f"{wanted.destination_offset:,} of {to.size_bytes:,}; expected ranges that lie inside"
-        )
-    return _Pattern(
-        to.address + wanted.destination_offset,
-        source.address + wanted.source_offset,
-        size,
-        wanted.num_pieces,
-        to_stride,
-        source_stride,
-    )
-
-
-def _size_of(wanted: Copy, to: Export, source: Export) -> int:
-    """Bytes of a piece."""
-    if wanted.size is not None:
-        return wanted.size
-    if wanted.num_pieces != 1:
-        raise ArgumentError(f"got no size for {wanted.num_pieces} pieces; expected that of each")
-    return min(to.size_bytes - wanted.destination_offset, source.size_bytes - wanted.source_offset)
-
-
-def _is_inside(offset: int, stride: int, size: int, num_pieces: int, size_bytes: int) -> bool:
-    """Whether all pieces lie in memory of `size_bytes`."""
-    return offset >= 0 and (offset + max(0, num_pieces - 1) * stride + size) <= size_bytes
-
-
-def _told(wanted: Copy, size: int) -> str:
-    if wanted.num_pieces == 1:
-        return f"a copy of {size:,} bytes"
-    strides = f"{wanted.destination_stride} and {wanted.source_stride} bytes apart"
-    return f"{wanted.num_pieces:,} copies of {size:,} bytes, {strides},"
-
-
 @cache
 def _load() -> ctypes.CDLL:
     library = abi.load()
@@ -292,7 +200,7 @@ def _load() -> ctypes.CDLL:
             "emx_engine_close": (None, [c_void_p]),
             "emx_engine_submit_patterns": (
                 c_int,
-                [c_void_p, POINTER(_Pattern), c_size_t, POINTER(c_void_p)],
+                [c_void_p, POINTER(Pattern), c_size_t, POINTER(c_void_p)],
             ),
             "emx_completion_wait": (c_int, [c_void_p, c_uint64]),
             "emx_completion_release": (None, [c_void_p]),

@@ -45,7 +45,8 @@ EMX_API void emx_engine_close(emx_engine* engine);
 /* Checks every request, then queues them all. The array may be reused at once. */
 EMX_API emx_status emx_engine_submit(emx_engine* engine, const emx_copy_request* requests,
                                      size_t num_requests, emx_completion** completion);
-/* The same of patterns, expanded here: a side of a pattern is looked up once, whatever the number of its pieces. */
+/* The same of patterns, expanded here: a side of a pattern is looked up once, whatever the number of its pieces,
+ * and not at all where the pattern before it has that side in the same allocation. */
 EMX_API emx_status emx_engine_submit_patterns(emx_engine* engine, const emx_copy_pattern* patterns,
                                               size_t num_patterns, emx_completion** completion);
 /* EMX_OK when every copy of the batch is done (and its bytes visible to this thread), EMX_E_TIMEOUT when

@@ -13,25 +13,41 @@ static emx_status out_of_bounds(const char* what, const void* pointer, size_t si
         what, size_bytes, pointer, block->size_bytes, block->base);
 }
 
+/* The block that a side of the pattern before lies in, which the batch has pinned. */
+typedef struct found_block {
+    tier* tier; /* NULL: none */
+    heap_block block;
+} found_block;
+
+static bool lies_in(const void* pointer, const found_block* found) {
+    return found->tier != NULL && (uintptr_t)pointer - (uintptr_t)found->block.base < found->block.size_bytes;
+}
+
 /* Finds out where the range from `pointer` on lies, and pins it there. *memory is what to move to or from: NULL
- * where nothing is behind.
+ * where nothing is behind. `last` is the block of this side before, and becomes this one's.
  */
 static emx_status take_side(emx_context* context, const char* what, void* pointer, size_t size_bytes,
-                            copy_side* side, void** memory) {
+                            found_block* last, copy_side* side, void** memory) {
     *side = (copy_side){NULL, NULL};
     *memory = pointer;
     if (pointer == NULL) return fail(EMX_E_INVALID, "got NULL for the %s of %zu bytes", what, size_bytes);
-    if (context_tier_of(context, pointer) == NULL) return EMX_OK;
-    heap_block block;
-    tier* found;
-    emx_status status = context_find(context, pointer, &found, &block);
-    if (status != EMX_OK) return status;
-    if (size_bytes > block.size_bytes - (size_t)((char*)pointer - (char*)block.base))
-        return out_of_bounds(what, pointer, size_bytes, &block);
-    status = context_pin(context, block.base);
-    if (status != EMX_OK) return status;
-    *side = (copy_side){found, block.base};
-    if (!found->touchable) *memory = NULL;
+    const bool is_pinned = lies_in(pointer, last);
+    if (!is_pinned) {
+        last->tier = NULL;
+        if (context_tier_of(context, pointer) == NULL) return EMX_OK;
+        emx_status status = context_find(context, pointer, &last->tier, &last->block);
+        if (status != EMX_OK) return status;
+    }
+    const heap_block* block = &last->block;
+    if (size_bytes > block->size_bytes - (size_t)((char*)pointer - (char*)block->base))
+        return out_of_bounds(what, pointer, size_bytes, block);
+    if (!is_pinned) {
+        emx_status status = context_pin(context, block->base);
+        if (status != EMX_OK) return status;
+        side->base = block->base;
+    }
+    side->tier = last->tier;
+    if (!side->tier->touchable) *memory = NULL;
     return EMX_OK;
 }
 
@@ -62,7 +78,8 @@ static emx_status check_access(const emx_context* context, const copy_side sides
 }
 
 /* The pieces of one pattern, at the end of the batch. */
-static emx_status take_pattern(emx_context* context, const emx_copy_pattern* pattern, copy_batch* batch) {
+static emx_status take_pattern(emx_context* context, const emx_copy_pattern* pattern, found_block last[2],
+                               copy_batch* batch) {
     emx_status status = check_stride(pattern);
     if (status != EMX_OK) return status;
     const size_t first = batch->num_copies;
@@ -72,10 +89,10 @@ static emx_status take_pattern(emx_context* context, const emx_copy_pattern* pat
     batch->num_copies +=
         pattern->num_pieces; /* what has been pinned is given back, whatever fails from here on */
     status = take_side(context, "destination", pattern->destination,
-                       span_bytes(pattern, pattern->destination_stride_bytes), &sides[0], &to);
+                       span_bytes(pattern, pattern->destination_stride_bytes), &last[0], &sides[0], &to);
     if (status == EMX_OK)
         status = take_side(context, "source", (void*)pattern->source,
-                           span_bytes(pattern, pattern->source_stride_bytes), &sides[1], &from);
+                           span_bytes(pattern, pattern->source_stride_bytes), &last[1], &sides[1], &from);
     for (size_t i = 0; i < pattern->num_pieces && status == EMX_OK; i++) {
         const size_t at = i * pattern->destination_stride_bytes, source_at = i * pattern->source_stride_bytes;
         if (i > 0) {
@@ -117,9 +134,10 @@ emx_status copy_batch_create(emx_context* context, const emx_copy_pattern* patte
     transfer* transfers = (transfer*)memory;
     copy_side* sides = (copy_side*)(transfers + num_copies);
     *batch = (copy_batch){0, transfers, sides, (emx_copy_request*)(sides + 2 * num_copies)};
+    found_block last[2] = {{.tier = NULL}, {.tier = NULL}};
     for (size_t i = 0; i < num_patterns; i++) {
         if (patterns[i].size_bytes == 0 || patterns[i].num_pieces == 0) continue;
-        emx_status status = take_pattern(context, &patterns[i], batch);
+        emx_status status = take_pattern(context, &patterns[i], last, batch);
         if (status == EMX_OK) continue;
         copy_batch_destroy(context, batch);
         return status;

@@ -8,7 +8,7 @@
 /* A side that lies in no tier has no tier and no base. */
 typedef struct copy_side {
     tier* tier;
-    void* base; /* of the block, which is pinned while the batch lives; the first piece of a pattern has it */
+    void* base; /* of the block, which is pinned while the batch lives; NULL where an earlier side has it */
 } copy_side;
 
 typedef struct copy_batch {
