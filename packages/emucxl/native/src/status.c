@@ -30,6 +30,7 @@ static const struct {
     [EMX_E_TOO_FAST] = {"EMX_E_TOO_FAST", "the model asks for more than this machine can do"},
     [EMX_E_CLOSED] = {"EMX_E_CLOSED", "the object is closed"},
     [EMX_E_SYSTEM] = {"EMX_E_SYSTEM", "a system call failed"},
+    [EMX_E_CANCELLED] = {"EMX_E_CANCELLED", "it was cancelled before it was done"},
 };
 
 static int is_known(emx_status status) { return (size_t)status < sizeof(statuses) / sizeof(statuses[0]); }

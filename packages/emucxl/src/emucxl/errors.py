@@ -17,6 +17,7 @@ EmucxlError
 ├── InUseError              a view, a copy in flight, another host or process uses it (also a BufferError)
 ├── ClosedError             the object was freed or closed (also a ValueError)
 ├── WaitTimeout             a bounded wait ended (also a TimeoutError)
+├── CancelledError          it was cancelled before it was done
 ├── FencedError             this host's lease ran out; what it held is no longer its own
 ├── NameTakenError          the name is taken
 ├── NotFoundError           there is nothing of that name (also a LookupError)
@@ -95,6 +96,10 @@ class ClosedError(EmucxlError, ValueError):
 
 class WaitTimeout(EmucxlError, TimeoutError):
     """A bounded wait ended before what it waited for."""
+
+
+class CancelledError(EmucxlError):
+    """It was cancelled before it was done."""
 
 
 class FencedError(EmucxlError):

@@ -39,6 +39,7 @@ EXCEPTIONS: tuple[type[errors.EmucxlError] | None, ...] = (
     errors.TooFastError,
     errors.ClosedError,
     errors.SystemCallError,
+    errors.CancelledError,
 )
 
 Signatures = dict[str, tuple[Any, list[Any]]]

@@ -151,6 +151,7 @@ static void an_engine_ends_at_once_in_a_child(void) {
 static void wait_and_release(void* argument) {
     emx_completion* completion = argument;
     REQUIRE(emx_completion_wait(completion, UINT64_MAX) == EMX_E_CLOSED);
+    REQUIRE(emx_completion_cancel(completion) == EMX_E_CLOSED);
     emx_completion_release(completion);
 }
 

@@ -63,6 +63,7 @@ static void use_engine(void* none) {
 
 static void use_completion(void* none) {
     REFUSED(emx_completion_wait(none, 0));
+    REFUSED(emx_completion_cancel(none));
     emx_completion_release(none);
 }
 

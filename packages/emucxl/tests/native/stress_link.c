@@ -56,6 +56,27 @@ static void* copy(void* argument) {
     return NULL;
 }
 
+/* Nothing writes once the wait is over, cancelled or not: what is written then stays. */
+static void* cancel(void* argument) {
+    size_t slice = 4096 * (size_t)(uintptr_t)argument;
+    char* near = (char*)near_block + slice;
+    for (int i = 0; i < NUM_ROUNDS; i++) {
+        emx_copy_pattern pieces = {near, (char*)far_block + slice, 64, 64, 64, 64};
+        emx_completion* completion;
+        CHECK(emx_engine_submit_patterns(engine, &pieces, 1, &completion) == EMX_OK);
+        if (i % 4 == 0) CHECK(emx_completion_wait(completion, 700) != EMX_E_INVALID);
+        CHECK(emx_completion_cancel(completion) == EMX_OK);
+        emx_status status = emx_completion_wait(completion, UINT64_MAX);
+        CHECK(status == EMX_OK || status == EMX_E_CANCELLED);
+        memset(near, 1 + i % 100, 4096);
+        if (i % 2 == 0) CHECK(emx_completion_cancel(completion) == EMX_OK);
+        CHECK(emx_completion_wait(completion, UINT64_MAX) == status);
+        emx_completion_release(completion);
+        for (int at = 0; at < 4096; at += 64) CHECK(near[at] == 1 + i % 100);
+    }
+    return NULL;
+}
+
 static void* watch(void* argument) {
     (void)argument;
     for (int i = 0; i < NUM_ROUNDS; i++) {
@@ -106,6 +127,20 @@ static void run_engine(uint32_t clock) {
     emx_link_close(shared_link);
 }
 
+static void run_cancels(uint32_t clock) {
+    const emx_link_config config = {sizeof config, 1, 1, 1, 5};
+    CHECK(emx_link_create(&config, &shared_link) == EMX_OK);
+    open_context(clock);
+    pthread_t threads[NUM_THREADS];
+    for (uintptr_t i = 0; i < NUM_THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, cancel, (void*)i) == 0);
+    for (int i = 0; i < NUM_THREADS; i++) pthread_join(threads[i], NULL);
+    CHECK(emx_free(context, near_block) == EMX_OK && emx_free(context, far_block) == EMX_OK);
+    emx_engine_close(engine);
+    emx_context_close(context);
+    emx_link_close(shared_link);
+}
+
 static void run_reservations(void) {
     const emx_link_config config = {sizeof config, 1, 3, 3, 0}; /* 333.3 ns each: fractions must add up too */
     CHECK(emx_link_create(&config, &shared_link) == EMX_OK);
@@ -128,6 +163,8 @@ int main(void) {
     run_reservations();
     run_engine(EMX_CLOCK_VIRTUAL);
     run_engine(EMX_CLOCK_REAL);
+    run_cancels(EMX_CLOCK_VIRTUAL);
+    run_cancels(EMX_CLOCK_REAL);
     puts("ok");
     return 0;
 }

@@ -54,6 +54,16 @@ EMX_API emx_status emx_engine_submit_patterns(emx_engine* engine, const emx_copy
  * could not be made; those before it were, those after it were not. 0 polls. On the virtual clock, waiting
  * advances it to the batch's end, or by `timeout_ns` where that comes first. */
 EMX_API emx_status emx_completion_wait(emx_completion* completion, uint64_t timeout_ns);
+/* Ends a batch early, unless it is done. One that no thread has begun is never begun; one that runs ends between
+ * two of its pieces, or out of its modelled delay. Returns at once and may be called again; a batch that is done
+ * stays as it is. From then on emx_completion_wait returns EMX_E_CANCELLED, as soon as no byte of the batch is
+ * read or written any more: a few milliseconds at most, if the memory answers. Some, none or all of its bytes
+ * may have been moved by then.
+ *
+ * On the virtual clock a batch is done when its modelled end has come. Waiting for a cancelled one leaves the
+ * clock where it is, so that a timeout is of the real one. Its channel is free for the next batch; but batches
+ * that were queued behind it, and what it has reserved of queues and links, keep their times. */
+EMX_API emx_status emx_completion_cancel(emx_completion* completion);
 /* Waits without bound for the batch's bytes, then frees the completion. Leaves the virtual clock where it is.
  */
 EMX_API void emx_completion_release(emx_completion* completion);

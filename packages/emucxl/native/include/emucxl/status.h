@@ -34,6 +34,7 @@ typedef enum emx_status {
     EMX_E_TOO_FAST = 18,     /* the model asks for more than this machine can do */
     EMX_E_CLOSED = 19,       /* the object was closed */
     EMX_E_SYSTEM = 20,       /* a system call failed in a way that no other status tells */
+    EMX_E_CANCELLED = 21,    /* it was cancelled before it was done */
 } emx_status;
 
 /* The identifier of a status ("EMX_E_TIER_FULL"), and one line that explains it. Never NULL. */

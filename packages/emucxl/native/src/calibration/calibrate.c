@@ -108,7 +108,7 @@ static double overshoot_ns(uint64_t budget_ns) {
     for (uint64_t end_ns = clock_read_ns() + budget_ns, now_ns = 0;
          now_ns < end_ns && num_late < NUM_RATES_MAX;) {
         uint64_t deadline_ns = clock_read_ns() + 200000;
-        clock_sleep_until(deadline_ns);
+        clock_sleep_until(deadline_ns, NULL);
         now_ns = clock_read_ns();
         late[num_late++] = (double)(now_ns - deadline_ns);
     }

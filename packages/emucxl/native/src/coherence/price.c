@@ -26,7 +26,7 @@ static uint64_t charge_traffic(emx_cache* cache, cache_traffic traffic) {
         transfers[count++] = (transfer){.size_bytes = traffic.fetched_bytes, .read_path = cache->path};
     if (traffic.written_bytes > 0)
         transfers[count++] = (transfer){.size_bytes = traffic.written_bytes, .write_path = cache->path};
-    return transfer_run(&cache->config.context->clock, transfers, count, NULL);
+    return transfer_run(&cache->config.context->clock, transfers, count);
 }
 
 static uint64_t charge_hit(emx_cache* cache) {

@@ -166,15 +166,16 @@ static void count(const copy_batch* batch, size_t num_copies, uint64_t delayed_n
     }
 }
 
-emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns) {
+emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns,
+                          const stop_flag* stop) {
     emx_status status = EMX_OK;
     size_t num_good = 0;
     while (num_good < batch->num_copies && (status = check_access(context, &batch->sides[2 * num_good],
                                                                   &batch->requests[num_good])) == EMX_OK)
         num_good++;
-    uint64_t arrival_ns;
-    if (wait) priced_ns = transfer_run(&context->clock, batch->transfers, num_good, &arrival_ns);
-    else transfer_move(batch->transfers, num_good);
-    count(batch, num_good, priced_ns);
+    size_t num_moved;
+    if (wait) priced_ns = transfer_run_until(&context->clock, batch->transfers, num_good, stop, &num_moved);
+    else num_moved = transfer_move(batch->transfers, num_good, stop);
+    count(batch, num_moved, priced_ns);
     return status;
 }

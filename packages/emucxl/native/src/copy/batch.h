@@ -25,7 +25,9 @@ void copy_batch_destroy(emx_context* context, copy_batch* batch);
 
 /* Moves the bytes, and waits for their modelled time if `wait`; else that is known already, to be counted as
  * the tiers' delay. Where memory went bad since the batch was made (poison, a fenced region), the batch ends
- * before that copy, with its status. */
-emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns);
+ * before that copy, with its status. Once `stop` is set it ends early; the copies that were whole by then are
+ * counted. */
+emx_status copy_batch_run(emx_context* context, copy_batch* batch, bool wait, uint64_t priced_ns,
+                          const stop_flag* stop);
 
 #endif

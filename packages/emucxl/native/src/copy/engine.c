@@ -9,7 +9,9 @@
  *
  * Invariants
  *   1. The core lives as long as the engine or a completion does, so that completions may outlive the engine.
- *   2. `clock` of the core is NULL once the engine is closed; by then it has reached the end of every batch.
+ *   2. `clock` of the core is NULL once the engine is closed; by then it has reached the end of every batch that
+ *      was not cancelled.
+ *   3. A batch whose `stop` is set ends with EMX_E_CANCELLED, whatever it came to.
  */
 #include <pthread.h>
 #include <signal.h>
@@ -34,12 +36,21 @@ typedef struct core {
     uint64_t fork_count; /* at creation */
 } core;
 
+/* What stands for a thread on the virtual clock. */
+typedef struct channel {
+    uint64_t free_ns, num_batches;
+} channel;
+
 struct emx_completion {
     handle handle;
     core* core;
     copy_batch batch;
     struct emx_completion* next;
-    uint64_t end_ns, priced_ns; /* virtual clock: when the batch arrives, and how long it takes */
+    emx_engine* engine; /* until the batch is done */
+    stop_flag stop;     /* set when it is cancelled */
+    /* Virtual clock: when the batch begins and arrives, and its channel with the place there. */
+    uint64_t start_ns, end_ns, place;
+    uint32_t channel;
     bool is_done;
     emx_status status;
     char detail[DETAIL_BYTES];
@@ -52,8 +63,7 @@ struct emx_engine {
     emx_completion *first, *last; /* queued */
     uint32_t num_threads;
     bool closing;
-    uint64_t latest_ns;            /* virtual clock: the end of the batch that ends last */
-    uint64_t free_ns[MAX_THREADS]; /* virtual clock: when each channel is */
+    channel channels[MAX_THREADS];
     pthread_t threads[MAX_THREADS];
 };
 
@@ -99,11 +109,21 @@ static void core_leave(core* left) {
 
 static void run(emx_engine* engine, emx_completion* completion) {
     bool is_virtual = engine->context->clock.is_virtual;
-    emx_status status =
-        copy_batch_run(engine->context, &completion->batch, !is_virtual, completion->priced_ns);
+    emx_status status = copy_batch_run(engine->context, &completion->batch, !is_virtual,
+                                       completion->end_ns - completion->start_ns, &completion->stop);
     if (status != EMX_OK) snprintf(completion->detail, sizeof completion->detail, "%s", emx_error_detail());
     copy_batch_destroy(engine->context, &completion->batch);
     completion->status = status;
+}
+
+/* Holds the lock. */
+static void finish(emx_completion* completion) {
+    completion->is_done = true;
+    if (stop_is_set(&completion->stop)) {
+        completion->status = EMX_E_CANCELLED;
+        snprintf(completion->detail, sizeof completion->detail, "the batch of copies was cancelled");
+    }
+    pthread_cond_broadcast(&completion->core->done);
 }
 
 static void* work(void* argument) {
@@ -119,8 +139,7 @@ static void* work(void* argument) {
         pthread_mutex_unlock(&own->lock);
         run(engine, taken);
         pthread_mutex_lock(&own->lock);
-        taken->is_done = true;
-        pthread_cond_broadcast(&own->done);
+        finish(taken);
     }
     pthread_mutex_unlock(&own->lock);
     return NULL;
@@ -177,7 +196,9 @@ void emx_engine_close(emx_engine* engine) {
     pthread_mutex_unlock(&own->lock);
     for (uint32_t i = 0; i < engine->num_threads; i++) pthread_join(engine->threads[i], NULL);
     pthread_mutex_lock(&own->lock);
-    if (own->clock->is_virtual) model_clock_reach(own->clock, engine->latest_ns);
+    if (own->clock->is_virtual)
+        for (uint32_t i = 0; i < engine->num_threads; i++)
+            model_clock_reach(own->clock, engine->channels[i].free_ns);
     own->clock = NULL;
     core_leave(own);
     handle_free(HANDLE_ENGINE, engine);
@@ -187,14 +208,24 @@ void emx_engine_close(emx_engine* engine) {
 
 /* Virtual clock: the batch begins now, or when the channel that is free first is. */
 static void price(emx_engine* engine, emx_completion* completion) {
-    uint64_t *channel = &engine->free_ns[0], now_ns = model_clock_now(engine->core->clock);
+    channel* taken = &engine->channels[0];
     for (uint32_t i = 1; i < engine->num_threads; i++)
-        if (engine->free_ns[i] < *channel) channel = &engine->free_ns[i];
-    uint64_t start_ns = now_ns > *channel ? now_ns : *channel;
-    completion->end_ns = transfer_price(completion->batch.transfers, completion->batch.num_copies, start_ns);
-    completion->priced_ns = completion->end_ns - start_ns;
-    *channel = completion->end_ns;
-    if (completion->end_ns > engine->latest_ns) engine->latest_ns = completion->end_ns;
+        if (engine->channels[i].free_ns < taken->free_ns) taken = &engine->channels[i];
+    const uint64_t now_ns = model_clock_now(engine->core->clock);
+    completion->start_ns = now_ns > taken->free_ns ? now_ns : taken->free_ns;
+    completion->end_ns =
+        transfer_price(completion->batch.transfers, completion->batch.num_copies, completion->start_ns);
+    completion->channel = (uint32_t)(taken - engine->channels);
+    completion->place = ++taken->num_batches;
+    taken->free_ns = completion->end_ns;
+}
+
+/* Virtual clock: from now on, where no other batch has its time behind it. */
+static void free_channel(const emx_completion* cancelled) {
+    channel* taken = &cancelled->engine->channels[cancelled->channel];
+    const uint64_t now_ns = model_clock_now(cancelled->core->clock);
+    if (taken->num_batches == cancelled->place)
+        taken->free_ns = now_ns > cancelled->start_ns ? now_ns : cancelled->start_ns;
 }
 
 static void enqueue(emx_engine* engine, emx_completion* completion) {
@@ -202,11 +233,27 @@ static void enqueue(emx_engine* engine, emx_completion* completion) {
     pthread_mutex_lock(&own->lock);
     if (own->clock->is_virtual) price(engine, completion);
     own->owners++;
+    completion->engine = engine;
     if (engine->last != NULL) engine->last->next = completion;
     else engine->first = completion;
     engine->last = completion;
     pthread_cond_signal(&own->work);
     pthread_mutex_unlock(&own->lock);
+}
+
+/* Takes a batch that no thread has begun out of the queue. */
+static bool unqueue(emx_completion* completion) {
+    emx_engine* engine = completion->engine;
+    emx_completion *before = NULL, *found = engine->first;
+    while (found != NULL && found != completion) {
+        before = found;
+        found = found->next;
+    }
+    if (found == NULL) return false;
+    if (before != NULL) before->next = completion->next;
+    else engine->first = completion->next;
+    if (engine->last == completion) engine->last = before;
+    return true;
 }
 
 static emx_status check_submit(emx_engine* engine, const void* copies, size_t count, const char* what,
@@ -278,21 +325,50 @@ static bool reach_end(model_clock* clock, uint64_t end_ns, uint64_t timeout_ns) 
     return in_time;
 }
 
+/* Whether it is too late to cancel. Holds the lock. */
+static bool is_over(const emx_completion* completion) {
+    const model_clock* clock = completion->core->clock;
+    if (clock == NULL || stop_is_set(&completion->stop)) return true;
+    return clock->is_virtual ? model_clock_now(clock) >= completion->end_ns : completion->is_done;
+}
+
+/* Holds the lock. */
+static void cancel(emx_completion* completion) {
+    stop_set(&completion->stop);
+    if (completion->core->clock->is_virtual) free_channel(completion);
+    const bool is_unbegun = unqueue(completion);
+    if (is_unbegun) copy_batch_destroy(completion->engine->context, &completion->batch);
+    if (is_unbegun || completion->is_done) finish(completion);
+}
+
+emx_status emx_completion_cancel(emx_completion* completion) {
+    const emx_status known = handle_require(HANDLE_COMPLETION, completion);
+    if (known != EMX_OK) return known;
+    core* own = completion->core;
+    if (core_is_inherited(own)) return refuse_inherited("batch of copies");
+    pthread_mutex_lock(&own->lock);
+    if (!is_over(completion)) cancel(completion);
+    pthread_mutex_unlock(&own->lock);
+    return EMX_OK;
+}
+
 emx_status emx_completion_wait(emx_completion* completion, uint64_t timeout_ns) {
     const emx_status known = handle_require(HANDLE_COMPLETION, completion);
     if (known != EMX_OK) return known;
     core* own = completion->core;
     if (core_is_inherited(own)) return refuse_inherited("batch of copies");
     pthread_mutex_lock(&own->lock);
-    bool is_virtual = own->clock != NULL && own->clock->is_virtual;
+    bool is_virtual = own->clock != NULL && own->clock->is_virtual && !stop_is_set(&completion->stop);
     bool in_time =
         is_virtual ? reach_end(own->clock, completion->end_ns, timeout_ns) : await(completion, timeout_ns);
     if (is_virtual && in_time) await(completion, UINT64_MAX);
+    const emx_status status = in_time ? completion->status : EMX_E_TIMEOUT;
     pthread_mutex_unlock(&own->lock);
+    if (status == EMX_OK) return EMX_OK;
     if (!in_time)
         return fail(EMX_E_TIMEOUT, "waited %llu ns for a batch of copies that is not done",
                     (unsigned long long)timeout_ns);
-    return completion->status == EMX_OK ? EMX_OK : fail(completion->status, "%s", completion->detail);
+    return fail(status, "%s", completion->detail);
 }
 
 void emx_completion_release(emx_completion* completion) {

@@ -24,12 +24,18 @@ uint64_t clock_read_ns(void) {
     return (uint64_t)time.tv_sec * 1000000000ull + (uint64_t)time.tv_nsec;
 }
 
-void clock_sleep_until(uint64_t deadline_ns) {
+static void sleep_until_stopped(uint64_t deadline_ns, const stop_flag* stop) {
+    while (!stop_is_set(stop) && clock_read_ns() < deadline_ns) stop_sleep_until(stop, deadline_ns);
+}
+
+void clock_sleep_until(uint64_t deadline_ns, const stop_flag* stop) {
     struct timespec time = {.tv_sec = (time_t)(deadline_ns / 1000000000ull),
                             .tv_nsec = (long)(deadline_ns % 1000000000ull)};
     int slack_ns = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
     if (slack_ns > 1) prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR) {}
+    if (stop != NULL) sleep_until_stopped(deadline_ns, stop);
+    else
+        while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR) {}
     if (slack_ns > 1) prctl(PR_SET_TIMERSLACK, slack_ns, 0, 0, 0);
 }
 

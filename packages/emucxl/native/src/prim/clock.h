@@ -5,12 +5,14 @@
 
 #include <stdint.h>
 
+#include "prim/stop.h"
+
 /* CLOCK_MONOTONIC in nanoseconds: common to all processes of the machine. */
 uint64_t clock_read_ns(void);
 
 /* Sleeps until `deadline_ns` of that clock, with this thread's timer slack at its least meanwhile. Wakes
- * late, never early. */
-void clock_sleep_until(uint64_t deadline_ns);
+ * late, never early, unless `stop` (or NULL) is set: then at once. */
+void clock_sleep_until(uint64_t deadline_ns, const stop_flag* stop);
 
 /* A counter that is cheap to read, of the same thread: the processor's own where it is constant and does not
  * stop, nanoseconds of the clock otherwise. clock_ticks_per_ns measures it once per process (a millisecond).

@@ -36,13 +36,14 @@ static void spin_until(uint64_t deadline_ns, uint64_t now_ns) {
 
 uint64_t emx_now_ns(void) { return clock_read_ns(); }
 
-void emx_wait_until(uint64_t deadline_ns) {
+static void wait_until(uint64_t deadline_ns, const stop_flag* stop) {
     uint64_t now_ns = clock_read_ns();
     if (now_ns >= deadline_ns) return;
     uint64_t margin_ns = atomic_load_explicit(&sleep_margin_ns, memory_order_relaxed);
     if (deadline_ns - now_ns > margin_ns + SHORTEST_SLEEP_NS) {
         uint64_t wake_ns = deadline_ns - margin_ns;
-        clock_sleep_until(wake_ns);
+        clock_sleep_until(wake_ns, stop);
+        if (stop_is_set(stop)) return;
         now_ns = clock_read_ns();
         learn_overshoot(now_ns - wake_ns);
         if (now_ns >= deadline_ns) return;
@@ -50,20 +51,22 @@ void emx_wait_until(uint64_t deadline_ns) {
     spin_until(deadline_ns, now_ns);
 }
 
-void wait_since(uint64_t entry_ticks, uint64_t duration_ns, uint64_t deadline_ns) {
+void emx_wait_until(uint64_t deadline_ns) { wait_until(deadline_ns, NULL); }
+
+void wait_since(uint64_t entry_ticks, uint64_t duration_ns, uint64_t deadline_ns, const stop_flag* stop) {
     uint64_t margin_ns = atomic_load_explicit(&sleep_margin_ns, memory_order_relaxed);
     if (duration_ns > margin_ns + SHORTEST_SLEEP_NS) {
-        emx_wait_until(deadline_ns);
+        wait_until(deadline_ns, stop);
         return;
     }
     double per_ns = clock_ticks_per_ns();
     spin_until_ticks(entry_ticks + (uint64_t)((double)duration_ns * per_ns), per_ns);
 }
 
-void wait_roughly_until(uint64_t deadline_ns) {
+void wait_roughly_until(uint64_t deadline_ns, const stop_flag* stop) {
     uint64_t now_ns = clock_read_ns();
     if (now_ns >= deadline_ns) return;
-    if (deadline_ns - now_ns > SHORTEST_SLEEP_NS) clock_sleep_until(deadline_ns);
+    if (deadline_ns - now_ns > SHORTEST_SLEEP_NS) clock_sleep_until(deadline_ns, stop);
     else spin_until(deadline_ns, now_ns);
 }
 

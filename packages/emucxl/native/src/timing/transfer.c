@@ -11,7 +11,13 @@ typedef struct progress {
     uint64_t end_ns;      /* when everything so far has arrived */
     size_t unpaced_bytes; /* queued since we last let the clock catch up */
     bool contended; /* the first piece of this turn waited for others, about as long as it takes itself */
+    const stop_flag* stop; /* or NULL */
+    size_t num_moved;      /* transfers that are whole */
 } progress;
+
+/* Of what is not queued: moved between two looks at the flag, some milliseconds. Long enough that memmove moves
+ * it as it would move all. */
+#define UNQUEUED_PIECE_BYTES ((size_t)16 << 20)
 
 /* Pieces that are queued before we wait for the first to be over. Each wait is a sleep, which costs some 10
  * us of the processor and ends some 10 us late. Alone on a queue, two pieces (40 to 80 us) keep the first of
@@ -31,6 +37,20 @@ static void move(const transfer* transfer, size_t offset, size_t size_bytes) {
     char* to = (char*)transfer->destination + offset;
     if (transfer->source != NULL) memmove(to, (const char*)transfer->source + offset, size_bytes);
     else memset(to, transfer->value, size_bytes);
+}
+
+/* Returns false where `stop` was set before all of it was moved. */
+static bool move_whole(const transfer* transfer, const stop_flag* stop) {
+    if (stop == NULL || overlaps(transfer)) {
+        move(transfer, 0, transfer->size_bytes);
+        return true;
+    }
+    for (size_t offset = 0; offset < transfer->size_bytes; offset += UNQUEUED_PIECE_BYTES) {
+        const size_t left_bytes = transfer->size_bytes - offset;
+        if (stop_is_set(stop)) return false;
+        move(transfer, offset, left_bytes < UNQUEUED_PIECE_BYTES ? left_bytes : UNQUEUED_PIECE_BYTES);
+    }
+    return true;
 }
 
 static bool is_priced(const transfer* transfer) {
@@ -70,8 +90,8 @@ static size_t piece_of(const transfer* transfer) {
 
 /* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain
  * of arrivals is the model's and not the machine's, so that waking late from one wait is made up for in the
- * next. */
-static void run_in_pieces(const transfer* transfer, uint64_t start_ns, progress* progress) {
+ * next. Returns false where it was stopped. */
+static bool run_in_pieces(const transfer* transfer, uint64_t start_ns, progress* progress) {
     uint64_t latency_ns[2];
     latencies(transfer, start_ns, latency_ns);
     size_t piece_bytes = piece_of(transfer);
@@ -82,14 +102,16 @@ static void run_in_pieces(const transfer* transfer, uint64_t start_ns, progress*
                size_bytes = left_bytes < piece_bytes ? left_bytes : piece_bytes;
         size_t turn_bytes = (progress->contended ? PIECES_PER_TURN : PIECES_ALONE) * piece_bytes;
         if (progress->unpaced_bytes + size_bytes > turn_bytes && progress->unpaced_bytes > 0) {
-            wait_roughly_until(progress->chain_ns);
+            wait_roughly_until(progress->chain_ns, progress->stop);
             progress->unpaced_bytes = 0;
         }
+        if (stop_is_set(progress->stop)) return false;
         reserve(transfer, latency_ns, size_bytes, progress);
         progress->unpaced_bytes += size_bytes;
         if (!at_once) move(transfer, offset, size_bytes);
         offset += size_bytes;
     }
+    return true;
 }
 
 static bool same_paths(const transfer* left, const transfer* right) {
@@ -97,15 +119,16 @@ static bool same_paths(const transfer* left, const transfer* right) {
 }
 
 /* Without the wait at its end. */
-static uint64_t run_on_real_clock(const transfer* transfers, size_t num_transfers, uint64_t* started_ns) {
-    uint64_t start_ns = *started_ns = emx_now_ns();
-    progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
+static void run_on_real_clock(const transfer* transfers, size_t num_transfers, uint64_t start_ns,
+                              progress* progress) {
+    progress->chain_ns = progress->end_ns = start_ns;
     for (size_t i = 0; i < num_transfers; i++) {
-        if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress.chain_ns = start_ns;
-        if (is_priced(&transfers[i])) run_in_pieces(&transfers[i], start_ns, &progress);
-        else move(&transfers[i], 0, transfers[i].size_bytes);
+        if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress->chain_ns = start_ns;
+        const bool is_whole = is_priced(&transfers[i]) ? run_in_pieces(&transfers[i], start_ns, progress)
+                                                       : move_whole(&transfers[i], progress->stop);
+        if (!is_whole) return;
+        progress->num_moved++;
     }
-    return progress.end_ns;
 }
 
 uint64_t transfer_price(const transfer* transfers, size_t num_transfers, uint64_t start_ns) {
@@ -120,8 +143,10 @@ uint64_t transfer_price(const transfer* transfers, size_t num_transfers, uint64_
     return progress.end_ns;
 }
 
-void transfer_move(const transfer* transfers, size_t num_transfers) {
-    for (size_t i = 0; i < num_transfers; i++) move(&transfers[i], 0, transfers[i].size_bytes);
+size_t transfer_move(const transfer* transfers, size_t num_transfers, const stop_flag* stop) {
+    for (size_t i = 0; i < num_transfers; i++)
+        if (!move_whole(&transfers[i], stop)) return i;
+    return num_transfers;
 }
 
 static bool any_priced(const transfer* transfers, size_t num_transfers) {
@@ -135,40 +160,54 @@ uint64_t transfer_start(model_clock* clock, const transfer* transfers, size_t nu
     uint64_t start_ns, end_ns;
     *wait = (transfer_wait){0};
     if (!any_priced(transfers, num_transfers)) {
-        transfer_move(transfers, num_transfers);
+        transfer_move(transfers, num_transfers, NULL);
         return 0;
     }
     if (clock->is_virtual) {
         start_ns = model_clock_now(clock);
         end_ns = transfer_price(transfers, num_transfers, start_ns);
-        transfer_move(transfers, num_transfers);
+        transfer_move(transfers, num_transfers, NULL);
         model_clock_reach(clock, end_ns);
     } else {
-        end_ns = run_on_real_clock(transfers, num_transfers, &start_ns);
+        progress progress = {0};
+        start_ns = emx_now_ns();
+        run_on_real_clock(transfers, num_transfers, start_ns, &progress);
+        end_ns = progress.end_ns;
         *wait = (transfer_wait){entry_ticks, end_ns - start_ns, end_ns};
     }
     return end_ns - start_ns;
 }
 
-void transfer_finish(const model_clock* clock, const transfer_wait* wait) {
+/* Returns early once `stop` is set. */
+static void finish(const model_clock* clock, const transfer_wait* wait, const stop_flag* stop) {
     /* Of the caller's time, which passes after the delay. */
     const uint64_t early_ns = (uint64_t)clock->exit_overhead_ns;
     if (wait->duration_ns <= early_ns) return;
-    wait_since(wait->entry_ticks, wait->duration_ns - early_ns, wait->end_ns - early_ns);
+    wait_since(wait->entry_ticks, wait->duration_ns - early_ns, wait->end_ns - early_ns, stop);
 }
 
-uint64_t transfer_run(model_clock* clock, const transfer* transfers, size_t num_transfers,
-                      uint64_t* done_ns) {
-    if (clock->is_virtual && done_ns != NULL && any_priced(transfers, num_transfers)) {
-        const uint64_t start_ns = model_clock_now(clock);
-        *done_ns = transfer_price(transfers, num_transfers, start_ns);
-        transfer_move(transfers, num_transfers);
-        return *done_ns - start_ns;
-    }
+void transfer_finish(const model_clock* clock, const transfer_wait* wait) { finish(clock, wait, NULL); }
+
+uint64_t transfer_run(model_clock* clock, const transfer* transfers, size_t num_transfers) {
     transfer_wait wait;
     const uint64_t entry_ticks = transfer_entry(clock);
     const uint64_t duration_ns = transfer_start(clock, transfers, num_transfers, entry_ticks, &wait);
     transfer_finish(clock, &wait);
-    if (done_ns != NULL) *done_ns = wait.duration_ns > 0 ? wait.end_ns : model_clock_now(clock);
     return duration_ns;
+}
+
+uint64_t transfer_run_until(model_clock* clock, const transfer* transfers, size_t num_transfers,
+                            const stop_flag* stop, size_t* num_moved) {
+    const uint64_t entry_ticks = transfer_entry(clock);
+    if (!any_priced(transfers, num_transfers)) {
+        *num_moved = transfer_move(transfers, num_transfers, stop);
+        return 0;
+    }
+    progress progress = {.stop = stop};
+    const uint64_t start_ns = emx_now_ns();
+    run_on_real_clock(transfers, num_transfers, start_ns, &progress);
+    *num_moved = progress.num_moved;
+    const transfer_wait wait = {entry_ticks, progress.end_ns - start_ns, progress.end_ns};
+    if (!stop_is_set(stop)) finish(clock, &wait, stop);
+    return stop_is_set(stop) ? emx_now_ns() - start_ns : wait.duration_ns;
 }

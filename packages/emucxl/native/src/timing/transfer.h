@@ -11,6 +11,7 @@
 
 #include "emucxl/timing.h"
 #include "prim/clock.h"
+#include "prim/stop.h"
 
 typedef struct path path;
 
@@ -58,20 +59,24 @@ typedef struct transfer_wait {
 /* Moves and prices a batch: the transfers run at the same time, so each path's latency counts once and its
  * bytes add up. Ranges within a transfer may overlap (memmove). Long transfers reserve their queues piece by
  * piece, so that others who share them get their turn. Unpriced transfers cost a memmove and one branch.
- * Returns the modelled duration (0 when nothing is priced). `done_ns`, if not NULL, receives the time of
- * arrival and the virtual clock is left where it was (the copy engine moves it when the batch is waited for).
- */
-uint64_t transfer_run(model_clock* clock, const transfer* transfers, size_t num_transfers, uint64_t* done_ns);
+ * Returns the modelled duration (0 when nothing is priced). */
+uint64_t transfer_run(model_clock* clock, const transfer* transfers, size_t num_transfers);
 
-/* transfer_run without `done_ns`, in two parts: what the caller does between them (its bookkeeping) passes
- * within the delay. `entry_ticks` is transfer_entry() at the caller's beginning. */
+/* transfer_run in two parts: what the caller does between them (its bookkeeping) passes within the delay.
+ * `entry_ticks` is transfer_entry() at the caller's beginning. */
 uint64_t transfer_start(model_clock* clock, const transfer* transfers, size_t num_transfers,
                         uint64_t entry_ticks, transfer_wait* wait);
 void transfer_finish(const model_clock* clock, const transfer_wait* wait);
 
+/* transfer_run on the real clock, which ends between two pieces once `stop` is set: *num_moved tells how many
+ * transfers were whole by then, and what is returned is the time that it took. */
+uint64_t transfer_run_until(model_clock* clock, const transfer* transfers, size_t num_transfers,
+                            const stop_flag* stop, size_t* num_moved);
+
 /* The two halves of that on the virtual clock, for who prices at another time than it moves: when a batch
  * that begins at `start_ns` has arrived, and moving its bytes. */
 uint64_t transfer_price(const transfer* transfers, size_t num_transfers, uint64_t start_ns);
-void transfer_move(const transfer* transfers, size_t num_transfers);
+/* Returns how many were moved: all, unless `stop` (or NULL) was set meanwhile. */
+size_t transfer_move(const transfer* transfers, size_t num_transfers, const stop_flag* stop);
 
 #endif
