@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -33,6 +34,7 @@ BAD: dict[str, list[Any]] = {
     "timeout_s": [0, -5, math.nan, None],
     "replay": [None, 1, "no"],
     "prefix_cache": [None, 0, "off"],
+    "record_block_trace": ["", 3, b"trace"],
     "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 
@@ -56,6 +58,17 @@ def test_a_model_is_a_string(model: Any) -> None:
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
     with pytest.raises(EngineError, match=r"unknown option 'max_seqs': expected one of tp, .*max_num_seqs"):
         EngineConfig.from_options("smollm2", {"max_seqs": 3})
+
+
+def test_blocks_are_recorded_by_the_names_of_the_prefix_cache() -> None:
+    with pytest.raises(
+        EngineError, match="record_block_trace='trace': expected None with prefix_cache=False"
+    ):
+        EngineConfig("smollm2", prefix_cache=False, record_block_trace="trace")
+
+
+def test_ranks_are_told_of_a_path_as_text() -> None:
+    assert EngineConfig("smollm2", record_block_trace=Path("a/b")).record_block_trace == "a/b"
 
 
 def test_the_size_of_the_cache_is_given_once() -> None:

@@ -173,6 +173,13 @@ ENGINE: dict[str, Any] = {
         "--prefix-cache/--no-prefix-cache",
         help="Compute prompts that begin alike once.",
     ),
+    "record_block_trace": _option(
+        Path | None,
+        None,
+        "Engine",
+        help="Record which blocks requests ask for, and when, for `kv-sim`: numbers, no text.",
+        metavar="FILE.jsonl",
+    ),
     "generation_config": _option(
         str,
         "auto",

@@ -5,6 +5,7 @@ Imports nothing heavy: rank processes read it before they load torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypedDict
@@ -49,6 +50,7 @@ class EngineOptions(TypedDict, total=False):
     generation_config: str
     quantize: str
     prefix_cache: bool
+    record_block_trace: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class EngineConfig:
     generation_config: str = "auto"  # auto: a request without parameters takes the model's own; none: ours
     quantize: str = "auto"  # weights in blocks, or dense: see `interlace.models.footprint.resolve_quantize`
     prefix_cache: bool = True  # prompts that begin alike are computed once, as long as the blocks are there
+    record_block_trace: str | os.PathLike[str] | None = (
+        None  # a file: which blocks requests ask for, and when
+    )
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -111,6 +116,7 @@ class EngineConfig:
         for name in ("replay", "prefix_cache"):
             if not isinstance(getattr(self, name), bool):
                 _reject(name, getattr(self, name), "True or False")
+        self._check_recording()
         self._check_limits()
         self._check_link()
         self._check_device()
@@ -145,6 +151,20 @@ class EngineConfig:
             _reject("communicator", self.communicator, "another with device='cuda': shm joins ranks on CPUs")
         if self.link is not None:
             _reject("link", self.link, "None with device='cuda': links are modelled between ranks on CPUs")
+
+    def _check_recording(self) -> None:
+        path = self.record_block_trace
+        if path is None:
+            return
+        if (
+            not isinstance(path, str | os.PathLike)
+            or not isinstance(os.fspath(path), str)
+            or not os.fspath(path)
+        ):
+            _reject("record_block_trace", path, "the path of a file, or None")
+        if not self.prefix_cache:
+            _reject("record_block_trace", path, "None with prefix_cache=False: it is what names blocks")
+        object.__setattr__(self, "record_block_trace", os.fspath(path))  # ranks are told in JSON
 
     def _check_limits(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -9,12 +9,14 @@ A failure of one request (its row of logits is NaN, its text cannot be decoded) 
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from interlace.cache.recorder import BlockTraceRecorder
 from interlace.engine.batch_builder import build_batch
 from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.cache.names import Roots, TextNames
@@ -65,6 +67,8 @@ class Engine:
         self._following: IssuedPass | None = None  # the pass behind the last one whose tokens were given out
         self._meter = Meter()
         self._failure: Exception | None = None
+        path = config.record_block_trace
+        self._recorder = None if path is None else BlockTraceRecorder(os.fspath(path))
 
     @property
     def has_unfinished(self) -> bool:
@@ -100,6 +104,8 @@ class Engine:
         self.scheduler.add(sequence)  # nothing fails from here on: what is scheduled has its request
         self._num_requests += 1
         self._requests[request_id] = request
+        if self._recorder is not None:
+            self._recorder.begin(request_id, sequence.num_prompt, sequence.names_before(sequence.num_prompt))
 
     def reset_prefix_cache(self) -> None:
         """Has no request find what was computed before this call."""
@@ -202,8 +208,10 @@ class Engine:
         self.scheduler.blocks.check(request.sequence.table.blocks.tolist() for request in requests)
 
     def fail(self, failure: Exception) -> None:
-        """Makes every later call raise `failure`."""
+        """Makes every later call raise `failure`. Nothing more is recorded."""
         self._failure = failure
+        if self._recorder is not None:
+            self._recorder.close()
 
     def raise_if_failed(self) -> None:
         if self._failure is not None:
@@ -250,6 +258,8 @@ class Engine:
         del self._requests[request.sequence.request_id]
         self.scheduler.remove(request.sequence)
         self._sampler.forget(request.sequence)
+        if self._recorder is not None:
+            self._recorder.end(request.sequence.request_id, request.sequence.num_output)
 
     def _derived_seed(self) -> int:
         return mix64(mix64(self.config.seed) + self._num_requests)

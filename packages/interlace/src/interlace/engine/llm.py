@@ -52,6 +52,7 @@ class FrontEnd:
         Raises:
             EngineError: a bad option, or ranks that cannot be started.
             ModelError: the model cannot be found or read.
+            BlockTraceError: the file of `record_block_trace` cannot be written.
         """
         self._owner = Owner(type(self).__name__)
         self.config = EngineConfig.from_options(model, options)

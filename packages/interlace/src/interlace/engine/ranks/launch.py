@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from emucxl.shared_memory import empty_segment_fd
+from interlace.cache.recorder import check_recordable
 from interlace.engine.config import OF_GPUS, EngineConfig
 from interlace.engine.ranks.device import check_each_has_one, resolve_device
 from interlace.engine.ranks.processes import FAILURE_REPORT_S, RankProcesses, RankSpec
@@ -45,6 +46,7 @@ def start(config: EngineConfig) -> RankGroup:
         ModelError: the model cannot be found or read.
         EngineError: the configuration does not fit the model, the machine or the group.
         RankFailed: another rank could not load its part.
+        BlockTraceError: the block trace cannot be recorded where the configuration says.
     """
     config = replace(config, device=resolve_device(config))
     kind = resolve_communicator(config)
@@ -52,6 +54,8 @@ def start(config: EngineConfig) -> RankGroup:
         check_each_has_one(config.tp)
     if kind == "torchrun":
         return _start_under_torchrun(config)
+    if config.record_block_trace is not None:
+        check_recordable(os.fspath(config.record_block_trace))  # before a model is loaded in vain
     config = replace(config, model=str(resolve(config.model)))
     if kind == "thread":
         return _start_threads(config)
