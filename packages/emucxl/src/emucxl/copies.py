@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_size_t, c_void_p
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from emucxl.arguments import instance
@@ -152,11 +153,9 @@ def _indexed(wanted: IndexedCopy, exports: Exports) -> bytes:
             f"got {to_offsets.size:,} offsets of the destination and {source_offsets.size:,} of the source; "
             "expected one of each for every piece"
         )
-    table = np.zeros(to_offsets.size, np.dtype(Pattern))
-    table["destination"] = to_offsets
-    table["destination"] += to.address
-    table["source"] = source_offsets
-    table["source"] += source.address
+    table = np.zeros(to_offsets.size, _row())
+    table["destination"] = to_offsets + to.address
+    table["source"] = source_offsets + source.address
     table["size_bytes"] = wanted.size
     table["num_pieces"] = 1
     rows: bytes = table.tobytes()
@@ -181,6 +180,12 @@ def _offsets(side: str, listed: Any, size: int, memory: Export) -> Any:
             f"{side}'s {memory.size_bytes:,} bytes; expected offsets from 0 to {memory.size_bytes - size:,}"
         )
     return signed
+
+
+@cache
+def _row() -> Any:
+    """The dtype of a Pattern. Making one takes longer than filling a table with a hundred."""
+    return _numpy().dtype(Pattern)
 
 
 def _numpy() -> Any:
