@@ -67,6 +67,26 @@ def test_indexed_copies_stand_beside_others_in_a_batch() -> None:
     assert target == b"--ef-Z--ab--"
 
 
+@pytest.mark.parametrize("to_far", [True, False])
+def test_many_pieces_take_the_time_of_one_copy_of_their_sum(to_far: bool) -> None:
+    """Their own bytes are no load that raises their latency."""
+    size, num_pieces = 12_288, 400
+
+    def took_ns(is_indexed: bool) -> int:
+        with emucxl.Context("virtual") as context:
+            far = context.add_tier("far", 8 << 20, timing="cxl-direct").alloc(size * num_pieces)
+            to, source = (
+                (far, bytearray(size * num_pieces)) if to_far else (bytearray(size * num_pieces), far)
+            )
+            offsets = np.random.default_rng(0).permutation(num_pieces) * size
+            copy = IndexedCopy(to, source, size, offsets, offsets[::-1])
+            with CopyEngine(context) as engine:
+                engine.submit([copy if is_indexed else Copy(to, source)]).wait()
+            return context.now_ns
+
+    assert abs(took_ns(is_indexed=True) - took_ns(is_indexed=False)) <= 1  # a fraction is rounded at its end
+
+
 def test_no_pieces_are_an_empty_batch() -> None:
     with emucxl.Context("virtual") as context, CopyEngine(context) as engine:
         engine.submit([IndexedCopy(bytearray(4), b"long", 9, [], [])]).wait()

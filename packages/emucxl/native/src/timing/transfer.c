@@ -7,9 +7,10 @@
 
 /* A transfer under way. Times are those of the model. */
 typedef struct progress {
-    uint64_t chain_ns;    /* when the piece before has passed every queue: the next one arrives then */
-    uint64_t end_ns;      /* when everything so far has arrived */
-    size_t unpaced_bytes; /* queued since we last let the clock catch up */
+    uint64_t chain_ns;      /* when the piece before has passed every queue: the next one arrives then */
+    uint64_t latency_ns[2]; /* by direction, of the paths at hand, as the batch began */
+    uint64_t end_ns;        /* when everything so far has arrived */
+    size_t unpaced_bytes;   /* queued since we last let the clock catch up */
     bool contended; /* the first piece of this turn waited for others, about as long as it takes itself */
     const stop_flag* stop; /* or NULL */
     size_t num_moved;      /* transfers that are whole */
@@ -60,8 +61,7 @@ static bool is_priced(const transfer* transfer) {
 static uint64_t later(uint64_t left_ns, uint64_t right_ns) { return left_ns > right_ns ? left_ns : right_ns; }
 
 /* Queues a piece that arrives at chain_ns on both of the transfer's paths. */
-static void reserve(const transfer* transfer, const uint64_t latency_ns[2], size_t size_bytes,
-                    progress* progress) {
+static void reserve(const transfer* transfer, size_t size_bytes, progress* progress) {
     uint64_t arrival_ns = progress->chain_ns;
     path* const paths[2] = {[EMX_READ] = transfer->read_path, [EMX_WRITE] = transfer->write_path};
     bool waited = false;
@@ -69,17 +69,10 @@ static void reserve(const transfer* transfer, const uint64_t latency_ns[2], size
         if (paths[direction] == NULL) continue;
         lane_slot slot = path_reserve(paths[direction], (emx_direction)direction, size_bytes, arrival_ns);
         progress->chain_ns = later(progress->chain_ns, slot.release_ns);
-        progress->end_ns = later(progress->end_ns, slot.release_ns + latency_ns[direction]);
+        progress->end_ns = later(progress->end_ns, slot.release_ns + progress->latency_ns[direction]);
         waited |= 2 * (slot.start_ns - arrival_ns) > slot.release_ns - slot.start_ns;
     }
     if (progress->unpaced_bytes == 0) progress->contended = waited;
-}
-
-static void latencies(const transfer* transfer, uint64_t now_ns, uint64_t latency_ns[2]) {
-    latency_ns[EMX_READ] =
-        transfer->read_path != NULL ? path_latency_ns(transfer->read_path, EMX_READ, now_ns) : 0;
-    latency_ns[EMX_WRITE] =
-        transfer->write_path != NULL ? path_latency_ns(transfer->write_path, EMX_WRITE, now_ns) : 0;
 }
 
 static size_t piece_of(const transfer* transfer) {
@@ -91,9 +84,7 @@ static size_t piece_of(const transfer* transfer) {
 /* A piece at a time: queue it, move it while its modelled time runs, and wait for that to be over. The chain
  * of arrivals is the model's and not the machine's, so that waking late from one wait is made up for in the
  * next. Returns false where it was stopped. */
-static bool run_in_pieces(const transfer* transfer, uint64_t start_ns, progress* progress) {
-    uint64_t latency_ns[2];
-    latencies(transfer, start_ns, latency_ns);
+static bool run_in_pieces(const transfer* transfer, progress* progress) {
     size_t piece_bytes = piece_of(transfer);
     bool at_once = transfer->destination != NULL && transfer->source != NULL && overlaps(transfer);
     if (at_once) move(transfer, 0, transfer->size_bytes);
@@ -106,7 +97,7 @@ static bool run_in_pieces(const transfer* transfer, uint64_t start_ns, progress*
             progress->unpaced_bytes = 0;
         }
         if (stop_is_set(progress->stop)) return false;
-        reserve(transfer, latency_ns, size_bytes, progress);
+        reserve(transfer, size_bytes, progress);
         progress->unpaced_bytes += size_bytes;
         if (!at_once) move(transfer, offset, size_bytes);
         offset += size_bytes;
@@ -114,8 +105,21 @@ static bool run_in_pieces(const transfer* transfer, uint64_t start_ns, progress*
     return true;
 }
 
-static bool same_paths(const transfer* left, const transfer* right) {
+static bool has_paths_of(const transfer* left, const transfer* right) {
     return left->read_path == right->read_path && left->write_path == right->write_path;
+}
+
+/* A batch runs at the same time: what it has queued itself is no load that its later transfers would meet, or many
+ * small ones would take longer than one of their sum. */
+static void look_at_paths(const transfer* transfers, size_t i, uint64_t start_ns, progress* progress) {
+    const transfer* next = &transfers[i];
+    if (i > 0 && has_paths_of(next, &transfers[i - 1])) return;
+    progress->chain_ns = start_ns;
+    path* const paths[2] = {[EMX_READ] = next->read_path, [EMX_WRITE] = next->write_path};
+    for (int direction = EMX_READ; direction <= EMX_WRITE; direction++)
+        progress->latency_ns[direction] =
+            paths[direction] != NULL ? path_latency_ns(paths[direction], (emx_direction)direction, start_ns)
+                                     : 0;
 }
 
 /* Without the wait at its end. */
@@ -123,8 +127,8 @@ static void run_on_real_clock(const transfer* transfers, size_t num_transfers, u
                               progress* progress) {
     progress->chain_ns = progress->end_ns = start_ns;
     for (size_t i = 0; i < num_transfers; i++) {
-        if (i > 0 && !same_paths(&transfers[i], &transfers[i - 1])) progress->chain_ns = start_ns;
-        const bool is_whole = is_priced(&transfers[i]) ? run_in_pieces(&transfers[i], start_ns, progress)
+        look_at_paths(transfers, i, start_ns, progress);
+        const bool is_whole = is_priced(&transfers[i]) ? run_in_pieces(&transfers[i], progress)
                                                        : move_whole(&transfers[i], progress->stop);
         if (!is_whole) return;
         progress->num_moved++;
@@ -134,11 +138,10 @@ static void run_on_real_clock(const transfer* transfers, size_t num_transfers, u
 uint64_t transfer_price(const transfer* transfers, size_t num_transfers, uint64_t start_ns) {
     progress progress = {.chain_ns = start_ns, .end_ns = start_ns};
     for (size_t i = 0; i < num_transfers; i++) {
+        look_at_paths(transfers, i, start_ns, &progress);
         if (!is_priced(&transfers[i]) || transfers[i].size_bytes == 0) continue;
-        uint64_t latency_ns[2];
-        latencies(&transfers[i], start_ns, latency_ns);
         progress.chain_ns = start_ns;
-        reserve(&transfers[i], latency_ns, transfers[i].size_bytes, &progress);
+        reserve(&transfers[i], transfers[i].size_bytes, &progress);
     }
     return progress.end_ns;
 }
