@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from interlace.engine.engine import Engine
 from interlace.engine.output import RequestOutput
 from interlace.engine.sampling_params import SamplingParams
 from interlace.models.batch import ForwardBatch
+from interlace.models.moves import LOCAL, Move, MoveKind
 from tokenweave.communicators.device_wait import DeviceEvent
 from tokenweave.sampling import mix64
 from tokenweave.trace import Trace
 
+Entry = tuple[int, int, int]  # position, token, state
 EOS = 256
 VOCAB_SIZE = 257  # every byte, and the end
 
@@ -102,15 +104,24 @@ class FakeRanks:
     A read of a slot that was not written by this very prefix breaks the chain of states and fails the test.
     """
 
-    def __init__(self, num_blocks: int = 64, max_model_len: int = 128) -> None:
+    def __init__(
+        self, num_blocks: int = 64, max_model_len: int = 128, tier_capacities: Sequence[int] = ()
+    ) -> None:
+        """Fetches of the passes that `fails` names fail, and what they were to bring is not there."""
         self.num_blocks = num_blocks
+        self.tier_capacities = tuple(tier_capacities)
+        self.is_storing = False
+        self.slots: dict[tuple[int, int], list[Entry | None]] = {}  # of tiers, by place and index
+        self.failed_blocks: set[int] = set()
+        self.fails: Callable[[Move], bool] = lambda move: False
+        self.moves: list[Move] = []
         self.max_model_len = max_model_len
         self.tokenizer = ByteTokenizer()
         self.model_config = FakeModelFacts()
         self.sampling_defaults: dict[str, Any] = {}
         self.pool = None
         self.device: torch.device | None = None
-        self.cache: dict[int, tuple[int, int, int]] = {}
+        self.cache: dict[int, Entry] = {}
         self.batches: list[ForwardBatch] = []
         self.failure: Exception | None = None
         self.closed = False
@@ -131,7 +142,11 @@ class FakeRanks:
             raise self.failure
         self.batches.append(batch)
         assert len(set(batch.slots.tolist())) == batch.num_tokens, "two tokens written to one slot"
+        moves = [Move(MoveKind(row[0]), *row[1:]) for row in batch.moves.tolist()]
+        self.moves += moves
+        self._make_ready(moves)
         states = [state for s in range(batch.num_seqs) for state in self._run_sequence(batch, s)]
+        self._store(moves)
         rows = [logits_after(states[row]) for row in batch.logit_rows.tolist()]
         return torch.from_numpy(np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE))
 
@@ -145,6 +160,10 @@ class FakeRanks:
         assert max(table) < self.num_blocks
         state = 0
         for position in range(seq_len - (end - start)):
+            if slot_of[position] // 16 in self.failed_blocks:
+                return [0] * (
+                    end - start
+                )  # it reads what is not there, and nobody may look at what comes of it
             written_at, token, written_state = self.cache[slot_of[position]]
             state = chain(state, token)
             assert (written_at, written_state) == (position, state), "read of a slot another sequence wrote"
@@ -155,6 +174,33 @@ class FakeRanks:
             self.cache[int(batch.slots[row])] = (int(batch.positions[row]), token, state)
             states.append(state)
         return states
+
+    def _make_ready(self, moves: list[Move]) -> None:
+        self.failed_blocks = set()
+        for move in moves:
+            if move.kind is MoveKind.EVICT:
+                self.slots[move.to_place, move.to_index] = self._entries(move.from_place, move.from_index)
+        fetches = [move for move in moves if move.kind is MoveKind.FETCH]
+        for move in fetches:
+            assert move.from_index < self.tier_capacities[move.from_place - 1]
+            entries = self._entries(move.from_place, move.from_index)
+            is_lost = self.fails(move)
+            if is_lost:
+                self.failed_blocks.add(move.to_index)
+            for offset, entry in enumerate(entries):
+                self.cache.pop(move.to_index * 16 + offset, None)
+                if entry is not None and not is_lost:
+                    self.cache[move.to_index * 16 + offset] = entry
+
+    def _store(self, moves: list[Move]) -> None:
+        for move in moves:
+            if move.kind is MoveKind.STORE:
+                self.slots[move.to_place, move.to_index] = self._entries(move.from_place, move.from_index)
+
+    def _entries(self, place: int, index: int) -> list[Entry | None]:
+        if place == LOCAL:
+            return [self.cache.get(index * 16 + offset) for offset in range(16)]
+        return self.slots[place, index]
 
     def describe(self) -> dict[str, object]:
         return {"ranks": []}

@@ -37,7 +37,7 @@ def expected(scheduled: list[Scheduled]) -> dict[str, list[int] | list[list[int]
         name: [] for name in ("token_ids", "positions", "slots", "seq_lens", "logit_rows", "prompt_lens")
     }
     query_start, tables = [0], []
-    for sequence, num_new in scheduled:
+    for sequence, _, num_new in scheduled:
         blocks = sequence.table.blocks.tolist()
         for position in range(sequence.num_computed, sequence.num_computed + num_new):
             arrays["token_ids"].append(int(sequence.tokens[position]))
@@ -73,10 +73,11 @@ def test_a_batch_has_what_its_sequences_have(
     scheduled = []
     for seed, num_prompt, num_output, num_uncomputed, is_cut in drawn:
         sequence = sequence_of(seed, num_prompt, num_output, num_uncomputed)
-        scheduled.append(Scheduled(sequence, 1 if is_cut else sequence.num_uncomputed))
+        num_new = 1 if is_cut else sequence.num_uncomputed
+        scheduled.append(Scheduled(sequence, sequence.num_computed, num_new))
     batch = build_batch(scheduled)
     wanted = expected(scheduled)
-    assert {field.name for field in fields(ForwardBatch)} == {*wanted, "split"}
+    assert {field.name for field in fields(ForwardBatch)} == {*wanted, "split", "moves"}
     for name, values in wanted.items():
         tensor = getattr(batch, name)
         assert tensor.dtype is torch.int32

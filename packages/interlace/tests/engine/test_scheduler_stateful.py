@@ -6,6 +6,7 @@ leaked or owned twice. Its logits are a pure function of the prefix, so tokens m
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -54,17 +55,36 @@ class EngineMachine(RuleBasedStateMachine):
         num_blocks=st.integers(5, 9),  # 5 just hold one request
         is_on_device=st.booleans(),
         prefix_cache=st.sampled_from([True, True, False]),
+        capacities=st.lists(st.integers(1, 12), max_size=3),
+        write=st.sampled_from(["through", "back"]),
+        policy=st.sampled_from(["lru", "tinylfu"]),
+        failures=st.randoms(use_true_random=False),
+        failure_rate=st.sampled_from([0.0, 0.0, 0.1, 1.0]),
     )
     def start(
-        self, max_num_seqs: int, budget: int, num_blocks: int, is_on_device: bool, prefix_cache: bool
+        self,
+        max_num_seqs: int,
+        budget: int,
+        num_blocks: int,
+        is_on_device: bool,
+        prefix_cache: bool,
+        capacities: list[int],
+        write: str,
+        policy: str,
+        failures: random.Random,
+        failure_rate: float,
     ) -> None:
-        self.ranks = FakeRanks(num_blocks, MAX_MODEL_LEN)
+        has_tiers = bool(capacities) and prefix_cache and not is_on_device
+        self.ranks = FakeRanks(num_blocks, MAX_MODEL_LEN, capacities if has_tiers else ())
+        self.ranks.fails = lambda move: failures.random() < failure_rate
         self.ranks.device = torch.device("cpu") if is_on_device else None
         self.engine = make_engine(
             self.ranks,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             prefix_cache=prefix_cache,
+            kv_tier_write=write,
+            kv_tier_policy=policy,
         )
         self.requests: dict[str, tuple[list[int], SamplingParams]] = {}
         self.chunks: dict[str, list[StreamChunk]] = {}
@@ -73,7 +93,13 @@ class EngineMachine(RuleBasedStateMachine):
         target=unfinished,
         prompt=st.one_of(
             st.lists(st.integers(0, EOS), min_size=1, max_size=8),
-            st.integers(1, MAX_MODEL_LEN - 1).map(lambda length: [9] * length),  # many equal prefixes
+            # Many equal prefixes, of few texts.
+            st.builds(
+                lambda text, length: [text] * length, st.integers(7, 9), st.integers(1, MAX_MODEL_LEN - 1)
+            ),
+            st.builds(
+                lambda text, length: [text] * length, st.integers(7, 9), st.integers(33, MAX_MODEL_LEN - 1)
+            ),
         ),
         params=params_strategy,
     )
@@ -104,6 +130,12 @@ class EngineMachine(RuleBasedStateMachine):
     def reset(self) -> None:
         self.engine.reset_prefix_cache()
         assert self.engine.stats().num_kept_blocks == 0
+        tiers = self.engine.scheduler.tiers
+        assert tiers is None or not len(tiers.index)
+
+    @rule(is_storing=st.booleans())
+    def be_busy(self, is_storing: bool) -> None:
+        self.ranks.is_storing = is_storing
 
     def receive(self, chunk: StreamChunk) -> None:
         chunks = self.chunks[chunk.request_id]
@@ -116,7 +148,8 @@ class EngineMachine(RuleBasedStateMachine):
             return
         for batch in self.ranks.batches:
             assert 0 < batch.num_tokens <= self.engine.config.max_num_batched_tokens
-            assert batch.num_seqs <= self.engine.config.max_num_seqs
+            # A sequence has two rows of the table where tokens in front of what is fetched are computed with it.
+            assert batch.num_seqs <= self.engine.config.max_num_seqs * (1 + bool(len(batch.moves)))
         self.ranks.batches.clear()
 
     @invariant()
@@ -140,10 +173,10 @@ class EngineMachine(RuleBasedStateMachine):
             assert arrivals == sorted(arrivals)
 
     def teardown(self) -> None:
-        """Every request ends, within as many passes as all their tokens would take one at a time, twice over."""
+        """Every request ends, within as many passes as all their tokens would take one at a time, three times over."""
         if not hasattr(self, "ranks"):
             return
-        for _ in range(2 * MAX_MODEL_LEN * len(self.requests)):
+        for _ in range(3 * MAX_MODEL_LEN * len(self.requests)):
             self.step(1)
         assert not self.engine.has_unfinished
         assert self.engine.scheduler.blocks.num_free == self.ranks.num_blocks

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 
 from interlace.engine.config import EngineConfig
-from interlace.engine.ranks import runner
 from interlace.engine.ranks.launch import start
+from interlace.models import batch as batches
 from interlace.models import decoder
 from interlace.models.batch import ForwardBatch
 from support.added_step import plan_with_peek
@@ -43,7 +43,7 @@ def test_a_step_on_another_lane_runs_beside_a_pass_that_is_not_split(
         threads[step.name] = threading.current_thread().name
 
     monkeypatch.setattr(decoder.Forward, "peek", peek, raising=False)
-    for module in (decoder, runner):
+    for module in (decoder, batches):
         monkeypatch.setattr(module, "plan_forward", plan_with_peek)
     with closing(start(config)) as ranks:
         batch = ForwardBatch.prefill(3, vocab_size=16)

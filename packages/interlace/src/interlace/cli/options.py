@@ -180,6 +180,25 @@ ENGINE: dict[str, Any] = {
         help="Record which blocks requests ask for, and when, for `kv-sim`: numbers, no text.",
         metavar="FILE.jsonl",
     ),
+    "kv_tiers": _option(
+        list[str],
+        [],
+        "Engine",
+        "--kv-tier",
+        help="A memory below the KV cache, say cxl:8GB@cxl-direct, numa:1:8GB or dax:/dev/dax0.0; may be repeated, "
+        "from the top down.",
+        metavar="TIER",
+    ),
+    "kv_tier_write": _option(
+        str,
+        "through",
+        "Engine",
+        help="through: blocks go down when they are full; back: when their memory is needed.",
+        metavar="through|back",
+    ),
+    "kv_tier_policy": _option(
+        str, "lru", "Engine", help="Which block leaves a tier that is full.", metavar="lru|tinylfu"
+    ),
     "generation_config": _option(
         str,
         "auto",

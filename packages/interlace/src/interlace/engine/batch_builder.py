@@ -10,23 +10,28 @@ from interlace.engine.cache.layout import padded_tables, token_slots
 from interlace.engine.scheduler import Scheduled
 from interlace.engine.sequence import Sequence
 from interlace.models.batch import ForwardBatch
+from interlace.models.moves import NO_MOVES, Move, moves_tensor
 from tokenweave.kernels import blocks_for
 
 
-def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
-    """One row per new token, sequence after sequence; logits for the last row of each that yields a token."""
-    if all(num_new == 1 == sequence.num_uncomputed for sequence, num_new in scheduled):
-        return _build_decoding([sequence for sequence, _ in scheduled])
+def build_batch(scheduled: list[Scheduled], moves: list[Move] | None = None) -> ForwardBatch:
+    """One row per new token, sequence after sequence; logits for the last row of each that yields a token.
+
+    A sequence may be there twice, with the tokens in front of those that are fetched, and with those behind them.
+    """
+    moved = moves_tensor(moves) if moves else NO_MOVES
+    if all(item.num_new == 1 == item.sequence.num_uncomputed for item in scheduled):
+        return _build_decoding([item.sequence for item in scheduled], moved)
     sequences = [item.sequence for item in scheduled]
     num_new = np.array([item.num_new for item in scheduled], dtype=np.int32)
-    starts = np.array([sequence.num_computed for sequence in sequences], dtype=np.int32)
+    starts = np.array([item.start for item in scheduled], dtype=np.int32)
     query_start = np.zeros(len(scheduled) + 1, dtype=np.int32)
     np.cumsum(num_new, out=query_start[1:])
     seq_lens = starts + num_new
 
     positions = np.arange(query_start[-1], dtype=np.int32) - np.repeat(query_start[:-1] - starts, num_new)
     tables = padded_tables([sequence.table for sequence in sequences], seq_lens)
-    tokens = [s.tokens[s.num_computed : s.num_computed + n] for s, n in scheduled]
+    tokens = [item.sequence.tokens[item.start : item.start + item.num_new] for item in scheduled]
     yields = np.array([item.yields_token for item in scheduled], dtype=bool)
     return ForwardBatch(
         token_ids=torch.from_numpy(np.concatenate(tokens)),
@@ -37,10 +42,11 @@ def build_batch(scheduled: list[Scheduled]) -> ForwardBatch:
         block_tables=torch.from_numpy(tables),
         logit_rows=torch.from_numpy((query_start[1:] - 1)[yields]),
         prompt_lens=_tensor([sequence.num_prompt for sequence in sequences]),
+        moves=moved,
     )
 
 
-def _build_decoding(sequences: list[Sequence]) -> ForwardBatch:
+def _build_decoding(sequences: list[Sequence], moves: Tensor) -> ForwardBatch:
     """The same where each sequence has its last token computed, and no other: most steps, and the shortest.
 
     A few integers are quicker in lists than in arrays; a view of an array is made in a sixth of the time of a tensor's.
@@ -61,6 +67,7 @@ def _build_decoding(sequences: list[Sequence]) -> ForwardBatch:
         block_tables=torch.from_numpy(tables),
         logit_rows=_tensor([*rows]),
         prompt_lens=_tensor([sequence.num_prompt for sequence in sequences]),
+        moves=moves,
     )
 
 

@@ -6,10 +6,12 @@ Imports nothing heavy: rank processes read it before they load torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypedDict
 
+from interlace.cache.kv_tier import KvTierSpec
+from interlace.cache.tier_index import POLICY_NAMES
 from interlace.engine.values import as_float, shown
 from interlace.errors import EngineError
 from tokenweave.errors import CommunicatorError
@@ -24,6 +26,8 @@ WEAVES = ("auto", "always", "never")
 EXECUTORS = ("lanes", "sequential")
 GENERATION_CONFIGS = ("auto", "none")
 QUANTIZATIONS = ("auto", "none", "stored", "int8", "int4", "fp8")
+WRITES = ("through", "back")
+MOST_TIERS = 8
 SEED_LIMIT = 2**64
 
 
@@ -51,6 +55,10 @@ class EngineOptions(TypedDict, total=False):
     quantize: str
     prefix_cache: bool
     record_block_trace: str | os.PathLike[str] | None
+    kv_tiers: Sequence[str]
+    kv_tier_write: str
+    kv_tier_policy: str
+    kv_tier_timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,10 @@ class EngineConfig:
     record_block_trace: str | os.PathLike[str] | None = (
         None  # a file: which blocks requests ask for, and when
     )
+    kv_tiers: Sequence[str] = ()  # memories below the KV cache, from the top: see `KvTierSpec`
+    kv_tier_write: str = "through"  # blocks go down when they are full; back: when their memory is needed
+    kv_tier_policy: str = "lru"  # which block leaves a tier that is full
+    kv_tier_timeout_s: float = 2.0  # what takes so much longer than its tier is modelled to take is given up
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -110,6 +122,8 @@ class EngineConfig:
             ("executor", EXECUTORS),
             ("generation_config", GENERATION_CONFIGS),
             ("quantize", QUANTIZATIONS),
+            ("kv_tier_write", WRITES),
+            ("kv_tier_policy", POLICY_NAMES),
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:
                 _reject(name, getattr(self, name), f"one of {', '.join(choices)}")
@@ -117,6 +131,7 @@ class EngineConfig:
             if not isinstance(getattr(self, name), bool):
                 _reject(name, getattr(self, name), "True or False")
         self._check_recording()
+        self._check_tiers()
         self._check_limits()
         self._check_link()
         self._check_device()
@@ -125,6 +140,29 @@ class EngineConfig:
     def link_spec(self) -> LinkSpec | None:
         """The link between the ranks that is to be modelled."""
         return None if self.link is None else LinkSpec.parse(self.link)
+
+    @property
+    def tier_specs(self) -> tuple[KvTierSpec, ...]:
+        """The tiers below the KV cache, from the top."""
+        return tuple(KvTierSpec.parse(text) for text in self.kv_tiers)
+
+    def _check_tiers(self) -> None:
+        if isinstance(self.kv_tiers, str) or not isinstance(self.kv_tiers, Sequence):
+            _reject("kv_tiers", self.kv_tiers, "a list of tiers, such as ['cxl:8GB@cxl-direct']")
+        object.__setattr__(self, "kv_tiers", tuple(self.kv_tiers))
+        specs = self.tier_specs
+        if len({spec.name for spec in specs}) != len(specs):
+            _reject("kv_tiers", self.kv_tiers, "tiers of different names")
+        if len(specs) > MOST_TIERS:
+            _reject("kv_tiers", self.kv_tiers, f"at most {MOST_TIERS} tiers")
+        if specs and not self.prefix_cache:
+            _reject(
+                "kv_tiers", self.kv_tiers, "none with prefix_cache=False, which keeps no block to be found"
+            )
+        if specs and self.device == "cuda":
+            _reject(
+                "kv_tiers", self.kv_tiers, "none with device='cuda': tiers are below a KV cache on the CPU"
+            )
 
     def _check_link(self) -> None:
         try:
@@ -175,7 +213,7 @@ class EngineConfig:
             )
         if self.num_kv_blocks is not None and self.kv_cache_gb is not None:
             _reject("kv_cache_gb", self.kv_cache_gb, "None when num_kv_blocks is set: both size the cache")
-        for name in ("kv_cache_gb", "timeout_s"):
+        for name in ("kv_cache_gb", "timeout_s", "kv_tier_timeout_s"):
             value = getattr(self, name)
             is_unset = value is None and name == "kv_cache_gb"
             if not is_unset and (as_float(value) or 0.0) <= 0:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from interlace.cache.recorder import BlockTraceRecorder
 from interlace.engine.batch_builder import build_batch
-from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.cache.names import Roots, TextNames
+from interlace.engine.cache.tiers import Tiers
 from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.meter import Meter
@@ -57,7 +57,7 @@ class Engine:
         self.ranks = ranks
         self.config = config
         self.scheduler = Scheduler(
-            BlockManager(ranks.num_blocks), config.max_num_seqs, config.max_num_batched_tokens
+            ranks.num_blocks, config.max_num_seqs, config.max_num_batched_tokens, make_tiers(ranks, config)
         )
         self._requests: dict[str, Request] = {}
         self._num_requests = self._num_cached_tokens = 0
@@ -206,6 +206,8 @@ class Engine:
         """Raises EngineError if a KV block is leaked or owned twice."""
         requests = self._requests.values()
         self.scheduler.blocks.check(request.sequence.table.blocks.tolist() for request in requests)
+        if self.scheduler.tiers is not None:
+            self.scheduler.tiers.index.check()
 
     def fail(self, failure: Exception) -> None:
         """Makes every later call raise `failure`. Nothing more is recorded."""
@@ -226,10 +228,13 @@ class Engine:
         if not scheduled:
             return None
         sequences = [item.sequence for item in scheduled if item.yields_token]
-        num_prompt = sum(num_new for s, num_new in scheduled if num_new > 1 or s.num_generated == 0)
-        logits = self.ranks.execute(build_batch(scheduled), known_there)
+        num_prompt = sum(n for s, _, n in scheduled if n > 1 or s.num_generated == 0)
+        logits = self.ranks.execute(build_batch(scheduled, self.scheduler.take_moves()), known_there)
+        missed = self.scheduler.commit(scheduled, self.ranks.failed_blocks)
+        if missed:
+            kept = [row for row, sequence in enumerate(sequences) if sequence not in missed]
+            sequences, logits = [sequences[row] for row in kept], logits[kept]
         sampled = self._sampler.sample(logits, sequences)
-        self.scheduler.commit(scheduled)
         if sampled.tokens is not None:
             for row, sequence in enumerate(sequences):
                 sequence.expect_token(row)
@@ -273,6 +278,13 @@ def _advance(request: Request, token: SampledToken | Exception, now_s: float) ->
         return request.accept(token, now_s)
     except Exception as error:
         return request.fail(error, now_s)
+
+
+def make_tiers(ranks: Ranks, config: EngineConfig) -> Tiers | None:
+    """Returns the tiers below the KV cache of `ranks`; None where there are none."""
+    if not ranks.tier_capacities:
+        return None
+    return Tiers(ranks.tier_capacities, config.kv_tier_policy, config.kv_tier_write, lambda: ranks.is_storing)
 
 
 def make_sampler(ranks: Ranks, max_num_seqs: int) -> Sampler:

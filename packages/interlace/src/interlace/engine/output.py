@@ -35,6 +35,7 @@ class RequestMetrics:
     decode_tokens_per_second: float | None  # tokens after the first, from the first to the end
     num_preemptions: int
     num_cached_tokens: int  # of the prompt, found in the cache and not computed
+    num_fetched_tokens: int  # of these, those that came from a tier below local memory
 
 
 @dataclass(frozen=True)

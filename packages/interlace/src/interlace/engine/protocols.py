@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -73,6 +73,18 @@ class Ranks(Protocol):
         On a device this need not wait, and a batch may name tokens by the row of the last pass that they were sampled
         in (see `FedTokens`): then `sampled` has them, (num_rows,) on the device.
         """
+
+    @property
+    def tier_capacities(self) -> Sequence[int]:
+        """Blocks that each tier below the KV cache holds, from the top."""
+
+    @property
+    def failed_blocks(self) -> Collection[int]:
+        """Blocks that the last batch should have fetched from a tier, and that some rank could not."""
+
+    @property
+    def is_storing(self) -> bool:
+        """Whether so many blocks are on their way to tiers that no more should be sent for now."""
 
     @property
     def device(self) -> torch.device | None:

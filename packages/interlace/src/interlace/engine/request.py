@@ -127,6 +127,7 @@ class Request:
             decode_tokens_per_second=_rate(sequence.num_output - 1, first_s, now_s),
             num_preemptions=sequence.num_preemptions,
             num_cached_tokens=sequence.num_cached,
+            num_fetched_tokens=sequence.num_fetched,
         )
 
 

@@ -15,32 +15,47 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from interlace.engine.cache.blocks import BlockManager
+from interlace.engine.cache.tiers import Tiers
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
+from interlace.models.moves import Move
 from tokenweave.kernels import BLOCK_SIZE, blocks_for
 
 
 class Scheduled(NamedTuple):
-    """`num_new` tokens of `sequence`, beginning at its `num_computed`, go through the next forward pass."""
+    """`num_new` tokens of `sequence`, beginning with the one at `start`, go through the next forward pass.
+
+    All before `start` are in the cache then: computed, or fetched by that pass.
+    """
 
     sequence: Sequence
+    start: int
     num_new: int
 
     @property
     def yields_token(self) -> bool:
         """The pass computes its last token, so it has logits to sample from; a partial prefill has none."""
-        return self.num_new == self.sequence.num_uncomputed
+        sequence = self.sequence
+        return self.start + self.num_new == sequence.num_tokens + sequence.num_pending
 
 
 class Scheduler:
     """First come, first served, within `max_num_seqs` sequences and `max_num_batched_tokens` tokens a pass."""
 
-    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
-        self.blocks = blocks
+    def __init__(
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        tiers: Tiers | None = None,
+    ) -> None:
+        """`tiers` are those below the KV cache, which has `num_blocks`; None: there are none."""
+        self.blocks = BlockManager(num_blocks, None if tiers is None else tiers.evict)
+        self.tiers = tiers
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
@@ -82,31 +97,109 @@ class Scheduler:
             position += 1
             if sequence.is_full_then:
                 continue
-            num_new = min(sequence.num_uncomputed, budget)
-            if not self._make_room(sequence, num_new):
+            if not self._make_room(sequence, min(sequence.num_uncomputed, budget)):
                 break
-            batch.append(Scheduled(sequence, num_new))
-            budget -= num_new
+            for item in self._next_of(sequence, budget):
+                batch.append(item)
+                budget -= item.num_new
         if self.num_preemptions == preemptions_before:
             batch.extend(self._admit(budget))
+        self._store(batch)
         return batch
 
-    def commit(self, batch: list[Scheduled]) -> None:
-        """The pass ran: its tokens' keys and values are in the cache."""
-        for sequence, num_new in batch:
-            sequence.num_computed += num_new
-            self._publish(sequence)
+    def take_moves(self) -> list[Move]:
+        """The blocks that the pass just scheduled moves between tiers of memory."""
+        return [] if self.tiers is None else self.tiers.take_moves()
+
+    def commit(self, batch: list[Scheduled], failed: Collection[int] = ()) -> list[Sequence]:
+        """The pass ran: its tokens' keys and values are in the cache, but for `failed`, blocks it could not fetch.
+
+        Returns the sequences that read these. They are computed anew, and their tokens of this pass mean nothing.
+        """
+        missed = self._settle(batch, failed)
+        for item in batch:
+            if item.sequence not in missed:
+                item.sequence.num_computed = item.start + item.num_new
+        for sequence in dict.fromkeys(item.sequence for item in batch):
+            if sequence not in missed:
+                self._publish(sequence)
+        for sequence in reversed(missed):
+            self._start_anew(sequence)
+        return missed
 
     def forget(self) -> None:
         """Has no block found any more, and none published of the sequences that have any now."""
         for sequence in self.running:
             sequence.names = None
         self.blocks.forget()
+        if self.tiers is not None:
+            self.tiers.forget()
 
     def withdraw(self, sequence: Sequence) -> None:
         """Has no block of its text found, now or later: what the cache has of it may be broken."""
-        self.blocks.withdraw(sequence.names_before(sequence.num_tokens))
+        self._withdraw(sequence.names_before(sequence.num_tokens))
         sequence.names = None
+
+    def _withdraw(self, names: list[bytes]) -> None:
+        self.blocks.withdraw(names)
+        if self.tiers is not None:
+            self.tiers.withdraw(names)
+
+    def _next_of(self, sequence: Sequence, budget: int) -> list[Scheduled]:
+        """The next tokens of a running sequence, up to `budget`, and what is fetched for them.
+
+        What a tier has of them is fetched. There may be tokens to compute in front of that, and there are some behind.
+        """
+        start, end = sequence.num_computed, sequence.num_tokens + sequence.num_pending
+        found = self._found_below(sequence)
+        front = found.start * BLOCK_SIZE - start
+        if not found or front >= budget:
+            return [Scheduled(sequence, start, min(end - start, budget))]
+        assert self.tiers is not None
+        behind = found.stop * BLOCK_SIZE
+        names = sequence.names_before(behind)
+        self.tiers.fetch(names[found.start :], sequence.table.blocks[found.start : found.stop].tolist())
+        sequence.count_fetched(len(found) * BLOCK_SIZE)
+        items = [Scheduled(sequence, start, front)] if front else []
+        return [*items, Scheduled(sequence, behind, min(end - behind, budget - front))]
+
+    def _found_below(self, sequence: Sequence) -> range:
+        """The next blocks of a sequence that has a prompt to compute, as far as tiers have them: their indices."""
+        first = blocks_for(sequence.num_computed)
+        if self.tiers is None or sequence.num_uncomputed <= BLOCK_SIZE:
+            return range(0)
+        # One token at least is left to compute, for its logits are wanted.
+        names = sequence.names_before(sequence.num_tokens - 1)[first:]
+        return range(first, first + self.tiers.count(names))
+
+    def _store(self, batch: list[Scheduled]) -> None:
+        """Has full blocks stored: those that a prompt fills in this pass, and those that have waited for it."""
+        if self.tiers is None:
+            return
+        prompts = [item for item in batch if item.num_new > 1]
+        for sequence, start, num_new in prompts:
+            num_full = min(start + num_new, sequence.num_tokens) // BLOCK_SIZE
+            names = sequence.names_before(num_full * BLOCK_SIZE)
+            for index in range(start // BLOCK_SIZE, len(names)):
+                self.tiers.store(names[index], sequence.table.blocks.item(index))
+        self.tiers.store_waiting(self.blocks.block_of, is_urgent=bool(prompts))
+
+    def _settle(self, batch: list[Scheduled], failed: Collection[int]) -> list[Sequence]:
+        """Tells the tiers how the pass went. Returns the sequences of `batch` that have a block of `failed`."""
+        if self.tiers is None:
+            return []
+        self.tiers.settle(failed)
+        lost = frozenset(failed)
+        sequences = dict.fromkeys(item.sequence for item in batch) if lost else {}
+        return [each for each in sequences if not lost.isdisjoint(each.table.blocks.tolist())]
+
+    def _start_anew(self, sequence: Sequence) -> None:
+        """Its pass could not fetch a block: what was computed behind that is wrong, and found no more."""
+        self._withdraw(sequence.names_before(sequence.num_tokens)[sequence.num_computed // BLOCK_SIZE :])
+        self.running.remove(sequence)
+        self._leave_blocks(sequence)
+        sequence.num_cached = sequence.num_fetched = 0
+        self.waiting.appendleft(sequence)
 
     def _publish(self, sequence: Sequence) -> None:
         """Has the blocks found that are full now. One whose last token is pending waits until it is known."""
@@ -116,10 +209,14 @@ class Scheduler:
         names, blocks = sequence.names_before(num_full * BLOCK_SIZE), sequence.table.blocks
         for index in range(sequence.num_published, num_full):
             sequence.table.replace(index, self.blocks.publish(blocks.item(index), names[index]))
+            if self.tiers is not None:
+                self.tiers.filled(names[index])
         sequence.num_published = num_full
 
     def _leave_blocks(self, sequence: Sequence) -> None:
         self._publish(sequence)
+        if self.tiers is not None:
+            self.tiers.touch(sequence.names_before(min(sequence.num_computed, sequence.num_tokens)))
         self.blocks.free(sequence.drop_blocks())
 
     def _make_room(self, sequence: Sequence, num_new: int) -> bool:
@@ -161,7 +258,8 @@ class Scheduler:
             sequence.table.extend(self.blocks.allocate(num_wanted))
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = time.perf_counter()
+            if sequence.is_new:
                 sequence.num_cached = sequence.num_computed
-            num_new = min(sequence.num_uncomputed, budget)
-            budget -= num_new
-            yield Scheduled(sequence, num_new)
+            for item in self._next_of(sequence, budget):
+                budget -= item.num_new
+                yield item

@@ -60,6 +60,7 @@ class Sequence:
         self.names = names
         self.num_published = 0  # blocks
         self.num_cached = 0  # tokens of the prompt that were found, and not computed
+        self.num_fetched = 0  # of these, those that a tier below local memory had
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
 
@@ -100,6 +101,17 @@ class Sequence:
         """The next token is being sampled in `row` of a pass; `append_token` will say which it is."""
         self.tokens[self.num_tokens + self.num_pending] = -1 - row
         self.num_pending += 1
+
+    @property
+    def is_new(self) -> bool:
+        """It has computed nothing that it has lost since, so what it finds is another request's."""
+        return self.num_generated == 0 and self.num_preemptions == 0
+
+    def count_fetched(self, num_tokens: int) -> None:
+        """`num_tokens` of it come from a tier below local memory."""
+        if self.is_new:
+            self.num_cached += num_tokens
+            self.num_fetched += num_tokens
 
     def names_before(self, num_tokens: int) -> list[bytes]:
         """The names of the blocks that are full with its first `num_tokens` tokens, which are known."""

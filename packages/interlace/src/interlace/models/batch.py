@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interlace.models.moves import NO_MOVES, moves_of
 from tokenweave.geometry import BatchGeometry
 from tokenweave.kernels import blocks_for
+from tokenweave.plan import Plan, plan_forward
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ForwardBatch:
     block_tables: Tensor  # (num_seqs, max_blocks)  rows padded with block 0
     logit_rows: Tensor  # (num_logits,)  token rows whose logits are wanted, ascending
     prompt_lens: Tensor  # (num_seqs,)  tokens of each sequence's prompt, computed or not
+    moves: Tensor = NO_MOVES  # (num_moves, 5)  blocks that the pass moves between tiers: see Move
     split: int | None = None  # a row that cuts the batch in two parts, to be woven; None: one part
 
     @classmethod
@@ -64,6 +67,10 @@ class ForwardBatch:
     def is_fed(self) -> bool:
         """Whether it names tokens that the last pass sampled."""
         return bool((self.token_ids.numpy() < 0).any())
+
+    def plan(self, num_layers: int) -> Plan:
+        """The plan of its pass through a model of so many layers."""
+        return plan_forward(num_layers, self.num_tokens, self.split, moves_of(self.moves))
 
     @cached_property
     def geometry(self) -> BatchGeometry:
@@ -105,7 +112,7 @@ class ForwardBatch:
         )
 
     def to_bytes(self) -> bytes:
-        """One message for the other ranks: the split (0: none), the eight lengths, the eight arrays, as int32."""
+        """One message for the other ranks: the split (0: none), the lengths of the arrays, the arrays, as int32."""
         arrays = [getattr(self, name).numpy() for name in _ARRAYS]
         head = np.array([self.split or 0, *(array.size for array in arrays)], dtype=np.int32)
         return b"".join([head.tobytes(), *(array.tobytes() for array in arrays)])
@@ -118,6 +125,7 @@ class ForwardBatch:
         parts = torch.split(flat[len(_ARRAYS) + 1 :], lengths)
         arrays = dict(zip(_ARRAYS, parts, strict=True))
         arrays["block_tables"] = arrays["block_tables"].reshape(arrays["seq_lens"].shape[0], -1)
+        arrays["moves"] = arrays["moves"].reshape(-1, NO_MOVES.shape[1])
         return cls(**arrays, split=split or None)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +25,20 @@ from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler, check_methods, handlers_of
 from tokenweave.kernels import Kernels, PackedLinear
-from tokenweave.plan import Operation, Plan, Step, plan_forward
+from tokenweave.plan import Moves, Op, Operation, Plan, Step, plan_forward
+
+
+class LayerMover(Protocol):
+    """Makes the moves of one pass between tiers of memory, a layer at a time."""
+
+    def evict(self, layer: int) -> None:
+        """Returns once what the pass overwrites in `layer` is written down."""
+
+    def fetch(self, layer: int) -> None:
+        """Returns once the blocks of `layer` are there that the pass reads, or are given up."""
+
+    def store(self, layer: int) -> None:
+        """Begins to write the full blocks of `layer` down."""
 
 
 class Decoder:
@@ -51,7 +65,7 @@ class Decoder:
             PlanError: the plan has an operation that `Forward` has no method for.
         """
         config = source.config
-        check_methods(Forward, plan_forward(config.num_layers, 1).ops)
+        check_methods(Forward, plan_forward(config.num_layers, 1, None, Moves(True, True, True)).ops)
         self.config, self.shard, self.kernels, self.communicator, self.dtype = (
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
@@ -102,10 +116,15 @@ class Decoder:
             for mlp in dense:
                 yield from (mlp.gate, mlp.up, mlp.down)
 
-    def forward(self, plan: Plan, batch: ForwardBatch, cache: Tensor) -> Forward:
-        """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave."""
+    def forward(
+        self, plan: Plan, batch: ForwardBatch, cache: Tensor, mover: LayerMover | None = None
+    ) -> Forward:
+        """A forward pass over `batch`, whose steps an executor runs; `cache` is what `Kernels.new_kv_cache` gave.
+
+        `mover` makes the moves of the batch; a rank without keys needs none.
+        """
         parts = self.inputs(batch, plan.parts).parts_on(self.kernels.device)
-        return Forward(self, plan, batch, cache, parts)
+        return Forward(self, plan, batch, cache, parts, mover)
 
     def inputs(self, batch: ForwardBatch, cuts: Sequence[range]) -> PassInputs:
         """All that kernels read of a pass over the parts of `batch` that have the rows `cuts`."""
@@ -123,9 +142,16 @@ class Forward:
     """
 
     def __init__(
-        self, decoder: Decoder, plan: Plan, batch: ForwardBatch, cache: Tensor, parts: tuple[Part, ...]
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        batch: ForwardBatch,
+        cache: Tensor,
+        parts: tuple[Part, ...],
+        mover: LayerMover | None = None,
     ) -> None:
         self.decoder, self.plan, self.batch, self.cache, self.parts = decoder, plan, batch, cache, parts
+        self._mover = mover
         self.logits: Tensor  # (num_logits, vocab) float32 on rank 0 after GATHER; else this rank's part
 
     @property
@@ -137,12 +163,14 @@ class Forward:
         """
         batch = self.batch
         are_all_wanted = all(part.wanted is None for part in self.parts)
-        return batch.num_tokens if are_all_wanted and batch.num_tokens == batch.num_seqs else None
+        is_ready = not {Op.EVICT, Op.FETCH} & self.plan.ops  # a capture waits for no block
+        is_such = is_ready and are_all_wanted and batch.num_tokens == batch.num_seqs
+        return batch.num_tokens if is_such else None
 
     def to_capture(self) -> Forward:
         """The same pass with token ids of its own, which a capture reads from: see `read`."""
         batch = replace(self.batch, token_ids=self.batch.token_ids.clone())
-        return self.decoder.forward(self.plan, batch, self.cache)
+        return self.decoder.forward(self.plan, batch, self.cache, self._mover)
 
     def read(self, other: Forward) -> None:
         """Has the native calls that were captured on this pass work on the batch of `other`, a pass alike.
@@ -234,6 +262,18 @@ class Forward:
         own = parts[0].logits if len(parts) == 1 else torch.cat([part.logits for part in parts])
         joined = decoder.communicator.gather_columns(own, decoder.vocab_sizes)
         self.logits = own if joined is None else joined
+
+    def evict(self, step: Step) -> None:
+        if self._mover is not None:  # otherwise this rank has no keys
+            self._mover.evict(_layer_of(step))
+
+    def fetch(self, step: Step) -> None:
+        if self._mover is not None:
+            self._mover.fetch(_layer_of(step))
+
+    def store(self, step: Step) -> None:
+        if self._mover is not None:
+            self._mover.store(_layer_of(step))
 
     def _new_partial(self, num_rows: int) -> Tensor:
         """Where a part's next partial sum goes: memory that the ranks share, if the communicator has such."""

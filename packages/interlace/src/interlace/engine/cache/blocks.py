@@ -17,7 +17,7 @@ Thread safety: none; it belongs to the scheduler's thread.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from interlace.errors import CacheTooSmall, EngineError
 from tokenweave.kernels import BLOCK_SIZE
@@ -26,10 +26,12 @@ from tokenweave.kernels import BLOCK_SIZE
 class BlockManager:
     """Hands out block numbers 0..num_blocks-1: the last one freed first (its lines are warmest), kept ones last."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, on_evict: Callable[[bytes, int], None] | None = None) -> None:
+        """`on_evict` is told the name of each block whose memory is needed, and the block, before it is handed out."""
         if num_blocks < 1:
             raise CacheTooSmall(f"a KV cache of {num_blocks} blocks: expected at least 1; raise kv_cache_gb")
         self.num_blocks = num_blocks
+        self._on_evict = on_evict
         self._free = list(range(num_blocks - 1, -1, -1))
         self._num_tables = [0] * num_blocks
         self._name_of: dict[int, bytes] = {}
@@ -81,6 +83,10 @@ class BlockManager:
                 break
             found.append(block)
         return found
+
+    def block_of(self, name: bytes) -> int | None:
+        """The block that is found under `name`."""
+        return self._block_of.get(name)
 
     def num_kept_of(self, blocks: Iterable[int]) -> int:
         """How many of `blocks` are in no table: `share` takes these out of `num_free`."""
@@ -144,6 +150,8 @@ class BlockManager:
         if self._free:
             return self._free.pop()
         block, _ = self._kept.popitem(last=False)
+        if self._on_evict is not None:
+            self._on_evict(self._name_of[block], block)
         self._unname(block)
         return block
 

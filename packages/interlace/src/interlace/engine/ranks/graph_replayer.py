@@ -32,7 +32,6 @@ from interlace.models.placement import StaticIndices
 from tokenweave.errors import GraphError
 from tokenweave.geometry import parts_of
 from tokenweave.graphs import CudaGraphs
-from tokenweave.plan import plan_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -190,7 +189,7 @@ class GraphReplayer:
     ) -> Callable[[], None]:
         """Returns the work of a pass, logits included; with `memory` it reads its integers there."""
         decoder = self._decoder
-        plan = plan_forward(decoder.config.num_layers, batch.num_tokens, batch.split)
+        plan = batch.plan(decoder.config.num_layers)
 
         def work() -> None:
             decoder.communicator.begin_pass()

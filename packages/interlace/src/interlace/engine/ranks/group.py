@@ -68,6 +68,19 @@ class RankGroup:
         return self.runner.num_blocks
 
     @property
+    def tier_capacities(self) -> list[int]:
+        return self.runner.tier_capacities
+
+    @property
+    def failed_blocks(self) -> set[int]:
+        return self.runner.failed_blocks
+
+    @property
+    def is_storing(self) -> bool:
+        """Of this process's rank: the others have as much to store, but for its share of the heads."""
+        return self.runner.mover is not None and self.runner.mover.is_busy
+
+    @property
     def pool(self) -> ThreadPool | None:
         """The native workers of this process's rank, which are idle between two batches."""
         kernels = self.runner.kernels

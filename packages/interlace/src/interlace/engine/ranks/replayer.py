@@ -41,7 +41,8 @@ WAITS_PER_STEP = (
     3  # bounded ones that the longest step of a lane consists of: two synchronisations and a link
 )
 
-_Key = tuple[int, int | None, tuple[int, int]]  # rows, the split, and the phase of the buffers
+# Rows, the split, the phase of the buffers, and whether blocks are stored: these steps run as they are, behind it.
+_Key = tuple[int, int | None, tuple[int, int], bool]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Replayer:
         num_rows = None if self.refusal is not None else forward.num_decoding
         if num_rows is None:
             return None
-        return num_rows, forward.plan.split, self._communicator.buffers_taken.phase
+        plan = forward.plan
+        return num_rows, plan.split, self._communicator.buffers_taken.phase, Op.STORE in plan.ops
 
     def _replay(self, captured: _Captured, forward: Forward, observe: Observer | None) -> None:
         """Makes the calls again, and runs the steps behind them."""

@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, replace
 from resource import RUSAGE_SELF, getrusage
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interlace.engine.cache.kv_cache import KVCache
 from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
+from interlace.engine.cache.tier_memory import SlotMemory
+from interlace.engine.cache.tier_mover import TierMover
 from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
@@ -40,7 +43,7 @@ from tokenweave.exchange import Exchange, measure_exchange
 from tokenweave.execute import Observer
 from tokenweave.kernels import blocks_for, make_kernels
 from tokenweave.lanes import LaneExecutor
-from tokenweave.plan import Plan, plan_forward
+from tokenweave.plan import Op, Plan
 from tokenweave.trace import Recorder
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class RankInfo:
     num_kv_blocks: int
     peak_memory_bytes: int  # largest resident set so far
     weights_bytes: int
+    num_tier_slots: list[int | None]  # blocks that each tier holds; None: any number
 
 
 class Runner:
@@ -122,10 +126,15 @@ class Runner:
         self.num_blocks = affordable_blocks(
             config, self.max_model_len, layout, ranks_on_host, self.kernels.device, pass_bytes
         )
+        self._slots = SlotMemory(config.tier_specs, layout.block_bytes, communicator.rank, communicator.size)
+        self.notices = (*self.notices, *self._slots.notices)
         self.ranks = roll_call(communicator, self.describe())
         self.num_blocks = min(info.num_kv_blocks for info in self.ranks)
         self.ranks = [replace(info, num_kv_blocks=self.num_blocks) for info in self.ranks]
+        self.tier_capacities = common_capacities(self.ranks)
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
+        self.mover = self._make_mover(layout)
+        self.failed_blocks: set[int] = set()  # of the last pass, on any rank
         # Told of every step of every batch, when set; of those on a GPU by `streams.collect`.
         self.observe: Observer | None = None
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
@@ -150,14 +159,16 @@ class Runner:
         device, and takes the last pass's tokens where the batch names some by their row."""
         if self.decoder.fed is not None and batch.is_fed:
             self.decoder.fed.take(sampled, self.communicator)
-        if self.graphs is not None:
+        if self.graphs is not None and not len(batch.moves):
             is_observed = self.observe is not None or self.recorder is not None
             logits = self.graphs.execute(batch, self._observer_of if is_observed else None)
             if logits is not None:
                 return logits
-        plan = plan_forward(self.model_config.num_layers, batch.num_tokens, batch.split)
+        plan = batch.plan(self.model_config.num_layers)
+        if self.mover is not None:
+            self.mover.begin(batch)
         self.communicator.begin_pass()
-        forward = self.decoder.forward(plan, batch, self.cache.tensor)
+        forward = self.decoder.forward(plan, batch, self.cache.tensor, self.mover)
         observe = self._observer_of(plan)
         is_woven = self.lanes is not None and plan.overlaps
         if is_woven:
@@ -170,7 +181,22 @@ class Runner:
             run_plan(plan, forward.handlers, observe, self.lanes)
         if is_woven:
             self.communicator.share_core(False)
+        self._end_moves(plan)
         return forward.logits
+
+    def _make_mover(self, layout: CacheLayout) -> TierMover | None:
+        """Takes the tiers' memory; returns who moves blocks between them and the cache, if there are any."""
+        if not self.config.kv_tiers or not layout.block_bytes:
+            return None
+        self._slots.allocate(self.tier_capacities)
+        return TierMover(self.cache.tensor, self._slots, self.config.kv_tier_timeout_s)
+
+    def _end_moves(self, plan: Plan) -> None:
+        """Collects which blocks some rank could not fetch for the pass that has run."""
+        failed = set() if self.mover is None else self.mover.end()
+        if Op.FETCH in plan.ops and self.communicator.size > 1:
+            failed = union_of_all(self.communicator, failed)
+        self.failed_blocks = failed
 
     def _observer_of(self, plan: Plan) -> Observer | None:
         """Returns who is told of the steps of `plan`."""
@@ -209,6 +235,11 @@ class Runner:
             self.graphs.close()
             self.graphs = None  # it knows the weights and the cache
         self.communicator.close()
+        if self.mover is not None:
+            self.mover.close()
+            self.mover = None  # it knows the cache
+        else:
+            self._slots.close()
         self.cache.close()
         del self.decoder, self.cache, self.kernels, self.communicator
 
@@ -225,6 +256,7 @@ class Runner:
             num_kv_blocks=self.num_blocks,
             peak_memory_bytes=peak_memory_bytes(),
             weights_bytes=self.decoder.size_bytes,
+            num_tier_slots=self._slots.num_slots,
         )
 
     def _measure_exchange(self) -> Exchange | None:
@@ -253,6 +285,24 @@ def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
         for rank in range(communicator.size)
     )
     return [RankInfo(**json.loads(call)) for call in calls]
+
+
+def common_capacities(ranks: list[RankInfo]) -> list[int]:
+    """How many blocks each tier holds on every rank."""
+    of_tiers = zip(*(info.num_tier_slots for info in ranks), strict=True)
+    return [min(count for count in counts if count is not None) for counts in of_tiers]
+
+
+def union_of_all(communicator: Communicator, own: set[int]) -> set[int]:
+    """The numbers that some rank has in its set, on every rank. A collective call."""
+    message = np.array(sorted(own), dtype=np.int32).tobytes()
+    found = (
+        np.frombuffer(
+            communicator.broadcast_bytes(message if rank == communicator.rank else None, root=rank), np.int32
+        )
+        for rank in range(communicator.size)
+    )
+    return {number for numbers in found for number in numbers.tolist()}
 
 
 def name_of(device: torch.device) -> str:
