@@ -86,8 +86,9 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 @pytest.mark.parametrize("program", programs())
-def test_programs_run(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On fake ranks, so that what is tested is the program, not a model."""
+def test_programs_run(program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On fake ranks, so that what is tested is the program, not a model. Files that it writes are nobody's."""
+    monkeypatch.chdir(tmp_path)
     for name in ("LLM", "AsyncLLM"):
         engine = getattr(interlace, name)
         monkeypatch.setattr(interlace, name, on_fake_ranks(engine), raising=False)
