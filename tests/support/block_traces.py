@@ -47,9 +47,13 @@ def write(path: Path, found: list[dict[str, Any]]) -> Path:
 
 
 def trace_of(*prompts: list[int]) -> BlockTrace:
-    """A prompt each second. Blocks are numbered in the order in which they appear, as those of a file are."""
+    """A prompt each second, and a token of output. Blocks are numbered as they appear, as those of a file are."""
     return BlockTrace(
-        BLOCK_TOKENS, [float(at) for at in range(len(prompts))], [4 * len(each) for each in prompts], prompts
+        BLOCK_TOKENS,
+        [float(at) for at in range(len(prompts))],
+        [4 * len(each) for each in prompts],
+        prompts,
+        [1] * len(prompts),
     )
 
 

@@ -29,6 +29,7 @@ class BlockTrace:
     arrivals_s: Sequence[float]  # (num_requests,)
     prompt_tokens: Sequence[int]  # (num_requests,)
     blocks: Sequence[Sequence[int]]  # (num_requests, blocks of that prompt), first block first
+    output_tokens: Sequence[int] = ()  # (num_requests,); (): nobody asks
 
     @property
     def num_requests(self) -> int:
@@ -66,6 +67,7 @@ class BlockTrace:
         arrivals_s: list[float] = []
         prompt_tokens: list[int] = []
         blocks: list[list[int]] = []
+        output_tokens: list[int] = []
         last_ms = 0.0
         try:
             lines = path.read_bytes().splitlines()
@@ -75,7 +77,7 @@ class BlockTrace:
             if not line.strip():
                 continue
             try:
-                timestamp_ms, length, hash_ids = _request(line, block_tokens)
+                timestamp_ms, length, output_length, hash_ids = _request(line, block_tokens)
                 if timestamp_ms < last_ms:
                     raise ValueError(
                         f"got timestamp {timestamp_ms:g} after {last_ms:g}; expected requests in the order of arrival"
@@ -85,14 +87,15 @@ class BlockTrace:
             last_ms = timestamp_ms
             arrivals_s.append(timestamp_ms / 1e3)
             prompt_tokens.append(length)
+            output_tokens.append(output_length)
             blocks.append([number_of.setdefault(each, len(number_of)) for each in hash_ids])
         if not blocks:
             raise BlockTraceError(f"{path} holds no request; expected a JSON object in each line")
-        return cls(block_tokens, arrivals_s, prompt_tokens, blocks)
+        return cls(block_tokens, arrivals_s, prompt_tokens, blocks, output_tokens)
 
 
-def _request(line: bytes, block_tokens: int) -> tuple[float, int, list[int]]:
-    """Timestamp, length of the prompt and blocks of one line. Raises ValueError for what is wrong with it."""
+def _request(line: bytes, block_tokens: int) -> tuple[float, int, int, list[int]]:
+    """Timestamp, lengths of prompt and output, and blocks of one line. Raises ValueError for what is wrong with it."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -107,8 +110,8 @@ def _request(line: bytes, block_tokens: int) -> tuple[float, int, list[int]]:
     if not is_number or not 0 <= timestamp_ms <= MOST:  # nan is in no range
         raise ValueError(f"got timestamp={timestamp_ms!r}; expected milliseconds, 0 or more")
     length = _natural(found, "input_length", 1)
-    _natural(found, "output_length", 0)
-    return timestamp_ms, length, _hash_ids(found["hash_ids"], length, block_tokens)
+    output_length = _natural(found, "output_length", 0)
+    return timestamp_ms, length, output_length, _hash_ids(found["hash_ids"], length, block_tokens)
 
 
 def _natural(found: dict[str, Any], key: str, least: int) -> int:

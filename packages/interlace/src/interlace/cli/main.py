@@ -10,7 +10,7 @@ from emucxl.cli.command import new_app, run, version_printer
 from emucxl.errors import EmucxlError
 from interlace import __version__
 from interlace.cli import chat, doctor, generate, kv_sim, plan, pull, trace, tune
-from interlace.cli.bench.command import bench
+from interlace.cli.bench import command as bench
 from interlace.errors import InterlaceError
 from tokenweave.errors import TokenweaveError
 
@@ -38,8 +38,8 @@ app.command()(chat.chat)
 app.command()(pull.pull)
 app.command()(doctor.doctor)
 app.command()(tune.tune)
-app.command()(bench)
 app.command("kv-sim")(kv_sim.kv_sim)
+app.add_typer(bench.app, name="bench")
 app.add_typer(plan.app, name="plan")
 app.add_typer(trace.app, name="trace")
 

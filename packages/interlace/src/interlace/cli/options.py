@@ -219,16 +219,36 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     checked, before `command` is called.
     """
 
+    def made(values: dict[str, Any]) -> dict[str, Any]:
+        typed = {name: values[name] for name in SAMPLING if values[name] is not None}
+        return {
+            "sampling": GivenSampling(typed),
+            "template": chat_options(**{name: values[name] for name in CHAT}),
+            "engine": EngineConfig(**{name: values[name] for name in ENGINE}),
+        }
+
+    return _taking(command, SAMPLING | CHAT | ENGINE, made)
+
+
+def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns `command(..., engine)` as a command that takes the options of an engine instead, as `with_options`."""
+    return _taking(command, ENGINE, lambda values: {"engine": EngineConfig(**values)})
+
+
+def _taking(
+    command: Callable[..., None],
+    options: dict[str, Any],
+    made: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Callable[..., None]:
+    """Returns `command` with `options` in the place of what is `made` of their values."""
+
     def run(**values: Any) -> None:
-        typed = {name: values.pop(name) for name in SAMPLING}
-        sampling = GivenSampling({name: value for name, value in typed.items() if value is not None})
-        template = chat_options(**{name: values.pop(name) for name in CHAT})
-        engine = EngineConfig(**{name: values.pop(name) for name in ENGINE})
-        command(**values, sampling=sampling, template=template, engine=engine)
+        given = made({name: values.pop(name) for name in options})
+        command(**values, **given)
 
     own = inspect.signature(command, eval_str=True).parameters.values()
     parameters = [parameter for parameter in own if parameter.name not in MADE]
-    for name, (annotation, default) in (SAMPLING | CHAT | ENGINE).items():
+    for name, (annotation, default) in options.items():
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         )

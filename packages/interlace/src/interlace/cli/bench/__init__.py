@@ -1,5 +1,6 @@
 """`interlace bench`: the speed of the engine on this machine, alone. It takes its clock and report from `emucxl.bench`.
 
-`workload` says what is run, `generation` runs it, `command` measures and prints. The comparison with other systems is
-no part of the package: a checkout's `benchmarks/` has it, and runs the same workloads.
+`workload` says what is run, `generation` runs it, `command` measures and prints. `replay` runs what `trace_command`
+prints, `bench trace`. The comparison with other systems is no part of the package: a checkout's `benchmarks/` has it,
+and runs the same workloads.
 """

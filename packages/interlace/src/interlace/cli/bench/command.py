@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from emucxl.cli.command import Group
 from interlace.cli import console
+from interlace.cli.bench.trace_command import trace
 from interlace.errors import BenchError
 
 if TYPE_CHECKING:
@@ -24,7 +26,12 @@ if TYPE_CHECKING:
 CHECKED_PROMPTS, CHECKED_TOKENS = 3, 8
 
 
+app = typer.Typer(cls=Group, invoke_without_command=True)
+
+
+@app.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", help="An alias, a directory, a .gguf file or a hub id.")
     ] = "smollm2",
@@ -51,6 +58,9 @@ def bench(
     from interlace.cli.bench.workload import FULL, QUICK, longest_sequence, whole_blocks
     from interlace.engine.config import EngineConfig
 
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     if rounds < 1:
         raise BenchError(f"got rounds={rounds}; expected at least 1")
     workloads = QUICK if quick else FULL
@@ -73,6 +83,19 @@ def bench(
         console.show_json(harness.record(result, quick))
     else:
         console.show(harness.table(result))
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raises BenchError for options before the name of a subcommand: they are not its own."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if typed:
+        raise BenchError(
+            f"got --{typed[0].replace('_', '-')} before {context.invoked_subcommand}; expected its options behind it"
+        )
+
+
+app.command()(trace)
 
 
 def measure(
