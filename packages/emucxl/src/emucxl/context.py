@@ -62,16 +62,20 @@ class Context(ContextBase):
     `now_ns` moves on by what the model says: deterministic as long as one thread uses the context.
     """
 
-    def __init__(self, clock: Clock = "real", calibration: Calibration | None = None) -> None:
+    def __init__(
+        self, clock: Clock = "real", calibration: Calibration | None = None, name: str | None = None
+    ) -> None:
         """`calibration` is what the real clock's model starts from; when the first modelled tier is added without one,
-        it is `emucxl.calibration.of_this_machine()`, which is measured once and kept.
+        it is `emucxl.calibration.of_this_machine()`, which is measured once and kept. `name` is what `emucxl top` shows
+        instead of the command: at most 31 bytes, "rank 1", say.
 
         Raises:
-            ArgumentError: there is no such clock.
+            ArgumentError: there is no such clock, or the name is empty, too long or not printable.
             UnavailableError: the native core cannot be loaded.
         """
         if not isinstance(clock, str) or clock not in _CLOCKS:
             raise ArgumentError(f"got the clock {clock!r}; expected 'real' or 'virtual'")
+        encoded_name = None if name is None else text_bytes("name", name)
         library = bind()
         config, handle = abi.ContextConfig(clock=_CLOCKS[clock]), ctypes.c_void_p()
         if calibration is not None:
@@ -79,6 +83,11 @@ class Context(ContextBase):
             config.calibration = ctypes.pointer(calibration.to_abi())
         native.check(library.emx_context_open(ctypes.byref(config), ctypes.byref(handle)))
         self._adopt(handle.value or 0)
+        if encoded_name is not None:
+            native.declare(
+                library, {"emx_context_set_name": (ctypes.c_int, [ctypes.c_void_p, ctypes.c_char_p])}
+            )
+            native.check(library.emx_context_set_name(handle, encoded_name))
         self._library = library
         self._clock: Clock = clock
         self._lock = new_lock()  # of the fields below, and of adding tiers

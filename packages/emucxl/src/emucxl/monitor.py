@@ -60,7 +60,8 @@ class _ContextPage(ctypes.Structure):
         ("clock", c_uint32),
         ("num_tiers", c_uint32),
         ("reserved", c_uint32),
-        ("unused", c_uint64 * 12),
+        ("name", ctypes.c_char * 32),
+        ("unused", c_uint64 * 8),
         ("tiers", _TierCounters * _MAX_TIERS),
     )
 
@@ -123,6 +124,8 @@ class ContextView:
     id: str
     pid: int
     command: str
+    name: str
+    """Given by the program; empty where it gave none."""
     clock: str
     tiers: tuple[TierView, ...]
 
@@ -249,6 +252,7 @@ def _context_view(proc: Path, id: str, found: _Found, page: _ContextPage) -> Con
         id=id,
         pid=pid,
         command=_command(proc, pid),
+        name=page.name.decode(errors="replace"),
         clock="virtual" if page.clock else "real",
         tiers=tuple(_tier_view(tier) for tier in page.tiers[: min(page.num_tiers, _MAX_TIERS)]),
     )

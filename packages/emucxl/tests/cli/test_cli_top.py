@@ -65,6 +65,85 @@ def test_a_context_of_another_process_is_seen_with_its_rates(invoke: Any, worker
     assert tier["write_gbps"] > 0
 
 
+RANK = """
+import sys, time
+from emucxl import Context, CopyEngine, IndexedCopy
+rank = int(sys.argv[1])
+with Context(name=f"rank {rank}") as context, CopyEngine(context) as engine:
+    slots = context.add_tier("slots", 1 << 20).alloc(1 << 20)
+    local, places = bytearray(64 << 10), [piece * 4096 for piece in range(16)]
+    store = IndexedCopy(slots, local, 4096 >> rank, places, places)
+    fetch = IndexedCopy(local, slots, 4096 >> rank, places[:8], places[:8])
+    for copy in (store, store, store, fetch):
+        engine.submit([copy]).wait()
+    slots.tier.stats()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while True:
+        engine.submit([store, fetch]).wait()
+        time.sleep(0.002)
+"""
+
+
+@pytest.fixture
+def ranks() -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes. Each stores 16 pieces in a tier three times, and fetches 8 of them; told to, they go on."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_tiers_of_several_ranks_are_seen_with_what_their_copy_engines_moved(
+    invoke: Any, ranks: list[subprocess.Popen[str]]
+) -> None:
+    """Between a tier and memory that is in no tier: the tier's side counts."""
+
+    def tiers(interval_s: float) -> list[Any]:
+        view = json.loads(invoke("top", "--json", "--interval", str(interval_s)).stdout)
+        contexts = {context["pid"]: context for context in view["contexts"]}
+        found = [contexts[process.pid] for process in ranks]
+        assert [context["name"] for context in found] == ["rank 0", "rank 1"]
+        return [tier for context in found for tier in context["tiers"]]
+
+    still = tiers(0.05)
+    assert [tier["name"] for tier in still] == ["slots", "slots"]
+    assert [tier["capacity_bytes"] for tier in still] == [1 << 20] * 2
+    assert [tier["allocated_bytes"] for tier in still] == [1 << 20] * 2
+    assert [(tier["write_bytes"], tier["write_accesses"]) for tier in still] == [
+        (3 * 16 * 4096, 48),
+        (3 * 16 * 2048, 48),
+    ]
+    assert [(tier["read_bytes"], tier["read_accesses"]) for tier in still] == [(8 * 4096, 8), (8 * 2048, 8)]
+    assert all(tier["read_gbps"] == tier["write_gbps"] == 0 for tier in still)
+    table = invoke("top", "--once", "--interval", "0.05").stdout
+    for process, rank, moved in zip(ranks, range(2), ("196.61 kB", "98.30 kB"), strict=True):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"{process.pid} "))
+        assert row.startswith(f"{process.pid} rank {rank} ")
+        assert moved in row
+    for process in ranks:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+    for interval_s in (0.1, 1, 10, 30):
+        moving = tiers(interval_s)
+        if all(tier["read_gbps"] and tier["write_gbps"] for tier in moving):
+            break  # or a busy machine had not let both go on within the interval
+    assert all(tier["write_gbps"] > 0 and tier["read_gbps"] > 0 for tier in moving)
+
+
 def test_once_prints_tables(invoke: Any, worker: Any) -> None:
     text = invoke("top", "--once", "--interval", "0.1").stdout
     assert "Contexts" in text
@@ -173,7 +252,7 @@ def test_at_a_terminal_it_goes_on_until_ctrl_c(worker: Any) -> None:
         stdin=follower,
         stdout=follower,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "180", "LINES": "200"},
     )
     os.close(follower)
     seen = b""

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,3 +208,9 @@ def test_importing_pulls_in_few_modules_and_neither_numpy_nor_torch() -> None:
     imported, used = map(int, done.stdout.split())
     assert imported < 60
     assert used < 200
+
+
+@pytest.mark.parametrize("name", ["", "x" * 32, "a\nb", "a\0b", 5])
+def test_a_name_that_cannot_be_shown_is_refused(name: Any) -> None:
+    with pytest.raises(ArgumentError, match="name"):
+        Context(name=name)

@@ -116,6 +116,7 @@ static void use_context(void* none) {
     const emx_calibration calibration = {.struct_bytes = sizeof calibration};
     const emx_access access = {out.bytes, 0, out.bytes, 1};
     REFUSED(emx_context_set_calibration(context, &calibration));
+    REFUSED(emx_context_set_name(context, "a"));
     REQUIRE(emx_context_now_ns(context) == 0);
     emx_context_advance(context, 1);
     REFUSED(emx_tier_add(context, &config, &tier));

@@ -31,7 +31,7 @@ extern "C" {
 #endif
 
 #define EMX_MAX_TIERS 16
-#define EMX_NAME_BYTES 32 /* of a tier's name, its terminator included */
+#define EMX_NAME_BYTES 32 /* of a tier's or context's name, its terminator included */
 
 typedef struct emx_context emx_context;
 typedef uint32_t emx_tier; /* a tier's number in its context: 0, 1, ... in the order they were added */
@@ -53,6 +53,9 @@ EMX_API emx_status emx_context_open(const emx_context_config* config, emx_contex
 EMX_API void emx_context_close(emx_context* context);
 /* The calibration of a context that was opened without one; EMX_E_EXISTS if it has one. Copied. */
 EMX_API emx_status emx_context_set_calibration(emx_context* context, const emx_calibration* calibration);
+/* Says what the context is for ("rank 1", say), where `emucxl top` shows several that look alike: at most
+ * EMX_NAME_BYTES - 1 bytes of printable text, copied. The last one counts. */
+EMX_API emx_status emx_context_set_name(emx_context* context, const char* name);
 
 /* The context's clock. Advancing it stands for computing: the virtual clock jumps, the real one is waited
  * for. */

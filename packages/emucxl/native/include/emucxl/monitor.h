@@ -51,7 +51,8 @@ typedef struct emx_monitor_page {
     uint32_t clock;      /* emx_clock */
     uint32_t num_tiers;
     uint32_t reserved;
-    uint64_t unused[12];
+    char name[EMX_NAME_BYTES]; /* of emx_context_set_name; empty: it was given none */
+    uint64_t unused[8];
     emx_monitor_tier tiers[EMX_MAX_TIERS];
 } emx_monitor_page;
 

@@ -138,6 +138,9 @@ void tier_count(tier* tier, emx_direction direction, size_t size_bytes, uint64_t
 void tier_show(tier* tier);
 void tier_show_sometimes(tier* tier, size_t size_bytes);
 
+/* EMX_E_INVALID unless it is printable, and neither empty nor too long. `what` has it, for the detail. */
+emx_status context_check_name(const char* what, const char* name);
+
 /* Prefixes the detail of a failure with the tier's name; returns `status`. */
 emx_status tier_failed(const tier* tier, emx_status status) __attribute__((cold));
 

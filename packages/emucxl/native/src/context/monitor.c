@@ -1,4 +1,5 @@
 /* Statistics of tiers, kept in the page that `emucxl top` reads. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,6 +47,18 @@ void monitor_close(emx_context* context) {
         backing_close(context->monitor_fd);
     }
     context->monitor = NULL;
+}
+
+emx_status emx_context_set_name(emx_context* context, const char* name) {
+    emx_status status = context_require(context);
+    if (status == EMX_OK) status = context_check_name("context", name);
+    if (status != EMX_OK) return status;
+    char padded[EMX_NAME_BYTES] = {0};
+    snprintf(padded, sizeof padded, "%s", name);
+    pthread_mutex_lock(&context->adding);
+    memcpy(context->monitor->name, padded, sizeof padded);
+    pthread_mutex_unlock(&context->adding);
+    return EMX_OK;
 }
 
 void monitor_add_tier(emx_context* context, tier* tier) {

@@ -20,16 +20,23 @@ emx_status tier_ask_guards(const tier* tier, const void* address, size_t size_by
                                    size_bytes, write);
 }
 
-static emx_status check_name(const emx_context* context, const char* name) {
+emx_status context_check_name(const char* what, const char* name) {
     if (name == NULL || name[0] == '\0')
-        return fail(EMX_E_INVALID, "got no name for the tier; expected one, say \"local\"");
+        return fail(EMX_E_INVALID, "got no name for the %s; expected one, say \"local\"", what);
     if (strnlen(name, EMX_NAME_BYTES) == EMX_NAME_BYTES)
-        return fail(EMX_E_INVALID, "got a tier name of %d bytes or more; expected at most %d", EMX_NAME_BYTES,
-                    EMX_NAME_BYTES - 1);
+        return fail(EMX_E_INVALID, "got a %s name of %d bytes or more; expected at most %d", what,
+                    EMX_NAME_BYTES, EMX_NAME_BYTES - 1);
     for (const char* at = name; *at != '\0'; at++)
         if ((unsigned char)*at < ' ' || *at == 127)
             return fail(EMX_E_INVALID,
-                        "got a tier name with the control character 0x%02x; expected printable text", *at);
+                        "got a %s name with the control character 0x%02x; expected printable text", what,
+                        *at);
+    return EMX_OK;
+}
+
+static emx_status check_name(const emx_context* context, const char* name) {
+    const emx_status status = context_check_name("tier", name);
+    if (status != EMX_OK) return status;
     for (uint32_t i = 0; i < atomic_load(&context->num_tiers); i++)
         if (strcmp(context->tiers[i].name, name) == 0)
             return fail(EMX_E_EXISTS, "the context has a tier '%s' already; choose another name", name);

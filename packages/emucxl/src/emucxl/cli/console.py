@@ -48,14 +48,17 @@ def progress(title: str) -> Iterator[Callable[[float, str], None]]:
         yield lambda fraction, what: display.update(task, completed=fraction, what=what)
 
 
-def show(*renderables: RenderableType) -> None:
-    """Print tables and texts to standard output; without rich's padding at the ends of lines where it is piped."""
+def show(*renderables: RenderableType, width: int = WIDTH_WHEN_PIPED) -> None:
+    """Print tables and texts to standard output.
+
+    Where it is piped, they have that width, and lines end without rich's padding.
+    """
     from rich.console import Console
 
     if sys.stdout.isatty():
         Console(highlight=False).print(*renderables, sep="\n")
         return
-    console = Console(width=WIDTH_WHEN_PIPED, highlight=False)
+    console = Console(width=width, highlight=False)
     with console.capture() as captured:
         console.print(*renderables, sep="\n")
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -45,7 +45,7 @@ def top(
         return
     from emucxl.cli.top_tables import tables
 
-    console.show(*tables(view))
+    console.show(*tables(view), width=160)  # names of 31 letters fit
 
 
 def observe(before: Sample, now: Sample, named_pools: list[str]) -> dict[str, Any]:

@@ -28,10 +28,11 @@ def _contexts(contexts: list[dict[str, Any]]) -> Table:
     table = _table(
         "Contexts",
         ("process", "clock", "tier", "provider", "timing"),
-        ("objects", "allocated", "reserved", "capacity", "read GB/s", "write GB/s"),
+        ("objects", "allocated", "reserved", "capacity", "read", "GB/s", "written", "GB/s"),
     )
     for context in contexts:
-        owner: tuple[str | Text, ...] = (cell(f"{context['pid']} {context['command']}"), context["clock"])
+        shown = f"{context['pid']} {context['name'] or context['command']}"
+        owner: tuple[str | Text, ...] = (cell(shown), context["clock"])
         for tier in context["tiers"]:
             table.add_row(
                 *owner,
@@ -40,7 +41,9 @@ def _contexts(contexts: list[dict[str, Any]]) -> Table:
                 "modelled" if tier["modelled"] else "unmodelled",
                 f"{tier['num_allocations']:,}",
                 *(_size(tier[name]) for name in ("allocated_bytes", "reserved_bytes", "capacity_bytes")),
+                _size(tier["read_bytes"]),
                 _rate(tier["read_gbps"]),
+                _size(tier["write_bytes"]),
                 _rate(tier["write_gbps"]),
             )
             owner = ("", "")
