@@ -104,7 +104,8 @@ def test_the_json_has_the_live_rate_beside_the_curve(
     assert live["hit_rate"] == pytest.approx(by_blocks[None])
     assert (live["of_lru"], live["of_unlimited"]) == (pytest.approx(1), pytest.approx(1))
     assert live["num_cached_tokens"] == 16 * round(live["hit_rate"] * found["scaled"]["num_asked"])
-    assert found["capacity_blocks"] in by_blocks
+    assert found["capacity_blocks"] == {"local": 400, "tiers": {}, "total": 400}
+    assert 400 in by_blocks
     assert len(by_blocks) > 5
     assert ranks.closed
     again = json.loads(
@@ -125,6 +126,21 @@ def test_the_table_marks_what_is_measured(invoke: Invoke, ranks: FakeRanks, trac
     (measured,) = (line for line in lines if line.split()[:1] == ["400"])
     assert measured.count("%") == 2
     assert lines[-1].startswith("live: ")
+
+
+def test_what_tiers_gave_is_part_of_what_was_found(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, trace: str
+) -> None:
+    ranks = BusyRanks(num_blocks=24, max_model_len=640, tier_capacities=[400])
+    monkeypatch.setattr(launch, "start", lambda config: ranks)
+    arguments = ("bench", "trace", trace, "--block-tokens", str(BLOCK_TOKENS), "--concurrency", "1")
+    tier = ("--kv-tier", "cxl:1GB@cxl-direct")
+    found = json.loads(invoke(*arguments, *tier, "--json").stdout)
+    assert found["capacity_blocks"] == {"local": 24, "tiers": {"cxl": 400}, "total": 424}
+    assert 0 < found["live"]["hit_rate_of_tiers"] < found["live"]["hit_rate"]
+    shown = invoke(*arguments, *tier).stdout.splitlines()
+    assert shown[2] == "engine    smollm2, 1 rank, float32; 24 blocks of 16 tokens, 400 in cxl"
+    assert shown[-1].endswith(" % came from tiers")
 
 
 def test_a_trace_without_a_prefix_in_common_is_told(invoke: Invoke, ranks: FakeRanks, tmp_path: Path) -> None:

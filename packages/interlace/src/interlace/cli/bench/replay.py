@@ -37,6 +37,7 @@ class Replayed:
 
     num_cached: list[int]
     ttft_s: list[float]  # ascending
+    num_fetched: int = 0  # tokens of those found that came from tiers
     num_output_tokens: int = 0
     num_preemptions: int = 0
     total_s: float = 0.0
@@ -86,6 +87,7 @@ def _take(chunk: StreamChunk, found: Replayed) -> bool:
         return False
     metrics = chunk.output.metrics
     found.num_cached[int(chunk.request_id)] = metrics.num_cached_tokens
+    found.num_fetched += metrics.num_fetched_tokens
     found.num_output_tokens += metrics.num_output_tokens
     found.num_preemptions += metrics.num_preemptions
     if metrics.time_to_first_token_s is not None:

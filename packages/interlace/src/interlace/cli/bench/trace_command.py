@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from interlace.cache.block_trace import BlockTrace
     from interlace.cache.scaled_trace import ScaledTrace
     from interlace.cli.bench.replay import Pace, Replayed
+    from interlace.engine.protocols import Ranks
 
 CONCURRENCY = 8
 
@@ -100,7 +102,9 @@ def measure(
                 found = replay(engine, prompts, scaled.output_tokens, pace, progress)
         finally:
             engine.fail(BenchError("the replay is over"))
-        return _report(whole.num_requests, scaled, found, ranks.describe(), ranks.num_blocks, pace, speed)
+        report = _report(scaled, found, _Capacity(ranks.num_blocks, _tiers(config, ranks)))
+        report["trace"]["num_requests_in_file"] = whole.num_requests
+        return report | {"engine": ranks.describe(), "pace": _told(pace, speed)}
     finally:
         ranks.close()
 
@@ -114,30 +118,38 @@ def _pace(scaled: ScaledTrace, concurrency: int | None, speed: float | None) -> 
     return Pace(concurrency or math.inf, [(each - arrivals_s[0]) / speed for each in arrivals_s])
 
 
-def _report(
-    num_in_file: int,
-    scaled: ScaledTrace,
-    found: Replayed,
-    ranks: dict[str, Any],
-    num_blocks: int,
-    pace: Pace,
-    speed: float | None,
-) -> dict[str, Any]:
+def _told(pace: Pace, speed: float | None) -> dict[str, Any]:
+    return {"concurrency": None if math.isinf(pace.concurrency) else pace.concurrency, "speed": speed}
+
+
+@dataclass(frozen=True)
+class _Capacity:
+    """Blocks of 16 tokens that an engine has memory for."""
+
+    local: int
+    tiers: dict[str, int]  # by name, from the top
+
+    @property
+    def total(self) -> int:
+        return self.local + sum(self.tiers.values())
+
+
+def _tiers(config: EngineConfig, ranks: Ranks) -> dict[str, int]:
+    return {spec.name: blocks for spec, blocks in zip(config.tier_specs, ranks.tier_capacities, strict=True)}
+
+
+def _report(scaled: ScaledTrace, found: Replayed, capacity: _Capacity) -> dict[str, Any]:
     from interlace.cache.scaled_trace import ENGINE_BLOCK
     from interlace.cache.sweep import default_sizes
 
     asked = scaled.in_engine_blocks
-    num_asked_tokens = len(asked.asked) * ENGINE_BLOCK
-    sizes = {*default_sizes(asked.num_distinct), num_blocks}
+    num_asked_tokens = max(1, len(asked.asked) * ENGINE_BLOCK)
+    sizes = {*default_sizes(asked.num_distinct), capacity.total}
     ascending = sorted(sizes, key=lambda size: math.inf if size is None else size)
     rates = {size: scaled.lru_hit_rate(size) for size in ascending}
-    live = sum(found.num_cached) / max(1, num_asked_tokens)
+    live = sum(found.num_cached) / num_asked_tokens
     return {
-        "trace": {
-            "num_requests": scaled.num_requests,
-            "num_requests_in_file": num_in_file,
-            "block_tokens": scaled.whole.block_tokens,
-        },
+        "trace": {"num_requests": scaled.num_requests, "block_tokens": scaled.whole.block_tokens},
         "scaled": {
             "tokens_per_block": scaled.block_tokens,
             "num_cut": scaled.num_cut,
@@ -146,17 +158,13 @@ def _report(
             "num_prompt_tokens": sum(asked.prompt_tokens),
             "num_output_tokens": sum(scaled.output_tokens),
         },
-        "engine": ranks,
-        "capacity_blocks": num_blocks,
-        "pace": {
-            "concurrency": None if math.isinf(pace.concurrency) else pace.concurrency,
-            "speed": speed,
-        },
+        "capacity_blocks": {"local": capacity.local, "tiers": capacity.tiers, "total": capacity.total},
         "live": {
             "what": "measured",
             "hit_rate": live,
+            "hit_rate_of_tiers": found.num_fetched / num_asked_tokens,
             "num_cached_tokens": sum(found.num_cached),
-            "of_lru": _ratio(live, rates[num_blocks]),
+            "of_lru": _ratio(live, rates[capacity.total]),
             "of_unlimited": _ratio(live, rates[None]),
             "num_preemptions": found.num_preemptions,
             "total_s": found.total_s,
@@ -187,10 +195,11 @@ def _print_header(report: dict[str, Any], model: str) -> None:
         f"prompts   {scaled['num_prompt_tokens']:,} tokens, {scaled['num_asked']:,} blocks of the engine asked for, "
         f"{scaled['num_distinct']:,} distinct{cut}"
     )
-    count = len(ranks["ranks"])
+    count, tiers = len(ranks["ranks"]), report["capacity_blocks"]["tiers"]
+    below = "".join(f", {blocks:,} in {name}" for name, blocks in tiers.items())
     print(
         f"engine    {model}, {count} rank{'s' * (count > 1)}, {weights_text(ranks['weights'])}{ranks['dtype']}; "
-        f"{report['capacity_blocks']:,} blocks of 16 tokens"
+        f"{report['capacity_blocks']['local']:,} blocks of 16 tokens{below}"
     )
     pace, ttft = report["pace"], live["ttft_s"]
     total = f"{live['total_s']:,.1f} s, {scaled['num_output_tokens']:,} tokens of output"
@@ -212,7 +221,7 @@ def _curve(report: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for point in report["curve"]:
         blocks = point["blocks"]
-        is_live = blocks == report["capacity_blocks"]
+        is_live = blocks == report["capacity_blocks"]["total"]
         table.add_row(
             "unlimited" if blocks is None else f"{blocks:,}",
             f"{100 * point['lru_hit_rate']:.2f} %",
@@ -227,4 +236,9 @@ def _print_live(report: dict[str, Any]) -> None:
         print("\nno prompt has a block of an earlier one: there is nothing to find")
         return
     of_lru = "" if live["of_lru"] is None else f"{live['of_lru']:.3f} of what LRU finds in as many blocks, "
-    print(f"\nlive: {of_lru}{live['of_unlimited']:.3f} of what the trace allows without a limit")
+    tiers = (
+        f"; {100 * live['hit_rate_of_tiers']:.2f} % came from tiers"
+        if report["capacity_blocks"]["tiers"]
+        else ""
+    )
+    print(f"\nlive: {of_lru}{live['of_unlimited']:.3f} of what the trace allows without a limit{tiers}")
