@@ -113,7 +113,7 @@ def batch(moves: tuple[Move, ...], writes: dict[int, int]) -> ForwardBatch:
 
 
 def contents(number: int) -> torch.Tensor:
-    """What a block is filled with that `number` names: different in every layer and place."""
+    """The contents of a block that `number` names: different ones in every layer and place."""
     size = NUM_LAYERS * int(np.prod(BLOCK))
     return (torch.arange(size, dtype=torch.float32) + number * 10_000).reshape(NUM_LAYERS, *BLOCK)
 
