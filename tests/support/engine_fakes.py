@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interlace.engine.cache.fetching import Chooser, fetch_all
 from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.engine import Engine
@@ -111,6 +112,7 @@ class FakeRanks:
         self.num_blocks = num_blocks
         self.tier_capacities = tuple(tier_capacities)
         self.is_storing = False
+        self.fetch_chooser: Chooser = fetch_all
         self.slots: dict[tuple[int, int], list[Entry | None]] = {}  # of tiers, by place and index
         self.failed_blocks: set[int] = set()
         self.fails: Callable[[Move], bool] = lambda move: False

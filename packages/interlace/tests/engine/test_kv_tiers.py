@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from interlace import LLM, SamplingParams
+from interlace.engine.cache.fetching import Answer
 from interlace.engine.output import RequestOutput
 from support.engine_fakes import FakeRanks, greedy_tokens, make_engine, run_all
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
@@ -27,7 +28,14 @@ FAST = ("llama",)
 
 def answers(directory: Path, **options: Any) -> list[RequestOutput]:
     """Those of PROMPTS, one after the other, in a local cache that holds little more than one of them."""
-    options = {"dtype": "float32", "threads": 1, "num_kv_blocks": 8, "max_model_len": 120, **options}
+    options = {
+        "dtype": "float32",
+        "threads": 1,
+        "num_kv_blocks": 8,
+        "max_model_len": 120,
+        "kv_fetch": "always",
+        **options,
+    }
     with LLM(str(directory), **options) as llm:
         return [llm.generate([prompt], PARAMS)[0] for prompt in PROMPTS]
 
@@ -81,6 +89,7 @@ def test_every_executor_fetches_the_same_bits(options: dict[str, Any], tmp_path:
     policy=st.sampled_from(["lru", "tinylfu"]),
     failures=st.randoms(use_true_random=False),
     failure_rate=st.sampled_from([0.0, 0.0, 0.02, 0.5]),
+    fetches_some=st.booleans(),
 )
 @settings(max_examples=40)
 def test_requests_over_few_texts_read_what_was_written_under_their_names(
@@ -92,9 +101,12 @@ def test_requests_over_few_texts_read_what_was_written_under_their_names(
     policy: str,
     failures: random.Random,
     failure_rate: float,
+    fetches_some: bool,
 ) -> None:
     ranks = FakeRanks(num_blocks, tier_capacities=capacities)
     ranks.fails = lambda move: failures.random() < failure_rate
+    if fetches_some:
+        ranks.fetch_chooser = lambda question: Answer(failures.randint(0, len(question.tiers)))
     options = {"max_num_seqs": 4, "max_num_batched_tokens": budget}
     engine = make_engine(ranks, kv_tier_write=write, kv_tier_policy=policy, **options)
     for number, group in enumerate(groups):

@@ -1,7 +1,8 @@
 """The lane executor: a thread for each lane, so that a transfer runs while another part of the tokens computes.
 
-The compute lane runs on the calling thread. Every lane runs its own steps in list order, and a step waits for what it
-names and for nothing else. A lane that waits sleeps, and is woken only when it can go on.
+The compute lane runs on the calling thread, and so do transfers that could only take turns with it. Every lane runs its
+own steps in list order, and a step waits for what it names and for nothing else. A lane that waits sleeps, and is woken
+only when it can go on.
 
 Thread safety: one `run` at a time.
 
@@ -194,7 +195,7 @@ class _PlanRun(_Run):
         bells: Mapping[Lane, Bell],
         on_failure: Callable[[BaseException], None] | None,
     ) -> None:
-        super().__init__(plan.places.keys(), bells, on_failure)
+        super().__init__(plan.threads.keys(), bells, on_failure)
         self._plan, self._handlers, self._observe = plan, handlers, observe
         self._is_done = [False] * len(plan.steps)
         self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep, or are about to
@@ -202,7 +203,7 @@ class _PlanRun(_Run):
     def _do(self, lane: Lane) -> None:
         """Run the steps of one lane, each as soon as what it waits for is done."""
         steps, handlers, observe = self._plan.steps, self._handlers, self._observe
-        for position in self._plan.places.get(lane, ()):
+        for position in self._plan.threads.get(lane, ()):
             step = steps[position]
             if not self._await(lane, step.waits_for):
                 break

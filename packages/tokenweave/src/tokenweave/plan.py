@@ -103,6 +103,19 @@ class Plan:
         return {lane: tuple(at for at, step in enumerate(self.steps) if step.lane is lane) for lane in lanes}
 
     @cached_property
+    def threads(self) -> dict[Lane, tuple[int, ...]]:
+        """`places`, with transfers among the compute lane's steps where these are one chain.
+
+        Threads that take turns would only wake each other up.
+        """
+        turns = {Lane.COMPUTE, Lane.TRANSFER}
+        chain = tuple(at for at, step in enumerate(self.steps) if step.lane in turns)
+        if not all(before in self.steps[at].waits_for for before, at in pairwise(chain)):
+            return self.places
+        others = {lane: places for lane, places in self.places.items() if lane not in turns}
+        return {Lane.COMPUTE: chain, **others}
+
+    @cached_property
     def overlaps(self) -> bool:
         """Whether two of its steps may run at the same time: on different lanes, neither waiting for the other.
 

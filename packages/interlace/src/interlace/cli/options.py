@@ -199,6 +199,13 @@ ENGINE: dict[str, Any] = {
     "kv_tier_policy": _option(
         str, "lru", "Engine", help="Which block leaves a tier that is full.", metavar="lru|tinylfu"
     ),
+    "kv_fetch": _option(
+        str,
+        "auto",
+        "Engine",
+        help="auto: fetch as much of a prompt as is faster than to compute it; always: all that a tier has.",
+        metavar="auto|always",
+    ),
     "generation_config": _option(
         str,
         "auto",

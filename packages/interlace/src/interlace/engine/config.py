@@ -27,6 +27,7 @@ EXECUTORS = ("lanes", "sequential")
 GENERATION_CONFIGS = ("auto", "none")
 QUANTIZATIONS = ("auto", "none", "stored", "int8", "int4", "fp8")
 WRITES = ("through", "back")
+FETCHES = ("auto", "always")
 MOST_TIERS = 8
 SEED_LIMIT = 2**64
 
@@ -58,6 +59,7 @@ class EngineOptions(TypedDict, total=False):
     kv_tiers: Sequence[str]
     kv_tier_write: str
     kv_tier_policy: str
+    kv_fetch: str
     kv_tier_timeout_s: float
 
 
@@ -94,6 +96,9 @@ class EngineConfig:
     kv_tiers: Sequence[str] = ()  # memories below the KV cache, from the top: see `KvTierSpec`
     kv_tier_write: str = "through"  # blocks go down when they are full; back: when their memory is needed
     kv_tier_policy: str = "lru"  # which block leaves a tier that is full
+    kv_fetch: str = (
+        "auto"  # auto: fetch as much of a prompt as is faster than to compute it; always: all that is there
+    )
     kv_tier_timeout_s: float = 2.0  # what takes so much longer than its tier is modelled to take is given up
 
     @classmethod
@@ -123,6 +128,7 @@ class EngineConfig:
             ("generation_config", GENERATION_CONFIGS),
             ("quantize", QUANTIZATIONS),
             ("kv_tier_write", WRITES),
+            ("kv_fetch", FETCHES),
             ("kv_tier_policy", POLICY_NAMES),
         ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in choices:

@@ -284,7 +284,13 @@ def make_tiers(ranks: Ranks, config: EngineConfig) -> Tiers | None:
     """Returns the tiers below the KV cache of `ranks`; None where there are none."""
     if not ranks.tier_capacities:
         return None
-    return Tiers(ranks.tier_capacities, config.kv_tier_policy, config.kv_tier_write, lambda: ranks.is_storing)
+    return Tiers(
+        ranks.tier_capacities,
+        config.kv_tier_policy,
+        config.kv_tier_write,
+        lambda: ranks.is_storing,
+        ranks.fetch_chooser,
+    )
 
 
 def make_sampler(ranks: Ranks, max_num_seqs: int) -> Sampler:

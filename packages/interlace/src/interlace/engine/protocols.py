@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from interlace.engine.cache.fetching import Chooser
     from interlace.models.batch import ForwardBatch
     from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.native import ThreadPool
@@ -77,6 +78,10 @@ class Ranks(Protocol):
     @property
     def tier_capacities(self) -> Sequence[int]:
         """Blocks that each tier below the KV cache holds, from the top."""
+
+    @property
+    def fetch_chooser(self) -> Chooser:
+        """Says how much of what a tier has of a prompt is fetched."""
 
     @property
     def failed_blocks(self) -> Collection[int]:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 from interlace.engine.cache.blocks import BlockManager
+from interlace.engine.cache.fetching import Question
 from interlace.engine.cache.tiers import Tiers
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
@@ -99,11 +100,9 @@ class Scheduler:
                 continue
             if not self._make_room(sequence, min(sequence.num_uncomputed, budget)):
                 break
-            for item in self._next_of(sequence, budget):
-                batch.append(item)
-                budget -= item.num_new
+            budget -= self._schedule(sequence, budget, batch)
         if self.num_preemptions == preemptions_before:
-            batch.extend(self._admit(budget))
+            self._admit(budget, batch)
         self._store(batch)
         return batch
 
@@ -119,12 +118,15 @@ class Scheduler:
         missed = self._settle(batch, failed)
         for item in batch:
             if item.sequence not in missed:
-                item.sequence.num_computed = item.start + item.num_new
+                item.sequence.compute_to(item.start + item.num_new)
         for sequence in dict.fromkeys(item.sequence for item in batch):
             if sequence not in missed:
                 self._publish(sequence)
         for sequence in reversed(missed):
-            self._start_anew(sequence)
+            starts = [item.start for item in batch if item.sequence is sequence]
+            self._start_anew(
+                sequence, max(starts) if starts[-1] > sequence.num_computed else sequence.num_tokens
+            )
         return missed
 
     def forget(self) -> None:
@@ -145,29 +147,58 @@ class Scheduler:
         if self.tiers is not None:
             self.tiers.withdraw(names)
 
-    def _next_of(self, sequence: Sequence, budget: int) -> list[Scheduled]:
-        """The next tokens of a running sequence, up to `budget`, and what is fetched for them.
+    def _schedule(self, sequence: Sequence, budget: int, batch: list[Scheduled]) -> int:
+        """Adds the next tokens of a running sequence to `batch`, at most `budget`. Returns how many these are."""
+        items = self._next_of(sequence, budget, batch)
+        batch += items
+        return sum(item.num_new for item in items)
 
-        What a tier has of them is fetched. There may be tokens to compute in front of that, and there are some behind.
-        """
+    def _next_of(self, sequence: Sequence, budget: int, batch: list[Scheduled]) -> list[Scheduled]:
+        """The next tokens of a sequence, and what is fetched for it: see `fetching`."""
         start, end = sequence.num_computed, sequence.num_tokens + sequence.num_pending
         found = self._found_below(sequence)
-        front = found.start * BLOCK_SIZE - start
-        if not found or front >= budget:
+        behind = (sequence.ready or found).stop
+        if self.tiers is None or start >= behind * BLOCK_SIZE:
             return [Scheduled(sequence, start, min(end - start, budget))]
-        assert self.tiers is not None
-        behind = found.stop * BLOCK_SIZE
-        names = sequence.names_before(behind)
-        self.tiers.fetch(names[found.start :], sequence.table.blocks[found.start : found.stop].tolist())
-        sequence.count_fetched(len(found) * BLOCK_SIZE)
-        items = [Scheduled(sequence, start, front)] if front else []
-        return [*items, Scheduled(sequence, behind, min(end - behind, budget - front))]
+        names = sequence.names_before(found.stop * BLOCK_SIZE)[found.start :]
+        question = Question(
+            others=[(item.num_new, item.start + item.num_new) for item in batch],
+            num_keys=start,
+            num_before=found.start * BLOCK_SIZE - start,
+            tiers=self.tiers.tiers_of(names),
+            behind=behind * BLOCK_SIZE,
+            end=end,
+            budget=budget,
+        )
+        answer = self.tiers.choose(question)
+        fetched = range(found.stop - answer.num_fetched, found.stop)
+        if fetched:
+            blocks = sequence.table.blocks[fetched.start : fetched.stop].tolist()
+            self.tiers.fetch(names[len(names) - len(fetched) :], blocks)
+            sequence.count_fetched(len(fetched) * BLOCK_SIZE)
+        if fetched or sequence.ready:
+            sequence.ready = range(fetched.start, behind)
+        if not sequence.ready:
+            return [Scheduled(sequence, start, min(end - start, budget))]
+        front = sequence.ready.start * BLOCK_SIZE - start
+        items = [Scheduled(sequence, start, min(front, budget))] if front else []
+        if front < budget:
+            rest = min(end - behind * BLOCK_SIZE, budget - front)
+            items.append(Scheduled(sequence, behind * BLOCK_SIZE, rest))
+        return items
 
     def _found_below(self, sequence: Sequence) -> range:
-        """The next blocks of a sequence that has a prompt to compute, as far as tiers have them: their indices."""
+        """The next blocks of a sequence that has a prompt to compute, as far as tiers have them: their indices.
+
+        They go up to those that were fetched before, or are none.
+        """
         first = blocks_for(sequence.num_computed)
         if self.tiers is None or sequence.num_uncomputed <= BLOCK_SIZE:
             return range(0)
+        if sequence.ready:
+            missing = sequence.names_before(sequence.ready.start * BLOCK_SIZE)[first:]
+            first = first if self.tiers.count(missing) == len(missing) else sequence.ready.start
+            return range(first, sequence.ready.start)
         # One token at least is left to compute, for its logits are wanted.
         names = sequence.names_before(sequence.num_tokens - 1)[first:]
         return range(first, first + self.tiers.count(names))
@@ -193,9 +224,9 @@ class Scheduler:
         sequences = dict.fromkeys(item.sequence for item in batch) if lost else {}
         return [each for each in sequences if not lost.isdisjoint(each.table.blocks.tolist())]
 
-    def _start_anew(self, sequence: Sequence) -> None:
-        """Its pass could not fetch a block: what was computed behind that is wrong, and found no more."""
-        self._withdraw(sequence.names_before(sequence.num_tokens)[sequence.num_computed // BLOCK_SIZE :])
+    def _start_anew(self, sequence: Sequence, behind: int) -> None:
+        """Its pass could not fetch a block: what it computed from the token `behind` on is wrong, and found no more."""
+        self._withdraw(sequence.names_before(sequence.num_tokens)[behind // BLOCK_SIZE :])
         self.running.remove(sequence)
         self._leave_blocks(sequence)
         sequence.num_cached = sequence.num_fetched = 0
@@ -238,7 +269,7 @@ class Scheduler:
         self.waiting.appendleft(victim)
         return victim
 
-    def _admit(self, budget: int) -> Iterator[Scheduled]:
+    def _admit(self, budget: int, batch: list[Scheduled]) -> None:
         """Starts waiting sequences, in order. Each gets blocks for all its tokens at once.
 
         It shares the blocks that are found of them. One token at least is left to compute, for its logits are wanted.
@@ -260,6 +291,4 @@ class Scheduler:
                 sequence.first_scheduled_s = time.perf_counter()
             if sequence.is_new:
                 sequence.num_cached = sequence.num_computed
-            for item in self._next_of(sequence, budget):
-                budget -= item.num_new
-                yield item
+            budget -= self._schedule(sequence, budget, batch)

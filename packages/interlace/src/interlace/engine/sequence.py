@@ -1,7 +1,7 @@
 """Sequence: the tokens of one request and how much of them the KV cache holds.
 
 Invariants
-1. `num_computed <= num_tokens <= max_total`; `table` has the KV of tokens 0..num_computed-1.
+1. `num_computed <= num_tokens <= max_total`; `table` has the KV of tokens 0..num_computed-1, and of `ready`.
 2. A sequence with no blocks has `num_computed == 0`.
 3. The last token never needs KV, so a running sequence occupies at most `max_total - 1` tokens.
 4. `tokens` has `num_pending` entries behind those of `num_tokens`: a device has sampled them and the host does not know
@@ -21,6 +21,7 @@ from interlace.engine.sampling_params import SamplingParams
 from tokenweave.kernels import BLOCK_SIZE
 
 Int32Array = npt.NDArray[np.int32]
+NO_BLOCKS = range(0)
 
 
 def max_total_tokens(num_prompt: int, params: SamplingParams, max_model_len: int) -> int:
@@ -61,6 +62,7 @@ class Sequence:
         self.num_published = 0  # blocks
         self.num_cached = 0  # tokens of the prompt that were found, and not computed
         self.num_fetched = 0  # of these, those that a tier below local memory had
+        self.ready = NO_BLOCKS  # blocks behind those computed that have been fetched already: their places in the table
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
 
@@ -125,7 +127,15 @@ class Sequence:
         self.num_published = len(blocks)
         self.num_computed = len(blocks) * BLOCK_SIZE
 
+    def compute_to(self, num_tokens: int) -> None:
+        """Its first `num_tokens` tokens are in the cache now, and what was fetched behind them."""
+        self.num_computed = num_tokens
+        if self.ready and num_tokens >= self.ready.start * BLOCK_SIZE:
+            self.num_computed = max(num_tokens, self.ready.stop * BLOCK_SIZE)
+            self.ready = NO_BLOCKS
+
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
+        self.ready = NO_BLOCKS
         self.num_computed = self.num_published = 0
         return self.table.clear()

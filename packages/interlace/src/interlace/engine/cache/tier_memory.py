@@ -77,7 +77,7 @@ class SlotMemory:
         from emucxl.errors import EmucxlError
 
         try:
-            self._context = Context()
+            self._context = Context(name=f"rank {rank}")
         except EmucxlError as error:
             raise EngineError(f"tiers below the KV cache cannot be opened: {error}") from error
         try:

@@ -1,8 +1,11 @@
 """TierMover: carries out one rank's part of the moves of a pass, layer by layer, beside the pass.
 
-Evictions and fetches of a pass are submitted together, when the first of their steps runs, and each step waits for its
-layer. Stores are submitted as their layers are done, on a queue of their own, and are not waited for: a later pass
-waits, where it would overwrite a block that is still being read, or use a slot that is still being written.
+Evictions and fetches of a pass are submitted together, when it begins, and each step waits for its layer. Stores are
+submitted as their layers are done, on a queue of their own, and are not waited for: a later pass waits, where it would
+overwrite a block that is still being read, or use a slot that is still being written.
+
+A submission takes tens of microseconds of the interpreter, which the compute lane needs too. So a few layers go in one
+where they take little time.
 
 A tier that fails costs misses: `end` returns the blocks that a pass should have fetched and could not. What could not
 be written is remembered, and fails when it is fetched. A tier that does not answer in time is used no more.
@@ -47,9 +50,13 @@ from tokenweave.kernels import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from emucxl.copy_engine import Completion, CopyEngine
+    from interlace.cache.kv_tier import KvTierSpec
 
 MAX_BACKLOG_BYTES = 256 << 20  # of stores under way, above which no more are asked for
 MAX_BACKLOG_S = 0.5  # that they are expected to take: a pass that needs one of their blocks waits for it
+SUBMISSION_S = 1e-3  # of copying, that one submission is worth
+MOST_LAYERS = 8  # in one submission, and in each of stores, for which nobody waits
+MEASURED_SLOTS = 32  # for the speed of a tier
 CANCEL_S = 5.0  # a cancelled copy ends between two pieces, which takes microseconds
 _log = logging.getLogger(__name__)
 
@@ -87,8 +94,10 @@ class _Pass:
     settled: Rows  # stores of blocks that were full before it
     failed: set[int] = field(default_factory=set)  # blocks
     lost: list[Slot] = field(default_factory=list)  # targets of evictions that were not made
-    under_way: dict[tuple[MoveKind, int], deque[_Copies]] = field(default_factory=dict)  # by kind and layer
-    is_submitted: bool = False
+    under_way: dict[tuple[MoveKind, int], deque[_Copies]] = field(
+        default_factory=dict
+    )  # by kind and first layer
+    group: int = 1  # layers in one submission
     start_s: float = 0.0
     deadline_s: float = 0.0
 
@@ -111,6 +120,15 @@ class TierMover:
         self._pass: _Pass | None = None
 
     @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        return self._memory.slot_bytes
+
+    @property
+    def specs(self) -> tuple[KvTierSpec, ...]:
+        return self._memory.specs
+
+    @property
     def is_busy(self) -> bool:
         """Whether so many stores are under way that no more should be asked for."""
         while self._pending and self._pending[0].completion.done:
@@ -119,6 +137,25 @@ class TierMover:
             sum(stores.size_bytes for stores in self._pending) > MAX_BACKLOG_BYTES
             or self._backlog_s() > MAX_BACKLOG_S
         )
+
+    def measure_fetch_s(self, place: int) -> float:
+        """Seconds that it takes to fetch a byte from a tier, at best of a few times. Only before the first pass.
+
+        Some slots are written first: memory that was never touched is read out of the processor's caches.
+        """
+        num_slots = len(self._memory.buffers[place - 1]) // self._memory.slot_bytes
+        count = min(MEASURED_SLOTS, self._copies.num_blocks, num_slots)
+        rows = np.zeros((count, 5), dtype=np.int32)
+        rows[:, FROM_INDEX] = rows[:, TO_INDEX] = np.arange(count)
+        layers, best_s = range(self._copies.num_layers), float("inf")
+        rows[:, TO] = place
+        self._down.submit(self._copies.of(rows, layers)).wait(self._timeout_s)
+        rows[:, [FROM, TO]] = rows[:, [TO, FROM]]
+        for _ in range(3):
+            start_s = time.perf_counter()
+            self._up.submit(self._copies.of(rows, layers)).wait(self._timeout_s)
+            best_s = min(best_s, time.perf_counter() - start_s)
+        return float(best_s / (count * self._memory.slot_bytes))
 
     def begin(self, batch: ForwardBatch) -> None:
         """The pass over `batch` is about to run: waits for whatever would be in its way."""
@@ -138,6 +175,8 @@ class TierMover:
         self._pass = _Pass(evictions, fetches, stores[is_filled], stores[~is_filled])
         unreadable = [self._is_unusable(slot) for slot in slots_of(fetches, FROM)]
         self._pass.failed.update(fetches[np.array(unreadable, dtype=bool), TO_INDEX].tolist())
+        if len(evictions) or len(fetches):
+            self._begin_moving(self._pass)
 
     def end(self) -> set[int]:
         """The pass has run. Returns the blocks that it should have fetched and could not: it read nonsense there."""
@@ -161,7 +200,9 @@ class TierMover:
         moves = self._running
         if layer == 0:
             self._store(moves.settled, range(self._copies.num_layers))
-        self._store(moves.stores, range(layer, layer + 1))
+        layers = self._group_of(layer, MOST_LAYERS)
+        if layer == layers[-1]:
+            self._store(moves.stores, layers)
 
     def close(self) -> None:
         """Ends what is under way, and gives the tiers' memory back.
@@ -177,6 +218,11 @@ class TierMover:
             engine.close()
         self._memory.close()
 
+    def _group_of(self, layer: int, size: int) -> range:
+        """The layers that are moved with `layer`, where `size` are in one submission."""
+        first = layer - layer % size
+        return range(first, min(first + size, self._copies.num_layers))
+
     @property
     def _running(self) -> _Pass:
         assert self._pass is not None, "a step outside of a pass"
@@ -186,13 +232,15 @@ class TierMover:
 
     def _begin_moving(self, moves: _Pass) -> None:
         """Queues the evictions and fetches of all layers: of each layer the evictions first, which one thread keeps."""
-        moves.is_submitted, moves.start_s = True, time.monotonic()
+        moves.start_s = time.monotonic()
         expected_s = self._copies.expected_s(moves.fetches) + self._copies.expected_s(moves.evictions)
         if len(moves.evictions):
             expected_s += self._backlog_s()  # a tier writes what it was given first
         moves.deadline_s = moves.start_s + self._timeout_s + 2 * expected_s
         fetches = by_place(moves.fetches, FROM)
-        for layer in range(self._copies.num_layers):
+        least_s = self._copies.least_s(moves.fetches) + self._copies.least_s(moves.evictions)
+        moves.group = max(1, min(MOST_LAYERS, int(SUBMISSION_S * self._copies.num_layers / least_s)))
+        for layer in range(0, self._copies.num_layers, moves.group):
             self._queue(moves, MoveKind.EVICT, layer, moves.evictions)
             for of_one_tier in fetches:
                 self._queue(moves, MoveKind.FETCH, layer, of_one_tier)
@@ -201,7 +249,7 @@ class TierMover:
         if moves.failed or moves.lost:  # in a layer before this one
             done_for = {*moves.lost, *((LOCAL, block) for block in moves.failed)}
             rows = _without(rows, TO, done_for)
-        made, refused = self._submit(self._up, rows, range(layer, layer + 1))
+        made, refused = self._submit(self._up, rows, self._group_of(layer, moves.group))
         moves.under_way.setdefault((kind, layer), deque()).extend(made)
         self._fail(moves, kind, refused)
 
@@ -209,8 +257,6 @@ class TierMover:
         from emucxl.errors import EmucxlError, WaitTimeout
 
         moves = self._running
-        if not moves.is_submitted:
-            self._begin_moving(moves)
         queue = moves.under_way.get((kind, layer), deque())
         while queue:
             rows = queue[0].rows

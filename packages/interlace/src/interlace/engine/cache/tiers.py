@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from interlace.cache.tier_index import Descent, Place, TierIndex
+from interlace.engine.cache.fetching import Answer, Chooser, Question, fetch_all
 from interlace.models.moves import LOCAL, Move, MoveKind
 
 MOST_WAITING = (
@@ -34,10 +35,13 @@ class Tiers:
         policy: str = "lru",
         write: str = "through",
         is_busy: Callable[[], bool] = lambda: False,
+        choose: Chooser = fetch_all,
     ) -> None:
-        """`capacities` are blocks. `is_busy` says that nothing more should be stored for now."""
+        """`capacities` are blocks. `is_busy` says that nothing more should be stored for now; `choose` says how much of
+        what is found is fetched."""
         self.index = TierIndex(capacities, policy)
         self.num_hits = [0] * len(capacities)  # blocks
+        self._chooser = choose
         self.num_misses = 0  # passes whose fetches failed
         self._writes_through, self._is_busy = write == "through", is_busy
         self._moves: list[Move] = []
@@ -80,6 +84,15 @@ class Tiers:
             if self.index.find(name) is None:
                 return found
         return len(names)
+
+    def tiers_of(self, names: Sequence[bytes]) -> list[int]:
+        """The tier of each of `names`, which are there."""
+        places = map(self.index.find, names)
+        return [place.tier for place in places if place is not None]
+
+    def choose(self, question: Question) -> Answer:
+        """How much of what is found is fetched."""
+        return self._chooser(question) if question.tiers else Answer(0)
 
     def fetch(self, names: Sequence[bytes], blocks: Sequence[int]) -> None:
         """Has `names`, which are there, fetched into `blocks` before the pass reads them."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from interlace.engine.cache.fetching import Chooser, fetch_all
 from interlace.engine.ranks.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
 from interlace.engine.ranks.guards import Owner, interrupts_deferred
 from interlace.engine.ranks.processes import FAILURE_REPORT_S
 from interlace.engine.ranks.runner import RankInfo, Runner, roll_call
 from interlace.engine.ranks.tracing import collect_recordings, start_recording
+from interlace.engine.weaving.fetch_planner import FetchPlanner
 from interlace.engine.weaving.weaver import Weaver
 from interlace.errors import EngineError, InterlaceError, RankFailed
 from interlace.models.batch import ForwardBatch
@@ -58,6 +60,8 @@ class RankGroup:
         self.runner, self.tokenizer, self._others = runner, tokenizer, others
         self.sampling_defaults = sampling_defaults or {}
         self.weaver = Weaver.of(runner)
+        planner = FetchPlanner.of(runner) if runner.config.kv_fetch == "auto" else None
+        self.fetch_chooser: Chooser = planner or fetch_all
         self._failure: InterlaceError | None = None
         self._closed = False
         self._owner = Owner("group of ranks")

@@ -78,9 +78,7 @@ class Weaver:
         if runner.streams is not None:
             return cls._of_gpus(runner)
         alignment = alignment_of(row_tile(kernels), communicator.size)
-        own = runner.ranks[communicator.rank]
-        ranks_here = sum(info.host == own.host for info in runner.ranks)
-        shared_core = ranks_here * (kernels.threads + 1) > resources.num_threads()
+        shared_core = lanes_share_cores(runner)
         if communicator.size == 1 or config.weave != "auto":
             mode = config.weave if communicator.size > 1 else "never"
             return cls(mode, alignment, shared_core=shared_core)
@@ -145,6 +143,13 @@ class Weaver:
         place = 8 * int(pairs @ starts[:-1]) // (total * num_tokens)
         width = self.alignment * max(1, num_tokens // (64 * self.alignment))
         return width, num_tokens // width, int(4 * math.log2(total)), place, len(load.logit_rows).bit_length()
+
+
+def lanes_share_cores(runner: Runner) -> bool:
+    """Whether the lanes of this host's ranks have fewer cores than threads that may be at work."""
+    own = runner.ranks[runner.communicator.rank]
+    ranks_here = sum(info.host == own.host for info in runner.ranks)
+    return ranks_here * (runner.kernels.threads + 1) > resources.num_threads()
 
 
 def costs_of(runner: Runner) -> CostModel:
