@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from interlace.cache.kv_tier import KvTierSpec
-from interlace.engine.cache import tier_mover
+from interlace.engine.cache import tier_copies, tier_mover, tier_stores
 from interlace.engine.cache.tier_memory import SlotMemory
 from interlace.engine.cache.tier_mover import TierMover
 from interlace.errors import EngineError
@@ -78,7 +78,7 @@ class Bench:
         def late(moving: tier_mover._Pass) -> None:
             begin_moving(moving)
             for copies in chain.from_iterable(moving.under_way.values()):
-                if STALLED_PLACE in copies.rows[:, [tier_mover.FROM, tier_mover.TO]]:
+                if STALLED_PLACE in copies.rows[:, [tier_copies.FROM, tier_copies.TO]]:
                     break
                 copies.completion.wait(PATIENCE_S)
             moving.deadline_s = 0.0
@@ -89,7 +89,7 @@ class Bench:
 
     def settle(self) -> None:
         """Returns when no store is under way."""
-        for stores in self.mover._pending:
+        for stores in self.mover._stores._pending:
             stores.completion.wait(PATIENCE_S)
         assert not self.mover.is_busy
 
@@ -263,7 +263,7 @@ def test_a_store_that_failed_late_is_not_handed_down() -> None:
     with opened(SLOW, FAST) as bench:
         bench.write(1)
         bench.run(Move(STORE, LOCAL, 0, 1, 0))
-        for stores in bench.mover._pending:
+        for stores in bench.mover._stores._pending:
             stores.completion.cancel()
         bench.run(Move(EVICT, 1, 0, 2, 0))
         assert bench.run(Move(FETCH, 2, 0, LOCAL, 5)) == {5}
@@ -273,7 +273,7 @@ def test_a_slot_that_is_written_anew_is_good_again() -> None:
     with opened(SLOW) as bench:
         bench.write(1, 2)
         bench.run(Move(STORE, LOCAL, 0, 1, 0))
-        for stores in bench.mover._pending:
+        for stores in bench.mover._stores._pending:
             stores.completion.cancel()
         bench.run(Move(STORE, LOCAL, 1, 1, 0))
         assert not bench.run(Move(FETCH, 1, 0, LOCAL, 5))
@@ -291,7 +291,7 @@ def test_a_stalled_tier_fails_what_is_fetched_and_is_used_no_more(caplog: pytest
         assert bench.run(*fetches) == {4}, "at once, and the tier that works is read"
         np.testing.assert_array_equal(bench.local(5), contents(1).numpy())
         bench.run(Move(STORE, LOCAL, 0, 2, 1), Move(EVICT, LOCAL, 0, 2, 2))
-        assert not bench.mover._pending
+        assert not bench.mover._stores
         assert bench.run(Move(FETCH, 2, 2, LOCAL, 3)) == {3}
         assert [record.getMessage() for record in caplog.records] == [
             f"the tier {STALLED!r} below the KV cache is used no more: it took {PATIENCE_S:g} s longer than expected"
@@ -314,7 +314,7 @@ def test_nothing_of_a_fetch_that_was_given_up_arrives_later() -> None:
         bench.write(1, 2)
         moves = tuple(Move(FETCH, 1, slot, LOCAL, slot) for slot in range(NUM_BLOCKS))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bench.mover._copies, "expected_s", lambda rows: 0.0)
+            patch.setattr(bench.mover._copies, "patience_s", lambda rows: 0.0)
             patch.setattr(bench.mover, "_timeout_s", 0.001)
             assert bench.run(*moves), "18 ms are not 1"
         before = bench.cache.clone()
@@ -330,7 +330,7 @@ def test_stores_to_a_stalled_tier_end_together(caplog: pytest.LogCaptureFixture)
             bench.run(Move(STORE, LOCAL, block, 2, block))
         bench.run(Move(STORE, LOCAL, 4, 1, 0))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bench.mover, "_timeout_s", 0.01)
+            patch.setattr(bench.mover._stores, "timeout_s", 0.01)
             assert not bench.run(writes=dict.fromkeys(range(4), 9))
         assert [traffic.is_given_up for traffic in bench.mover.traffic] == [False, True]
         assert bench.run(*(Move(FETCH, 2, block, LOCAL, block) for block in range(4))) == {0, 1, 2, 3}
@@ -354,14 +354,13 @@ def test_evictions_may_wait_for_the_stores_before_them() -> None:
         bench.run(*(Move(STORE, LOCAL, block, 1, block) for block in range(NUM_BLOCKS)))
         bench.mover.begin(batch((Move(EVICT, LOCAL, 0, 1, 7),), {}))
         moving = bench.mover._running
-        bench.mover._begin_moving(moving)
         least_s = PATIENCE_S + 2 * (NUM_BLOCKS + 1) * SLOT_BYTES / 1e6
         assert moving.deadline_s - moving.start_s >= 0.999 * least_s
 
 
 @pytest.mark.parametrize("limit", ["MAX_BACKLOG_BYTES", "MAX_BACKLOG_S"])
 def test_a_mover_is_busy_with_many_stores(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tier_mover, limit, 0)
+    monkeypatch.setattr(tier_stores, limit, 0)
     with opened(STALLED) as bench:
         assert not bench.mover.is_busy
         bench.run(Move(STORE, LOCAL, 0, 1, 0))
@@ -375,18 +374,17 @@ def test_closing_ends_stores_and_fetches_under_way() -> None:
             if is_within:
                 fetch = (Move(FETCH, 1, 6, LOCAL, 5),)
                 bench.mover.begin(batch(fetch, {}))
-                bench.mover._begin_moving(bench.mover._running)
         assert not bench.memory.buffers
 
 
 def test_a_copy_that_cannot_be_ended_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(STALLED) as bench:
         bench.run(Move(STORE, LOCAL, 0, 1, 0))
-        stores = bench.mover._pending[0]
+        stores = bench.mover._stores._pending[0]
         with monkeypatch.context() as patch:
-            patch.setattr(tier_mover, "CANCEL_S", 0.0)
-            patch.setattr(bench.mover, "_timeout_s", 0.0)
+            patch.setattr(tier_copies, "CANCEL_S", 0.0)
+            patch.setattr(bench.mover._stores, "timeout_s", 0.0)
             patch.setattr(type(stores.completion), "cancel", lambda self: None)
             with pytest.raises(EngineError, match="is its device there"):
                 bench.run(writes={0: 9})
-        bench.mover._pending.append(stores)
+        bench.mover._stores._pending.append(stores)

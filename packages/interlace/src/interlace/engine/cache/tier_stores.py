@@ -1,0 +1,100 @@
+"""TierStores: the stores of one rank that are under way, for which nobody waits until something is in their way.
+
+Thread safety: none; it belongs to the rank's TierMover.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from interlace.engine.cache.tier_copies import (
+    FROM,
+    TO,
+    Batch,
+    Rows,
+    Slot,
+    TierCopies,
+    by_place,
+    cancel,
+    slots_of,
+    without,
+)
+from interlace.engine.cache.tier_health import TierHealth
+
+if TYPE_CHECKING:
+    from emucxl.copy_engine import CopyEngine
+
+MAX_BACKLOG_BYTES = 256 << 20  # above which no more are asked for
+MAX_BACKLOG_S = 0.5  # that they are expected to take: a pass that needs one of their blocks waits for it
+
+
+class TierStores:
+    """Stores, in the order in which `engine` makes them."""
+
+    def __init__(self, engine: CopyEngine, copies: TierCopies, health: TierHealth, timeout_s: float) -> None:
+        """A store that takes `timeout_s` longer than expected is given up, and its tier with it."""
+        self._engine, self._copies, self._health, self.timeout_s = engine, copies, health, timeout_s
+        self._pending: deque[Batch] = deque()
+
+    def __len__(self) -> int:
+        """How many batches are under way."""
+        return len(self._pending)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so many are under way that no more should be asked for."""
+        while self._pending and self._pending[0].completion.done:
+            self._collect(self._pending.popleft())
+        size_bytes = sum(batch.size_bytes for batch in self._pending)
+        return size_bytes > MAX_BACKLOG_BYTES or sum(b.expected_s for b in self._pending) > MAX_BACKLOG_S
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that those under way may take on a busy machine."""
+        return sum(batch.patience_s for batch in self._pending)
+
+    def begin(self, rows: Rows, layers: range) -> None:
+        """Begins to store `rows` in some layers, but for those that failed in another."""
+        for of_one_tier in by_place(without(rows, TO, self._health.broken), TO):
+            made, refused = self._copies.submit(self._engine, of_one_tier, layers)
+            self._pending.extend(made)
+            self._health.lose(slots_of(refused, TO))
+            traffic = self._health.traffic[of_one_tier[0, TO] - 1]
+            traffic.written_bytes += sum(batch.size_bytes for batch in made)
+
+    def clear_way(self, used: Collection[Slot]) -> None:
+        """Waits for those that read or write one of `used`, and for those before them."""
+        last = -1
+        for index, batch in enumerate(self._pending):
+            if not {*slots_of(batch.rows, FROM), *slots_of(batch.rows, TO)}.isdisjoint(used):
+                last = index
+        for _ in range(last + 1):
+            self._collect(self._pending.popleft())
+
+    def end(self) -> None:
+        """Ends those under way.
+
+        Raises:
+            EngineError: one does not end.
+        """
+        cancel(self._pending)
+        self._pending.clear()
+
+    def _collect(self, batch: Batch) -> None:
+        """Waits for the oldest one."""
+        from emucxl.errors import EmucxlError, WaitTimeout
+
+        try:
+            batch.completion.wait(self.timeout_s + batch.patience_s)
+        except WaitTimeout:
+            place = batch.rows[0, TO]
+            self._health.give_up([int(place)])
+            of_place = [batch, *(each for each in self._pending if each.rows[0, TO] == place)]
+            for unwritten in cancel(of_place):
+                self._health.lose(slots_of(unwritten.rows, TO))
+        except EmucxlError as error:
+            if not self._health.is_unusable(slots_of(batch.rows, TO)[0]):
+                self._health.report(batch.rows, error)
+            self._health.lose(slots_of(batch.rows, TO))
