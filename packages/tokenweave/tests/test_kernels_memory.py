@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenweave.kernels import memory
 from tokenweave.kernels.memory import HUGE_PAGE_BYTES, LINE_BYTES, Arena
 
 
@@ -31,3 +37,21 @@ def test_a_tensor_outlives_its_arena() -> None:
     tensor.fill_(7)
     del arena
     assert (tensor == 7).all()
+
+
+def test_the_pages_of_a_large_tensor_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever packs layer after layer, and keeps none, has one in memory."""
+    mapped: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def noted(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        pages = torch.zeros(tuple(shape), dtype=dtype)
+        mapped.append(weakref.ref(pages.untyped_storage()))
+        return pages
+
+    monkeypatch.setattr(memory, "lazy_zeros", noted)
+    arena = Arena(slab_bytes=1024)
+    for _ in range(3):
+        tensor = arena.take(5000)
+        assert sum(storage() is not None for storage in mapped) == 1
+        del tensor
+    assert not [storage for storage in mapped if storage() is not None]

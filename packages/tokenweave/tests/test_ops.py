@@ -54,7 +54,7 @@ class EverythingAndPeek(Everything):
 
 def test_labels_short_names_and_handlers_are_distinct() -> None:
     for names in ([op.label for op in Op], [op.short for op in Op], [op.handler for op in Op]):
-        assert len(set(names)) == len(names) == 9
+        assert len(set(names)) == len(names) == 11
 
 
 def test_an_operation_is_found_by_its_label() -> None:

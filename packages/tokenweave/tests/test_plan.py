@@ -1,11 +1,13 @@
 """The plan: order, lanes and edges of a forward pass."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenweave.errors import PlanError
-from tokenweave.plan import Lane, Moves, Op, Plan, Step, plan_forward
+from tokenweave.plan import WEIGHT_ROOMS, Lane, Moves, Op, Plan, Step, plan_forward
 
 
 def test_a_one_layer_plan_is_these_steps() -> None:
@@ -75,7 +77,67 @@ def test_a_one_layer_plan_that_moves_blocks_is_these_steps() -> None:
     )
 
 
-MOVES = st.builds(Moves, evicts=st.booleans(), fetches=st.booleans(), stores=st.booleans())
+def test_a_woven_plan_that_fetches_weights_waits_for_both_parts_before_it_fills_a_room_again() -> None:
+    plan = plan_forward(num_layers=3, num_tokens=4, split=2, moves=Moves(fetches=True, fetches_weights=True))
+    moved = [(step.name, [plan.steps[at].name for at in step.waits_for]) for step in plan.on(Lane.MEMORY)]
+    assert moved == [
+        ("fetch_weights[0]", []),
+        ("fetch[0]", []),
+        ("fetch_weights[1]", []),
+        ("fetch[1]", []),
+        ("fetch_weights[2]", ["mlp[0]", "mlp[0]'"]),
+        ("fetch[2]", []),
+        ("prefetch_weights", ["mlp[2]", "mlp[2]'"]),
+    ]
+    awaited = {step.name: {plan.steps[at].name for at in step.waits_for} for step in plan.steps}
+    for name in ("attention[2]", "attention[2]'"):
+        assert awaited[name] > {"fetch_weights[2]", "fetch[2]"}
+
+
+MOVES = st.builds(
+    Moves, evicts=st.booleans(), fetches=st.booleans(), stores=st.booleans(), fetches_weights=st.booleans()
+)
+
+
+def _steps_before(plan: Plan) -> list[set[int]]:
+    """For each step, those that are done when it begins, whatever the lanes' pace: awaited ones, and its lane's."""
+    before: list[set[int]] = []
+    last_on: dict[Lane, int] = {}
+    for position, step in enumerate(plan.steps):
+        direct = {*step.waits_for, *([last_on[step.lane]] if step.lane in last_on else [])}
+        before.append(direct.union(*(before[other] for other in direct)))
+        last_on[step.lane] = position
+    return before
+
+
+@given(num_layers=st.integers(1, 40), split=st.none() | st.integers(1, 99), moves=MOVES)
+def test_a_room_has_a_layers_weights_from_its_first_step_to_its_last(
+    num_layers: int, split: int | None, moves: Moves
+) -> None:
+    plan = plan_forward(num_layers, 100, split, replace(moves, fetches_weights=True))
+    before, steps = _steps_before(plan), plan.steps
+    fills = {step.layer: at for at, step in enumerate(steps) if step.op is Op.FETCH_WEIGHTS}
+    assert list(fills) == list(range(num_layers))
+    (ahead,) = (at for at, step in enumerate(steps) if step.op is Op.PREFETCH_WEIGHTS)
+    for at, step in enumerate(steps):
+        if step.op not in (Op.ATTENTION, Op.MLP) or step.layer is None:
+            continue
+        assert fills[step.layer] in before[at]
+        later = [fills[layer] for layer in range(step.layer + WEIGHT_ROOMS, num_layers, WEIGHT_ROOMS)]
+        assert all(at in before[fill] for fill in later)
+        assert at in before[ahead]
+
+
+@given(num_layers=st.integers(3, 40), split=st.none() | st.integers(1, 99))
+def test_a_layer_is_fetched_while_the_one_before_it_is_computed(num_layers: int, split: int | None) -> None:
+    plan = plan_forward(num_layers, 100, split, Moves(fetches_weights=True))
+    before, steps = _steps_before(plan), plan.steps
+    for at, step in enumerate(steps):
+        if step.op in (Op.ATTENTION, Op.MLP) and step.layer is not None:
+            following = [
+                n for n, s in enumerate(steps) if (s.op, s.layer) == (Op.FETCH_WEIGHTS, step.layer + 1)
+            ]
+            assert not any(at in before[fetch] or fetch in before[at] for fetch in following)
 
 
 @given(num_layers=st.integers(1, 12), split=st.none() | st.integers(1, 99), moves=MOVES)
@@ -85,10 +147,15 @@ def test_moves_add_steps_and_change_none(num_layers: int, split: int | None, mov
     assert names == [step.name for step in bare.steps]
     wanted = [
         op
-        for op, is_wanted in ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches), (Op.STORE, moves.stores))
+        for op, is_wanted in (
+            (Op.FETCH_WEIGHTS, moves.fetches_weights),
+            (Op.EVICT, moves.evicts),
+            (Op.FETCH, moves.fetches),
+            (Op.STORE, moves.stores),
+        )
         if is_wanted
     ]
-    assert len(plan.on(Lane.MEMORY)) == len(wanted) * num_layers
+    assert len(plan.on(Lane.MEMORY)) == len(wanted) * num_layers + moves.fetches_weights
     for op in wanted:
         assert [step.layer for step in plan.steps if step.op is op] == list(range(num_layers))
     lasts = [step.op for step in plan.on(Lane.MEMORY)][-num_layers:]
@@ -107,7 +174,11 @@ def test_attention_follows_what_makes_its_blocks_ready_and_stores_follow_attenti
         awaited = [plan.steps[other] for other in before[position]]
         own = {other.op for other in awaited if other.layer == step.layer and other.lane is Lane.MEMORY}
         if step.op is Op.ATTENTION:
-            wanted = ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches))
+            wanted = (
+                (Op.FETCH_WEIGHTS, moves.fetches_weights),
+                (Op.EVICT, moves.evicts),
+                (Op.FETCH, moves.fetches),
+            )
             assert own == {op for op, is_wanted in wanted if is_wanted}
         if step.op is Op.STORE:
             attended = [o for o in awaited if o.op is Op.ATTENTION and o.layer == step.layer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,16 @@ def test_a_stored_linear_is_near_the_product_of_its_values(kernels, form, dtype,
     expected = (x.double() @ dequantise(weight).double().T + bias.double()).to(dtype)
     assert packed.format == form.name
     assert_within(kernels.linear(x, packed), expected, TOLERANCE[dtype])
+
+
+def test_a_stack_is_the_same_weight_wherever_its_bytes_are(kernels):
+    formats = ALL_FORMATS[:3]
+    stack = kernels.pack_stored([random_weight(at, form, 40, 512) for at, form in enumerate(formats)])
+    x = randn(1, 5, 512)
+    expected = kernels.linear(x, stack)
+    moved = replace(stack, data=stack.data.clone())
+    stack.data.zero_()
+    assert torch.equal(kernels.linear(x, moved), expected)
 
 
 @by_format

@@ -21,6 +21,8 @@ Invoke = Callable[..., Any]
 class DescribedRanks(FakeRanks):
     """Two ranks, as far as their description goes."""
 
+    weights_tier_bytes = 0  # of each rank
+
     def describe(self) -> dict[str, object]:
         return {
             "ranks": [{"rank": 0}, {"rank": 1}],
@@ -32,6 +34,8 @@ class DescribedRanks(FakeRanks):
             "threads_per_rank": 1,
             "num_kv_blocks": self.num_blocks,
             "memory_per_rank_bytes": [400_000_000, 390_000_000],
+            "weights_per_rank_bytes": [90_000_000, 80_000_000],
+            "weights_tier_per_rank_bytes": [self.weights_tier_bytes] * 2,
         }
 
 

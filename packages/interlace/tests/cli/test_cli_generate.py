@@ -96,6 +96,16 @@ def test_table_follows_the_answer(invoke: Any, fake_model: FakeRanks) -> None:
     assert lines[-1].endswith("400.0 MB, 390.0 MB")
 
 
+def test_weights_in_a_tier_are_in_the_table_and_in_json(invoke: Any, fake_model: Any) -> None:
+    fake_model.weights_tier_bytes = 300_000_000
+    last = invoke(*GREEDY, "--table", "Hi").stdout.splitlines()[-1]
+    assert last[:22].strip() == "weights per rank"
+    assert last.endswith("300.0 MB in a tier, 90.0 MB local; 300.0 MB in a tier, 80.0 MB local")
+    found = json.loads(invoke(*GREEDY, "--json", "Hi").stdout)
+    assert found["weights_per_rank_bytes"] == [90_000_000, 80_000_000]
+    assert found["weights_tier_per_rank_bytes"] == [300_000_000, 300_000_000]
+
+
 def test_raw_and_system_contradict_each_other(invoke: Any, fake_model: FakeRanks) -> None:
     assert invoke("generate", "--raw", "--system", "x", "Hi").exit_code == 2
 

@@ -35,6 +35,7 @@ BAD: dict[str, list[Any]] = {
     "replay": [None, 1, "no"],
     "prefix_cache": [None, 0, "off"],
     "record_block_trace": ["", 3, b"trace"],
+    "weights_tier": ["", 3, "cxl", "cxl:8", "cxl:8GB@fast", "numa:x", "cxl:8GB@1GB/s,20000ms"],
     "link": ["fast", "", "1GB/s", "0GB/s,5us", "1GB/s,20000ms", 3],
 }
 

@@ -140,6 +140,10 @@ class Op(metaclass=_Records):
     EVICT = Operation("evict", Lane.MEMORY, "evict", "ev", Price(phases=_moved))
     # One layer of the blocks that a tier has and the pass attends to.
     FETCH = Operation("fetch", Lane.MEMORY, "fetch", "fe", Price(phases=_moved))
+    # One layer's weights, from a tier to the room for them in local memory.
+    FETCH_WEIGHTS = Operation("fetch_weights", Lane.MEMORY, "fetch_weights", "fw", Price(phases=_moved))
+    # The first layers of the next pass begin to come, and nothing waits for them here: too little to price.
+    PREFETCH_WEIGHTS = Operation("prefetch_weights", Lane.MEMORY, "prefetch_weights", "pw", Price())
     # One layer of the blocks that are full, to a tier.
     STORE = Operation("store", Lane.MEMORY, "store", "st", Price(phases=_moved))
 

@@ -19,16 +19,20 @@ from tokenweave.errors import PlanError
 from tokenweave.geometry import parts_of
 from tokenweave.ops import Lane, Op, Operation
 
-__all__ = ["NO_MOVES", "Lane", "Moves", "Op", "Operation", "Plan", "Step", "plan_forward"]
+__all__ = ["NO_MOVES", "WEIGHT_ROOMS", "Lane", "Moves", "Op", "Operation", "Plan", "Step", "plan_forward"]
+
+
+WEIGHT_ROOMS = 2  # for the weights of one layer each, where these are fetched: one is read, one is filled
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """Which bytes a pass moves between tiers of memory, beside computing: of keys and values, layer by layer."""
+    """Which bytes a pass moves between tiers of memory, layer by layer: keys and values, and weights."""
 
     evicts: bool = False  # blocks are written down, to make room for what the pass writes in their place
     fetches: bool = False  # blocks are read from a tier, for the pass to attend to
     stores: bool = False  # blocks are written down that are full, or that the pass fills
+    fetches_weights: bool = False  # layers are read from a tier; layer l into room l % WEIGHT_ROOMS
 
 
 NO_MOVES = Moves()
@@ -179,6 +183,8 @@ def plan_forward(num_layers: int, num_tokens: int, split: int | None = None, mov
     for op, layer, norm in _stages(num_layers):
         if op is Op.ATTENTION:
             weaver.make_ready(layer, moves)
+        if op is Op.LOGITS and moves.fetches_weights:  # every room is free
+            weaver.steps.append(Step(Op.PREFETCH_WEIGHTS, weaver.done[-1], part=None))
         for part in parts:
             weaver.compute(op, layer, part)
             if norm is not None:
@@ -207,25 +213,42 @@ class _Weaver:
         self.steps: list[Step] = []
         self.last = [-1] * num_parts
         self.attended: list[tuple[int, ...]] = []  # of each layer, where its parts' keys are written
-        self._ready: tuple[int, ...] = ()  # where the cache of this layer is made ready
+        self.done: list[
+            tuple[int, ...]
+        ] = []  # of each layer, where its parts read its weights for the last time
+        self._ready: tuple[int, ...] = ()  # where the weights and the cache of this layer are made ready
 
     def add(self, step: Step, part: int) -> None:
         self.last[part] = len(self.steps)
         self.steps.append(step)
 
     def make_ready(self, layer: int | None, moves: Moves) -> None:
-        """Has a layer's blocks evicted and fetched, as far as `moves` says, before it is computed."""
+        """Has a layer's weights and blocks fetched, and blocks evicted, as far as `moves` says, before it is computed.
+
+        Weights go first: they begin to come when a room is free, but blocks of all layers when a pass begins.
+        """
+        weights: tuple[int, ...] = ()
+        if moves.fetches_weights:
+            lasts = self.done[-WEIGHT_ROOMS] if len(self.done) >= WEIGHT_ROOMS else ()
+            weights = self._move(Op.FETCH_WEIGHTS, lasts, layer)
         self.attended.append(())
-        self._ready = ()
+        self.done.append(())
+        blocks: tuple[int, ...] = ()
         for op, is_needed in ((Op.EVICT, moves.evicts), (Op.FETCH, moves.fetches)):
             if is_needed:
-                self.steps.append(Step(op, self._ready, layer, part=None))
-                self._ready = (len(self.steps) - 1,)
+                blocks = self._move(op, blocks, layer)
+        self._ready = weights + blocks
+
+    def _move(self, op: Operation, waits_for: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
+        self.steps.append(Step(op, waits_for, layer, part=None))
+        return (len(self.steps) - 1,)
 
     def compute(self, op: Operation, layer: int | None, part: int) -> None:
         waits_for = {self.last[part]} - {-1}
         if op is not Op.ATTENTION:
             self.add(Step(op, tuple(waits_for), layer, part=part), part)
+            if op is Op.MLP:
+                self.done[-1] += (self.last[part],)
             return
         # A sequence may straddle the split: its second part sees the first's keys.
         waits_for.update(self._ready, self.attended[-1])

@@ -206,6 +206,13 @@ ENGINE: dict[str, Any] = {
         help="auto: fetch as much of a prompt as is faster than to compute it; always: all that a tier has.",
         metavar="auto|always",
     ),
+    "weights_tier": _option(
+        str | None,
+        None,
+        "Engine",
+        help="Keep the layers' weights in a memory below, say cxl:16GB@cxl-direct: two layers are in local memory.",
+        metavar="TIER",
+    ),
     "generation_config": _option(
         str,
         "auto",

@@ -26,6 +26,7 @@ CHOOSING = (  # how a token is chosen; the model's files may set these
     "frequency_penalty",
 )
 DESCRIBED = ("communicator", "device", "dtype", "weights", "kernels", "threads_per_rank")  # of the ranks
+MEASURED = ("memory_per_rank_bytes", "weights_per_rank_bytes", "weights_tier_per_rank_bytes")
 
 
 def json_object(
@@ -46,7 +47,7 @@ def json_object(
         "tp": len(ranks["ranks"]),
         **{name: ranks[name] for name in DESCRIBED},
         "num_kv_blocks": ranks["num_kv_blocks"],
-        "memory_per_rank_bytes": ranks["memory_per_rank_bytes"],
+        **{name: ranks[name] for name in MEASURED},
         "metrics": asdict(output.metrics) | {"command_to_first_token_s": reply.command_to_first_token_s},
     }
     if completion.logprobs is not None:
@@ -92,7 +93,20 @@ def _rows(reply: Reply, engine: EngineConfig, ranks: Mapping[str, Any]) -> list[
         ),
         ("time to first token", _first_token(reply)),
         ("peak memory per rank", ", ".join(megabytes(size) for size in ranks["memory_per_rank_bytes"])),
+        *_weights_rows(ranks),
     ]
+
+
+def _weights_rows(ranks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where weights are, if not all of them are in local memory."""
+    in_tier, local = ranks["weights_tier_per_rank_bytes"], ranks["weights_per_rank_bytes"]
+    if not any(in_tier):
+        return []
+    each = (
+        f"{megabytes(kept)} in a tier, {megabytes(own)} local"
+        for kept, own in zip(in_tier, local, strict=True)
+    )
+    return [("weights per rank", "; ".join(each))]
 
 
 def weights_text(name: str) -> str:

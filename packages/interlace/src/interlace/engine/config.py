@@ -61,6 +61,7 @@ class EngineOptions(TypedDict, total=False):
     kv_tier_policy: str
     kv_fetch: str
     kv_tier_timeout_s: float
+    weights_tier: str | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class EngineConfig:
     kv_cache_gb: float | None = None  # per rank, 1e9 bytes; None: a share of the memory that is free
     kernels: str = "auto"  # native: for CPUs; reference: torch's operations, on any device
     seed: int = 0  # seeds of requests that bring none are derived from it
-    timeout_s: float = 60.0  # the longest wait for another rank, or for the GPU to do a pass
+    timeout_s: float = 60.0  # the longest wait for another rank, a pass on the GPU, or a layer's weights
     weave: str = (
         "auto"  # auto: split a batch where that is predicted to be faster; always: in the middle; never
     )
@@ -100,6 +101,7 @@ class EngineConfig:
         "auto"  # auto: fetch as much of a prompt as is faster than to compute it; always: all that is there
     )
     kv_tier_timeout_s: float = 2.0  # what takes so much longer than its tier is modelled to take is given up
+    weights_tier: str | None = None  # the memory below that layers are fetched from: see `KvTierSpec`
 
     @classmethod
     def from_options(cls, model: str, options: Mapping[str, Any]) -> EngineConfig:
@@ -138,6 +140,7 @@ class EngineConfig:
                 _reject(name, getattr(self, name), "True or False")
         self._check_recording()
         self._check_tiers()
+        self._check_weights_tier()
         self._check_limits()
         self._check_link()
         self._check_device()
@@ -151,6 +154,11 @@ class EngineConfig:
     def tier_specs(self) -> tuple[KvTierSpec, ...]:
         """The tiers below the KV cache, from the top."""
         return tuple(KvTierSpec.parse(text) for text in self.kv_tiers)
+
+    @property
+    def weights_tier_spec(self) -> KvTierSpec | None:
+        """The tier of the layers' weights; None: they are in local memory."""
+        return None if self.weights_tier is None else KvTierSpec.parse(self.weights_tier)
 
     def _check_tiers(self) -> None:
         if isinstance(self.kv_tiers, str) or not isinstance(self.kv_tiers, Sequence):
@@ -168,6 +176,20 @@ class EngineConfig:
         if specs and self.device == "cuda":
             _reject(
                 "kv_tiers", self.kv_tiers, "none with device='cuda': tiers are below a KV cache on the CPU"
+            )
+
+    def _check_weights_tier(self) -> None:
+        try:
+            spec = self.weights_tier_spec
+        except EngineError as error:
+            _reject("weights_tier", self.weights_tier, str(error).partition("expected ")[2] or str(error))
+        if spec is None:
+            return
+        if spec.path in {each.path for each in self.tier_specs} - {None}:
+            _reject("weights_tier", self.weights_tier, "a device that no tier of kv_tiers has")
+        if self.device == "cuda":
+            _reject(
+                "weights_tier", self.weights_tier, "None with device='cuda': layers come to a CPU's memory"
             )
 
     def _check_link(self) -> None:

@@ -5,7 +5,7 @@ Built by the scheduler on rank 0 and sent as bytes to the other ranks, so that a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,9 +68,10 @@ class ForwardBatch:
         """Whether it names tokens that the last pass sampled."""
         return bool((self.token_ids.numpy() < 0).any())
 
-    def plan(self, num_layers: int) -> Plan:
-        """The plan of its pass through a model of so many layers."""
-        return plan_forward(num_layers, self.num_tokens, self.split, moves_of(self.moves))
+    def plan(self, num_layers: int, *, fetches_weights: bool = False) -> Plan:
+        """The plan of its pass through a model of so many layers, whose weights may have to be fetched."""
+        moves = replace(moves_of(self.moves), fetches_weights=fetches_weights)
+        return plan_forward(num_layers, self.num_tokens, self.split, moves)
 
     @cached_property
     def geometry(self) -> BatchGeometry:

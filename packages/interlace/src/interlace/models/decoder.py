@@ -6,7 +6,7 @@ the plan does, and an executor runs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from interlace.models.batch import ForwardBatch
 from interlace.models.fed_tokens import FedTokens
 from interlace.models.head_padding import HeadPadding
+from interlace.models.layer_keeper import LayerKeeper
 from interlace.models.layer_loader import LayerLoader
-from interlace.models.layers import Mlp
 from interlace.models.parts import Part, PassInputs
 from interlace.models.rope import Rotations
 from interlace.models.shard import Shard
 from interlace.models.weights import WeightSource
 from tokenweave.communicators import Communicator
 from tokenweave.execute import Handler, check_methods, handlers_of
-from tokenweave.kernels import Kernels, PackedLinear
+from tokenweave.kernels import Kernels
 from tokenweave.plan import Moves, Op, Operation, Plan, Step, plan_forward
 
 
@@ -56,16 +56,18 @@ class Decoder:
         dtype: torch.dtype,
         max_model_len: int,
         quantize: str = "none",
+        keeper: LayerKeeper | None = None,
     ) -> None:
         """Read the rank's own part of the weights out of `source`, and nothing else of it.
 
-        `quantize` says which weights are held as blocks: see `MatrixReader`.
+        `quantize` says which weights are held as blocks: see `MatrixReader`. With a `keeper`, which has the layers'
+        matrices then, a plan has to fetch them.
 
         Raises:
             PlanError: the plan has an operation that `Forward` has no method for.
         """
         config = source.config
-        check_methods(Forward, plan_forward(config.num_layers, 1, None, Moves(True, True, True)).ops)
+        check_methods(Forward, plan_forward(config.num_layers, 1, None, Moves(True, True, True, True)).ops)
         self.config, self.shard, self.kernels, self.communicator, self.dtype = (
             config, shard, kernels, communicator, dtype,
         )  # fmt: skip
@@ -81,7 +83,8 @@ class Decoder:
         self.embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         loader = LayerLoader(source, shard, kernels, dtype, self.padding, self.heads, quantize)
         self.embed, self.lm_head = loader.vocabulary()
-        self.layers = tuple(loader.layers())
+        self.keeper = keeper
+        self.layers = tuple(loader.layers()) if keeper is None else keeper.keep(loader.layers())
         self.norms = loader.norms()
         source.release_pages()
         self.fed: FedTokens | None = None  # where batches may name tokens that the host does not know
@@ -101,20 +104,9 @@ class Decoder:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of this rank's packed weights."""
-        packed = {id(weight): weight.size_bytes for weight in self._packed_weights()}
-        return sum(packed.values())
-
-    def _packed_weights(self) -> Iterator[PackedLinear]:
-        yield from (self.embed, self.lm_head)
-        for layer in self.layers:
-            yield from (layer.qkv, layer.o)
-            dense = (layer.mlp,) if isinstance(layer.mlp, Mlp) else layer.mlp.mlps
-            if not isinstance(layer.mlp, Mlp):
-                yield layer.mlp.router
-                yield from () if layer.mlp.shared_gate is None else (layer.mlp.shared_gate,)
-            for mlp in dense:
-                yield from (mlp.gate, mlp.up, mlp.down)
+        """Bytes of this rank's packed weights, wherever they are kept."""
+        packed = [self.embed, self.lm_head, *(matrix for layer in self.layers for matrix in layer.matrices)]
+        return sum({id(weight): weight.size_bytes for weight in packed}.values())
 
     def forward(
         self, plan: Plan, batch: ForwardBatch, cache: Tensor, mover: LayerMover | None = None
@@ -163,7 +155,8 @@ class Forward:
         """
         batch = self.batch
         are_all_wanted = all(part.wanted is None for part in self.parts)
-        is_ready = not {Op.EVICT, Op.FETCH} & self.plan.ops  # a capture waits for no block
+        # A capture waits for nothing that comes from a tier.
+        is_ready = not {Op.EVICT, Op.FETCH, Op.FETCH_WEIGHTS} & self.plan.ops
         is_such = is_ready and are_all_wanted and batch.num_tokens == batch.num_seqs
         return batch.num_tokens if is_such else None
 
@@ -270,6 +263,14 @@ class Forward:
     def fetch(self, step: Step) -> None:
         if self._mover is not None:
             self._mover.fetch(_layer_of(step))
+
+    def fetch_weights(self, step: Step) -> None:
+        if self.decoder.keeper is not None:  # otherwise they are where they are read
+            self.decoder.keeper.fetch(_layer_of(step))
+
+    def prefetch_weights(self, step: Step) -> None:
+        if self.decoder.keeper is not None:
+            self.decoder.keeper.fetch_first()
 
     def store(self, step: Step) -> None:
         if self._mover is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from tokenweave.kernels import (
     Kernels,
     PackedLinear,
 )
+
+Change = Callable[[PackedLinear], PackedLinear]  # of a matrix
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Mlp:
         return kernels.linear(
             kernels.gated_linear(x, self.gate, self.up, self.activation), self.down, out=out
         )
+
+    @property
+    def matrices(self) -> tuple[PackedLinear, ...]:
+        return self.gate, self.up, self.down
+
+    def changed(self, change: Change) -> Mlp:
+        """The same with each matrix as `change` makes it of this one's, in the order of `matrices`."""
+        return replace(self, gate=change(self.gate), up=change(self.up), down=change(self.down))
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,21 @@ class MixtureOfExperts:
         """All experts, the shared one included."""
         return (*self.experts,) if self.shared is None else (*self.experts, self.shared)
 
+    @property
+    def matrices(self) -> tuple[PackedLinear, ...]:
+        gates = (self.router,) if self.shared_gate is None else (self.router, self.shared_gate)
+        return (*gates, *(matrix for mlp in self.mlps for matrix in mlp.matrices))
+
+    def changed(self, change: Change) -> MixtureOfExperts:
+        """As `Mlp.changed`, of kernels that do not group experts."""
+        return replace(
+            self,
+            router=change(self.router),
+            shared_gate=None if self.shared_gate is None else change(self.shared_gate),
+            experts=tuple(expert.changed(change) for expert in self.experts),
+            shared=None if self.shared is None else self.shared.changed(change),
+        )
+
 
 @dataclass(frozen=True)
 class WholeNorms:
@@ -106,3 +131,11 @@ class Layer:
     mlp: Mlp | MixtureOfExperts
     whole_norms: WholeNorms | None
     rotation: int  # which of the decoder's
+
+    @property
+    def matrices(self) -> tuple[PackedLinear, ...]:
+        return self.qkv, self.o, *self.mlp.matrices
+
+    def changed(self, change: Change) -> Layer:
+        """The same with each matrix as `change` makes it of this one's, in the order of `matrices`."""
+        return replace(self, qkv=change(self.qkv), o=change(self.o), mlp=self.mlp.changed(change))

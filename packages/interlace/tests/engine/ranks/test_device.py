@@ -62,7 +62,14 @@ def test_a_gpu_that_cannot_be_used_is_told(host: Host, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize(
-    "options", [{"kernels": "native"}, {"communicator": "shm", "tp": 2}, {"link": "1GB/s,5us", "tp": 2}]
+    "options",
+    [
+        {"kernels": "native"},
+        {"communicator": "shm", "tp": 2},
+        {"link": "1GB/s,5us", "tp": 2},
+        {"kv_tiers": ["cxl:1GB"]},
+        {"weights_tier": "cxl:1GB"},
+    ],
 )
 def test_options_of_cpus_alone_choose_the_cpu(host: Host, options: dict[str, Any]) -> None:
     host(has_driver=True)

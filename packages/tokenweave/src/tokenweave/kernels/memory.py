@@ -38,7 +38,8 @@ def zeros_on(device: torch.device) -> Callable[[Sequence[int], torch.dtype], Ten
 class Arena:
     """Room for many tensors in few large slabs, so that tensors smaller than a huge page lie on huge pages too.
 
-    A slab is given back when the last tensor in it is gone. Thread safety: none.
+    A slab is given back when the last tensor in it is gone, and the arena is past it. A tensor as large as a slab has
+    pages of its own. Thread safety: none.
     """
 
     def __init__(self, slab_bytes: int = SLAB_BYTES) -> None:
@@ -48,8 +49,16 @@ class Arena:
     def take(self, size_bytes: int) -> Tensor:
         """Zeroed bytes (size_bytes,), aligned to a cache line."""
         reserved = -(-size_bytes // LINE_BYTES) * LINE_BYTES
+        if reserved >= self._slab_bytes:
+            return _huge_pages(reserved)[:size_bytes]
         if reserved > self._left.numel():
-            slab = lazy_zeros([max(reserved, self._slab_bytes) + HUGE_PAGE_BYTES], torch.uint8)
-            self._left = slab[-slab.data_ptr() % HUGE_PAGE_BYTES :]
+            self._left = _huge_pages(self._slab_bytes)
         taken, self._left = self._left[:size_bytes], self._left[reserved:]
         return taken
+
+
+def _huge_pages(size_bytes: int) -> Tensor:
+    """Zeroed bytes that begin on a huge page."""
+    slab = lazy_zeros([size_bytes + HUGE_PAGE_BYTES], torch.uint8)
+    start = -slab.data_ptr() % HUGE_PAGE_BYTES
+    return slab[start : start + size_bytes]

@@ -52,7 +52,10 @@ class HeadLayout:
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
-    """A weight (n, k) and perhaps a bias (n,), in the private layout of the backend that packed it."""
+    """A weight (n, k) and perhaps a bias (n,), in the private layout of the backend that packed it.
+
+    On the CPU `dataclasses.replace(packed, data=other)` is the same weight wherever `other` has the bytes of `data`.
+    """
 
     n: int
     k: int

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interlace.cache.kv_tier import KvTierSpec
+from interlace.engine.cache.open_tier import open_tier
 from interlace.errors import EngineError
 
 if TYPE_CHECKING:
     from emucxl import Buffer, Context, Tier
-    from emucxl.providers import Provider
-
-SHARE_OF_NODE = 0.8  # of a node's free memory, over its ranks, where a tier says no size
 
 
 class SlotMemory:
@@ -82,41 +78,12 @@ class SlotMemory:
             raise EngineError(f"tiers below the KV cache cannot be opened: {error}") from error
         try:
             for place, spec in enumerate(self.specs):
-                self._tiers.append(self._add(spec, rank, num_ranks))
+                self._tiers.append(open_tier(self._context, "kv", spec, rank, num_ranks, self.notices))
                 self.num_slots[place] = self._num_slots(spec, self._tiers[-1])
         except BaseException:
             with suppress(EmucxlError):
                 self._context.close()
             raise
-
-    def _add(self, spec: KvTierSpec, rank: int, num_ranks: int) -> Tier:
-        from emucxl.errors import EmucxlError
-
-        size_bytes = spec.size_bytes
-        if size_bytes is None:
-            size_bytes = 0 if spec.node is None else free_node_bytes(spec.node, spec.text) // num_ranks
-        try:
-            provider = spec.provider(rank, num_ranks)
-            return self._add_timed(spec, size_bytes, provider)
-        except (EmucxlError, OSError, OverflowError) as error:
-            raise EngineError(f"the tier {spec.text!r} cannot work here: {error}") from error
-
-    def _add_timed(self, spec: KvTierSpec, size_bytes: int, provider: Provider) -> Tier:
-        """With the bandwidths of its timing, or with this machine's own where that is slower, which is told."""
-        from emucxl.errors import TooFastError
-
-        name, timing = f"kv-{spec.name}", spec.timing
-        while timing is not None and (timing.read_bandwidth_gbps or timing.write_bandwidth_gbps):
-            try:
-                return self.context.add_tier(name, size_bytes, provider, timing)
-            except TooFastError as error:
-                if not self.notices:
-                    self.notices.append(f"the tier {spec.text!r} has this machine's own bandwidth: {error}")
-                if timing.read_bandwidth_gbps:
-                    timing = replace(timing, read_bandwidth_gbps=0.0)
-                else:
-                    timing = replace(timing, write_bandwidth_gbps=0.0)
-        return self.context.add_tier(name, size_bytes, provider, timing)
 
     def _num_slots(self, spec: KvTierSpec, tier: Tier) -> int:
         held_bytes = tier.capacity_bytes if spec.size_bytes is None else spec.size_bytes
@@ -127,20 +94,3 @@ class SlotMemory:
                 f"{self.slot_bytes:,}, which one block of the KV cache takes"
             )
         return num_slots
-
-
-def free_node_bytes(node: int, text: str) -> int:
-    """The part of a NUMA node's free memory that a tier may take.
-
-    Raises:
-        EngineError: there is no such node, or it does not tell.
-    """
-    try:
-        lines = Path(f"/sys/devices/system/node/node{node}/meminfo").read_text().splitlines()
-        free_kib = next(int(line.split()[3]) for line in lines if " MemFree:" in line)
-    except (OSError, StopIteration, ValueError, IndexError) as error:
-        raise EngineError(
-            f"the tier {text!r} cannot work here: NUMA node {node} does not tell what is free of it; name a node "
-            f"that is there, and a size (numa:{node}:8GB)"
-        ) from error
-    return int(free_kib * 1024 * SHARE_OF_NODE)

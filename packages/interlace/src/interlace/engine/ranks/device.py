@@ -28,7 +28,7 @@ def resolve_device(config: EngineConfig) -> str:
 
     A communicator of GPUs alone makes `auto` these.
 
-    Options that are of CPUs alone make `auto` the CPU: native kernels, shared memory, a modelled link.
+    Options that are of CPUs alone make `auto` the CPU: native kernels, shared memory, a modelled link, tiers of memory.
 
     Raises:
         EngineError: there is no such device here; the message says why, and what to do.
@@ -79,8 +79,13 @@ def check_each_has_one(tp: int) -> None:
 
 
 def _is_gpu_expected(config: EngineConfig) -> bool:
+    has_tiers = bool(config.kv_tiers) or config.weights_tier is not None
     is_of_cpus = config.kernels == "native" or config.communicator == "shm" or config.link is not None
-    return not is_of_cpus and not are_gpus_hidden() and any(Path(file).exists() for file in DRIVER_FILES)
+    return (
+        not (is_of_cpus or has_tiers)
+        and not are_gpus_hidden()
+        and any(Path(file).exists() for file in DRIVER_FILES)
+    )
 
 
 def _reason(config: EngineConfig) -> str | None:

@@ -142,6 +142,8 @@ class RankGroup:
             "threads_per_rank": ranks[0].threads,
             "num_kv_blocks": self.num_blocks,
             "memory_per_rank_bytes": [info.peak_memory_bytes for info in ranks],
+            "weights_per_rank_bytes": [info.weights_bytes for info in ranks],
+            "weights_tier_per_rank_bytes": [info.weights_tier_bytes for info in ranks],
         }
 
     def start_trace(self) -> None:

@@ -29,6 +29,7 @@ from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.graph_replayer import GraphReplayer, graphs_on
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
+from interlace.engine.ranks.weights_tier import WeightsTier
 from interlace.engine.weaving.gpu_prices import GpuJob, prepare_gpus
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
@@ -68,7 +69,8 @@ class RankInfo:
     weights: str  # their name: see `footprint.weights_name`
     num_kv_blocks: int
     peak_memory_bytes: int  # largest resident set so far
-    weights_bytes: int
+    weights_bytes: int  # in local memory
+    weights_tier_bytes: int  # in the tier of weights
     num_tier_slots: list[int | None]  # blocks that each tier holds; None: any number
 
 
@@ -98,6 +100,7 @@ class Runner:
         self.weights_name = weights_name(model.weights, quantize)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
+        self.weights_tier = self._open_weights_tier()
         with told_of_device(self.kernels.device, model.weights, shard, self.dtype, quantize):
             self.decoder = Decoder(
                 model.weights,
@@ -107,11 +110,15 @@ class Runner:
                 self.dtype,
                 self.max_model_len,
                 quantize,
+                self.weights_tier,
             )
         if config.device == "cuda":
             self.decoder.fed = FedTokens(config.max_num_seqs, self.kernels.device)
         layout = CacheLayout(model.config.num_layers, self.decoder.heads, self.dtype)
-        self.notices = (*self.decoder.notices, *notices_of(config, self.max_model_len, layout))
+        of_weights = () if self.weights_tier is None else self.weights_tier.notices
+        self.notices = (
+            *self.decoder.notices, *of_weights, *notices_of(config, self.max_model_len, layout)
+        )  # fmt: skip
         wait_until_loaded(communicator)
         num_tokens, hidden_size = config.max_num_batched_tokens, model.config.hidden_size
         communicator.reserve_activations(num_tokens, hidden_size, self.dtype)
@@ -164,7 +171,7 @@ class Runner:
             logits = self.graphs.execute(batch, self._observer_of if is_observed else None)
             if logits is not None:
                 return logits
-        plan = batch.plan(self.model_config.num_layers)
+        plan = batch.plan(self.model_config.num_layers, fetches_weights=self.weights_tier is not None)
         if self.mover is not None:
             self.mover.begin(batch)
         self.communicator.begin_pass()
@@ -183,6 +190,14 @@ class Runner:
             self.communicator.share_core(False)
         self._end_moves(plan)
         return forward.logits
+
+    def _open_weights_tier(self) -> WeightsTier | None:
+        """Opens the tier that the layers' weights are to be in, if there is one."""
+        spec, communicator = self.config.weights_tier_spec, self.communicator
+        if spec is None:
+            return None
+        num_layers, timeout_s = self.model_config.num_layers, self.config.timeout_s
+        return WeightsTier(spec, num_layers, timeout_s, communicator.rank, communicator.size)
 
     def _make_mover(self, layout: CacheLayout) -> TierMover | None:
         """Takes the tiers' memory; returns who moves blocks between them and the cache, if there are any."""
@@ -241,9 +256,13 @@ class Runner:
         else:
             self._slots.close()
         self.cache.close()
+        if self.weights_tier is not None:
+            self.weights_tier.close()
         del self.decoder, self.cache, self.kernels, self.communicator
 
     def describe(self) -> RankInfo:
+        tier = self.weights_tier
+        tier_bytes, room_bytes = (0, 0) if tier is None else (tier.size_bytes, tier.local_bytes)
         return RankInfo(
             rank=self.communicator.rank,
             host=socket.gethostname(),
@@ -255,7 +274,8 @@ class Runner:
             weights=self.weights_name,
             num_kv_blocks=self.num_blocks,
             peak_memory_bytes=peak_memory_bytes(),
-            weights_bytes=self.decoder.size_bytes,
+            weights_bytes=self.decoder.size_bytes - tier_bytes + room_bytes,
+            weights_tier_bytes=tier_bytes,
             num_tier_slots=self._slots.num_slots,
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ctypes import byref, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +51,28 @@ class _Stack(ctypes.Structure):
     ]
 
 
+class StackPart(NamedTuple):
+    """Rows of one format."""
+
+    start_bytes: int  # where they begin in the stack's `data`
+    n: int
+    format_code: int
+
+
 @dataclass(frozen=True, eq=False)
 class PackedStack(PackedLinear):
     """Stored weights with their rows stacked, each in its own format, as the native kernels read them."""
 
-    stack: _Stack = field(default_factory=_Stack)  # names places in `data`
+    first_column: int = 0
+    parts: tuple[StackPart, ...] = ()
+    stack: _Stack = field(init=False)  # names places in `data`
+
+    def __post_init__(self) -> None:
+        start = self.data.data_ptr()
+        stack = _Stack(self.first_column, self.k, len(self.parts))
+        for index, part in enumerate(self.parts):
+            stack.parts[index] = _Part(start + part.start_bytes, part.n, part.format_code)
+        object.__setattr__(self, "stack", stack)
 
 
 Stored = StoredWeight | LazyStoredWeight
@@ -119,14 +137,14 @@ def native_pack_stored(
     parts, k, first_column = _stacked(weights), weights[0].k, weights[0].first_column
     sizes = [_packed_bytes(pool, part, part.n) for part in parts]
     data = arena.take(sum(sizes))
-    stack, place = _Stack(first_column, k, len(parts)), data.data_ptr()
-    for index, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-        _pack_part(pool, part, place)
-        stack.parts[index] = _Part(place, part.n, part.format.code)
-        place += size
+    start_bytes, packed = 0, []
+    for part, size in zip(parts, sizes, strict=True):
+        _pack_part(pool, part, data.data_ptr() + start_bytes)
+        packed.append(StackPart(start_bytes, part.n, part.format.code))
+        start_bytes += size
     n = sum(part.n for part in parts)
     bias = None if bias is None else bias.to(torch.float32, copy=True)
-    return PackedStack(n, k, dtype, layout, data, bias, format_names(parts), stack)
+    return PackedStack(n, k, dtype, layout, data, bias, format_names(parts), first_column, tuple(packed))
 
 
 def _packed_bytes(pool: ThreadPool, part: LazyStoredWeight, num_rows: int) -> int:
