@@ -25,9 +25,11 @@ EXPECTED = (
     "without @TIMING"
 )
 RANK = "{rank}"  # in a path: each rank's own
-_TIER = re.compile(r"([A-Za-z][\w-]{0,23}):([^@]+)(?:@(.+))?", re.ASCII)
+_TIER = re.compile(r"([A-Za-z][\w-]{0,22}):([^@]+)(?:@(.+))?", re.ASCII)
 _NODE = re.compile(r"(\d{1,4})(?::(.+))?", re.ASCII)
-_PATH = re.compile(r"(/.*?)(?::([^:/]+))?")
+_PATH = re.compile(r"(/[^:]*)(?::([^:/]+))?")
+_NO_NAME = re.compile(r"[^\w.-]", re.ASCII)  # characters of a path that no name has
+MOST_LETTERS = 23  # of a name, for tiers of emucxl have names of 31 bytes, with what they are for
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class KvTierSpec:
             return cls(f"numa{node}", _bytes(text, size), timing, node=int(node), text=text)
         if name == "dax":
             path, size = _matched(_PATH, where, text)
-            return cls("dax", _bytes(text, size), timing, path=path, text=text)
+            return cls(_name_of(path), _bytes(text, size), timing, path=path, text=text)
         return cls(name, _bytes(text, where), timing, text=text)
 
     def provider(self, rank: int, num_ranks: int) -> Provider:
@@ -79,6 +81,12 @@ class KvTierSpec:
                 )
             return Dax(self.path.replace(RANK, str(rank)))
         return Shm() if self.name == "shm" else Anon()
+
+
+def _name_of(path: str) -> str:
+    """The last part of a device's path: dax0.0, and daxN.0 for one of each rank."""
+    name = path.replace(RANK, "N").rpartition("/")[2]
+    return _NO_NAME.sub("_", name)[:MOST_LETTERS] or "dax"
 
 
 def _matched(pattern: re.Pattern[str], where: str, text: str) -> tuple[str, str | None]:
