@@ -14,10 +14,11 @@ from interlace.cli.plan_work import Gemm, Work, Workload
 from interlace.cli.timeline import _bar, draw
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
+from interlace.models.sources import load_model
 from support.added_step import plan_with_peek
 from support.configs import SMOLLM2
 from support.tiny_models import make_gguf
-from tokenweave.plan import Lane, Op, Step, plan_forward
+from tokenweave.plan import Lane, Moves, Op, Step, plan_forward
 from tokenweave.simulate import Phase, Resource, simulate
 
 MIXTRAL = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2, tie_word_embeddings=False)
@@ -161,8 +162,25 @@ def test_a_step_that_no_method_describes_is_shown_and_drawn() -> None:
     cost = lambda step: (Phase(Resource.CORE, 1e-3),)  # noqa: E731
     drawn = list(draw(simulate(plan, cost, shared_core=False), every_layer=True))
     lanes = [line for line in drawn if line.startswith("memory ")]
-    assert "pek" in lanes[0]
+    assert "peek[0]" in lanes[0]
     assert _bar(step, 5) == "░pek░"
+
+
+def test_layers_from_a_tier_are_planned_priced_and_drawn(invoke: Any, deep_model: Path) -> None:
+    show = ("plan", "show", str(deep_model), "--tokens", "64", "--weights-tier", "cxl:1GB@1GB/s,1us")
+    found = json.loads(invoke(*show, "--json").stdout)
+    plan = plan_forward(5, 64, None, Moves(fetches_weights=True))
+    assert [step["operation"] for step in found["steps"]] == [step.name for step in plan.steps]
+    (layer_s, *others_s) = [
+        step["end_s"] - step["start_s"] for step in found["steps"] if "fetch_weights[" in step["operation"]
+    ]
+    layer_bytes = workload(load_model(str(deep_model)).config, 0, 1).layer_bytes
+    assert [layer_s, *others_s] == pytest.approx([layer_bytes * 1e-9 + 1e-6] * 5)
+    drawn = invoke(*show, "--split", "none").stdout
+    assert "layers from cxl:1GB@1GB/s,1us" in drawn
+    assert "\nmemory    ▒" in drawn
+    refused = invoke(*show, "--device", "cuda")
+    assert "expected None with device='cuda'" in refused.stderr.replace("\n", " ")
 
 
 def test_uneven_heads_show_in_the_table(invoke: Any, tiny_model: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from interlace.cache.kv_tier import KvTierSpec
 from interlace.cli.plan_costs import round_costs
-from interlace.models.config import ModelConfig
+from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.shard import Shard
 from support.configs import SMOLLM2
-from tokenweave.plan import plan_forward
+from tokenweave.plan import Moves, plan_forward
 
 SPARSE = replace(SMOLLM2, family="mixtral", num_experts=8, experts_per_token=2)
 WINDOWED = replace(SMOLLM2, family="mistral", sliding_window=128)
@@ -67,3 +69,23 @@ def test_dense_layers_among_experts_have_a_dense_price() -> None:
     one, two, all_but_one = (with_dense(0) - with_dense(count) for count in (1, 2, 29))
     assert one > 0
     assert (two, all_but_one) == pytest.approx((2 * one, 29 * one))
+
+
+def weights_tier_s(num_tokens: int, text: str) -> tuple[float, float, float]:
+    """A pass of one rank with weights in local memory, one with layers from the tier, and its link alone."""
+    shards = [Shard.of(SMOLLM2, 0, 1)]
+    layer_bytes = 2 * sum(
+        math.prod(shape) for name, shape in weight_shapes(SMOLLM2).items() if name.startswith("layers.3.")
+    )
+    costs = round_costs(SMOLLM2, shards, "bfloat16", None)
+    fetched = costs.with_weights_tier(KvTierSpec.parse(text), layer_bytes)
+    plan = plan_forward(30, num_tokens, None, Moves(fetches_weights=True))
+    link_s = 30 * layer_bytes / 1e9
+    return costs.timeline(plan_forward(30, num_tokens)).total_s, fetched.timeline(plan).total_s, link_s
+
+
+def test_a_prompt_hides_layers_that_come_from_a_tier_and_a_pass_that_decodes_waits_for_them() -> None:
+    local_s, tier_s, link_s = weights_tier_s(2048, "cxl:1GB@1GB/s,0us")
+    assert local_s + link_s / 30 == pytest.approx(tier_s, rel=1e-3)  # but for the first
+    local_s, tier_s, link_s = weights_tier_s(1, "cxl:1GB@1GB/s,0us")
+    assert link_s < tier_s < link_s + local_s / 2

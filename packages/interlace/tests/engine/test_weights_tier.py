@@ -177,10 +177,21 @@ def test_no_two_layers_are_in_local_memory_while_a_model_is_loaded(
     assert len(loaded) == NUM_LAYERS
 
 
-def test_a_tier_that_is_too_small_is_named_with_what_it_needs(llama: Path) -> None:
-    expected = r"the weights tier 'dram:300KiB' has no room for layer \d of 5, .* as many layers like it take"
+def test_a_tier_that_is_too_small_is_refused_before_a_layer_is_read(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(LayerLoader, "_layer")
+    expected = r"the weights tier 'dram:300KiB' has 307,200 bytes for this rank: expected at least 675,840"
     with pytest.raises(EngineError, match=expected):
         open_llm(llama, weights_tier="dram:300KiB")
+
+
+def test_a_layer_that_finds_no_room_is_named(llama: Path) -> None:
+    with open_llm(llama) as llm:
+        tier = WeightsTier(KvTierSpec.parse("dram:300KiB"), NUM_LAYERS, timeout_s=60.0)
+        expected = r"'dram:300KiB' has no room for layer 2 of 5, 143,360 bytes on this rank; .* take 716,800"
+        with pytest.raises(EngineError, match=expected):
+            tier.keep(iter(runner_of(llm).decoder.layers))
 
 
 def test_a_tier_that_is_modelled_as_too_slow_is_refused_before_anything_waits_for_it(llama: Path) -> None:

@@ -13,6 +13,7 @@ from interlace.errors import EngineError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from interlace.cache.kv_tier import KvTierSpec
     from interlace.cli.plan_costs import PlanCosts
     from interlace.cli.plan_work import Workload
     from interlace.models.config import ModelConfig
@@ -52,6 +53,10 @@ QuantizeOption = Annotated[
         metavar="auto|none|stored|int8|int4|fp8",
     ),
 ]
+WeightsTierOption = Annotated[
+    str | None,
+    typer.Option(help="Fetch layers from a tier, as in `generate`, say cxl:16GB@cxl-direct.", metavar="TIER"),
+]
 
 
 @app.callback()
@@ -72,6 +77,7 @@ def show(
     quantize: QuantizeOption = "auto",
     split: SplitOption = None,
     link: LinkOption = None,
+    weights_tier: WeightsTierOption = None,
     tuned: TunedOption = False,
     every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
@@ -81,9 +87,10 @@ def show(
     from interlace.cli.plan_work import Workload, weight_bytes
     from interlace.models.footprint import formats_of, resolve_quantize
     from interlace.models.shard import Shard
-    from tokenweave.plan import plan_forward
+    from tokenweave.plan import Moves, plan_forward
 
     _check(dtype, tp, quantize, device)
+    tier = _weights_tier_of(weights_tier, device)
     source = _source_of(model)
     quantize = resolve_quantize(quantize, dtype, source)
     config, formats = source.config, formats_of(source, quantize)
@@ -91,12 +98,15 @@ def show(
     shards = Shard.all_of(config, tp)
     workloads = [Workload(config, shard, tokens, dtype, at, formats) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
-    plan = plan_forward(config.num_layers, tokens, at)
+    moves = Moves(fetches_weights=tier is not None)
+    plan = plan_forward(config.num_layers, tokens, at, moves)
     costs = (
         tuned_costs(source, tp, dtype, quantize, link, device)
         if tuned
         else round_costs(config, shards, dtype, link, weight_bytes(workloads), device)
     )
+    if tier is not None:
+        costs = costs.with_weights_tier(tier, max(workload.layer_bytes for workload in workloads))
     if as_json:
         console.show_json(_json_object(model, plan, workloads, rank, costs))
         return
@@ -104,7 +114,7 @@ def show(
     console.show("", _ranks_table(workloads), "", _steps_table(plan, workloads[rank], every_step))
     _print_totals(plan, workloads[rank])
     if split is not None:
-        _print_timeline(plan, plan_forward(config.num_layers, tokens), costs, every_step)
+        _print_timeline(plan, plan_forward(config.num_layers, tokens, None, moves), costs, every_step)
 
 
 def _check(dtype: str, tp: int, quantize: str, device: str) -> None:
@@ -120,6 +130,13 @@ def _check(dtype: str, tp: int, quantize: str, device: str) -> None:
         raise EngineError(f"dtype={dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
     if tp < 1:
         raise EngineError(f"tp={tp}: expected an integer of at least 1")
+
+
+def _weights_tier_of(text: str | None, device: str) -> KvTierSpec | None:
+    """The tier that `--weights-tier` means."""
+    from interlace.engine.config import EngineConfig
+
+    return EngineConfig("model", weights_tier=text, device=device).weights_tier_spec
 
 
 def _split_row(split: str | None, tokens: int, tp: int, device: str) -> int | None:
@@ -256,6 +273,7 @@ def _figures(plan: Plan, timeline: Timeline) -> str:
         f"{where}: {1e3 * timeline.total_s:,.1f} ms; compute lane busy {1e3 * timeline.busy_s[Lane.COMPUTE]:,.1f}, "
         f"blocked {1e3 * timeline.blocked_s:,.1f}; communication {1e3 * timeline.busy_s[Lane.TRANSFER]:,.1f}, "
         f"of which {timeline.hidden_fraction:.0%} hidden"
+        + (f"; memory {1e3 * timeline.busy_s[Lane.MEMORY]:,.1f}" if plan.on(Lane.MEMORY) else "")
     )
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from emucxl import resources
 from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.errors import EngineError
-from tokenweave.cost import CostModel, LinkSpeed, Peaks, analytic_gpu_table, analytic_table
+from tokenweave.cost import (
+    CostModel,
+    LinkSpeed,
+    Moved,
+    Peaks,
+    analytic_gpu_table,
+    analytic_table,
+)
 from tokenweave.geometry import BatchGeometry
 from tokenweave.link import LinkSpec
+from tokenweave.ops import Op
 from tokenweave.simulate import Timeline, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from interlace.cache.kv_tier import KvTierSpec
     from interlace.models.config import ModelConfig
     from interlace.models.shard import Shard
     from interlace.models.weights import WeightSource
@@ -36,12 +45,21 @@ class PlanCosts:
     model: CostModel
     shared_core: bool
     text: str
+    moved: Moved = field(default_factory=dict)  # of a layer, on the memory lane
+
+    def with_weights_tier(self, tier: KvTierSpec, layer_bytes: float) -> PlanCosts:
+        """With layers of so many bytes fetched from `tier`: as its timing says, or as fast as a core copies."""
+        from interlace.engine.weaving.fetch_planner import COPY_S_PER_BYTE, TierSpeed
+
+        speed = TierSpeed(COPY_S_PER_BYTE) if tier.timing is None else TierSpeed.modelled(tier.timing)
+        moved = {**self.moved, Op.FETCH_WEIGHTS: speed.phases(layer_bytes)}
+        return replace(self, moved=moved, text=f"{self.text}, layers from {tier.text}")
 
     def timeline(self, plan: Plan) -> Timeline:
         """`plan` over one sequence from position 0, simulated."""
         load = BatchGeometry.prefill(plan.num_tokens)
-        issue_s = self.model.table.host.issue_s
-        return simulate(plan, self.model.cost_of(plan, load), shared_core=self.shared_core, issue_s=issue_s)
+        issue_s, cost = self.model.table.host.issue_s, self.model.cost_of(plan, load, self.moved)
+        return simulate(plan, cost, shared_core=self.shared_core, issue_s=issue_s)
 
 
 def round_costs(

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from interlace.cli.console import megabytes
 from interlace.models.config import ModelConfig
-from interlace.models.footprint import Formats, weights_bytes
+from interlace.models.footprint import Formats, layers_bytes, weights_bytes
 from interlace.models.shard import Shard
 from tokenweave.geometry import BatchGeometry, parts_of
 from tokenweave.plan import Step
@@ -133,6 +134,18 @@ class Workload:
         columns = len(self.shard.vocab)
         given = 0 if self.shard.rank == 0 else columns * LOGIT_BYTES
         return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
+
+    def fetch_weights(self, step: Step) -> Work:
+        return Work(note=f"{megabytes(round(self.layer_bytes))} of weights from their tier, on average")
+
+    def prefetch_weights(self, step: Step) -> Work:
+        return Work(note="the first layers of the next pass begin to come")
+
+    @property
+    def layer_bytes(self) -> float:
+        """This rank's share of the weights of a layer, on average."""
+        of_layers = layers_bytes(self.config, self.shard, DTYPE_BYTES[self.dtype], self.formats)
+        return of_layers / self.config.num_layers
 
     @property
     def format_names(self) -> list[str]:

@@ -36,11 +36,12 @@ def draw(timeline: Timeline, every_layer: bool) -> Iterator[str]:
 
 
 def _windows(timeline: Timeline) -> list[tuple[str, float, float]]:
-    """Time cut where each layer begins: its name, start and end. What comes before and after belongs to the ends."""
+    """Time cut where each layer begins to be computed: its name, start and end. What comes before and after belongs to
+    the ends."""
     begins: dict[int, float] = {}
     for interval in timeline.intervals:
         layer = interval.step.layer
-        if layer is not None:
+        if layer is not None and interval.step.lane is not Lane.MEMORY:
             begins[layer] = min(begins.get(layer, interval.start_s), interval.start_s)
     layers = sorted(begins)
     cuts = [0.0, *(begins[layer] for layer in layers[1:]), timeline.total_s]

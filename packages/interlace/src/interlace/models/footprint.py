@@ -5,7 +5,7 @@ Nothing of the weights is read. What packing adds, at most 4 % of a matrix in bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from interlace.models.config import ModelConfig, weight_shapes
 from interlace.models.matrix_reader import MADE
@@ -57,8 +57,24 @@ def weights_name(source: WeightSource, quantize: str) -> str:
 
 def weights_bytes(config: ModelConfig, shard: Shard, value_bytes: int, formats: Formats) -> int:
     """A rank's share of the weights; norms and biases, a few thousand numbers, are left out."""
+    return _bytes_of(_matrices(config), config, shard, value_bytes, formats)
+
+
+def layers_bytes(config: ModelConfig, shard: Shard, value_bytes: int, formats: Formats) -> int:
+    """As `weights_bytes`, of the layers: without the embedding and the output head."""
+    matrices = (each for each in _matrices(config) if each[0].startswith("layers."))
+    return _bytes_of(matrices, config, shard, value_bytes, formats)
+
+
+def _bytes_of(
+    matrices: Iterable[tuple[str, int, int]],
+    config: ModelConfig,
+    shard: Shard,
+    value_bytes: int,
+    formats: Formats,
+) -> int:
     dense, blocks = 0, 0.0
-    for name, num_rows, width in _matrices(config):
+    for name, num_rows, width in matrices:
         values = _own_values(config, shard, name, num_rows, width)
         if name in formats:
             blocks += values * formats[name].bits_per_value / 8

@@ -36,7 +36,7 @@ from interlace.models.batch import ForwardBatch
 from interlace.models.config import ModelConfig
 from interlace.models.decoder import Decoder
 from interlace.models.fed_tokens import FedTokens
-from interlace.models.footprint import resolve_quantize, weights_name
+from interlace.models.footprint import formats_of, layers_bytes, resolve_quantize, weights_name
 from interlace.models.shard import Shard
 from interlace.models.sources import LoadedModel
 from tokenweave.communicators import Communicator
@@ -50,6 +50,7 @@ from tokenweave.trace import Recorder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from interlace.models.weights import WeightSource
     from tokenweave.graphs import GraphBackend
 
 _progress = logging.getLogger("interlace.progress")
@@ -100,7 +101,7 @@ class Runner:
         self.weights_name = weights_name(model.weights, quantize)
         self.max_model_len = resolve_max_model_len(config, model.config)
         shard = Shard.of(model.config, communicator.rank, communicator.size)
-        self.weights_tier = self._open_weights_tier()
+        self.weights_tier = self._open_weights_tier(model.weights, shard, quantize)
         with told_of_device(self.kernels.device, model.weights, shard, self.dtype, quantize):
             self.decoder = Decoder(
                 model.weights,
@@ -191,13 +192,19 @@ class Runner:
         self._end_moves(plan)
         return forward.logits
 
-    def _open_weights_tier(self) -> WeightsTier | None:
+    def _open_weights_tier(self, source: WeightSource, shard: Shard, quantize: str) -> WeightsTier | None:
         """Opens the tier that the layers' weights are to be in, if there is one."""
         spec, communicator = self.config.weights_tier_spec, self.communicator
         if spec is None:
             return None
-        num_layers, timeout_s = self.model_config.num_layers, self.config.timeout_s
-        return WeightsTier(spec, num_layers, timeout_s, communicator.rank, communicator.size)
+        return WeightsTier(
+            spec,
+            self.model_config.num_layers,
+            self.config.timeout_s,
+            communicator.rank,
+            communicator.size,
+            layers_bytes(self.model_config, shard, self.dtype.itemsize, formats_of(source, quantize)),
+        )
 
     def _make_mover(self, layout: CacheLayout) -> TierMover | None:
         """Takes the tiers' memory; returns who moves blocks between them and the cache, if there are any."""

@@ -43,12 +43,18 @@ class WeightsTier:
     """The layers of one rank: a `LayerKeeper`."""
 
     def __init__(
-        self, spec: KvTierSpec, num_layers: int, timeout_s: float, rank: int = 0, num_ranks: int = 1
+        self,
+        spec: KvTierSpec,
+        num_layers: int,
+        timeout_s: float,
+        rank: int = 0,
+        num_ranks: int = 1,
+        least_bytes: int = 0,
     ) -> None:
         """Opens the tier. What takes `timeout_s` for a layer has failed, as the other ranks wait no longer.
 
         Raises:
-            EngineError: it cannot work here.
+            EngineError: it cannot work here, or has not the `least_bytes` that all layers take.
         """
         from emucxl import Context
         from emucxl.copy_engine import CopyEngine
@@ -62,6 +68,11 @@ class WeightsTier:
             raise EngineError(f"a tier of weights cannot be opened: {error}") from error
         try:
             self._tier = open_tier(self._context, "weights", spec, rank, num_ranks, self.notices)
+            if self._tier.capacity_bytes < least_bytes:
+                raise EngineError(
+                    f"the weights tier {spec.text!r} has {self._tier.capacity_bytes:,} bytes for this rank: expected "
+                    f"at least {least_bytes:,}, which its share of the layers takes"
+                )
             self._copies = CopyEngine(self._context)
         except BaseException:
             with suppress(EmucxlError):

@@ -24,6 +24,7 @@ from tokenweave.simulate import simulate
 from tokenweave.split import LayerSample, extrapolate
 
 if TYPE_CHECKING:
+    from emucxl.timing import Timing
     from interlace.cache.kv_tier import KvTierSpec
     from interlace.engine.cache.tier_mover import TierMover
     from interlace.engine.ranks.runner import Runner
@@ -42,6 +43,12 @@ class TierSpeed:
     link_s_per_byte: float = 0.0
     latency_s: float = 0.0
 
+    @classmethod
+    def modelled(cls, timing: Timing) -> TierSpeed:
+        """The speed that `timing` says."""
+        gbps = timing.read_bandwidth_gbps
+        return cls(COPY_S_PER_BYTE, 1e-9 / gbps if gbps else 0.0, timing.total_read_latency_ns * 1e-9)
+
     def phases(self, size_bytes: float) -> tuple[Phase, ...]:
         """Those of one layer's bytes. A link is longer under way than a core by what the core does not hide."""
         core_s = size_bytes * self.core_s_per_byte
@@ -55,11 +62,9 @@ class TierSpeed:
 
 def speed_of(spec: KvTierSpec, mover: TierMover, place: int) -> TierSpeed:
     """The speed of a tier: as its timing says, or as it is measured now."""
-    timing = spec.timing
-    if timing is None:
+    if spec.timing is None:
         return TierSpeed(mover.measure_fetch_s(place))
-    link_s = 0.0 if not timing.read_bandwidth_gbps else 1e-9 / timing.read_bandwidth_gbps
-    return TierSpeed(COPY_S_PER_BYTE, link_s, timing.total_read_latency_ns * 1e-9)
+    return TierSpeed.modelled(spec.timing)
 
 
 class FetchPlanner:
