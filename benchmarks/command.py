@@ -8,6 +8,7 @@ import typer
 
 from benchmarks.gpu import commands as gpu
 from benchmarks.kernels import commands as kernels
+from benchmarks.kv import commands as kv
 from benchmarks.memory import commands as memory
 from benchmarks.quality import commands as quality
 from benchmarks.serve import commands as serve
@@ -41,7 +42,7 @@ def show_list() -> None:
             print(f"{name:<12} {(command.callback.__doc__ or '').splitlines()[0]}")
 
 
-for folder in (serve, weave, kernels, memory, quality, gpu):
+for folder in (serve, kv, weave, kernels, memory, quality, gpu):
     folder.add_to(app)
 
 

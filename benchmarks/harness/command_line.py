@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from emucxl.bench import harness
-from emucxl.bench.harness import Report
+from emucxl.bench.harness import Progress, Report
 from interlace.cli import console
 from interlace.errors import BenchError
 
@@ -38,6 +39,20 @@ def checked_device(device: str) -> str:
     if device not in ("cpu", "cuda"):
         raise BenchError(f"got device={device!r}; expected cpu or cuda")
     return device
+
+
+def measure(
+    run: Callable[[Progress], Report | list[Report]],
+    quick: bool,
+    out: Path | None,
+    as_json: bool,
+    folder: str = "",
+    title: str = "measuring",
+) -> None:
+    """Runs a benchmark beside a bar that it tells how far it is, and finishes with its reports."""
+    with console.progress(title) as progress:
+        found = run(progress)
+    finish([found] if isinstance(found, Report) else found, quick, out, as_json, folder)
 
 
 def finish(reports: list[Report], quick: bool, out: Path | None, as_json: bool, folder: str = "") -> None:

@@ -18,10 +18,10 @@ from benchmarks.harness.command_line import (
     Threads,
     checked_device,
     finish,
+    measure,
 )
 from emucxl import resources
 from emucxl.bench.harness import Progress, Report
-from interlace.cli import console
 
 
 def add_to(app: typer.Typer) -> None:
@@ -67,9 +67,8 @@ def _measure(
     quick: bool,
     as_json: bool,
 ) -> None:
-    with console.progress("measuring") as progress:
-        report = run(threads or resources.num_threads(), seconds, quick, progress)
-    finish([report], quick, out, as_json)
+    count = threads or resources.num_threads()
+    measure(lambda progress: run(count, seconds, quick, progress), quick, out, as_json)
 
 
 def collectives(
@@ -98,13 +97,11 @@ def fused(
     if checked_device(device) != "cpu":  # of four ranks on one: see `fused-cuda`
         fused_cuda(rounds=rounds, out=out, quick=quick, as_json=as_json)
         return
-    from benchmarks.kernels.fused import QUICK_TOKENS, TOKENS, FusedOptions, measure, report
+    from benchmarks.kernels import fused as module
 
-    tokens = QUICK_TOKENS if quick else TOKENS
-    options = FusedOptions(peer_python, tokens, min(rounds, 3) if quick else rounds)
-    with console.progress("measuring") as progress:
-        found = report(options, *measure(options, progress))
-    finish([found], quick, out, as_json)
+    tokens = module.QUICK_TOKENS if quick else module.TOKENS
+    options = module.FusedOptions(peer_python, tokens, min(rounds, 3) if quick else rounds)
+    measure(lambda progress: module.report(options, *module.measure(options, progress)), quick, out, as_json)
 
 
 def fused_cuda(

@@ -6,8 +6,7 @@ from importlib import import_module
 
 import typer
 
-from benchmarks.harness.command_line import Json, Out, Quick, finish
-from interlace.cli import console
+from benchmarks.harness.command_line import Json, Out, Quick, measure
 
 # A module of this folder, imported when it runs: without the native core none can be, and other benchmarks still run.
 SUMMARIES = {
@@ -25,11 +24,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _add(app: typer.Typer, name: str, summary: str) -> None:
-    def measure(out: Out = None, quick: Quick = False, as_json: Json = False) -> None:
+    def command(out: Out = None, quick: Quick = False, as_json: Json = False) -> None:
         module = import_module(f"benchmarks.memory.{name}")
-        with console.progress(name) as progress:
-            report = module.run(quick=quick, progress=progress)
-        finish([report], quick, out, as_json, folder="memory")
+        measure(
+            lambda progress: module.run(quick=quick, progress=progress), quick, out, as_json, "memory", name
+        )
 
-    measure.__doc__ = summary
-    app.command(name)(measure)
+    command.__doc__ = summary
+    app.command(name)(command)

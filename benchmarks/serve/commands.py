@@ -17,7 +17,7 @@ from benchmarks.harness.command_line import (
     Rounds,
     Threads,
     checked_device,
-    finish,
+    measure,
     write,
 )
 from emucxl import resources
@@ -118,11 +118,8 @@ def prefix(
     from benchmarks.serve.interpreters import Interpreters
     from benchmarks.serve.prefix import run
 
-    with console.progress("measuring") as progress:
-        report = run(
-            model, Interpreters(peer_python), threads or resources.num_threads(), rounds, quick, progress
-        )
-    finish([report], quick, out, as_json)
+    pythons, count = Interpreters(peer_python), threads or resources.num_threads()
+    measure(lambda progress: run(model, pythons, count, rounds, quick, progress), quick, out, as_json)
 
 
 def step(
@@ -135,9 +132,8 @@ def step(
     """Python and hand-over in a decode step, by phase: all that is not spent in native functions."""
     from benchmarks.serve.step import run
 
-    with console.progress("measuring") as progress:
-        report = run(model, threads or resources.num_threads(), quick, progress)
-    finish([report], quick, out, as_json)
+    count = threads or resources.num_threads()
+    measure(lambda progress: run(model, count, quick, progress), quick, out, as_json)
 
 
 def random_model(

@@ -7,7 +7,6 @@ begin with the same tokens and end with tokens of their own: all but these are f
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from benchmarks.serve.interpreters import Interpreters
 from benchmarks.serve.participant import Participant
 from benchmarks.serve.systems import SYSTEMS, Allowance, System
 from emucxl.bench.harness import Progress, Report, Samples
-from interlace.cli.bench.workload import whole_blocks
+from interlace.cli.bench.workload import PrefixShapes, whole_blocks
 from interlace.errors import BenchError
 from interlace.models.sources import LoadedModel, load_model
 
@@ -29,20 +28,6 @@ NUM_FOUND, NUM_OWN = 2048, 64
 QUICK_FOUND, QUICK_OWN = 64, 16
 HITS_PER_ROUND = 3
 NUM_CHECKED = 8  # tokens of an answer
-MIXING = 1_000_003  # a prime: seeds of prompts that differ
-
-
-@dataclass(frozen=True)
-class PrefixShapes:
-    """Tokens of a prompt that are found, and those of its own behind them."""
-
-    num_found: int
-    num_own: int
-
-    def prompt(self, beginning: int, end: int, vocab_size: int) -> list[int]:
-        """Prompts of one `beginning` begin alike; each `end` is another."""
-        first = _numbers(2 * beginning, self.num_found, vocab_size)
-        return first + _numbers(2 * (beginning * MIXING + end) + 1, self.num_own, vocab_size)
 
 
 @dataclass
@@ -76,14 +61,14 @@ def run(
         for system in chosen:
             if progress is not None:
                 progress(0.0, f"starting {system.name}")
-            taking_part.append(_start(system, loaded, directory, pythons, threads, shapes))
+            taking_part.append(start(system, loaded, directory, pythons, threads, shapes))
             stack.callback(taking_part[-1].worker.close)
         return report(
             model, measure(taking_part, shapes, loaded.config.vocab_size, rounds, progress), shapes, threads
         )
 
 
-def _start(
+def start(
     system: System,
     model: LoadedModel,
     directory: Path,
@@ -91,7 +76,8 @@ def _start(
     threads: int,
     shapes: PrefixShapes,
 ) -> Participant:
-    room = whole_blocks(shapes.num_found + shapes.num_own + NUM_CHECKED)
+    """Starts a system that keeps what it has computed."""
+    room = whole_blocks(shapes.num_tokens + NUM_CHECKED)
     machine = Allowance(threads, max_model_len=room, prefix_cache=True)
     python = pythons.of(system) or sys.executable
     path = model_for(system, model, directory, python)
@@ -115,7 +101,7 @@ def measure(
             if progress is not None:
                 progress((number - 1 + place / len(taking_part)) / rounds, name)
             computed, *others = (
-                1e3 * _first_s(participant, shapes.prompt(number, end, vocab_size))
+                1e3 * first_s(participant, shapes.prompt(number, end, vocab_size))
                 for end in range(1 + HITS_PER_ROUND)
             )
             found[name].computed_ms.append(computed)
@@ -135,15 +121,10 @@ def _check(participant: Participant, prompt: list[int]) -> None:
         )
 
 
-def _first_s(participant: Participant, prompt: list[int]) -> float:
+def first_s(participant: Participant, prompt: list[int]) -> float:
+    """Seconds to the first token of `prompt`."""
     reply = participant.ask("generate", prompts=[prompt], max_tokens=1)
-    first_s: float = reply["first_s"]
-    return first_s
-
-
-def _numbers(seed: int, count: int, vocab_size: int) -> list[int]:
-    numbers = random.Random(seed)
-    return [numbers.randrange(vocab_size) for _ in range(count)]
+    return float(reply["first_s"])
 
 
 def report(model: str, found: dict[str, Times], shapes: PrefixShapes, threads: int) -> Report:
@@ -169,11 +150,10 @@ def report(model: str, found: dict[str, Times], shapes: PrefixShapes, threads: i
             "found_over_computed": ratio.to_json("1"),
             "found_over_vllm": None if beside is None else beside.to_json("1"),
         }
-    whole = shapes.num_found + shapes.num_own
     return Report(
         name="prefix",
-        title=f"{model}: time to the first token of {whole} tokens, of which {shapes.num_found} are found; {threads} "
-        "threads (measured)",
+        title=f"{model}: time to the first token of {shapes.num_tokens} tokens, of which {shapes.num_found} are found; "
+        f"{threads} threads (measured)",
         columns=("system", "computed ms", "found ms", "found / computed", "found / vLLM's"),
         rows=tuple(rows),
         notes=(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from benchmarks.harness.target import Target
 from benchmarks.serve.drive import ServeRun
 from benchmarks.serve.floor import floor_of
 from benchmarks.serve.participant import Participant
-from benchmarks.serve.targets import Target, targets
+from benchmarks.serve.targets import targets
 from emucxl.bench import harness, machine
 from emucxl.bench.harness import Samples
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from benchmarks.harness.target import Target
 from benchmarks.serve.drive import ServeRun
 from benchmarks.serve.participant import Participant
 from emucxl.bench.harness import Samples
@@ -14,20 +14,6 @@ PEER_RATIO = 1.25  # Interlace over the peer
 STORED_RATIOS = {"prefill": 2.0, "decode": 1.15}  # weights as stored: Interlace over llama.cpp
 TWO_RANK_RATIO = 0.95  # two ranks of one thread over one rank of two
 COLD_START_S = 5.0
-
-
-@dataclass(frozen=True)
-class Target:
-    """A target, and the figure that was reached."""
-
-    name: str
-    got: Samples
-    wanted: float
-    at_most: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        return self.got.median <= self.wanted if self.at_most else self.got.median >= self.wanted
 
 
 def targets(run: ServeRun) -> list[Target]:

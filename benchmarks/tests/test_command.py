@@ -24,6 +24,7 @@ NAMES = [
         "step",
         "limits",
         "random-model",
+        "kv",
         "weave",
         "split",
         "kernels",

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serve.prefix import PrefixShapes, Times, measure, report
+from benchmarks.serve.prefix import Times, measure, report
 from benchmarks.serve.systems import SYSTEMS
+from interlace.cli.bench.workload import PrefixShapes
 from interlace.errors import BenchError
 
 SHAPES = PrefixShapes(32, 8)

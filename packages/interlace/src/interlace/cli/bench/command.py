@@ -12,6 +12,7 @@ import typer
 
 from emucxl.cli.command import Group
 from interlace.cli import console
+from interlace.cli.bench.kv import kv
 from interlace.cli.bench.trace_command import trace
 from interlace.errors import BenchError
 
@@ -96,6 +97,7 @@ def _refuse_options(context: typer.Context) -> None:
 
 
 app.command()(trace)
+app.command()(kv)
 
 
 def measure(

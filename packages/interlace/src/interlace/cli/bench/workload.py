@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from interlace.errors import BenchError
 
 Measure = Literal["prefill", "decode", "job"]
+MIXING = 1_000_003  # a prime: seeds of prompts that differ
 FIRST_PROMPT_ID = 256  # below it vocabularies keep special tokens and single bytes
 
 
@@ -78,6 +80,24 @@ class ServeWorkload:
             raise BenchError(f"{self.name}: got {got} tokens per sequence; expected {expected}")
 
 
+@dataclass(frozen=True)
+class PrefixShapes:
+    """Tokens of a prompt that are found, and those of its own behind them."""
+
+    num_found: int
+    num_own: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a whole prompt."""
+        return self.num_found + self.num_own
+
+    def prompt(self, beginning: int, end: int, vocab_size: int) -> list[int]:
+        """Prompts of one `beginning` begin alike; each `end` is another."""
+        first = _numbers(2 * beginning, self.num_found, vocab_size)
+        return first + _numbers(2 * (beginning * MIXING + end) + 1, self.num_own, vocab_size)
+
+
 FULL = (
     ServeWorkload("prefill", 1, 512, 1),
     ServeWorkload("prefill", 1, 2048, 1),
@@ -104,3 +124,8 @@ def whole_blocks(num_tokens: int) -> int:
     from tokenweave.kernels import BLOCK_SIZE, blocks_for
 
     return blocks_for(num_tokens) * BLOCK_SIZE
+
+
+def _numbers(seed: int, count: int, vocab_size: int) -> list[int]:
+    numbers = random.Random(seed)
+    return [numbers.randrange(vocab_size) for _ in range(count)]
