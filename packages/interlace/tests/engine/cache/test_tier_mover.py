@@ -52,7 +52,9 @@ class Bench:
         for layer in range(NUM_LAYERS):
             if any(move.kind is STORE for move in moves):
                 self.mover.store(layer)
-        return self.mover.end()
+        found = self.mover.end()
+        self.given_up = [-number for number in found if number < 0]
+        return {number for number in found if number >= 0}
 
     def run_layer(self, layer: int, moves: tuple[Move, ...], writes: dict[int, int]) -> None:
         kinds = {move.kind for move in moves}
@@ -287,6 +289,7 @@ def test_a_stalled_tier_fails_what_is_fetched_and_is_used_no_more(caplog: pytest
         fetches = Move(FETCH, 2, 0, LOCAL, 4), Move(FETCH, 1, 0, LOCAL, 5)
         failed = bench.run_too_long(*fetches[:1])
         assert failed == {4}
+        assert bench.given_up == [STALLED_PLACE]
         assert [traffic.is_given_up for traffic in bench.mover.traffic] == [False, True]
         assert bench.run(*fetches) == {4}, "at once, and the tier that works is read"
         np.testing.assert_array_equal(bench.local(5), contents(1).numpy())
@@ -332,6 +335,7 @@ def test_stores_to_a_stalled_tier_end_together(caplog: pytest.LogCaptureFixture)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bench.mover._stores, "timeout_s", 0.01)
             assert not bench.run(writes=dict.fromkeys(range(4), 9))
+            assert bench.given_up == [STALLED_PLACE], "it is told by a pass that fetches nothing"
         assert [traffic.is_given_up for traffic in bench.mover.traffic] == [False, True]
         assert bench.run(*(Move(FETCH, 2, block, LOCAL, block) for block in range(4))) == {0, 1, 2, 3}
         assert not bench.run(Move(FETCH, 1, 0, LOCAL, 5))

@@ -53,6 +53,11 @@ class TierHealth:
                 kept.append(index)
         return rows[kept]
 
+    @property
+    def given_up(self) -> list[int]:
+        """The places of tiers that are used no more."""
+        return [place for place, traffic in enumerate(self.traffic, 1) if traffic.is_given_up]
+
     def is_unusable(self, slot: Slot) -> bool:
         """Whether nothing can be read there."""
         return slot in self.broken or self._is_given_up(slot)

@@ -64,7 +64,7 @@ class _Pass:
     fetches: Rows
     stores: Rows  # of blocks that this pass fills
     settled: Rows  # stores of blocks that were full before it
-    failed: set[int] = field(default_factory=set)  # blocks
+    failed: set[int] = field(default_factory=set)  # blocks; -place of tiers that were given up
     lost: list[Slot] = field(default_factory=list)  # targets of evictions that were not made
     under_way: dict[tuple[MoveKind, int], deque[Batch]] = field(
         default_factory=dict
@@ -161,10 +161,14 @@ class TierMover:
             [self._health.is_unusable(slot) for slot in slots_of(fetches, FROM)], dtype=bool
         )
         self._pass.failed.update(fetches[unreadable, TO_INDEX].tolist())
+        self._pass.failed.update(-place for place in self._health.given_up)
         self._begin_moving(self._pass)
 
     def end(self) -> set[int]:
-        """The pass has run. Returns the blocks that it should have fetched and could not: it read nonsense there."""
+        """The pass has run. Returns the blocks that it should have fetched and could not: it read nonsense there.
+
+        Below zero are the places of tiers that were given up, -1 for the one at the top.
+        """
         moves, self._pass = self._pass, None
         if moves is None:
             return set()
@@ -263,6 +267,7 @@ class TierMover:
     def _give_up(self, moves: _Pass, places: set[int]) -> None:
         """These tiers don't answer: ends all copies of the pass, and uses the tiers no more."""
         self._health.give_up(places)
+        moves.failed.update(-place for place in places)
         for (kind, _), queue in moves.under_way.items():
             for batch in cancel(queue):
                 if kind is MoveKind.EVICT:

@@ -115,8 +115,10 @@ class Tiers:
     def settle(self, failed: Collection[int]) -> None:
         """The pass has run, and `failed` are the blocks that it could not fetch. They are found no more.
 
-        A tier that fails again and again is given up.
+        Numbers below zero are tiers that a rank has given up: -1 is the one at the top. They are used no more, and nor
+        is a tier that fails again and again.
         """
+        given_up, failed = {-number - 1 for number in failed if number < 0}, {n for n in failed if n >= 0}
         fetched, self._fetched = self._fetched, {}
         asked = {tier for _, tier in fetched.values()}
         broken = {fetched[block][1] for block in failed}
@@ -129,8 +131,15 @@ class Tiers:
             if self._misses[tier] == MOST_MISSES:
                 self.index.close(tier)
                 _log.warning(
-                    "tier %d below the KV cache is used no more: it failed %d times", tier, MOST_MISSES
+                    "tier %d below the KV cache is used no more: %d passes in a row could not fetch from it",
+                    tier + 1,
+                    MOST_MISSES,
                 )
+        for tier in given_up:
+            if self._misses[tier] < MOST_MISSES:
+                self._misses[tier] = MOST_MISSES
+                self.index.close(tier)
+                _log.warning("tier %d below the KV cache is used no more: it stalls on a rank", tier + 1)
 
     def touch(self, names: Sequence[bytes]) -> None:
         """The blocks of a text were used."""
