@@ -226,11 +226,19 @@ def test_a_tier_that_stalls_is_named_once_the_time_is_up(
             stalling(layers, timing, monkeypatch)
 
 
-@pytest.mark.parametrize("executor", ["lanes", "sequential"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor": "lanes"},
+        {"executor": "sequential"},
+        {"tp": 2, "communicator": "thread", "weave": "always"},
+    ],
+    ids=str,
+)
 def test_a_layer_that_cannot_be_read_ends_the_pass_with_an_error_that_names_the_tier(
-    executor: str, llama: Path
+    options: dict[str, Any], llama: Path
 ) -> None:
-    with open_llm(llama, weights_tier=TIER, executor=executor) as llm:
+    with open_llm(llama, weights_tier=TIER, **options) as llm:
         tier = runner_of(llm).weights_tier
         assert tier is not None
         buffer = tier._buffers[3]
