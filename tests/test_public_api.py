@@ -18,6 +18,7 @@ NAMES = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "TierStats",
 ]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interlace.engine.cache.fetching import Chooser, fetch_all
+from interlace.engine.cache.traffic import PassFetch, TierTraffic
 from interlace.engine.chunk import StreamChunk
 from interlace.engine.config import EngineConfig
 from interlace.engine.engine import Engine
@@ -115,6 +116,7 @@ class FakeRanks:
         self.fetch_chooser: Chooser = fetch_all
         self.slots: dict[tuple[int, int], list[Entry | None]] = {}  # of tiers, by place and index
         self.failed_blocks: set[int] = set()
+        self.tier_traffic = [TierTraffic() for _ in tier_capacities]
         self.fails: Callable[[Move], bool] = lambda move: False
         self.moves: list[Move] = []
         self.max_model_len = max_model_len
@@ -128,6 +130,10 @@ class FakeRanks:
         self.failure: Exception | None = None
         self.closed = False
         self.is_traced = False
+
+    @property
+    def fetched(self) -> PassFetch:
+        return PassFetch(frozenset(self.failed_blocks))
 
     def wait_for(self, event: DeviceEvent) -> None:
         raise AssertionError("nothing here has events")
@@ -219,7 +225,9 @@ class FakeRanks:
 
 
 def make_engine(ranks: FakeRanks | None = None, **options: Any) -> Engine:
-    return Engine(ranks or FakeRanks(), EngineConfig.from_options("fake", options))
+    ranks = ranks or FakeRanks()
+    tiers = [f"tier{number}:1GB" for number in range(len(ranks.tier_capacities))]
+    return Engine(ranks, EngineConfig.from_options("fake", {"kv_tiers": tiers, **options}))
 
 
 def run_all(engine: Engine) -> tuple[dict[str, RequestOutput], dict[str, list[StreamChunk]]]:

@@ -14,10 +14,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from interlace.engine.async_llm import AsyncLLM
+    from interlace.engine.cache.traffic import TierStats
     from interlace.engine.chunk import StreamChunk
     from interlace.engine.config import EngineConfig
     from interlace.engine.llm import LLM
-    from interlace.engine.output import CompletionOutput, EngineStats, Logprob, RequestMetrics, RequestOutput
+    from interlace.engine.output import (
+        CompletionOutput,
+        EngineStats,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+    )
     from interlace.engine.sampling_params import SamplingParams
 
 _HOMES = {
@@ -31,6 +38,7 @@ _HOMES = {
     "RequestOutput": "engine.output",
     "SamplingParams": "engine.sampling_params",
     "StreamChunk": "engine.chunk",
+    "TierStats": "engine.cache.traffic",
 }
 
 __all__ = [
@@ -44,6 +52,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "TierStats",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

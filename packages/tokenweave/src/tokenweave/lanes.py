@@ -53,6 +53,7 @@ class LaneExecutor(WithBlock):
         self._bells: dict[Lane, Bell] = {lane: SimpleQueue() for lane in Lane}
         self._run: _Run | None = None
         self._closed = False
+        self.waited_for_memory_s = 0.0  # by the compute lane, in the last run of a plan
         self._threads = [
             threading.Thread(target=self._serve, args=(lane,), name=f"lane-{lane}", daemon=True)
             for lane in Lane
@@ -71,7 +72,9 @@ class LaneExecutor(WithBlock):
             Whatever a handler raised first.
         """
         check_handlers(plan, handlers)
-        self._follow(_PlanRun(plan, handlers, observe, self._bells, self._on_failure))
+        run = _PlanRun(plan, handlers, observe, self._bells, self._on_failure)
+        self._follow(run)
+        self.waited_for_memory_s = run.waited_for_memory_s
 
     def run_lanes(
         self, lanes: Collection[Lane], run_lane: Callable[[Lane], None], end_waits: Callable[[], None]
@@ -199,6 +202,7 @@ class _PlanRun(_Run):
         self._plan, self._handlers, self._observe = plan, handlers, observe
         self._is_done = [False] * len(plan.steps)
         self._awaited: dict[Lane, tuple[int, ...]] = {}  # by the lanes that sleep, or are about to
+        self.waited_for_memory_s = 0.0  # by the compute lane
 
     def _do(self, lane: Lane) -> None:
         """Run the steps of one lane, each as soon as what it waits for is done."""
@@ -226,9 +230,19 @@ class _PlanRun(_Run):
                 return True
             self._awaited[lane] = positions
             if self.failure is None and not self._are_done(positions):
-                self._bells[lane].get()
+                self._sleep(lane, positions)
             self._awaited.pop(lane, None)
         return False
+
+    def _sleep(self, lane: Lane, positions: tuple[int, ...]) -> None:
+        """Until the bell rings. The compute lane's wait for memory is counted."""
+        is_for_memory = lane is Lane.COMPUTE and any(
+            self._plan.steps[at].lane is Lane.MEMORY and not self._is_done[at] for at in positions
+        )
+        start = time.perf_counter()
+        self._bells[lane].get()
+        if is_for_memory:
+            self.waited_for_memory_s += time.perf_counter() - start
 
     def _mark(self, position: int) -> None:
         self._is_done[position] = True

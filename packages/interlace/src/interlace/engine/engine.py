@@ -185,7 +185,7 @@ class Engine:
             raise
 
     def stats(self) -> EngineStats:
-        scheduler = self.scheduler
+        scheduler, tiers = self.scheduler, self.scheduler.tiers
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -200,6 +200,7 @@ class Engine:
             num_output_tokens=self._meter.num_output_tokens,
             num_preemptions=scheduler.num_preemptions,
             num_finished=self._num_requests - len(self._requests),
+            tiers=() if tiers is None else tiers.stats(self.config.kv_tiers, self.ranks.tier_traffic),
         )
 
     def check(self) -> None:
@@ -230,7 +231,7 @@ class Engine:
         sequences = [item.sequence for item in scheduled if item.yields_token]
         num_prompt = sum(n for s, _, n in scheduled if n > 1 or s.num_generated == 0)
         logits = self.ranks.execute(build_batch(scheduled, self.scheduler.take_moves()), known_there)
-        missed = self.scheduler.commit(scheduled, self.ranks.failed_blocks)
+        missed = self.scheduler.commit(scheduled, self.ranks.fetched)
         if missed:
             kept = [row for row, sequence in enumerate(sequences) if sequence not in missed]
             sequences, logits = [sequences[row] for row in kept], logits[kept]

@@ -1,12 +1,14 @@
 """Output: the whole result of a request, when it has ended, and the figures of an engine.
 
-Imports nothing of interlace: errors carry outputs.
+Imports nothing of interlace but plain figures: errors carry outputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from interlace.engine.cache.traffic import TierStats
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -36,6 +38,10 @@ class RequestMetrics:
     num_preemptions: int
     num_cached_tokens: int  # of the prompt, found in the cache and not computed
     num_fetched_tokens: int  # of these, those that came from a tier below local memory
+    fetch_s: float  # from asking for them to the arrival of the last layer, over the passes that fetched
+    fetch_waited_s: (
+        float  # of these, those that the pass stood still for: the rest is hidden behind its computing
+    )
 
 
 @dataclass(frozen=True)
@@ -87,3 +93,4 @@ class EngineStats:
     num_output_tokens: int
     num_preemptions: int
     num_finished: int
+    tiers: tuple[TierStats, ...]  # below the KV cache, from the top

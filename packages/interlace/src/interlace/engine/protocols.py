@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from interlace.engine.cache.fetching import Chooser
+    from interlace.engine.cache.traffic import PassFetch, TierTraffic
     from interlace.models.batch import ForwardBatch
     from tokenweave.communicators.device_wait import DeviceEvent
     from tokenweave.native import ThreadPool
@@ -84,8 +85,12 @@ class Ranks(Protocol):
         """Says how much of what a tier has of a prompt is fetched."""
 
     @property
-    def failed_blocks(self) -> Collection[int]:
-        """Blocks that the last batch should have fetched from a tier, and that some rank could not."""
+    def fetched(self) -> PassFetch:
+        """How the fetches of the last batch went, on this rank, and the blocks that some rank could not fetch."""
+
+    @property
+    def tier_traffic(self) -> Sequence[TierTraffic]:
+        """The bytes that went between this rank's KV cache and each tier."""
 
     @property
     def is_storing(self) -> bool:

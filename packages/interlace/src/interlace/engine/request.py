@@ -128,6 +128,8 @@ class Request:
             num_preemptions=sequence.num_preemptions,
             num_cached_tokens=sequence.num_cached,
             num_fetched_tokens=sequence.num_fetched,
+            fetch_s=sequence.fetch_s,
+            fetch_waited_s=sequence.fetch_waited_s,
         )
 
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection
 from typing import NamedTuple
 
 from interlace.engine.cache.blocks import BlockManager
 from interlace.engine.cache.fetching import Question
 from interlace.engine.cache.tiers import Tiers
+from interlace.engine.cache.traffic import NOTHING_FETCHED, PassFetch
 from interlace.engine.sequence import Sequence
 from interlace.errors import CacheTooSmall
 from interlace.models.moves import Move
@@ -61,6 +61,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._fetching: list[Sequence] = []  # in the pass that was scheduled last
         self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -110,12 +111,12 @@ class Scheduler:
         """The blocks that the pass just scheduled moves between tiers of memory."""
         return [] if self.tiers is None else self.tiers.take_moves()
 
-    def commit(self, batch: list[Scheduled], failed: Collection[int] = ()) -> list[Sequence]:
-        """The pass ran: its tokens' keys and values are in the cache, but for `failed`, blocks it could not fetch.
+    def commit(self, batch: list[Scheduled], fetched: PassFetch = NOTHING_FETCHED) -> list[Sequence]:
+        """The pass ran: its tokens' keys and values are in the cache, but for the blocks that it could not fetch.
 
         Returns the sequences that read these. They are computed anew, and their tokens of this pass mean nothing.
         """
-        missed = self._settle(batch, failed)
+        missed = self._settle(batch, fetched)
         for item in batch:
             if item.sequence not in missed:
                 item.sequence.compute_to(item.start + item.num_new)
@@ -176,6 +177,7 @@ class Scheduler:
             blocks = sequence.table.blocks[fetched.start : fetched.stop].tolist()
             self.tiers.fetch(names[len(names) - len(fetched) :], blocks)
             sequence.count_fetched(len(fetched) * BLOCK_SIZE)
+            self._fetching.append(sequence)
         if fetched or sequence.ready:
             sequence.ready = range(fetched.start, behind)
         if not sequence.ready:
@@ -215,14 +217,17 @@ class Scheduler:
                 self.tiers.store(names[index], sequence.table.blocks.item(index))
         self.tiers.store_waiting(self.blocks.block_of, is_urgent=bool(prompts))
 
-    def _settle(self, batch: list[Scheduled], failed: Collection[int]) -> list[Sequence]:
-        """Tells the tiers how the pass went. Returns the sequences of `batch` that have a block of `failed`."""
+    def _settle(self, batch: list[Scheduled], fetched: PassFetch) -> list[Sequence]:
+        """Tells the tiers how the pass went. Returns the sequences of `batch` that have a block it could not fetch."""
         if self.tiers is None:
             return []
-        self.tiers.settle(failed)
-        lost = frozenset(failed)
-        sequences = dict.fromkeys(item.sequence for item in batch) if lost else {}
-        return [each for each in sequences if not lost.isdisjoint(each.table.blocks.tolist())]
+        self.tiers.settle(fetched.failed)
+        for sequence in self._fetching:
+            sequence.fetch_s += fetched.fetch_s
+            sequence.fetch_waited_s += fetched.waited_s
+        self._fetching.clear()
+        sequences = dict.fromkeys(item.sequence for item in batch) if fetched.failed else {}
+        return [each for each in sequences if not fetched.failed.isdisjoint(each.table.blocks.tolist())]
 
     def _start_anew(self, sequence: Sequence, behind: int) -> None:
         """Its pass could not fetch a block: what it computed from the token `behind` on is wrong, and found no more."""

@@ -62,6 +62,7 @@ class Sequence:
         self.num_published = 0  # blocks
         self.num_cached = 0  # tokens of the prompt that were found, and not computed
         self.num_fetched = 0  # of these, those that a tier below local memory had
+        self.fetch_s = self.fetch_waited_s = 0.0
         self.ready = NO_BLOCKS  # blocks behind those computed that have been fetched already: their places in the table
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
@@ -132,10 +133,12 @@ class Sequence:
         self.num_computed = num_tokens
         if self.ready and num_tokens >= self.ready.start * BLOCK_SIZE:
             self.num_computed = max(num_tokens, self.ready.stop * BLOCK_SIZE)
-            self.ready = NO_BLOCKS
+            self.fetch_s = self.fetch_waited_s = 0.0
+        self.ready = NO_BLOCKS
 
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
+        self.fetch_s = self.fetch_waited_s = 0.0
         self.ready = NO_BLOCKS
         self.num_computed = self.num_published = 0
         return self.table.clear()

@@ -10,26 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from interlace.cache.kv_tier import KvTierSpec
 from interlace.engine.cache.tier_copies import FROM, TO, Rows, Slot, slots_of
+from interlace.engine.cache.traffic import TierTraffic
 from interlace.models.moves import LOCAL
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class TierTraffic:
-    """The bytes that went between the KV cache of one rank and one tier since the engine was made."""
-
-    fetched_bytes: int = 0
-    written_bytes: int = 0
-    num_fetches: int = 0  # passes that fetched from it
-    fetch_s: float = 0.0  # from asking to the last layer's arrival
-    num_failures: int = 0  # blocks that could not be fetched or written
-    num_told: int = 0  # of these, when somebody was last told
-    is_given_up: bool = False
 
 
 class TierHealth:

@@ -7,7 +7,7 @@ overwrite a block that is still being read, or use a slot that is still being wr
 A submission takes tens of microseconds of the interpreter, which the compute lane needs too. So a few layers go in one
 where they take little time.
 
-A tier that fails costs misses: `end` returns the blocks that a pass should have fetched and could not. What could not
+A tier that fails costs misses: `end` tells the blocks that a pass should have fetched and could not. What could not
 be written is remembered, and fails when it is fetched. A tier that does not answer in time is used no more.
 
 Invariant: no copy into local memory, and none out of a block that may be overwritten, is under way after the step that
@@ -41,9 +41,10 @@ from interlace.engine.cache.tier_copies import (
     slots_of,
     without,
 )
-from interlace.engine.cache.tier_health import TierHealth, TierTraffic
+from interlace.engine.cache.tier_health import TierHealth
 from interlace.engine.cache.tier_memory import SlotMemory
 from interlace.engine.cache.tier_stores import TierStores
+from interlace.engine.cache.traffic import NOTHING_FETCHED, PassFetch, TierTraffic
 from interlace.models.batch import ForwardBatch
 from interlace.models.moves import LOCAL, MoveKind
 from tokenweave.kernels import BLOCK_SIZE
@@ -71,6 +72,7 @@ class _Pass:
     )  # by kind and first layer
     group: int = 1  # layers in one submission
     start_s: float = 0.0
+    arrived_s: float = 0.0  # what is fetched
     deadline_s: float = 0.0
 
 
@@ -164,17 +166,17 @@ class TierMover:
         self._pass.failed.update(-place for place in self._health.given_up)
         self._begin_moving(self._pass)
 
-    def end(self) -> set[int]:
-        """The pass has run. Returns the blocks that it should have fetched and could not: it read nonsense there.
-
-        Below zero are the places of tiers that were given up, -1 for the one at the top.
-        """
+    def end(self, waited_s: float | None = None) -> PassFetch:
+        """The pass has run. `waited_s`: how long its compute lane waited for the memory lane; None: for all of it."""
         moves, self._pass = self._pass, None
         if moves is None:
-            return set()
+            return NOTHING_FETCHED
         self._settle_evictions(moves)
-        self._count(moves)
-        return moves.failed
+        fetch_s = moves.arrived_s - moves.start_s if len(moves.fetches) else 0.0
+        stood_s = fetch_s if waited_s is None else min(waited_s, fetch_s)
+        fetch = PassFetch(frozenset(moves.failed), fetch_s, stood_s)
+        self._count(moves, fetch)
+        return fetch
 
     def evict(self, layer: int) -> None:
         """Returns once what the pass overwrites in `layer` is written down, or given up."""
@@ -183,6 +185,7 @@ class TierMover:
     def fetch(self, layer: int) -> None:
         """Returns once the blocks of `layer` are there that the pass reads, or are given up."""
         self._wait_for(MoveKind.FETCH, layer)
+        self._running.arrived_s = time.monotonic()
 
     def store(self, layer: int) -> None:
         """Begins to write the full blocks of some layers up to `layer` down; all layers of those full before."""
@@ -301,12 +304,12 @@ class TierMover:
             if source in lost:
                 moves.failed.add(block)
 
-    def _count(self, moves: _Pass) -> None:
-        elapsed_s = time.monotonic() - moves.start_s
+    def _count(self, moves: _Pass, fetch: PassFetch) -> None:
         for rows in by_place(moves.fetches, FROM):
             traffic = self.traffic[rows[0, FROM] - 1]
             traffic.num_fetches += 1
             traffic.fetched_bytes += len(rows) * self._memory.slot_bytes
-            traffic.fetch_s += elapsed_s
+            traffic.fetch_s += fetch.fetch_s
+            traffic.waited_s += fetch.waited_s
         for rows in by_place(moves.evictions, TO):
             self.traffic[rows[0, TO] - 1].written_bytes += len(rows) * self._memory.slot_bytes

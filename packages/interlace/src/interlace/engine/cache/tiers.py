@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from interlace.cache.tier_index import Descent, Place, TierIndex
 from interlace.engine.cache.fetching import Answer, Chooser, Question, fetch_all
+from interlace.engine.cache.traffic import TierStats, TierTraffic
 from interlace.models.moves import LOCAL, Move, MoveKind
 
 MOST_WAITING = (
@@ -39,6 +40,7 @@ class Tiers:
     ) -> None:
         """`capacities` are blocks. `is_busy` says that nothing more should be stored for now; `choose` says how much of
         what is found is fetched."""
+        self.capacities = tuple(capacities)
         self.index = TierIndex(capacities, policy)
         self.num_hits = [0] * len(capacities)  # blocks
         self._chooser = choose
@@ -155,6 +157,25 @@ class Tiers:
         """Has nothing found any more."""
         self.index.forget()
         self._waiting.clear()
+
+    def stats(self, texts: Sequence[str], traffic: Sequence[TierTraffic]) -> tuple[TierStats, ...]:
+        """The tiers as they are now: `texts` say what they are, `traffic` what went there."""
+        return tuple(
+            TierStats(
+                tier=text,
+                num_blocks=self.capacities[tier],
+                num_held_blocks=self.index.num_held(tier),
+                num_hit_blocks=self.num_hits[tier],
+                fetched_bytes=moved.fetched_bytes,
+                written_bytes=moved.written_bytes,
+                num_fetches=moved.num_fetches,
+                fetch_s=moved.fetch_s,
+                fetch_waited_s=moved.waited_s,
+                num_failures=moved.num_failures,
+                is_given_up=moved.is_given_up or self._misses[tier] >= MOST_MISSES,
+            )
+            for tier, (text, moved) in enumerate(zip(texts, traffic, strict=True))
+        )
 
     def _write(self, kind: MoveKind, name: bytes, block: int) -> None:
         """Takes `name` into the top tier, if there is room for it."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interlace.engine.cache.fetching import Chooser, fetch_all
+from interlace.engine.cache.traffic import PassFetch, TierTraffic
 from interlace.engine.ranks.follow import BATCH, END_TRACE, QUIT, REPORT, START_TRACE
 from interlace.engine.ranks.guards import Owner, interrupts_deferred
 from interlace.engine.ranks.processes import FAILURE_REPORT_S
@@ -76,8 +77,14 @@ class RankGroup:
         return self.runner.tier_capacities
 
     @property
-    def failed_blocks(self) -> set[int]:
-        return self.runner.failed_blocks
+    def fetched(self) -> PassFetch:
+        return self.runner.fetched
+
+    @property
+    def tier_traffic(self) -> list[TierTraffic]:
+        """Of this process's rank."""
+        mover = self.runner.mover
+        return [TierTraffic() for _ in self.tier_capacities] if mover is None else mover.traffic
 
     @property
     def is_storing(self) -> bool:

@@ -23,6 +23,7 @@ from interlace.engine.cache.layout import CacheLayout
 from interlace.engine.cache.sizing import affordable_blocks, notices_of
 from interlace.engine.cache.tier_memory import SlotMemory
 from interlace.engine.cache.tier_mover import TierMover
+from interlace.engine.cache.traffic import NOTHING_FETCHED
 from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
@@ -142,7 +143,7 @@ class Runner:
         self.tier_capacities = common_capacities(self.ranks)
         self.cache = KVCache(self.kernels, layout, self.num_blocks)
         self.mover = self._make_mover(layout)
-        self.failed_blocks: set[int] = set()  # of the last pass, on any rank
+        self.fetched = NOTHING_FETCHED  # of the last pass; failed: on any rank
         # Told of every step of every batch, when set; of those on a GPU by `streams.collect`.
         self.observe: Observer | None = None
         self.recorder: Recorder | None = None  # in its place while a trace is recorded
@@ -215,10 +216,11 @@ class Runner:
 
     def _end_moves(self, plan: Plan) -> None:
         """Collects which blocks some rank could not fetch for the pass that has run."""
-        failed = set() if self.mover is None else self.mover.end()
+        waited_s = None if self.lanes is None else self.lanes.waited_for_memory_s
+        fetched = NOTHING_FETCHED if self.mover is None else self.mover.end(waited_s)
         if Op.FETCH in plan.ops and self.communicator.size > 1:
-            failed = union_of_all(self.communicator, failed)
-        self.failed_blocks = failed
+            fetched = replace(fetched, failed=union_of_all(self.communicator, fetched.failed))
+        self.fetched = fetched
 
     def _observer_of(self, plan: Plan) -> Observer | None:
         """Returns who is told of the steps of `plan`."""
@@ -320,7 +322,7 @@ def common_capacities(ranks: list[RankInfo]) -> list[int]:
     return [min(count for count in counts if count is not None) for counts in of_tiers]
 
 
-def union_of_all(communicator: Communicator, own: set[int]) -> set[int]:
+def union_of_all(communicator: Communicator, own: frozenset[int]) -> frozenset[int]:
     """The numbers that some rank has in its set, on every rank. A collective call."""
     message = np.array(sorted(own), dtype=np.int32).tobytes()
     found = (
@@ -329,7 +331,7 @@ def union_of_all(communicator: Communicator, own: set[int]) -> set[int]:
         )
         for rank in range(communicator.size)
     )
-    return {number for numbers in found for number in numbers.tolist()}
+    return frozenset(number for numbers in found for number in numbers.tolist())
 
 
 def name_of(device: torch.device) -> str:
