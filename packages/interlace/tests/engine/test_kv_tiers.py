@@ -26,7 +26,7 @@ ONE_OF_EACH = sorted({model_type: name for name, (model_type, _) in reversed(FAM
 FAST = ("llama",)
 
 
-def answers(directory: Path, **options: Any) -> list[RequestOutput]:
+def answers(directory: Path, num_prompts: int = 7, **options: Any) -> list[RequestOutput]:
     """Those of PROMPTS, one after the other, in a local cache that holds little more than one of them."""
     options = {
         "dtype": "float32",
@@ -37,7 +37,7 @@ def answers(directory: Path, **options: Any) -> list[RequestOutput]:
         **options,
     }
     with LLM(str(directory), **options) as llm:
-        return [llm.generate([prompt], PARAMS)[0] for prompt in PROMPTS]
+        return [llm.generate([prompt], PARAMS)[0] for prompt in PROMPTS[:num_prompts]]
 
 
 def bits(outputs: list[RequestOutput]) -> list[Any]:
@@ -116,6 +116,17 @@ def test_requests_over_few_texts_read_what_was_written_under_their_names(
         for place, (text, length) in enumerate(group):
             assert outputs[f"{number} {place}"].token_ids == greedy_tokens([text] * length, 4)
     assert engine.stats().num_free_blocks == num_blocks
+
+
+def test_a_tier_that_never_pays_is_told_of_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = make_model(tmp_path, "llama")
+    tier = "slow:1MiB@0.001GB/s,10ms"
+    answers(directory, kv_tiers=[tier], num_prompts=0)
+    assert not [record for record in caplog.records if "will never pay" in record.message]
+    answers(directory, kv_tiers=[tier], kv_fetch="auto", num_prompts=0)
+    assert [record.args for record in caplog.records if "will never pay" in record.message] == [(tier,)]
 
 
 def test_a_miss_costs_no_request() -> None:

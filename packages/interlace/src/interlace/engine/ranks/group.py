@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
@@ -30,6 +31,9 @@ from tokenweave.trace import Trace
 if TYPE_CHECKING:
     from interlace.models.tokenizer import Tokenizer
     from tokenweave.communicators.device_wait import DeviceEvent
+
+
+_log = logging.getLogger(__name__)
 
 
 class StartedRanks(Protocol):
@@ -63,6 +67,15 @@ class RankGroup:
         self.weaver = Weaver.of(runner)
         planner = FetchPlanner.of(runner) if runner.config.kv_fetch == "auto" else None
         self.fetch_chooser: Chooser = planner or fetch_all
+        config = runner.config
+        for tier in (
+            planner.that_never_pay(self.max_model_len, config.max_num_batched_tokens) if planner else ()
+        ):
+            _log.warning(
+                "the tier %r below the KV cache will never pay: to compute a prompt is faster than to fetch a block of "
+                "it (kv_fetch='always' fetches all the same)",
+                config.kv_tiers[tier],
+            )
         self._failure: InterlaceError | None = None
         self._closed = False
         self._owner = Owner("group of ranks")

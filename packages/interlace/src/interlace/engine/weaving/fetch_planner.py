@@ -103,6 +103,17 @@ class FetchPlanner:
             self._decisions[kind] = self._choose(question)
         return self._decisions[kind]
 
+    def that_never_pay(self, max_model_len: int, budget: int) -> list[int]:
+        """The tiers of which not even the longest prompt would have a block fetched: to compute all is faster."""
+        end = max(2 * BLOCK_SIZE, max_model_len - 1)
+        num_found = (end - 1) // BLOCK_SIZE
+        longest = Question((), 0, 0, (), num_found * BLOCK_SIZE, end, budget)
+        return [
+            tier
+            for tier in range(len(self._speeds))
+            if not self._choose(longest._replace(tiers=(tier,) * num_found)).num_fetched
+        ]
+
     def fetch_s(self, tiers: Sequence[int]) -> float:
         """Seconds of fetching blocks of these tiers, with nothing beside it."""
         return self._num_layers * sum(phase.seconds for phase in self._phases(tiers))
