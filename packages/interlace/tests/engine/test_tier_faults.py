@@ -311,16 +311,21 @@ def test_requests_get_their_tokens_whatever_fails(
         ]
         for _ in range(12)
     ]
-    with opened(model, prefix_cache=False) as llm:
+    tp = chance.choice([1, 2])
+    tiers = chance.choice([[SLOW.replace("4MiB", "64KiB"), "low:200KiB"], ["dram:100KiB"], [GOOD]])
+    shape = {
+        "num_kv_blocks": 20,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": chance.choice([32, 128]),
+        "kv_fetch": chance.choice(["always", "auto"]),
+        "kv_tier_policy": chance.choice(["lru", "tinylfu"]),
+        "tp": tp,
+        "communicator": "thread" if tp > 1 else "auto",
+    }
+    with opened(model, prefix_cache=False, **shape) as llm:
         wanted = [output.token_ids for output in llm.generate(texts, PARAMS)]
     caplog.set_level(logging.ERROR)
-    tiers = chance.choice([[SLOW.replace("4MiB", "64KiB"), "low:200KiB"], ["dram:100KiB"], [GOOD]])
-    tp = chance.choice([1, 2])
-    shape = {"num_kv_blocks": 20, "max_num_seqs": 4, "max_num_batched_tokens": chance.choice([32, 128])}
-    with opened(
-        model, *tiers, kv_tier_write=write, kv_fetch=chance.choice(["always", "auto"]), tp=tp,
-        communicator="thread" if tp > 1 else "auto", kv_tier_policy=chance.choice(["lru", "tinylfu"]), **shape,
-    ) as llm:  # fmt: skip
+    with opened(model, *tiers, kv_tier_write=write, **shape) as llm:
         for round_ in range(25):
             asked = chance.sample(range(len(texts)), 3)
             streams = [llm.stream(texts[text], PARAMS) for text in asked]
