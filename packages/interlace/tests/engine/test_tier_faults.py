@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -195,6 +196,17 @@ def test_a_tier_that_fails_on_one_rank_is_a_miss_on_all(
         for _ in range(2):
             ask(llm, expected, 2, 3, 0)
         assert num_fetched(ask(llm, expected, 2)) == [80 if fault == "poison" else 0]
+
+
+def test_a_stalled_tier_is_given_up_before_other_ranks_give_up_this_one(
+    model: Path, expected: list[list[int]], movers: dict[int, TierMover]
+) -> None:
+    slow = {"kv_tier_timeout_s": 1000.0, "timeout_s": PATIENCE_S}
+    with opened(model, GOOD, tp=2, communicator="thread", **slow) as llm:
+        ask(llm, expected, 0)
+        assert [mover._most_s for mover in movers.values()] == [PATIENCE_S / 2] * 2
+    with opened(model, GOOD, **slow):
+        assert movers[0]._most_s == math.inf
 
 
 @pytest.mark.parametrize("write", ["through", "back"])

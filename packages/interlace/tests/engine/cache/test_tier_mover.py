@@ -297,7 +297,8 @@ def test_a_stalled_tier_fails_what_is_fetched_and_is_used_no_more(caplog: pytest
         assert not bench.mover._stores
         assert bench.run(Move(FETCH, 2, 2, LOCAL, 3)) == {3}
         assert [record.getMessage() for record in caplog.records] == [
-            f"the tier {STALLED!r} below the KV cache is used no more: it took {PATIENCE_S:g} s longer than expected"
+            f"the tier {STALLED!r} below the KV cache is used no more: it did not answer in time "
+            f"(kv_tier_timeout_s={PATIENCE_S:g})"
         ]
 
 
@@ -360,6 +361,17 @@ def test_evictions_may_wait_for_the_stores_before_them() -> None:
         moving = bench.mover._running
         least_s = PATIENCE_S + 2 * (NUM_BLOCKS + 1) * SLOT_BYTES / 1e6
         assert moving.deadline_s - moving.start_s >= 0.999 * least_s
+
+
+def test_nothing_is_waited_for_longer_than_other_ranks_wait_for_this_one() -> None:
+    with opened(FAST, STALLED) as bench:
+        bench.mover._most_s = bench.mover._stores._most_s = 0.01
+        bench.run(Move(STORE, LOCAL, 0, 2, 0))
+        assert not bench.run(writes={0: 9})
+        assert bench.given_up == [STALLED_PLACE]
+    with opened(FAST, STALLED) as bench:
+        bench.mover._most_s = 0.01
+        assert bench.run(Move(FETCH, 2, 0, LOCAL, 5)) == {5}
 
 
 @pytest.mark.parametrize("limit", ["MAX_BACKLOG_BYTES", "MAX_BACKLOG_S"])

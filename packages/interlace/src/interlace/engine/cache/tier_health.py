@@ -74,7 +74,7 @@ class TierHealth:
             if not self.traffic[place - 1].is_given_up:
                 self.traffic[place - 1].is_given_up = True
                 _log.warning(
-                    "the tier %r below the KV cache is used no more: it took %g s longer than expected",
+                    "the tier %r below the KV cache is used no more: it did not answer in time (kv_tier_timeout_s=%g)",
                     self._specs[place - 1].text,
                     self._timeout_s,
                 )

@@ -18,6 +18,7 @@ Thread safety: none; `evict`, `fetch` and `store` are called by one lane at a ti
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -79,16 +80,16 @@ class _Pass:
 class TierMover:
     """The moves of one rank, between its KV cache and the slots of its tiers."""
 
-    def __init__(self, cache: Tensor, memory: SlotMemory, timeout_s: float) -> None:
+    def __init__(self, cache: Tensor, memory: SlotMemory, timeout_s: float, most_s: float = math.inf) -> None:
         """`cache` is (num_layers, num_blocks, *block), contiguous, on the CPU. What takes `timeout_s` longer than its
-        tier is expected to take is given up, and the tier with it."""
+        tier is expected to take, or longer than `most_s`, is given up, and the tier with it."""
         from emucxl.copy_engine import CopyEngine
 
-        self._memory, self._timeout_s = memory, timeout_s
+        self._memory, self._timeout_s, self._most_s = memory, timeout_s, most_s
         self._health = TierHealth(memory.specs, timeout_s)
         self._copies = TierCopies(cache, memory, self._health.report)
         self._up, self._down = CopyEngine(memory.context), CopyEngine(memory.context)
-        self._stores = TierStores(self._down, self._copies, self._health, timeout_s)
+        self._stores = TierStores(self._down, self._copies, self._health, timeout_s, most_s)
         self._pass: _Pass | None = None
 
     @property
@@ -226,7 +227,7 @@ class TierMover:
         patience_s = self._copies.patience_s(moves.evictions) + self._copies.patience_s(moves.fetches)
         if len(moves.evictions):
             patience_s += self._stores.patience_s  # a tier writes what it was given first
-        moves.deadline_s = moves.start_s + self._timeout_s + patience_s
+        moves.deadline_s = moves.start_s + min(self._timeout_s + patience_s, self._most_s)
         fetches = by_place(moves.fetches, FROM)
         for layer in range(0, self._copies.num_layers, moves.group):
             self._queue(moves, MoveKind.EVICT, layer, moves.evictions)

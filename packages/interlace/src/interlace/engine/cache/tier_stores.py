@@ -33,9 +33,12 @@ MAX_BACKLOG_S = 0.5  # that they are expected to take: a pass that needs one of 
 class TierStores:
     """Stores, in the order in which `engine` makes them."""
 
-    def __init__(self, engine: CopyEngine, copies: TierCopies, health: TierHealth, timeout_s: float) -> None:
-        """A store that takes `timeout_s` longer than expected is given up, and its tier with it."""
+    def __init__(
+        self, engine: CopyEngine, copies: TierCopies, health: TierHealth, timeout_s: float, most_s: float
+    ) -> None:
+        """A store that takes `timeout_s` longer than expected, or longer than `most_s`, is given up, and its tier."""
         self._engine, self._copies, self._health, self.timeout_s = engine, copies, health, timeout_s
+        self._most_s = most_s
         self._pending: deque[Batch] = deque()
 
     def __len__(self) -> int:
@@ -87,7 +90,7 @@ class TierStores:
         from emucxl.errors import EmucxlError, WaitTimeout
 
         try:
-            batch.completion.wait(self.timeout_s + batch.patience_s)
+            batch.completion.wait(min(self.timeout_s + batch.patience_s, self._most_s))
         except WaitTimeout:
             place = batch.rows[0, TO]
             self._health.give_up([int(place)])

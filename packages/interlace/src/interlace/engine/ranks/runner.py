@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 from contextlib import suppress
@@ -212,7 +213,9 @@ class Runner:
         if not self.config.kv_tiers or not layout.block_bytes:
             return None
         self._slots.allocate(self.tier_capacities)
-        return TierMover(self.cache.tensor, self._slots, self.config.kv_tier_timeout_s)
+        # Other ranks wait for this one meanwhile, and no longer than `timeout_s`.
+        most_s = self.config.timeout_s / 2 if self.communicator.size > 1 else math.inf
+        return TierMover(self.cache.tensor, self._slots, self.config.kv_tier_timeout_s, most_s)
 
     def _end_moves(self, plan: Plan) -> None:
         """Collects which blocks some rank could not fetch for the pass that has run."""
