@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenweave.plan import Lane, Plan, Step, plan_forward
+from tokenweave.plan import Lane, Moves, Op, Plan, Step, plan_forward
 from tokenweave.simulate import Cost, Phase, Resource, simulate
 
 TIMES = st.floats(0, 10)
@@ -44,7 +44,51 @@ def test_a_woven_plan_hides_all_but_the_ends_where_links_are_faster_than_computa
     timeline = simulate(plan_forward(layers, 8, 4), costs(compute_s, 0, link_s), shared_core=False)
     computing = 2 * (2 * layers + 2) * compute_s
     assert timeline.total_s == pytest.approx(computing + link_s)  # the gather is what is left
-    assert timeline.hidden_fraction == pytest.approx(1 - 1 / (2 * (2 * layers + 1) + 1))
+    assert timeline.hidden_fraction() == pytest.approx(1 - 1 / (2 * (2 * layers + 1) + 1))
+
+
+@given(layers=st.integers(1, 6), compute_s=st.floats(1, 10), share=st.floats(0.01, 1))
+def test_all_but_the_first_layers_fetch_is_hidden_where_fetching_is_faster_than_computing(
+    layers: int, compute_s: float, share: float
+) -> None:
+    """The first one hides behind the embedding."""
+    fetch_s = share * compute_s
+    plan = plan_forward(layers, 8, None, Moves(fetches=True))
+    timeline = simulate(plan, on_lanes(compute_s, 0, fetch_s), shared_core=False)
+    assert timeline.total_s == pytest.approx((2 * layers + 2) * compute_s)
+    assert timeline.hidden_fraction(Lane.MEMORY) == pytest.approx(1)
+
+
+def on_lanes(compute_s: float, transfer_s: float, memory_s: float) -> Cost:
+    each = {Lane.COMPUTE: compute_s, Lane.TRANSFER: transfer_s, Lane.MEMORY: memory_s}
+    return lambda step: (Phase(Resource.CORE, each[step.lane]),)
+
+
+def test_a_transfer_and_a_fetch_do_not_hide_each_other() -> None:
+    """Computing from 0 to 2, a transfer from 2 to 6, a fetch from 0 to 5: from 2 to 5 the two run beside nothing."""
+    plan = Plan(
+        1,
+        (
+            Step(Op.EMBED),
+            Step(Op.REDUCE_NORM, (0,), None, 0),
+            Step(Op.FETCH, (), 0, part=None),
+            Step(Op.ATTENTION, (1, 2), 0),
+        ),
+    )
+    timeline = simulate(plan, on_lanes(2, 4, 5), shared_core=False)
+    assert (timeline.total_s, timeline.blocked_s) == (8, 4)
+    assert timeline.hidden_fraction(Lane.TRANSFER) == 0
+    assert timeline.hidden_fraction(Lane.MEMORY) == 2 / 5
+
+
+@given(fetch_s=st.floats(0.1, 10))
+def test_what_takes_the_core_from_a_computation_is_not_hidden_behind_it(fetch_s: float) -> None:
+    plan = Plan(1, (Step(Op.FETCH, (), 0, part=None), Step(Op.EMBED)))
+    timeline = simulate(plan, on_lanes(3, 0, fetch_s), shared_core=True)
+    assert timeline.hidden_fraction(Lane.MEMORY) == 0
+    embed = timeline.intervals[1]
+    assert (embed.busy_s, embed.hidden_s) == (pytest.approx(3), 0)
+    assert embed.end_s - embed.start_s == pytest.approx(3 + fetch_s), "stalls are in it"
 
 
 @given(layers=st.integers(1, 4), compute_s=st.floats(1, 5), core_s=st.floats(0.1, 5), link_s=TIMES)
@@ -109,7 +153,7 @@ def test_steps_without_costs_are_issued_too() -> None:
 def test_a_plan_without_costs_takes_no_time() -> None:
     timeline = simulate(plan_forward(2, 8, 4), lambda step: (), shared_core=True)
     assert timeline.total_s == 0
-    assert timeline.hidden_fraction == 1
+    assert timeline.hidden_fraction() == 1
 
 
 def test_an_empty_plan_is_simulated() -> None:

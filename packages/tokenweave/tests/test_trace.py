@@ -273,6 +273,52 @@ def test_communication_is_hidden_where_the_same_ranks_compute_lane_is_inside_a_s
     assert layers["0"].hidden_s == 1
 
 
+WITH_BLOCKS = Plan(
+    1,
+    (
+        Step(Op.EMBED),
+        Step(Op.REDUCE_NORM, (0,), None, 0),
+        Step(Op.FETCH, (), 0, part=None),
+        Step(Op.ATTENTION, (1, 2), 0),
+        Step(Op.STORE, (3,), 0, part=None),
+    ),
+)
+
+
+def test_what_the_memory_lane_hides_is_told_apart_from_communication_and_hides_none_of_it() -> None:
+    """A transfer from 2 to 6 and a fetch from 0 to 5 leave the compute lane nothing to do from 2 on."""
+    layers: dict[str, Any] = {}
+    moves: dict[str, Any] = {}
+    found = made_up(WITH_BLOCKS, (0, 2), (2, 6), (0, 5), (6, 8), (8, 9))
+    figures = measure(found.recordings[0].passes[0], layers, moves=moves)
+    assert (figures.total_s, figures.blocked_s) == (9, 5)
+    assert (figures.communication_s, figures.hidden_s) == (4, 0)
+    assert (figures.memory_s, figures.memory_hidden_s, figures.memory_exposed_s) == (6, 2, 4)
+    assert figures.memory_hidden_fraction == pytest.approx(2 / 6)
+    assert figures.memory_blocked_s == 3 + 1, "for the fetch until 5, and at the end for the store"
+    assert {name: each.memory_s for name, each in moves.items()} == {"fetch": 5, "store": 1}
+    assert layers["0"].memory_hidden_s == 2
+
+
+@pytest.mark.parametrize(
+    ("fetch", "attention", "blocked_s"), [((0, 1), (6, 8), 0), ((0, 7), (7, 9), 5), ((3, 7), (8, 9), 5)]
+)
+def test_a_compute_lane_is_blocked_by_memory_while_its_next_step_waits_for_it(
+    fetch: tuple[float, float], attention: tuple[float, float], blocked_s: float
+) -> None:
+    plan = Plan(1, WITH_BLOCKS.steps[:-1])
+    found = made_up(plan, (0, 2), (2, 6), fetch, attention)
+    assert measure(found.recordings[0].passes[0]).memory_blocked_s == blocked_s
+
+
+def test_without_moves_nothing_is_said_of_a_memory_lane() -> None:
+    recorder = record(plan_forward(2, 8, 4))
+    found = summarise(Trace.join(recorder, [recorder.to_bytes()]))
+    assert found.moves == {}
+    assert (found.total.memory_s, found.total.memory_blocked_s) == (0, 0)
+    assert found.total.memory_hidden_fraction == 1
+
+
 def test_beside_what_was_measured_stands_what_the_simulator_makes_of_the_steps() -> None:
     """It knows no hole between 2 and 3: both parts compute for 2 s, one after the other."""
     figures = measure(made_up(CHAIN, (0, 2), (2, 4), (3, 5), (5, 7)).recordings[0].passes[0])

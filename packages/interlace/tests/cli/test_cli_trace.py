@@ -8,7 +8,7 @@ import pytest
 
 from support.engine_fakes import FakeRanks
 from tokenweave.execute import run_sequential
-from tokenweave.plan import Op, plan_forward
+from tokenweave.plan import Moves, Op, plan_forward
 from tokenweave.trace import Recorder, Trace
 
 FIGURES = {
@@ -19,6 +19,11 @@ FIGURES = {
     "exposed_s",
     "hidden_fraction",
     "blocked_s",
+    "memory_s",
+    "memory_hidden_s",
+    "memory_exposed_s",
+    "memory_hidden_fraction",
+    "memory_blocked_s",
     "modelled_total_s",
     "modelled_blocked_s",
     "undisturbed_total_s",
@@ -67,6 +72,23 @@ def test_json_has_every_figure(invoke: Any, trace: Path) -> None:
     assert found["mean"].keys() == FIGURES
     assert found["ranks"][0].keys() == FIGURES | {"rank"}
     assert found["mean"]["hidden_s"] == 0, "run in list order, nothing is hidden"
+
+
+def test_what_the_memory_lane_did_has_a_table_of_its_own(invoke: Any, trace: Path, tmp_path: Path) -> None:
+    assert "memory lane" not in invoke("trace", "summary", str(trace)).stdout
+    recorder = Recorder()
+    plan = plan_forward(2, 40, 20, Moves(evicts=True, fetches=True, stores=True))
+    run_sequential(plan, dict.fromkeys(Op, lambda step: None), recorder.observe(plan))
+    path = tmp_path / "moved.json"
+    Trace.join(recorder, [recorder.to_bytes()] * 2).write(path)
+    shown = invoke("trace", "summary", str(path)).stdout
+    head, _, *rows = shown.partition("\nmemory lane")[2].splitlines()
+    assert head.split() == ["busy", "hidden", "exposed", "hidden", "share", "blocked", "by", "it"]
+    assert [row.split("  ")[0] for row in rows] == ["rank 0", "rank 1", "mean", "evict", "fetch", "store"]
+    found = json.loads(invoke("trace", "summary", str(path), "--json").stdout)
+    assert [each["operation"] for each in found["moves"]] == ["evict", "fetch", "store"]
+    assert sum(each["memory_s"] for each in found["moves"]) == pytest.approx(found["mean"]["memory_s"])
+    assert found["mean"]["memory_blocked_s"] > 0, "run in list order, the compute lane waits for each"
 
 
 def test_a_file_that_is_no_trace_is_an_error_of_one_line(invoke: Any, tmp_path: Path) -> None:

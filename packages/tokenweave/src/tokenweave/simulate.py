@@ -34,6 +34,8 @@ class Interval:
     step: Step
     start_s: float
     end_s: float
+    busy_s: float = 0.0  # of its phases, without stalls
+    hidden_s: float = 0.0  # of busy_s, while the compute lane worked; 0 for the compute lane's own steps
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,18 @@ class Timeline:
 
     @property
     def blocked_s(self) -> float:
-        """How long the compute lane stood still: what of the transfers is not hidden."""
+        """How long the compute lane stood still, whatever for."""
         return self.total_s - self.busy_s[Lane.COMPUTE]
 
-    @property
-    def hidden_fraction(self) -> float:
-        """The share of the transfers' time that ran while the compute lane worked; 1 where there are none."""
-        transfers = self.busy_s[Lane.TRANSFER]
-        return 1.0 if transfers <= 0 else max(0.0, 1 - self.blocked_s / transfers)
+    def hidden_fraction(self, lane: Lane = Lane.TRANSFER) -> float:
+        """The share of a lane's time that ran while the compute lane worked; 1 where the lane has nothing to do.
+
+        Transfers and the memory lane do not hide each other: what of both runs while the compute lane stands still is
+        hidden in neither.
+        """
+        on_lane = [each for each in self.intervals if each.step.lane is lane]
+        busy_s = sum(each.busy_s for each in on_lane)
+        return 1.0 if busy_s <= 0 else sum(each.hidden_s for each in on_lane) / busy_s
 
 
 def simulate(plan: Plan, cost: Cost, *, shared_core: bool, issue_s: float = 0.0) -> Timeline:
@@ -72,7 +78,7 @@ class _Worker:
         self.queue = list(reversed(plan.places.get(lane, ())))  # the next one last
         self.phases: list[Phase] = []  # of the step that runs, the next one last
         self.left_s = 0.0  # of the phase that runs
-        self.start_s = 0.0
+        self.start_s = self.busy_s = self.hidden_s = 0.0  # of the step that runs
 
     @property
     def resource(self) -> Resource | None:
@@ -97,8 +103,9 @@ class _Simulation:
                 continue
             elapsed_s = min(pauses_s)
             self.now_s += elapsed_s
+            is_computing = Lane.COMPUTE in running
             for lane in running:
-                self._advance(lane, elapsed_s)
+                self._advance(lane, elapsed_s, is_hidden=is_computing and lane is not Lane.COMPUTE)
         intervals = tuple(self.ends[position] for position in range(len(self.plan.steps)))
         return Timeline(intervals, self.now_s, self.busy_s)
 
@@ -109,7 +116,7 @@ class _Simulation:
             step = self.plan.steps[worker.queue[-1]]
             if any(other not in self.ends for other in step.waits_for) or not self._is_issued(worker):
                 break
-            worker.start_s = self.now_s
+            worker.start_s, worker.busy_s, worker.hidden_s = self.now_s, 0.0, 0.0
             worker.phases = [phase for phase in reversed(self.cost(step)) if phase.seconds > 0]
             if worker.phases:
                 worker.left_s = worker.phases[-1].seconds
@@ -139,9 +146,11 @@ class _Simulation:
             return [lane for lane in running if lane is first or lane not in on_core]
         return running
 
-    def _advance(self, lane: Lane, elapsed_s: float) -> None:
+    def _advance(self, lane: Lane, elapsed_s: float, *, is_hidden: bool) -> None:
         worker = self.workers[lane]
         self.busy_s[lane] += elapsed_s
+        worker.busy_s += elapsed_s
+        worker.hidden_s += elapsed_s if is_hidden else 0.0
         worker.left_s -= elapsed_s
         if worker.left_s > 1e-15:
             return
@@ -153,4 +162,7 @@ class _Simulation:
 
     def _end(self, worker: _Worker) -> None:
         position = worker.queue.pop()
-        self.ends[position] = Interval(position, self.plan.steps[position], worker.start_s, self.now_s)
+        step = self.plan.steps[position]
+        self.ends[position] = Interval(
+            position, step, worker.start_s, self.now_s, worker.busy_s, worker.hidden_s
+        )

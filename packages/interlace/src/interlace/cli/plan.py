@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,12 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from interlace.cache.kv_tier import KvTierSpec
-    from interlace.cli.plan_costs import PlanCosts
     from interlace.cli.plan_work import Workload
     from interlace.models.config import ModelConfig
     from interlace.models.weights import WeightSource
-    from tokenweave.plan import Plan, Step
-    from tokenweave.simulate import Timeline
+    from tokenweave.plan import Plan
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at the plan of a forward pass.")
 NUMBER_OF_ENDS = 2  # the first and the last layer are shown, those between are folded
@@ -53,9 +52,25 @@ QuantizeOption = Annotated[
         metavar="auto|none|stored|int8|int4|fp8",
     ),
 ]
+
 WeightsTierOption = Annotated[
     str | None,
     typer.Option(help="Fetch layers from a tier, as in `generate`, say cxl:16GB@cxl-direct.", metavar="TIER"),
+]
+KvTierOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-tier",
+        help="The memory below the KV cache, as in `generate`, that blocks move to or from.",
+        metavar="TIER",
+    ),
+]
+FetchOption = Annotated[
+    int, typer.Option(help="Tokens before these whose keys and values come from the tier.", metavar="TOKENS")
+]
+EvictOption = Annotated[
+    int,
+    typer.Option(help="Tokens whose keys and values go to the tier first, to make room.", metavar="TOKENS"),
 ]
 
 
@@ -79,27 +94,40 @@ def show(
     link: LinkOption = None,
     weights_tier: WeightsTierOption = None,
     tuned: TunedOption = False,
+    kv_tier: KvTierOption = None,
+    fetch: FetchOption = 0,
+    evict: EvictOption = 0,
+    store: Annotated[
+        bool, typer.Option("--store", help="The blocks that the pass fills go to the tier.")
+    ] = False,
     every_step: Annotated[bool, typer.Option("--all", help="Do not fold the layers in the middle.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, every step in it.")] = False,
 ) -> None:
-    """Print the plan of a forward pass and the work of each step on one rank; with --split also when it would run."""
+    """Print the plan of a forward pass and the work of each step on one rank; with --split or a tier also when it would
+    run."""
     from interlace.cli.plan_costs import round_costs, tuned_costs
+    from interlace.cli.plan_moves import PlanMoves
+    from interlace.cli.plan_object import json_object
+    from interlace.cli.plan_timeline import PlanTimelines
     from interlace.cli.plan_work import Workload, weight_bytes
     from interlace.models.footprint import formats_of, resolve_quantize
     from interlace.models.shard import Shard
-    from tokenweave.plan import Moves, plan_forward
+    from tokenweave.plan import NO_MOVES, plan_forward
 
     _check(dtype, tp, quantize, device)
-    tier = _weights_tier_of(weights_tier, device)
+    moves = PlanMoves.of(kv_tier, fetch, evict, tokens, stores=store)
+    tier = _weights_tier_of(weights_tier, kv_tier, device)
     source = _source_of(model)
     quantize = resolve_quantize(quantize, dtype, source)
     config, formats = source.config, formats_of(source, quantize)
     at = _split_row(split, tokens, tp, device)
     shards = Shard.all_of(config, tp)
-    workloads = [Workload(config, shard, tokens, dtype, at, formats) for shard in shards]
+    workloads = [Workload(config, shard, tokens, dtype, at, formats, moves) for shard in shards]
     Shard.of(config, rank, tp)  # refuses a rank that is not there
-    moves = Moves(fetches_weights=tier is not None)
-    plan = plan_forward(config.num_layers, tokens, at, moves)
+    block_bytes = max(workload.kv_bytes_per_block for workload in workloads)
+    moves.check_room(block_bytes * config.num_layers)
+    moved = replace(moves.moves, fetches_weights=tier is not None)
+    plan = plan_forward(config.num_layers, tokens, at, moved)
     costs = (
         tuned_costs(source, tp, dtype, quantize, link, device)
         if tuned
@@ -107,14 +135,15 @@ def show(
     )
     if tier is not None:
         costs = costs.with_weights_tier(tier, max(workload.layer_bytes for workload in workloads))
+    timelines = PlanTimelines(plan, moved, costs.with_moves(moves.priced(block_bytes)), moves)
     if as_json:
-        console.show_json(_json_object(model, plan, workloads, rank, costs))
+        console.show_json(json_object(model, plan, workloads, rank, timelines))
         return
     _print_header(model, config, workloads)
     console.show("", _ranks_table(workloads), "", _steps_table(plan, workloads[rank], every_step))
     _print_totals(plan, workloads[rank])
-    if split is not None:
-        _print_timeline(plan, plan_forward(config.num_layers, tokens, None, moves), costs, every_step)
+    if split is not None or moved != NO_MOVES:
+        print("\n".join(timelines.lines(every_step)))
 
 
 def _check(dtype: str, tp: int, quantize: str, device: str) -> None:
@@ -132,11 +161,12 @@ def _check(dtype: str, tp: int, quantize: str, device: str) -> None:
         raise EngineError(f"tp={tp}: expected an integer of at least 1")
 
 
-def _weights_tier_of(text: str | None, device: str) -> KvTierSpec | None:
-    """The tier that `--weights-tier` means."""
+def _weights_tier_of(text: str | None, kv_tier: str | None, device: str) -> KvTierSpec | None:
+    """The tier that `--weights-tier` means, if an engine could have it and that of `--kv-tier`."""
     from interlace.engine.config import EngineConfig
 
-    return EngineConfig("model", weights_tier=text, device=device).weights_tier_spec
+    kv_tiers = [] if kv_tier is None else [kv_tier]
+    return EngineConfig("model", kv_tiers=kv_tiers, weights_tier=text, device=device).weights_tier_spec
 
 
 def _split_row(split: str | None, tokens: int, tp: int, device: str) -> int | None:
@@ -167,12 +197,16 @@ def _print_header(model: str, config: ModelConfig, workloads: list[Workload]) ->
     )
     window = f", window {config.sliding_window}" if config.sliding_window else ""
     tied = "tied" if config.tie_word_embeddings else "not tied"
+    moves = workloads[0].moves
+    position = f"from position {moves.num_fetched_tokens}" + (
+        ", behind what it fetches" if moves.num_fetched else ""
+    )
     print(
         f"{model}: {config.family}, {config.num_layers} layers, hidden {config.hidden_size}, "
         f"MLP {config.intermediate_size}{experts}\n"
         f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} KV heads{window}, "
         f"vocabulary {config.vocab_size} ({tied}), context {config.max_position}\n"
-        f"one sequence of {workloads[0].num_tokens} tokens from position 0, {workloads[0].dtype}"
+        f"one sequence of {workloads[0].num_tokens} tokens {position}, {workloads[0].dtype}"
         f"{workloads[0].formats_text}, "
         f"{len(workloads)} rank{'s' if len(workloads) > 1 else ''}"
     )
@@ -197,15 +231,20 @@ def _ranks_table(workloads: list[Workload]) -> Table:
 
 def _steps_table(plan: Plan, workload: Workload, every_step: bool) -> Table:
     """The steps in order; those of the layers in the middle as one line unless `every_step`."""
-    table = _table(
-        "step", "lane", "operation", f"what rank {workload.shard.rank} does", "MFLOP", "KB given", "after"
-    )
-    folded = range(0) if every_step else _middle(plan)
+    from tokenweave.plan import Lane
+
+    moved = ["KB moved"] if plan.on(Lane.MEMORY) else []
+    does = f"what rank {workload.shard.rank} does"
+    table = _table("step", "lane", "operation", does, "MFLOP", "KB given", *moved, "after")
+    folded = {} if every_step else {places.start: places for places in _middle(plan)}
+    left = 0  # of the steps that are folded
     for position, step in enumerate(plan.steps):
-        if position == folded.start and folded:
-            layers = len({plan.steps[other].layer for other in folded})
-            table.add_row("...", "", "", f"{layers} more layers, {len(folded)} steps (--all shows them)")
         if position in folded:
+            left = len(folded[position])
+            layers = len({plan.steps[other].layer for other in folded[position]})
+            table.add_row("...", "", "", f"{layers} more layers, {left} steps (--all shows them)")
+        if left:
+            left -= 1
             continue
         work = workload.of(step)
         table.add_row(
@@ -215,6 +254,7 @@ def _steps_table(plan: Plan, workload: Workload, every_step: bool) -> Table:
             work.text,
             _cell(work.flops / 1e6),
             _cell(work.bytes_given / 1e3),
+            *(_cell(work.bytes_moved / 1e3) for _ in moved),
             ", ".join(str(other) for other in step.waits_for),
         )
     return table
@@ -225,24 +265,31 @@ def _cell(figure: float) -> str:
     return "" if not figure else f"{figure:,.1f}" if figure >= 0.1 else f"{figure:.2g}"
 
 
-def _middle(plan: Plan) -> range:
-    """Positions of the steps of all layers but the first and the last; empty where there are no others."""
+def _middle(plan: Plan) -> list[range]:
+    """Positions of the steps of all layers but the first and the last, as far as they follow each other; none where
+    there are no other layers."""
     layers = sorted({step.layer for step in plan.steps if step.layer is not None})
     if len(layers) <= NUMBER_OF_ENDS + 1:
-        return range(0)
-    inner = [
-        at
-        for at, step in enumerate(plan.steps)
-        if step.layer is not None and layers[0] < step.layer < layers[-1]
-    ]
-    return range(inner[0], inner[-1] + 1)
+        return []
+    found: list[range] = []
+    for at, step in enumerate(plan.steps):
+        if step.layer is None or step.layer in (layers[0], layers[-1]):
+            continue
+        if found and found[-1].stop == at:
+            found[-1] = range(found[-1].start, at + 1)
+        else:
+            found.append(range(at, at + 1))
+    return found
 
 
 def _print_totals(plan: Plan, workload: Workload) -> None:
-    totals = _totals(plan, workload)
+    from interlace.cli.plan_object import totals_of
+
+    totals = totals_of(plan, workload)
     print(
         f"\nrank {workload.shard.rank} in all: {len(plan.steps)} steps, {_flops(totals['flops'])}, "
         f"{totals['reductions']} reductions of {console.megabytes(totals['reduced_bytes'])} together"
+        + (f", {console.megabytes(totals['moved_bytes'])} moved" if totals["moved_bytes"] else "")
     )
 
 
@@ -254,107 +301,12 @@ def _flops(count: float) -> str:
     return f"{count:,.0f} FLOP"
 
 
-def _print_timeline(plan: Plan, whole: Plan, costs: PlanCosts, every_layer: bool) -> None:
-    from interlace.cli.timeline import draw
-
-    timeline = costs.timeline(plan)
-    print(f"\ntimeline, modelled: {costs.text}")
-    print(_figures(plan, timeline))
-    if plan.split is not None:
-        print(_figures(whole, costs.timeline(whole)))
-    print("\n".join(draw(timeline, every_layer)))
-
-
-def _figures(plan: Plan, timeline: Timeline) -> str:
-    from tokenweave.plan import Lane
-
-    where = "not split" if plan.split is None else f"split at {plan.split}"
-    return (
-        f"{where}: {1e3 * timeline.total_s:,.1f} ms; compute lane busy {1e3 * timeline.busy_s[Lane.COMPUTE]:,.1f}, "
-        f"blocked {1e3 * timeline.blocked_s:,.1f}; communication {1e3 * timeline.busy_s[Lane.TRANSFER]:,.1f}, "
-        f"of which {timeline.hidden_fraction:.0%} hidden"
-        + (f"; memory {1e3 * timeline.busy_s[Lane.MEMORY]:,.1f}" if plan.on(Lane.MEMORY) else "")
-    )
-
-
-def _totals(plan: Plan, workload: Workload) -> dict[str, int]:
-    from tokenweave.plan import Op
-
-    works = [(step, workload.of(step)) for step in plan.steps]
-    reduced = [work.bytes_given for step, work in works if step.op is Op.REDUCE_NORM and work.bytes_given]
-    return {
-        "flops": sum(work.flops for _, work in works),
-        "reductions": len(reduced),
-        "reduced_bytes": sum(reduced),
-    }
-
-
-def _json_object(
-    model: str, plan: Plan, workloads: list[Workload], rank: int, costs: PlanCosts
-) -> dict[str, Any]:
-    from tokenweave.plan import Lane
-
-    workload, timeline = workloads[rank], costs.timeline(plan)
-    return {
-        "model": model,
-        "num_tokens": plan.num_tokens,
-        "tp": len(workloads),
-        "dtype": workload.dtype,
-        "weight_formats": workload.format_names,
-        "rank": rank,
-        "ranks": [_rank_object(each) for each in workloads],
-        "split": plan.split,
-        "steps": [
-            {**_step_object(each.position, each.step, workload), "start_s": each.start_s, "end_s": each.end_s}
-            for each in timeline.intervals
-        ],
-        "totals": _totals(plan, workload),
-        "modelled": {
-            "costs": costs.text,
-            "total_s": timeline.total_s,
-            "compute_s": timeline.busy_s[Lane.COMPUTE],
-            "communication_s": timeline.busy_s[Lane.TRANSFER],
-            "blocked_s": timeline.blocked_s,
-            "hidden_fraction": timeline.hidden_fraction,
-        },
-    }
-
-
-def _rank_object(workload: Workload) -> dict[str, Any]:
-    shard = workload.shard
-    return {
-        "rank": shard.rank,
-        "heads": len(shard.heads),
-        "kv_heads": len(shard.kv_heads),
-        "mlp_columns": len(shard.intermediate),
-        "vocabulary_rows": len(shard.vocab),
-        "weights_bytes": workload.weights_bytes,
-        "kv_bytes_per_token": workload.kv_bytes_per_token,
-    }
-
-
-def _step_object(position: int, step: Step, workload: Workload) -> dict[str, Any]:
-    work = workload.of(step)
-    return {
-        "step": position,
-        "lane": step.lane.value,
-        "operation": step.name,
-        "layer": step.layer,
-        "part": step.part,
-        "num_tokens": len(workload.rows(step)),
-        "waits_for": list(step.waits_for),
-        "gemms": [{"name": g.name, "m": g.m, "k": g.k, "n": g.n, "times": g.times} for g in work.gemms],
-        "flops": work.flops,
-        "bytes_given": work.bytes_given,
-    }
-
-
 def _table(*headings: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    numbers = {"step", "MFLOP", "KB given", "weights", "KV per token"}
+    numbers = {"step", "MFLOP", "KB given", "KB moved", "weights", "KV per token"}
     for heading in headings:
         table.add_column(heading, justify="right" if heading in numbers else "left")
     return table

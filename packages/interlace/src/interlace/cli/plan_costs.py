@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from emucxl import resources
+from interlace.cli.plan_work import sequence
 from interlace.engine.weaving.table_key import key_of_shards, kinds_of_layers
 from interlace.errors import EngineError
 from tokenweave.cost import (
@@ -16,7 +17,6 @@ from tokenweave.cost import (
     analytic_gpu_table,
     analytic_table,
 )
-from tokenweave.geometry import BatchGeometry
 from tokenweave.link import LinkSpec
 from tokenweave.ops import Op
 from tokenweave.simulate import Timeline, simulate
@@ -45,19 +45,27 @@ class PlanCosts:
     model: CostModel
     shared_core: bool
     text: str
+
     moved: Moved = field(default_factory=dict)  # of a layer, on the memory lane
+
+    def with_moves(self, moved: Moved) -> PlanCosts:
+        """With these prices of steps on the memory lane too."""
+        return replace(self, moved={**self.moved, **moved})
 
     def with_weights_tier(self, tier: KvTierSpec, layer_bytes: float) -> PlanCosts:
         """With layers of so many bytes fetched from `tier`: as its timing says, or as fast as a core copies."""
         from interlace.engine.weaving.fetch_planner import COPY_S_PER_BYTE, TierSpeed
 
         speed = TierSpeed(COPY_S_PER_BYTE) if tier.timing is None else TierSpeed.modelled(tier.timing)
-        moved = {**self.moved, Op.FETCH_WEIGHTS: speed.phases(layer_bytes)}
-        return replace(self, moved=moved, text=f"{self.text}, layers from {tier.text}")
+        moved = {Op.FETCH_WEIGHTS: speed.phases(layer_bytes)}
+        assumed = (
+            "" if tier.timing else f", assumed as fast as a core copies, {1e-9 / COPY_S_PER_BYTE:g} GB/s"
+        )
+        return replace(self.with_moves(moved), text=f"{self.text}, layers from {tier.text}{assumed}")
 
-    def timeline(self, plan: Plan) -> Timeline:
-        """`plan` over one sequence from position 0, simulated."""
-        load = BatchGeometry.prefill(plan.num_tokens)
+    def timeline(self, plan: Plan, num_before: int = 0) -> Timeline:
+        """`plan` over one sequence, behind `num_before` tokens of it whose keys are there, simulated."""
+        load = sequence(plan.num_tokens, num_before)
         issue_s, cost = self.model.table.host.issue_s, self.model.cost_of(plan, load, self.moved)
         return simulate(plan, cost, shared_core=self.shared_core, issue_s=issue_s)
 

@@ -1,7 +1,7 @@
 """The work of each step of a plan on one rank, from the model's configuration alone: matrix shapes, FLOPs, bytes moved.
 
-Counted for one sequence that starts at position 0, with the logits of its last token. A multiply and an add are two
-FLOPs; norms, activations and softmax are not counted.
+Counted for one sequence that starts at position 0, or behind the keys that the pass fetches, with the logits of its
+last token. A multiply and an add are two FLOPs; norms, activations and softmax are not counted.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from interlace.cli.console import megabytes
+import numpy as np
+
+from interlace.cli.plan_moves import NOTHING_MOVED, PlanMoves
 from interlace.models.config import ModelConfig
 from interlace.models.footprint import Formats, layers_bytes, weights_bytes
 from interlace.models.shard import Shard
 from tokenweave.geometry import BatchGeometry, parts_of
+from tokenweave.kernels import BLOCK_SIZE
 from tokenweave.plan import Step
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,12 +44,14 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Work:
-    """One step on one rank. `bytes_given` is what this rank gives to a reduction or gather; 0 elsewhere."""
+    """One step on one rank. `bytes_given` is what this rank gives to a reduction or gather, `bytes_moved` what it moves
+    between its memories; 0 elsewhere."""
 
     gemms: tuple[Gemm, ...] = ()
     note: str = ""
     other_flops: int = 0
     bytes_given: int = 0
+    bytes_moved: int = 0
 
     @property
     def flops(self) -> int:
@@ -73,6 +78,7 @@ class Workload:
     dtype: str
     split: int | None = None
     formats: Formats = field(default_factory=dict)  # of the weights that are held in blocks
+    moves: PlanMoves = NOTHING_MOVED
 
     def rows(self, step: Step) -> range:
         """The token rows that `step` works on."""
@@ -98,7 +104,8 @@ class Workload:
         if not kept.num_tokens:
             return Work((qkv,), "keys and values only")
         assert step.layer is not None
-        window = min(rows.stop, config.window_of(step.layer) or rows.stop)
+        num_keys = self.moves.num_fetched_tokens + rows.stop
+        window = min(num_keys, config.window_of(step.layer) or num_keys)
         return Work(
             gemms=(qkv, Gemm("o", kept.num_tokens, heads * d, config.hidden_size)),
             note=f"{heads} heads over {kv_heads} KV heads, up to {window} keys",
@@ -136,10 +143,20 @@ class Workload:
         return Work(note=f"(1, {columns}) of each rank, joined on rank 0", bytes_given=given)
 
     def fetch_weights(self, step: Step) -> Work:
-        return Work(note=f"{megabytes(round(self.layer_bytes))} of weights from their tier, on average")
+        size_bytes = round(self.layer_bytes)
+        return Work(note="weights from their tier, on average over the layers", bytes_moved=size_bytes)
 
     def prefetch_weights(self, step: Step) -> Work:
         return Work(note="the first layers of the next pass begin to come")
+
+    def evict(self, step: Step) -> Work:
+        return self._moved(step, "to")
+
+    def fetch(self, step: Step) -> Work:
+        return self._moved(step, "from")
+
+    def store(self, step: Step) -> Work:
+        return self._moved(step, "to")
 
     @property
     def layer_bytes(self) -> float:
@@ -174,8 +191,19 @@ class Workload:
         per_layer = 2 * len(self.shard.kv_heads) * self.config.head_dim
         return per_layer * self.config.num_layers * DTYPE_BYTES[self.dtype]
 
+    @property
+    def kv_bytes_per_block(self) -> int:
+        """Of one block in one layer."""
+        return BLOCK_SIZE * self.kv_bytes_per_token // self.config.num_layers
+
+    def _moved(self, step: Step, direction: str) -> Work:
+        count = self.moves.blocks_of(step.op)
+        tier = "a tier" if self.moves.tier is None else self.moves.tier.name
+        note = f"{count:,} block{'' if count == 1 else 's'} of {BLOCK_SIZE} tokens {direction} {tier}"
+        return Work(note=note, bytes_moved=count * self.kv_bytes_per_block)
+
     def _part(self, step: Step) -> BatchGeometry:
-        return BatchGeometry.prefill(self.num_tokens).part(self.rows(step))
+        return sequence(self.num_tokens, self.moves.num_fetched_tokens).part(self.rows(step))
 
     def _kept(self, step: Step) -> BatchGeometry:
         """The rows that the step works on: in the last layer, those whose logits are wanted, if they are few."""
@@ -205,6 +233,12 @@ class Workload:
 
     def _shape(self, num_tokens: int) -> str:
         return f"({num_tokens}, {self.config.hidden_size})"
+
+
+def sequence(num_tokens: int, num_before: int = 0) -> BatchGeometry:
+    """One sequence's last `num_tokens` tokens, behind `num_before` others, with the logits of its last."""
+    alone = BatchGeometry.prefill(num_tokens)
+    return replace(alone, seq_lens=alone.seq_lens + np.int32(num_before))
 
 
 def weight_bytes(workloads: Sequence[Workload]) -> float:

@@ -22,7 +22,10 @@ def draw(timeline: Timeline, every_layer: bool) -> Iterator[str]:
     column_s = max(end_s - start_s for _, start_s, end_s in windows) / COLUMNS
     if column_s <= 0:
         return
-    yield f"{FILL[0]} first part, {FILL[1]} second part; one column is {_ms(column_s)}"
+    parts = f"{FILL[0]} first part, {FILL[1]} second part"
+    if any(each.step.lane is Lane.MEMORY for each in timeline.intervals):
+        parts += f", {FILL[None]} for both"
+    yield f"{parts}; one column is {_ms(column_s)}"
     for number, (name, start_s, end_s) in enumerate(windows):
         if 0 < number < len(windows) - 1 and len(windows) > 3 and not every_layer:
             if number == 1:

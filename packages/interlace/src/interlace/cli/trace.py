@@ -34,7 +34,8 @@ def summary(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print how long each rank computed, how much communication was hidden, and what the simulator says."""
+    """Print how long each rank computed, how much communication and moving of blocks was hidden, and what the simulator
+    says."""
     from tokenweave.trace import Trace, summarise
 
     found = summarise(Trace.read(file))
@@ -46,8 +47,10 @@ def summary(
     print(
         "milliseconds, measured; * is modelled: the simulator on the measured steps, and undisturbed on their medians"
     )
-    tables = _rank_table(found), "", _kind_table(found, every_layer), "", _layer_table(found, every_layer)
-    console.show("", *tables)
+    tables = [_rank_table(found), _kind_table(found, every_layer), _layer_table(found, every_layer)]
+    if found.moves:
+        tables.append(_memory_table(found))
+    console.show(*(each for table in tables for each in ("", table)))
 
 
 def _rank_table(found: Summary) -> Table:
@@ -84,6 +87,23 @@ def _layer_table(found: Summary, every_layer: bool) -> Table:
         table.add_row(name, *_layer_cells(figures))
     table.add_row("all", *_layer_cells(found.total))
     return table
+
+
+def _memory_table(found: Summary) -> Table:
+    """The memory lane of each rank, and each of its operations: of these the mean over the ranks."""
+    table = _table("memory lane", "busy", "hidden", "exposed", "hidden share", "blocked by it")
+    for rank, figures in found.ranks.items():
+        table.add_row(f"rank {rank}", *_memory_cells(figures), _ms(figures.memory_blocked_s))
+    if len(found.ranks) > 1:
+        table.add_row("mean", *_memory_cells(found.total), _ms(found.total.memory_blocked_s))
+    for name, figures in found.moves.items():
+        table.add_row(name, *_memory_cells(figures))
+    return table
+
+
+def _memory_cells(figures: Figures) -> list[str]:
+    seconds = (figures.memory_s, figures.memory_hidden_s, figures.memory_exposed_s)
+    return [*map(_ms, seconds), f"{figures.memory_hidden_fraction:.0%}"]
 
 
 def _folded(layers: dict[str, Figures], every_layer: bool) -> Iterator[tuple[str, Figures]]:
@@ -159,6 +179,7 @@ def _json_object(found: Summary) -> dict[str, Any]:
             for kind, (count, each) in found.kinds.items()
         ],
         "layers": [{"layer": name, **_times(each)} for name, each in found.layers.items()],
+        "moves": [{"operation": name, **_memory_times(each)} for name, each in found.moves.items()],
         "mean": _figures(found.total),
     }
 
@@ -170,6 +191,16 @@ def _times(figures: Figures) -> dict[str, float]:
         "hidden_s": figures.hidden_s,
         "exposed_s": figures.exposed_s,
         "hidden_fraction": figures.hidden_fraction,
+        **_memory_times(figures),
+    }
+
+
+def _memory_times(figures: Figures) -> dict[str, float]:
+    return {
+        "memory_s": figures.memory_s,
+        "memory_hidden_s": figures.memory_hidden_s,
+        "memory_exposed_s": figures.memory_exposed_s,
+        "memory_hidden_fraction": figures.memory_hidden_fraction,
     }
 
 
@@ -178,6 +209,7 @@ def _figures(figures: Figures) -> dict[str, float]:
         "total_s": figures.total_s,
         **_times(figures),
         "blocked_s": figures.blocked_s,
+        "memory_blocked_s": figures.memory_blocked_s,
         "modelled_total_s": figures.modelled_total_s,
         "modelled_blocked_s": figures.modelled_blocked_s,
         "undisturbed_total_s": figures.undisturbed_total_s,

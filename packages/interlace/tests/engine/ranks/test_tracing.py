@@ -69,6 +69,32 @@ def test_the_ranks_times_are_those_of_one_clock(llm: LLM, tmp_path: Path) -> Non
                 assert b.end_s >= a.start_s - 1e-6
 
 
+@pytest.mark.parametrize(
+    ("write", "moved"), [("back", {"evict", "fetch"}), ("through", {"fetch", "store"})], ids=str
+)
+def test_a_pass_that_fetches_shows_what_it_moves(write: str, moved: set[str], tmp_path: Path) -> None:
+    """Of three prompts the local cache holds little more than one, so the first, longer now, is fetched."""
+    model = make_model(tmp_path / "model", "llama")
+    prompts = [[1] * 90, [2] * 90, [3] * 90, [1] * 106]
+    options: dict[str, Any] = {"kv_tiers": ["dram:4MiB"], "kv_tier_write": write, "kv_fetch": "always"}
+    with LLM(str(model), num_kv_blocks=8, max_model_len=120, threads=1, **options) as llm:
+        for prompt in prompts[:-1]:
+            llm.generate([prompt], GREEDY)
+        with llm.trace(tmp_path / "out.json"):
+            (output,) = llm.generate([prompts[-1]], GREEDY)
+    assert output.metrics.num_fetched_tokens == 80
+    events = json.loads((tmp_path / "out.json").read_text())["traceEvents"]
+    on_lane = [each for each in events if each.get("cat") == "memory"]
+    (fetching,) = {each["args"]["pass"] for each in on_lane if each["args"]["op"] == "fetch"}
+    names = {each["name"] for each in on_lane if each["args"]["pass"] == fetching}
+    assert names == {f"{op}[{layer}]" for op in moved for layer in range(2)}
+    found = summarise(Trace.read(tmp_path / "out.json"))
+    assert found.moves.keys() == moved
+    total = found.total
+    assert 0 <= total.memory_hidden_s <= total.memory_s
+    assert total.memory_blocked_s <= total.blocked_s + 1e-9
+
+
 def test_one_trace_at_a_time_and_nothing_is_attached_after_it(llm: LLM, tmp_path: Path) -> None:
     with llm.trace(tmp_path / "outer.json"):
         with pytest.raises(TraceError, match="is being recorded"), llm.trace(tmp_path / "inner.json"):

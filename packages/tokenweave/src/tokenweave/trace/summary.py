@@ -1,8 +1,10 @@
-"""Summarises a trace: computing, communication hidden and exposed, how long compute lanes stood still.
+"""Summarises a trace: computing, communication and memory hidden and exposed, how long compute lanes stood still.
 
-Communication is *hidden* while the same rank's compute lane is inside a step, *exposed* otherwise. A compute lane is
-*blocked* from its pass's first step to its last, of any lane, whenever it is inside none. Where lanes share a core, a
-computing step takes longer while a transfer needs the core; that shows as computing.
+Communication, and what the memory lane does, is *hidden* while the same rank's compute lane is inside a step, *exposed*
+otherwise: neither hides the other. A compute lane is *blocked* from its pass's first step to its last, of any lane,
+whenever it is inside none. It is blocked by the memory lane while the step that it runs next waits for one of that
+lane's, or, after its last step, while that lane is not done; what it waits for besides is not asked. Where lanes share
+a core, a computing step takes longer while a transfer or a copy needs the core; that shows as computing.
 
 Beside each stands what the simulator makes of the pass's plan, *modelled*: once with each step at what it took, which
 tells whether lanes and edges alone explain the pass, and once with each at the median of its kind, over the layers,
@@ -29,8 +31,11 @@ class Figures:
     total_s: float = 0.0
     compute_s: float = 0.0
     communication_s: float = 0.0
-    hidden_s: float = 0.0
+    hidden_s: float = 0.0  # of communication_s
+    memory_s: float = 0.0
+    memory_hidden_s: float = 0.0
     blocked_s: float = 0.0
+    memory_blocked_s: float = 0.0  # of blocked_s
     modelled_total_s: float = 0.0
     modelled_blocked_s: float = 0.0
     undisturbed_total_s: float = 0.0
@@ -43,6 +48,15 @@ class Figures:
     def hidden_fraction(self) -> float:
         """1 where there is no communication."""
         return self.hidden_s / self.communication_s if self.communication_s > 0 else 1.0
+
+    @property
+    def memory_exposed_s(self) -> float:
+        return self.memory_s - self.memory_hidden_s
+
+    @property
+    def memory_hidden_fraction(self) -> float:
+        """1 where the memory lane did nothing."""
+        return self.memory_hidden_s / self.memory_s if self.memory_s > 0 else 1.0
 
     def add(self, other: Figures, share: float = 1.0) -> None:
         for name in vars(self):
@@ -77,6 +91,7 @@ class Summary:
         default_factory=dict
     )  # how many passes, all of them together
     layers: dict[str, Figures] = field(default_factory=dict)  # "embedding", "0", "1", ..., "output"
+    moves: dict[str, Figures] = field(default_factory=dict)  # by operation of the memory lane: "fetch", ...
 
     @property
     def total(self) -> Figures:
@@ -94,7 +109,7 @@ def summarise(trace: Trace) -> Summary:
     for recording in trace.recordings:
         summary.ranks[recording.rank] = own = Figures()
         for done in recording.passes:
-            figures = measure(done, layers, 1 / size)
+            figures = measure(done, layers, 1 / size, summary.moves)
             kind = Kind(done.plan.num_tokens, done.plan.split)
             own.add(figures)
             kinds.setdefault(kind, Figures()).add(figures, 1 / size)
@@ -105,8 +120,14 @@ def summarise(trace: Trace) -> Summary:
     return summary
 
 
-def measure(done: Pass, layers: dict[str, Figures] | None = None, share: float = 1.0) -> Figures:
-    """One pass of one rank; `share` of what belongs to each layer is added to `layers`."""
+def measure(
+    done: Pass,
+    layers: dict[str, Figures] | None = None,
+    share: float = 1.0,
+    moves: dict[str, Figures] | None = None,
+) -> Figures:
+    """One pass of one rank; `share` of what belongs to each layer is added to `layers`, and of what belongs to each
+    operation of the memory lane to `moves`."""
     spans = list(done.spans())
     if not spans:
         return Figures()
@@ -116,18 +137,36 @@ def measure(done: Pass, layers: dict[str, Figures] | None = None, share: float =
         seconds = span.end_s - span.start_s
         if span.step.lane is Lane.COMPUTE:
             own = Figures(compute_s=seconds)
+        elif span.step.lane is Lane.MEMORY:
+            own = Figures(memory_s=seconds, memory_hidden_s=overlap.within(span))
+            if moves is not None:
+                moves.setdefault(span.step.op.label, Figures()).add(own, share)
         else:
             own = Figures(communication_s=seconds, hidden_s=overlap.within(span))
         figures.add(own)
         if layers is not None:
             layers.setdefault(layer_of(span.position, done.plan), Figures()).add(own, share)
     figures.blocked_s = figures.total_s - figures.compute_s
+    figures.memory_blocked_s = _blocked_by_memory_s(spans)
     # Each lane has a core: what they take from each other is in the times already.
     taken, typical = costs_of(done)
     timeline = simulate(done.plan, taken, shared_core=False)
     figures.modelled_total_s, figures.modelled_blocked_s = timeline.total_s, timeline.blocked_s
     figures.undisturbed_total_s = simulate(done.plan, typical, shared_core=False).total_s
     return figures
+
+
+def _blocked_by_memory_s(spans: list[Span]) -> float:
+    """How long the compute lane was inside no step while the memory lane kept it from the next, or the pass from its
+    end. `spans` are those of a pass, in the order of its plan."""
+    ends = {span.position: span.end_s for span in spans if span.step.lane is Lane.MEMORY}
+    blocked_s, free_s = 0.0, min(span.start_s for span in spans)
+    for span in spans:
+        if span.step.lane is Lane.COMPUTE:
+            awaited = [ends[other] for other in span.step.waits_for if other in ends]
+            blocked_s += max(0.0, min(span.start_s, max(awaited, default=free_s)) - free_s)
+            free_s = span.end_s
+    return blocked_s + max(0.0, max(ends.values(), default=free_s) - free_s)
 
 
 def costs_of(done: Pass) -> tuple[Cost, Cost]:
