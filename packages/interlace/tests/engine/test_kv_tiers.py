@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from interlace import LLM, SamplingParams
 from interlace.engine.cache.fetching import Answer
 from interlace.engine.output import RequestOutput
+from interlace.engine.sequence import Sequence
 from support.engine_fakes import FakeRanks, greedy_tokens, make_engine, run_all
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 
@@ -141,3 +142,12 @@ def test_a_miss_costs_no_request() -> None:
         assert output.metrics.num_fetched_tokens == 0
     assert engine.scheduler.tiers is not None
     assert engine.scheduler.tiers.num_misses == 1
+
+
+def test_what_was_fetched_behind_the_tokens_of_a_pass_waits_until_these_reach_it() -> None:
+    sequence = Sequence("r", [1] * 200, GREEDY, 0, 4096)
+    sequence.ready, sequence.fetch_s = range(8, 12), 0.5
+    sequence.compute_to(64)
+    assert (sequence.num_computed, sequence.ready) == (64, range(8, 12))
+    sequence.compute_to(128)
+    assert (sequence.num_computed, len(sequence.ready), sequence.fetch_s) == (192, 0, 0.5)

@@ -133,8 +133,7 @@ class Sequence:
         self.num_computed = num_tokens
         if self.ready and num_tokens >= self.ready.start * BLOCK_SIZE:
             self.num_computed = max(num_tokens, self.ready.stop * BLOCK_SIZE)
-            self.fetch_s = self.fetch_waited_s = 0.0
-        self.ready = NO_BLOCKS
+            self.ready = NO_BLOCKS
 
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
