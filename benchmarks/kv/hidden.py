@@ -2,8 +2,8 @@
 
 The link is chosen so that fetching takes less than the compute that is left. A request whose beginning is fetched is
 compared with one whose beginning is in local memory and which computes the very same rows: what it takes longer was not
-hidden. That counts all that a fetch costs the pass, cores and bandwidth that copying takes from computing included; a
-trace, which has only when steps ran, would call such time hidden.
+hidden. That counts all that a fetch costs the pass, cores and bandwidth that copying takes from computing included; the
+metrics of a request have only how long its pass stood still, and would call such time hidden.
 """
 
 from __future__ import annotations
@@ -45,11 +45,10 @@ class Hidden:
         )
 
     @property
-    def by_trace(self) -> Samples:
-        """The share of the fetch during which the compute lane was inside a step."""
-        return Samples(
-            tuple(one.beside_s / one.fetch_s if one.fetch_s else 1.0 for one in self.answers[LINK])
-        )
+    def by_waits(self) -> Samples:
+        """The share of the fetch that the pass did not stand still for: what the engine's metrics call hidden."""
+        fetched = (answer for answer in self.answers[LINK] if answer.fetch_s)
+        return Samples(tuple(1 - answer.waited_s / answer.fetch_s for answer in fetched))
 
     def targets(self) -> list[Target]:
         name = "hidden of a fetch over a link with time for it (modelled)"
@@ -82,7 +81,7 @@ def report(setting: Setting, found: Hidden) -> Report:
     shares = {
         "pass: 1 - (pass with the fetch - pass of a local hit) / fetch alone": found.share_of("pass_s"),
         "request: the same of the time to the first token": found.share_of("first_s"),
-        "trace: fetch steps while a computing step runs": found.by_trace,
+        "waits: what the pass did not stand still for (metrics of requests)": found.by_waits,
     }
     pass_ms = {
         name: Samples(tuple(1e3 * answer.pass_s for answer in answers))

@@ -21,6 +21,7 @@ from emucxl.bench.harness import Progress, Report, Samples, interleaved, part_of
 from interlace.cli.bench.kv import in_turns, rate_gbps
 from interlace.cli.bench.tiered import Answer, TieredEngine
 from interlace.cli.bench.workload import whole_blocks
+from interlace.cli.report import weights_text
 
 TIER, LOCAL, COMPUTED, PEER = "in the DRAM tier", "in local memory", "computed", "vLLM's own hit"
 FETCH, COPY = "fetch alone", "strided copy by NumPy"
@@ -37,6 +38,7 @@ class Hits:
     answers: dict[str, list[Answer]]
     copies_s: dict[str, Samples]
     size_bytes: int  # of the beginning, on one rank
+    format: str = ""  # of Interlace's weights and values
 
     @property
     def more_ms(self) -> Samples:
@@ -86,7 +88,9 @@ def measure(
             ways[PEER] = peer_hits(setting, peer, plain.ranks.model_config.vocab_size)
         answers = in_turns(ways, setting.rounds, part_of(progress, 0, 2))
         copies, size_bytes = measure_copies(setting, setting.memory(), tiered, part_of(progress, 1, 2))
-    return Hits(answers, copies, size_bytes)
+    described = plain.ranks.describe()
+    weights = f"{weights_text(str(described['weights']))}{described['dtype']}"
+    return Hits(answers, copies, size_bytes, weights)
 
 
 def peer_hits(setting: Setting, peer: Participant, vocab_size: int) -> Callable[[], Answer]:
@@ -150,8 +154,9 @@ def reports(setting: Setting, hits: Hits) -> list[Report]:
             rows=tuple(rows),
             notes=(
                 f"medians (extremes) of {setting.rounds} rounds in turns; the tier is memory, not modelled",
+                f"Interlace: {hits.format}; vLLM, where it ran: bfloat16",
             ),
-            results={"model": setting.model, "threads": setting.threads, **results},
+            results={"model": setting.model, "threads": setting.threads, "format": hits.format, **results},
         ),
         Report(
             name="kv",

@@ -23,12 +23,13 @@ WORKLOADS = (ServeWorkload("prefill", 1, 2048, 1), ServeWorkload("decode", 8, 12
 QUICK_WORKLOADS = (ServeWorkload("prefill", 1, 64, 1), ServeWorkload("decode", 2, 16, 4))
 ON, OFF = "tiers on", "tiers off"
 LEAST_OF_OFF = 0.98
+WARM_UPS = 2  # passes of a kind are captured when they come again
 
 Rates = dict[str, dict[str, Samples]]  # tokens per second by workload, with tiers and without
 
 
 def measure(setting: Setting, progress: Progress | None = None) -> Rates:
-    """One warm-up of each workload, and the rounds.
+    """Warm-ups of each workload, and the rounds.
 
     Raises:
         BenchError: an answer with tiers has other bits.
@@ -49,7 +50,7 @@ def measure(setting: Setting, progress: Progress | None = None) -> Rates:
         seeds = count()
         for place, workload in enumerate(workloads):
             ways = {name: partial(_rate, engine, workload, seeds) for name, engine in engines.items()}
-            for way in ways.values():
+            for way in [*ways.values()] * WARM_UPS:
                 way()
             share = part_of(progress, place, len(workloads), workload.name)
             found[workload.name] = interleaved(ways, setting.rounds, share)

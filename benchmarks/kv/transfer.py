@@ -82,6 +82,6 @@ class LoneFetch:
         for layer in range(self._cache.shape[0]):
             step(layer)
         taken_s = time.perf_counter() - start_s
-        if self._mover.end():
+        if self._mover.end().failed:
             raise BenchError("a tier did not give back what was written there")
         return taken_s

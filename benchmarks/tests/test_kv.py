@@ -54,13 +54,13 @@ def test_a_hit_is_compared_round_by_round() -> None:
 
 def test_what_a_pass_takes_longer_is_not_hidden() -> None:
     pairs = {
-        hidden.LINK: answers(100, pass_ms=83, fetch_s=0.05, beside_s=0.05),
+        hidden.LINK: answers(100, pass_ms=83, fetch_s=0.05, waited_s=0.01),
         LOCAL: answers(90, pass_ms=80),
     }
     found = Hidden(1.0, pairs, Samples((0.04,)), [])
     assert found.share_of("pass_s").values == pytest.approx((0.925,))
     assert found.share_of("first_s").values == pytest.approx((0.75,))
-    assert found.by_trace.values == (1.0,)
+    assert found.by_waits.values == pytest.approx((0.8,))
     assert [target.is_met for target in found.targets()] == [True]
 
 

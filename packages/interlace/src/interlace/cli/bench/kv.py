@@ -171,12 +171,9 @@ def in_turns(
 
 
 def _count(engine: TieredEngine, figures: TierFigures) -> None:
-    tiers, mover = engine.engine.scheduler.tiers, engine.ranks.runner.mover
-    assert tiers is not None, "the engine has a tier"
-    assert mover is not None, "the engine has a tier"
-    figures.num_hits = sum(tiers.num_hits)
-    figures.fetched_bytes = sum(traffic.fetched_bytes for traffic in mover.traffic)
-    figures.written_bytes = sum(traffic.written_bytes for traffic in mover.traffic)
+    (tier,) = engine.engine.stats().tiers
+    figures.num_hits = tier.num_hit_blocks
+    figures.fetched_bytes, figures.written_bytes = tier.fetched_bytes, tier.written_bytes
 
 
 def report(model: str, figures: Sequence[TierFigures], shapes: PrefixShapes) -> Report:
@@ -234,7 +231,7 @@ def requests(figures: Sequence[TierFigures]) -> Report:
             "first token ms",
         ),
         rows=tuple(_request_rows(figures)),
-        notes=("beside compute: the share of the fetch during which the compute lane was inside a step.",),
+        notes=("beside compute: the share of the fetch that the pass did not stand still for.",),
         results={},
     )
 
@@ -244,7 +241,7 @@ def _request_rows(figures: Sequence[TierFigures]) -> Iterator[tuple[str, ...]]:
         for number in range(len(each.answers[WAYS[0]])):
             for way in WAYS:
                 answer = each.answers[way][number]
-                beside = f"{answer.beside_s / answer.fetch_s:.0%}" if answer.fetch_s else ""
+                beside = f"{1 - answer.waited_s / answer.fetch_s:.0%}" if answer.fetch_s else ""
                 fetch = f"{1e3 * answer.fetch_s:.1f}" if answer.fetch_s else ""
                 yield (
                     *(f"{each.tier.partition(':')[0]} ({each.kind})", way),

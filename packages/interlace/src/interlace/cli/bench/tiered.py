@@ -42,7 +42,7 @@ class Answer:
     fetched_bytes: int = 0
     pass_s: float = 0.0  # of the passes over the prompt, from the first step to the last
     fetch_s: float = 0.0  # from asking for the first layer to the arrival of the last
-    beside_s: float = 0.0  # of it, while the compute lane was inside a step
+    waited_s: float = 0.0  # of it, while the pass stood still
 
     def check_same(self, other: Answer, what: str) -> None:
         """Raises BenchError unless both have the same tokens, and logprobs of the same bits."""
@@ -153,16 +153,14 @@ class TieredEngine:
 
     def settle(self) -> None:
         """Waits until what was told to go down has had the time to."""
-        mover = self.ranks.runner.mover
-        if mover is None:
-            return
-        written = [traffic.written_bytes for traffic in mover.traffic]
+        written = [tier.written_bytes for tier in self.engine.stats().tiers]
         seconds = [
             (now - before) / (1e9 * _write_gbps(spec))
             for spec, now, before in zip(self.config.tier_specs, written, self._written_bytes, strict=True)
         ]
         self._written_bytes = written
-        time.sleep(SETTLE_S + 1.1 * sum(seconds))
+        if seconds:
+            time.sleep(SETTLE_S + 1.1 * sum(seconds))
 
     def close(self) -> None:
         self.ranks.close()
@@ -177,8 +175,7 @@ class TieredEngine:
                     return chunk.output
 
     def _fetched_bytes(self) -> int:
-        mover = self.ranks.runner.mover
-        return 0 if mover is None else sum(traffic.fetched_bytes for traffic in mover.traffic)
+        return sum(tier.fetched_bytes for tier in self.engine.stats().tiers)
 
 
 def _write_gbps(spec: KvTierSpec) -> float:
@@ -189,10 +186,7 @@ def _write_gbps(spec: KvTierSpec) -> float:
 
 def _answer(output: RequestOutput, trace: Trace, fetched_bytes: int) -> Answer:
     """The passes over the prompt are those of more than one token."""
-    metrics, passes = output.metrics, [
-        done for done in trace.recordings[0].passes if done.plan.num_tokens > 1
-    ]  # fmt: skip
-    fetches = [fetch_of(done) for done in passes]
+    metrics = output.metrics
     return Answer(
         first_s=metrics.time_to_first_token_s or 0.0,
         tokens=output.token_ids,
@@ -200,27 +194,10 @@ def _answer(output: RequestOutput, trace: Trace, fetched_bytes: int) -> Answer:
         num_cached=metrics.num_cached_tokens,
         num_fetched=metrics.num_fetched_tokens,
         fetched_bytes=fetched_bytes,
-        pass_s=sum(_length_s(done) for done in passes),
-        fetch_s=sum(fetch_s for fetch_s, _ in fetches),
-        beside_s=sum(beside_s for _, beside_s in fetches),
+        pass_s=sum(_length_s(done) for done in trace.recordings[0].passes if done.plan.num_tokens > 1),
+        fetch_s=metrics.fetch_s,
+        waited_s=metrics.fetch_waited_s,
     )
-
-
-def fetch_of(done: Pass) -> tuple[float, float]:
-    """Seconds from the start of a pass's first fetch to the end of its last, and of these inside computing steps."""
-    from tokenweave.ops import Lane, Op
-
-    spans = list(done.spans())
-    fetches = [span for span in spans if span.step.op is Op.FETCH]
-    if not fetches:
-        return 0.0, 0.0
-    start_s, end_s = min(span.start_s for span in fetches), max(span.end_s for span in fetches)
-    shared = (
-        min(span.end_s, end_s) - max(span.start_s, start_s)
-        for span in spans
-        if span.step.lane is Lane.COMPUTE
-    )
-    return end_s - start_s, sum(each for each in shared if each > 0)
 
 
 def _length_s(done: Pass) -> float:
