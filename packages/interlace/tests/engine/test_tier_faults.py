@@ -227,7 +227,7 @@ def test_closing_ends_the_stores_under_way(model: Path, movers: dict[int, TierMo
     with opened(model, GOOD) as llm:
         llm.generate([TEXTS[0]], PARAMS)
     before = len(os.listdir("/proc/self/task"))
-    with opened(model, STALLED) as llm:
+    with opened(model, STALLED, kv_tier_timeout_s=PATIENCE_S) as llm:
         llm.generate([TEXTS[0]], PARAMS)
         assert movers[0]._stores
     wait_until(lambda: len(os.listdir("/proc/self/task")) <= before, "the end of the copying threads")
@@ -294,6 +294,7 @@ def test_a_rank_killed_while_tiers_are_in_use_leaves_nothing(
     model = make_model(tmp_path, "llama", max_position_embeddings=200_000, num_hidden_layers=4)
     endless = SamplingParams(temperature=0, max_tokens=100_000, ignore_eos=True)
     changes = {"tp": 2, "communicator": communicator, "num_kv_blocks": 10_000, "max_model_len": None}
+    changes["kv_tier_timeout_s"] = PATIENCE_S
     llm = opened(model, STALLED, **changes)
     ranks: Any = llm.describe()["ranks"]
     chunks = llm.stream([i % VOCAB_SIZE for i in range(600)], endless)
@@ -332,6 +333,7 @@ def test_requests_get_their_tokens_whatever_fails(
         "kv_fetch": chance.choice(["always", "auto"]),
         "kv_tier_policy": chance.choice(["lru", "tinylfu"]),
         "tp": tp,
+        "weave": chance.choice(["auto", "always"]),
         "communicator": "thread" if tp > 1 else "auto",
     }
     with opened(model, prefix_cache=False, **shape) as llm:

@@ -23,7 +23,7 @@ from interlace.engine.cache.tier_mover import TierMover
 from interlace.errors import EngineError
 from interlace.models.batch import ForwardBatch
 from interlace.models.moves import LOCAL, Move, MoveKind, moves_tensor
-from support.patience import PATIENCE_S
+from support.patience import PATIENCE_S, wait_until
 
 NUM_LAYERS, NUM_BLOCKS, BLOCK = 3, 6, (2, 16, 8)
 PIECE_BYTES = 2 * 16 * 8 * 4
@@ -333,15 +333,28 @@ def test_stores_to_a_stalled_tier_end_together(caplog: pytest.LogCaptureFixture)
         for block in range(4):
             bench.run(Move(STORE, LOCAL, block, 2, block))
         bench.run(Move(STORE, LOCAL, 4, 1, 0))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bench.mover._stores, "timeout_s", 0.01)
-            assert not bench.run(writes=dict.fromkeys(range(4), 9))
-            assert bench.given_up == [STALLED_PLACE], "it is told by a pass that fetches nothing"
+        bench.mover._stores._due_s = 0.0
+        assert not bench.run(writes=dict.fromkeys(range(4), 9))
+        assert bench.given_up == [STALLED_PLACE], "it is told by a pass that fetches nothing"
         assert [traffic.is_given_up for traffic in bench.mover.traffic] == [False, True]
         assert bench.run(*(Move(FETCH, 2, block, LOCAL, block) for block in range(4))) == {0, 1, 2, 3}
         assert not bench.run(Move(FETCH, 1, 0, LOCAL, 5))
         np.testing.assert_array_equal(bench.local(5), contents(5).numpy())
         assert len(caplog.records) == 1, caplog.text
+
+
+def test_a_stalled_store_is_noticed_though_nobody_waits_for_it() -> None:
+    """Others, to a tier that works, are behind it."""
+    with opened(FAST, STALLED) as bench:
+        bench.write(1, 2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench.mover._stores, "timeout_s", 0.0)
+            bench.run(Move(STORE, LOCAL, 0, 2, 0))
+        bench.run(Move(STORE, LOCAL, 1, 1, 0))
+        wait_until(lambda: not bench.mover.is_busy and not bench.mover._stores)
+        assert not bench.run(Move(FETCH, 1, 0, LOCAL, 5))
+        np.testing.assert_array_equal(bench.local(5), contents(2).numpy())
+        assert [traffic.is_given_up for traffic in bench.mover.traffic] == [False, True]
 
 
 def test_evictions_to_a_stalled_tier_end_and_are_not_there() -> None:
@@ -396,11 +409,12 @@ def test_closing_ends_stores_and_fetches_under_way() -> None:
 def test_a_copy_that_cannot_be_ended_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(STALLED) as bench:
         bench.run(Move(STORE, LOCAL, 0, 1, 0))
-        stores = bench.mover._stores._pending[0]
+        completion = bench.mover._stores._pending[0].completion
+        bench.mover._stores._due_s = 0.0
         with monkeypatch.context() as patch:
             patch.setattr(tier_copies, "CANCEL_S", 0.0)
-            patch.setattr(bench.mover._stores, "timeout_s", 0.0)
-            patch.setattr(type(stores.completion), "cancel", lambda self: None)
+            patch.setattr(type(completion), "cancel", lambda self: None)
             with pytest.raises(EngineError, match="is its device there"):
                 bench.run(writes={0: 9})
-        bench.mover._stores._pending.append(stores)
+            with pytest.raises(EngineError, match="is its device there"):
+                bench.mover.close()
