@@ -165,11 +165,12 @@ def test_a_stalled_tier_costs_misses_and_is_used_no_more(
         assert len(caplog.records) <= 3, caplog.text
 
 
+@pytest.mark.slow
 def test_a_tier_below_a_stalled_one_is_used_in_its_place(
     model: Path, expected: list[list[int]], movers: dict[int, TierMover]
 ) -> None:
     """Though what was to come down from there never did."""
-    with opened(model, STALLED.replace("4MiB", "40KiB"), GOOD, kv_tier_timeout_s=0.05) as llm:
+    with opened(model, STALLED.replace("4MiB", "40KiB"), GOOD, kv_tier_timeout_s=2.0) as llm:
         ask(llm, expected, 0, 1, 2, 3, 0)
         assert movers[0].traffic[0].is_given_up
         movers[0]._timeout_s = movers[0]._stores.timeout_s = PATIENCE_S

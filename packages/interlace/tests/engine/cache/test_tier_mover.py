@@ -366,6 +366,22 @@ def test_evictions_to_a_stalled_tier_end_and_are_not_there() -> None:
         assert bench.run(Move(FETCH, 2, 0, LOCAL, 5)) == {5}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tiers", [(FAST, STALLED), (STALLED, FAST)])
+def test_of_the_two_ends_of_a_move_the_one_that_stalls_is_given_up(tiers: tuple[str, str]) -> None:
+    with opened(*tiers) as bench, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.mover, "_timeout_s", 2.0)
+        bench.run(Move(EVICT, 1, 0, 2, 0))
+        assert bench.given_up == [1 + tiers.index(STALLED)]
+
+
+def test_a_tier_that_refuses_to_be_read_answers() -> None:
+    with opened(FAST) as bench:
+        buffer = bench.memory.buffers[0]
+        buffer.tier.poison(buffer.address, 64)
+        assert bench.mover._copies.answers(1, PATIENCE_S)
+
+
 def test_evictions_may_wait_for_the_stores_before_them() -> None:
     """A slow tier that has much to write is no stalled one."""
     with opened(STALLED.replace("9900ms", "500ms").replace("1GB", "0.001GB")) as bench:

@@ -95,6 +95,22 @@ class TierCopies:
             for own in np.split(rows, changes)
         ]
 
+    def answers(self, place: int, timeout_s: float) -> bool:
+        """Whether a few bytes of a tier can be read in time, or are refused."""
+        from emucxl.copy_engine import CopyEngine
+        from emucxl.errors import EmucxlError, WaitTimeout
+
+        with CopyEngine(self._memory.context) as engine:  # of its own, for others have copies that wait
+            try:
+                completion = engine.submit([(bytearray(8), self._memory.buffers[place - 1], 8)])
+                completion.wait(timeout_s)
+            except WaitTimeout:
+                completion.cancel()
+                return _has_come(completion)
+            except EmucxlError:
+                return True
+        return True
+
     def expected_s(self, rows: Rows) -> float:
         """Seconds that all layers of `rows` are expected to take, one behind the other."""
         return float(self._read_s[rows[:, FROM]].sum() + self._write_s[rows[:, TO]].sum())

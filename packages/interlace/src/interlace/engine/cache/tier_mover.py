@@ -257,7 +257,7 @@ class TierMover:
             try:
                 queue[0].completion.wait(max(0.0, moves.deadline_s - time.monotonic()))
             except WaitTimeout:
-                self._give_up(moves, {*rows[:, TO if kind is MoveKind.EVICT else FROM].tolist()})
+                self._give_up(moves, self._late_of(rows))
                 return
             except EmucxlError as error:
                 if kind is MoveKind.FETCH and len(rows) > 1:  # each by itself, as some can be read
@@ -267,6 +267,16 @@ class TierMover:
                     self._health.report(rows, error)
                     self._fail(moves, kind, rows)
             queue.popleft()
+
+    def _late_of(self, rows: Rows) -> set[int]:
+        """The tiers that copies of `rows` wait for: where there are several, those that give back nothing at all."""
+        ends = {*rows[:, [FROM, TO]].ravel().tolist()} - {LOCAL}
+        silent = (
+            ends
+            if len(ends) == 1
+            else {end for end in ends if not self._copies.answers(end, self._timeout_s)}
+        )
+        return silent or {*rows[:, TO].tolist()} - {LOCAL}
 
     def _give_up(self, moves: _Pass, places: set[int]) -> None:
         """These tiers don't answer: ends all copies of the pass, and uses the tiers no more."""

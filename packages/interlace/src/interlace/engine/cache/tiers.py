@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 
 from interlace.cache.tier_index import Descent, Place, TierIndex
 from interlace.engine.cache.fetching import Answer, Chooser, Question, fetch_all
@@ -22,6 +23,9 @@ from interlace.models.moves import LOCAL, Move, MoveKind
 
 MOST_WAITING = (
     16  # full blocks that wait for a pass over a prompt; with more, passes that decode store them too
+)
+MOST_AT_ONCE = (
+    64  # of those, stored with one pass: a later pass that needs their memory waits for all of them
 )
 MOST_MISSES = 3  # passes in a row that could not fetch from a tier, after which it is used no more
 _log = logging.getLogger(__name__)
@@ -54,8 +58,10 @@ class Tiers:
     # ---- down -----------------------------------------------------------------------------------------------------
 
     def evict(self, name: bytes, block: int) -> None:
-        """`block` is about to be given to somebody else."""
-        if self._waiting.pop(name, 0) is None or not self._writes_through:
+        """`block` is about to be given to somebody else. A pass waits until it is written down, so it is not where the
+        tiers have had no time for it."""
+        is_waiting = self._waiting.pop(name, 0) is None
+        if not self._writes_through or (is_waiting and not self._is_busy()):
             self._write(MoveKind.EVICT, name, block)
 
     def filled(self, name: bytes) -> None:
@@ -72,11 +78,11 @@ class Tiers:
         """Has the full blocks written down that wait for it, if there are many, or `is_urgent`."""
         if not self._waiting or not (is_urgent or len(self._waiting) >= MOST_WAITING) or self._is_busy():
             return
-        for name in self._waiting:
+        for name in [*islice(self._waiting, MOST_AT_ONCE)]:
+            del self._waiting[name]
             block = block_of(name)
             if block is not None and self.index.find(name) is None:
                 self._write(MoveKind.STORE, name, block)
-        self._waiting.clear()
 
     # ---- up -------------------------------------------------------------------------------------------------------
 
