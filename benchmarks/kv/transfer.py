@@ -75,10 +75,9 @@ class LoneFetch:
 
     def _move(self, moves: list[Move]) -> float:
         batch = replace(ForwardBatch.prefill(1, 2), slots=torch.full((1,), -1), moves=moves_tensor(moves))
-        self._mover.begin(batch)
-        kind = moves[0].kind
-        step = self._mover.fetch if kind is MoveKind.FETCH else self._mover.evict
+        step = self._mover.fetch if moves[0].kind is MoveKind.FETCH else self._mover.evict
         start_s = time.perf_counter()
+        self._mover.begin(batch)  # asks for the first layers
         for layer in range(self._cache.shape[0]):
             step(layer)
         taken_s = time.perf_counter() - start_s
