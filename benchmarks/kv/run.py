@@ -37,7 +37,7 @@ def run(
     tell: Callable[[str], None],
     progress: Progress | None = None,
 ) -> list[Report]:
-    """The tables of `rows`; `tell` hears which one begins. Hits tell the others what this machine does.
+    """The tables of `rows`; `tell` hears which one, or which part, begins. Hits tell others what this machine does.
 
     Raises:
         BenchError: an answer has other bits than without tiers, or a system fails.
@@ -46,9 +46,24 @@ def run(
     found: list[Report] = []
     targets: list[Target] = []
 
-    def begin(row: str) -> Progress | None:
-        tell(f"{time.perf_counter() - started_s:5.0f} s  {row}")
-        return part_of(progress, ROWS.index(row), len(ROWS), row)
+    told = {""}
+
+    def say(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(f"{time.perf_counter() - started_s:5.0f} s  {text}")
+
+    def begin(row: str) -> Progress:
+        say(row)
+        share = part_of(progress, ROWS.index(row), len(ROWS), row)
+
+        def advance(done: float, what: str) -> None:
+            part = what.rpartition(": ")[0]
+            say(part and f"{row}: {part}")
+            if share is not None:
+                share(done, what)
+
+        return advance
 
     with contextlib.ExitStack() as stack:
         if rows != ("no-reuse",):
@@ -68,7 +83,7 @@ def run(
             links = sweep.measure(setting, plain, have, begin("sweep"))
             found.append(sweep.report(setting, links))
             targets += sweep.targets(links)
-    tell(f"{time.perf_counter() - started_s:5.0f} s  done")
+    say("done")
     return found if setting.is_quick else [*found, targets_report(targets)]
 
 

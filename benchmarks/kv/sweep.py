@@ -118,14 +118,18 @@ def report(setting: Setting, found: list[LinkFigures]) -> Report:
         "by the link to it",
         columns=(
             *("link (modelled)", f"{FETCHED} ms (modelled)", f"{COMPUTED} ms (measured)"),
-            *(f"{CHOICE} ms (modelled)", "tokens it fetched", "over the better"),
+            *(f"{CHOICE} ms (modelled)", "tokens fetched: all, chosen", "over the better"),
         ),
         rows=tuple(
             (
                 link_text(each.bandwidth_gbps),
                 "" if each.is_dear else first_ms(each.answers[FETCHED]).extremes_text(),
                 *(first_ms(each.answers[name]).extremes_text() for name in (COMPUTED, CHOICE)),
-                f"{each.answers[CHOICE][-1].num_fetched:,}",
+                ", ".join(
+                    f"{each.answers[name][-1].num_fetched:,}"
+                    for name in (FETCHED, CHOICE)
+                    if name in each.answers
+                ),
                 each.over_better.extremes_text(3),
             )
             for each in found
