@@ -12,8 +12,10 @@ from hypothesis import given, settings
 
 from interlace import LLM, SamplingParams
 from interlace.engine.cache.fetching import Answer
+from interlace.engine.engine import Engine
 from interlace.engine.output import RequestOutput
 from interlace.engine.sequence import Sequence
+from interlace.models.moves import MoveKind
 from support.engine_fakes import FakeRanks, greedy_tokens, make_engine, run_all
 from support.tiny_models import FAMILIES, VOCAB_SIZE, make_model
 
@@ -77,6 +79,7 @@ def test_every_executor_fetches_the_same_bits(options: dict[str, Any], tmp_path:
     computed = answers(directory, **{**options, "kv_tiers": (), "prefix_cache": False})
     assert bits(fetched) == bits(computed)
     assert fetched[6].metrics.num_fetched_tokens == 80
+    assert fetched[6].metrics.fetch_s > 0
 
 
 @given(
@@ -151,3 +154,43 @@ def test_what_was_fetched_behind_the_tokens_of_a_pass_waits_until_these_reach_it
     assert (sequence.num_computed, sequence.ready) == (64, range(8, 12))
     sequence.compute_to(128)
     assert (sequence.num_computed, len(sequence.ready), sequence.fetch_s) == (192, 0, 0.5)
+
+
+def with_texts_below(*texts: list[int]) -> tuple[FakeRanks, Engine]:
+    """An engine that has each of `texts` in a tier, and none of them in local memory."""
+    ranks = FakeRanks(num_blocks=12, tier_capacities=(64,))
+    engine = make_engine(ranks, max_num_seqs=4, max_num_batched_tokens=32)
+    for number, prompt in enumerate([*texts, [9] * 120, [8] * 120]):
+        engine.add_request(f"before {number}", prompt, GREEDY)
+        run_all(engine)
+    ranks.moves.clear()
+    return ranks, engine
+
+
+def test_a_block_is_fetched_once_where_a_prompt_takes_several_passes() -> None:
+    prompt = [1] * 120
+    ranks, engine = with_texts_below(prompt)
+    tiers = engine.scheduler.tiers
+    assert tiers is not None
+    tiers._chooser = lambda question: Answer(1)
+    engine.add_request("again", prompt, GREEDY)
+    output = run_all(engine)[0]["again"]
+    fetched = [move.from_index for move in ranks.moves if move.kind is MoveKind.FETCH]
+    assert len(fetched) == len(set(fetched)) > 1
+    assert output.metrics.num_fetched_tokens == 16 * len(fetched)
+    assert output.token_ids == greedy_tokens(prompt, 4)
+
+
+def test_a_request_whose_fetch_failed_keeps_its_turn() -> None:
+    texts = [[1] * 30, [2] * 30]
+    ranks, engine = with_texts_below(*texts)
+    ranks.fails = lambda move: move.from_index == ranks.moves[0].from_index
+    for name, prompt in zip("ab", texts, strict=True):
+        engine.add_request(name, prompt, GREEDY)
+    chunks = [chunk for _ in range(2) for chunk in engine.step()]
+    assert ranks.moves
+    assert [sequence.request_id for sequence in engine.scheduler.running] == ["a", "b"]
+    assert [chunk.request_id for chunk in chunks] == ["b", "a", "b"]
+    outputs, _ = run_all(engine)
+    assert [outputs[name].token_ids for name in "ab"] == [greedy_tokens(text, 4) for text in texts]
+    assert [outputs[name].metrics.num_fetched_tokens for name in "ab"] == [0, 16]

@@ -3,10 +3,11 @@
 Invariants
 1. Every running sequence arrived before every waiting one, and both lists are in order of arrival. Sequences
    are admitted only when all running ones are fully scheduled, so at most the last running one is
-   mid-prefill: walking `running` in order *is* decode first, then the prompt in progress.
-3. Blocks are published when their pass has run, or has been given to a device, which runs it before later ones.
+   mid-prefill, but for those that a tier failed: walking `running` in order *is* decode first, then the prompt in
+   progress.
 2. The first running sequence is always scheduled, by preempting later ones if need be; it fits alone (see
    `check_fits`). So every request ends.
+3. Blocks are published when their pass has run, or has been given to a device, which runs it before later ones.
 
 Thread safety: none; it belongs to the engine's thread.
 """
@@ -123,9 +124,9 @@ class Scheduler:
         for sequence in dict.fromkeys(item.sequence for item in batch):
             if sequence not in missed:
                 self._publish(sequence)
-        for sequence in reversed(missed):
+        for sequence in missed:
             starts = [item.start for item in batch if item.sequence is sequence]
-            self._start_anew(
+            self._try_again(
                 sequence, max(starts) if starts[-1] > sequence.num_computed else sequence.num_tokens
             )
         return missed
@@ -222,20 +223,22 @@ class Scheduler:
         if self.tiers is None:
             return []
         self.tiers.settle(fetched.failed)
-        for sequence in self._fetching:
-            sequence.fetch_s += fetched.fetch_s
-            sequence.fetch_waited_s += fetched.waited_s
-        self._fetching.clear()
         sequences = dict.fromkeys(item.sequence for item in batch) if fetched.failed else {}
-        return [each for each in sequences if not fetched.failed.isdisjoint(each.table.blocks.tolist())]
+        missed = [each for each in sequences if not fetched.failed.isdisjoint(each.table.blocks.tolist())]
+        for sequence in self._fetching:
+            if sequence not in missed:
+                sequence.fetch_s += fetched.fetch_s
+                sequence.fetch_waited_s += fetched.waited_s
+        self._fetching.clear()
+        return missed
 
-    def _start_anew(self, sequence: Sequence, behind: int) -> None:
-        """Its pass could not fetch a block: what it computed from the token `behind` on is wrong, and found no more."""
+    def _try_again(self, sequence: Sequence, behind: int) -> None:
+        """Its pass could not fetch a block: what it computed from the token `behind` on is wrong, and found no more.
+
+        It keeps its place and its blocks, and the next pass computes what they lack.
+        """
         self._withdraw(sequence.names_before(sequence.num_tokens)[behind // BLOCK_SIZE :])
-        self.running.remove(sequence)
-        self._leave_blocks(sequence)
-        sequence.num_cached = sequence.num_fetched = 0
-        self.waiting.appendleft(sequence)
+        sequence.lose_fetched()
 
     def _publish(self, sequence: Sequence) -> None:
         """Has the blocks found that are full now. One whose last token is pending waits until it is known."""

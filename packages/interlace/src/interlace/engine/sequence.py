@@ -135,9 +135,13 @@ class Sequence:
             self.num_computed = max(num_tokens, self.ready.stop * BLOCK_SIZE)
             self.ready = NO_BLOCKS
 
+    def lose_fetched(self) -> None:
+        """A block that was fetched, and is not computed to yet, is not there: none of these is read."""
+        self.count_fetched(-len(self.ready) * BLOCK_SIZE)
+        self.ready = NO_BLOCKS
+
     def drop_blocks(self) -> list[int]:
         """Forgets its cache; the blocks are the caller's to free."""
-        self.fetch_s = self.fetch_waited_s = 0.0
         self.ready = NO_BLOCKS
         self.num_computed = self.num_published = 0
         return self.table.clear()
