@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from interlace import LLM, SamplingParams
+from interlace.engine.cache import tiers
 from interlace.engine.config import EngineConfig
 from interlace.engine.ranks import replayer
 from interlace.engine.ranks.launch import start
@@ -82,6 +83,25 @@ def tokens(model: Path, **options: object) -> list[list[int]]:
 def test_an_engine_gives_the_same_tokens_with_and_without(tmp_path: Path) -> None:
     model = make_model(tmp_path)
     assert tokens(model) == tokens(model, replay=False)
+
+
+def test_passes_that_store_blocks_in_a_tier_are_replayed_as_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two requests fill a block each, which go down at the same pass."""
+    monkeypatch.setattr(tiers, "MOST_WAITING", 2)
+    model = make_model(tmp_path)
+    counts = []
+    for kv_tiers in ((), ("dram:1MiB",)):
+        with LLM(str(model), num_kv_blocks=32, threads=1, kv_tiers=kv_tiers) as llm:
+            params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
+            answers = [output.token_ids for output in llm.generate([[1, 2, 3], [4, 5, 6]], params)]
+            runner = llm._ranks.runner
+            counts.append((answers, runner.replayer.num_replayed))
+            stored = [tier.written_bytes // runner.mover.block_bytes for tier in llm.stats().tiers]
+    assert counts[0] == counts[1]
+    assert counts[0][1] > 40
+    assert stored == [6]
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])

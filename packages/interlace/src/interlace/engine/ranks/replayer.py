@@ -41,8 +41,7 @@ WAITS_PER_STEP = (
     3  # bounded ones that the longest step of a lane consists of: two synchronisations and a link
 )
 
-# Rows, the split, the phase of the buffers, and whether blocks are stored: these steps run as they are, behind it.
-_Key = tuple[int, int | None, tuple[int, int], bool]
+_Key = tuple[int, int | None, tuple[int, int]]  # rows, the split, and the phase of the buffers
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,12 @@ class Replayer:
         """Runs every step of the pass: what `run_plan` does, with the same bits."""
         key = self._key_of(forward)
         captured = None if key is None else self._captures.find(key)
+        plan = forward.plan
+        stores = [step for step in plan.steps if step.op is Op.STORE] if Op.STORE in plan.ops else ()
         if captured is not None:
             self._replay(captured, forward, observe)
-        elif key is not None and self._captures.comes_again(key):
+            run_steps(stores, forward.handlers, observe)  # nobody waits for them
+        elif key is not None and not stores and self._captures.comes_again(key):
             num_done = self._capture(key, forward, observe)
             run_steps(forward.plan.steps[num_done:], forward.handlers, observe)
         else:
@@ -93,8 +95,7 @@ class Replayer:
         num_rows = None if self.refusal is not None else forward.num_decoding
         if num_rows is None:
             return None
-        plan = forward.plan
-        return num_rows, plan.split, self._communicator.buffers_taken.phase, Op.STORE in plan.ops
+        return num_rows, forward.plan.split, self._communicator.buffers_taken.phase
 
     def _replay(self, captured: _Captured, forward: Forward, observe: Observer | None) -> None:
         """Makes the calls again, and runs the steps behind them."""
@@ -129,10 +130,11 @@ class Replayer:
 
 
 def _told_of(plan: Plan, captured: Plan, observe: Observer | None) -> Observer | None:
-    """Returns `observe`, told of the steps of `plan` where those of `captured`, an equal one, have run."""
+    """Returns `observe`, told of the steps of `plan` where those of `captured` have run, equal but for stores."""
     if observe is None or plan is captured:
         return observe
-    own, tell = dict(zip(map(id, captured.steps), plan.steps, strict=True)), observe
+    steps = [step for step in plan.steps if step.op is not Op.STORE]
+    own, tell = dict(zip(map(id, captured.steps), steps, strict=True)), observe
     return lambda step, start, end: tell(own[id(step)], start, end)
 
 
