@@ -85,6 +85,13 @@ def ask(llm: LLM, expected: list[list[int]], *texts: int) -> list[RequestOutput]
     return outputs
 
 
+def ask_until_interrupted(llm: LLM, expected: list[list[int]], is_over: threading.Event) -> None:
+    try:
+        ask(llm, expected, *[0, 1, 2] * 10_000)
+    finally:
+        is_over.set()
+
+
 def num_fetched(outputs: list[RequestOutput]) -> list[int]:
     return [output.metrics.num_fetched_tokens for output in outputs]
 
@@ -260,11 +267,17 @@ def test_an_interrupt_leaves_an_engine_that_goes_on_or_says_why(
 ) -> None:
     with opened(model, SLOW) as llm:
         ask(llm, expected, 0, 1, 2)
-        timer = threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        is_over = threading.Event()
+
+        def interrupt() -> None:
+            while not is_over.wait(0.03):  # one that strikes where Python cannot raise it is lost
+                os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         with pytest.raises(KeyboardInterrupt):
-            ask(llm, expected, *[0, 1, 2] * 10_000)
-        timer.join()
+            ask_until_interrupted(llm, expected, is_over)
+        thread.join()
         with suppress(EngineError):  # a step was interrupted half-way
             ask(llm, expected, 2, 1, 0)
 
