@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from emucxl.apps.policies import TinyLfu
 from interlace.cache.tier_index import POLICY_NAMES, Descent, Place, TierIndex
 from interlace.errors import EngineError
 
@@ -52,6 +53,28 @@ def test_a_name_below_comes_up_when_it_is_put_again() -> None:
     assert index.put(b"a") is None, "it is in the top tier"
     assert len(index) == 2
     index.check()
+
+
+def test_a_name_that_is_used_often_takes_that_with_it_to_the_tier_below() -> None:
+    """Else nothing that goes down would take the place of anything there."""
+    upper, lower = TinyLfu(reads_per_entry=100), TinyLfu(reads_per_entry=100)
+    upper.inserted(b"hot", is_local=True)
+    lower.inserted(b"cold", is_local=True)
+    for policy, name, count in ((upper, b"hot", 3), (lower, b"cold", 2)):
+        for _ in range(count):
+            policy.used(name)
+    assert not lower.gives_way(b"cold", b"hot")
+    upper.tells(b"hot", lower)
+    assert lower.gives_way(b"cold", b"hot")
+
+
+def test_the_tier_below_is_told_of_a_name_before_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bytes] = []
+    monkeypatch.setattr(TinyLfu, "tells", lambda self, key, other: told.append(key))
+    index = TierIndex([1, 1], "tinylfu")
+    index.put(b"cold")
+    index.put(b"hot")
+    assert told == [b"cold"]
 
 
 def test_the_last_block_of_a_text_leaves_first() -> None:

@@ -80,6 +80,9 @@ class Policy:
         """`key` is no more."""
         (self.local if key in self.local else self.remote).pop(key)
 
+    def tells(self, key: Key, other: Policy) -> None:
+        """`key` is about to go to another store, whose policy `other` learns how often it was used, if both count."""
+
 
 class Leave(Policy):
     """Published: an entry that is read in the remote tier stays there."""
@@ -156,6 +159,10 @@ class TinyLfu(Policy):
     def removed(self, key: Key) -> None:
         super().removed(key)
         self.counts.pop(key, None)
+
+    def tells(self, key: Key, other: Policy) -> None:
+        if isinstance(other, TinyLfu):
+            other.counts[key] = other.counts.get(key, 0) + self.counts.get(key, 0)
 
     def _age(self) -> None:
         self.counts = {key: count // 2 for key, count in self.counts.items() if count > 1}

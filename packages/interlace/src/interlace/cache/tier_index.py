@@ -154,6 +154,8 @@ class TierIndex:
         victim = own.policy.victim(keep=name)
         if victim is None or victim in self._pinned or not own.policy.gives_way(victim, name):
             return None
+        if tier + 1 < len(self._tiers):
+            own.policy.tells(victim, self._tiers[tier + 1].policy)
         source = self._remove(victim)
         if tier + 1 < len(self._tiers):
             below = self._make_room(tier + 1, victim, descents)
