@@ -156,10 +156,10 @@ def test_what_was_fetched_behind_the_tokens_of_a_pass_waits_until_these_reach_it
     assert (sequence.num_computed, len(sequence.ready), sequence.fetch_s) == (192, 0, 0.5)
 
 
-def with_texts_below(*texts: list[int]) -> tuple[FakeRanks, Engine]:
+def with_texts_below(*texts: list[int], budget: int = 32) -> tuple[FakeRanks, Engine]:
     """An engine that has each of `texts` in a tier, and none of them in local memory."""
     ranks = FakeRanks(num_blocks=12, tier_capacities=(64,))
-    engine = make_engine(ranks, max_num_seqs=4, max_num_batched_tokens=32)
+    engine = make_engine(ranks, max_num_seqs=4, max_num_batched_tokens=budget)
     for number, prompt in enumerate([*texts, [9] * 120, [8] * 120]):
         engine.add_request(f"before {number}", prompt, GREEDY)
         run_all(engine)
@@ -194,3 +194,16 @@ def test_a_request_whose_fetch_failed_keeps_its_turn() -> None:
     outputs, _ = run_all(engine)
     assert [outputs[name].token_ids for name in "ab"] == [greedy_tokens(text, 4) for text in texts]
     assert [outputs[name].metrics.num_fetched_tokens for name in "ab"] == [0, 16]
+
+
+def test_what_was_computed_behind_a_block_that_did_not_come_is_found_in_no_tier() -> None:
+    ranks, engine = with_texts_below([1] * 40, budget=128)
+    fates = iter([True])
+    ranks.fails = lambda move: next(fates, False)
+    for number, prompt in enumerate([[1] * 120, [7] * 120, [6] * 120, [1] * 120]):
+        engine.add_request(str(number), prompt, GREEDY)
+        output = run_all(engine)[0][str(number)]
+        assert output.token_ids == greedy_tokens(prompt, 4)
+    assert engine.scheduler.tiers is not None
+    assert engine.scheduler.tiers.num_misses == 1
+    assert output.metrics.num_fetched_tokens
