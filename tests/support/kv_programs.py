@@ -115,7 +115,7 @@ def programs(draw: st.DrawFn, size: int) -> Program:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine may use of its ranks, and how it chooses."""
+    """The part of its ranks that an engine may use, and how it chooses."""
 
     num_blocks: int
     max_num_seqs: int
