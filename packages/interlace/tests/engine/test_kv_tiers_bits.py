@@ -27,8 +27,8 @@ OPTIONS: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow],
     "phases": [Phase.explicit, Phase.reuse, Phase.generate],
 }
-FEW = settings(max_examples=8, **OPTIONS)
-SOME = settings(max_examples=12, **OPTIONS)
+FEW = settings(max_examples=5, **OPTIONS)
+SOME = settings(max_examples=8, **OPTIONS)
 
 
 class Case:
@@ -55,7 +55,7 @@ def on(*cases: Case) -> pytest.MarkDecorator:
 
 @on(Case("llama"))
 @given(program=programs(12), limits=ANY_LIMITS)
-@FEW
+@SOME
 def test_programs_of_requests_give_the_bits_of_each_alone(
     stage: Stage, program: Program, limits: Limits
 ) -> None:
