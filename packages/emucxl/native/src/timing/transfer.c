@@ -12,7 +12,7 @@ typedef struct progress {
     uint64_t end_ns;        /* when everything so far has arrived */
     size_t unpaced_bytes;   /* queued since we last let the clock catch up */
     bool contended; /* the first piece of this turn waited for others, about as long as it takes itself */
-    size_t pieces_alone; /* queued in a turn where nobody else waits */
+    size_t pieces_alone;   /* queued in a turn where nobody else waits */
     const stop_flag* stop; /* or NULL */
     size_t num_moved;      /* transfers that are whole */
 } progress;
