@@ -137,17 +137,15 @@ class Tiers:
         for tier in asked:
             self._misses[tier] = self._misses[tier] + 1 if tier in broken else 0
             if self._misses[tier] == MOST_MISSES:
-                self.index.close(tier)
-                _log.warning(
-                    "tier %d below the KV cache is used no more: %d passes in a row could not fetch from it",
-                    tier + 1,
-                    MOST_MISSES,
-                )
+                self._close(tier, f"{MOST_MISSES} passes in a row could not fetch from it")
         for tier in given_up:
             if self._misses[tier] < MOST_MISSES:
                 self._misses[tier] = MOST_MISSES
-                self.index.close(tier)
-                _log.warning("tier %d below the KV cache is used no more: it stalls on a rank", tier + 1)
+                self._close(tier, "it stalls on a rank")
+
+    def _close(self, tier: int, reason: str) -> None:
+        self.index.close(tier)
+        _log.warning("tier %d below the KV cache is used no more: %s", tier + 1, reason)
 
     def touch(self, names: Sequence[bytes]) -> None:
         """The blocks of a text were used."""

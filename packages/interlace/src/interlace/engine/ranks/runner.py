@@ -29,6 +29,7 @@ from interlace.engine.config import EngineConfig
 from interlace.engine.dtypes import choice as dtypes
 from interlace.engine.ranks.device_executor import DeviceExecutor
 from interlace.engine.ranks.graph_replayer import GraphReplayer, graphs_on
+from interlace.engine.ranks.messages import messages_of_all
 from interlace.engine.ranks.replayer import Replayer, run_plan
 from interlace.engine.ranks.trial_pass import bytes_of_a_pass, told_of_device
 from interlace.engine.ranks.weights_tier import WeightsTier
@@ -305,17 +306,12 @@ class Runner:
 
 def wait_until_loaded(communicator: Communicator) -> None:
     """Returns once every rank has called it, however long one takes to load: other calls wait for `timeout_s`."""
-    for rank in range(communicator.size):
-        communicator.broadcast_bytes(b"" if rank == communicator.rank else None, root=rank, idle=True)
+    messages_of_all(communicator, b"", idle=True)
 
 
 def roll_call(communicator: Communicator, own: RankInfo) -> list[RankInfo]:
     """Every rank's RankInfo, in rank order, on every rank. A rank that is still loading is waited for."""
-    message = json.dumps(asdict(own)).encode()
-    calls = (
-        communicator.broadcast_bytes(message if rank == own.rank else None, root=rank, idle=True)
-        for rank in range(communicator.size)
-    )
+    calls = messages_of_all(communicator, json.dumps(asdict(own)).encode(), idle=True)
     return [RankInfo(**json.loads(call)) for call in calls]
 
 
@@ -327,14 +323,8 @@ def common_capacities(ranks: list[RankInfo]) -> list[int]:
 
 def union_of_all(communicator: Communicator, own: frozenset[int]) -> frozenset[int]:
     """The numbers that some rank has in its set, on every rank. A collective call."""
-    message = np.array(sorted(own), dtype=np.int32).tobytes()
-    found = (
-        np.frombuffer(
-            communicator.broadcast_bytes(message if rank == communicator.rank else None, root=rank), np.int32
-        )
-        for rank in range(communicator.size)
-    )
-    return frozenset(number for numbers in found for number in numbers.tolist())
+    messages = messages_of_all(communicator, np.array(sorted(own), dtype=np.int32).tobytes())
+    return frozenset(np.frombuffer(b"".join(messages), np.int32).tolist())
 
 
 def name_of(device: torch.device) -> str:

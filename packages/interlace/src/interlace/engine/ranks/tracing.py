@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interlace.engine.ranks.messages import messages_of_all
 from tokenweave.errors import TraceError
 from tokenweave.trace import Recorder
 
@@ -29,9 +30,4 @@ def collect_recordings(runner: Runner) -> tuple[Recorder, list[bytes]]:
         raise TraceError("no trace is being recorded: start one first")
     if runner.streams is not None:
         recorder.alignment = runner.streams.collect()
-    communicator, own = runner.communicator, recorder.to_bytes()
-    messages = [
-        communicator.broadcast_bytes(own if rank == communicator.rank else None, root=rank)
-        for rank in range(communicator.size)
-    ]
-    return recorder, messages
+    return recorder, messages_of_all(runner.communicator, recorder.to_bytes())

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from interlace.cache.kv_tier import KvTierSpec
 from interlace.engine.cache.open_tier import open_tier
+from interlace.engine.cache.tier_copies import CANCEL_S
 from interlace.errors import EngineError
 from interlace.models.layers import Layer
 from tokenweave.kernels import PackedLinear
@@ -35,8 +36,6 @@ from tokenweave.plan import WEIGHT_ROOMS
 if TYPE_CHECKING:
     from emucxl import Buffer
     from emucxl.copy_engine import Completion, Copy
-
-CANCEL_S = 5.0  # a cancelled copy ends between two pieces, which takes microseconds
 
 
 class WeightsTier:
